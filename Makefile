@@ -1,0 +1,42 @@
+# Every target does its own set-up: `make demo` and `make test` work on a fresh machine with Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format golden clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+# The stamp is newer than what it was made from, so a changed dependency list remakes the environment.
+.venv/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pocketcnn needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/stamp  ## train and compare plain, ring, condconv and involution nets on digits
+	$(BIN)/pocketcnn compare --data digits --models resnet20 \
+	    --methods plain ring:size=0.5 ring:size=0.1 condconv involution \
+	    --equal-size --seeds 3 --preset demo --output runs/demo
+
+test: .venv/stamp  ## the whole test suite
+	$(BIN)/pytest
+
+check: .venv/stamp  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/stamp  ## rewrite files the way `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: .venv/stamp  ## rewrite the golden files of the tests; read the diff before committing it
+	$(BIN)/pytest -n 0 --update-golden -m golden
+
+clean:  ## remove everything that was generated
+	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,58 @@
+"""Convolutional networks that are small because their weights are generated, shared or solved for.
+
+Names resolve lazily: importing the package is free, the first name used costs importing torch.
+
+    import pocketcnn as pc
+
+    net = pc.create_model("resnet18", num_classes=10)
+    small = pc.condense(net, "ring", size=0.1)
+    print(pc.measure(small, input_size=(3, 32, 32)))
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "pocketcnn.recipes": ("create_model", "list_models"),
+    "pocketcnn.surgery": ("plan", "condense", "materialize", "Plan"),
+    "pocketcnn.checkpoint": ("save", "load"),
+    "pocketcnn.cost": ("measure", "measure_latency", "measure_memory", "Cost", "Latency"),
+    "pocketcnn.methods": ("METHODS",),
+}
+_SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "methods", "models", "numerics", "recipes", "report",
+               "surgery", "train")  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from pocketcnn.checkpoint import load as load
+    from pocketcnn.checkpoint import save as save
+    from pocketcnn.cost import Cost as Cost
+    from pocketcnn.cost import Latency as Latency
+    from pocketcnn.cost import measure as measure
+    from pocketcnn.cost import measure_latency as measure_latency
+    from pocketcnn.cost import measure_memory as measure_memory
+    from pocketcnn.methods import METHODS as METHODS
+    from pocketcnn.recipes import create_model as create_model
+    from pocketcnn.recipes import list_models as list_models
+    from pocketcnn.surgery import Plan as Plan
+    from pocketcnn.surgery import condense as condense
+    from pocketcnn.surgery import materialize as materialize
+    from pocketcnn.surgery import plan as plan
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"pocketcnn.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'pocketcnn' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

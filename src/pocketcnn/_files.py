@@ -1,0 +1,66 @@
+"""Writing files so that a reader sees the old one or the new one, never half of either."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pocketcnn.errors import BrokenFile, CannotWrite
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder with its parents and checks that files can be made in it.
+
+    Raises:
+        CannotWrite: it cannot be made, or nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CannotWrite(
+            f"{path}: cannot write there ({error.strerror or error}); give another folder with --output"
+        ) from error
+    return path
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Writes a file by a temporary one beside it: written, flushed to disk, then renamed over the old.
+
+    Raises:
+        CannotWrite: the disk is full or the place is not writable; the old file is as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        kept = "the file that was there is unchanged" if path.exists() else "nothing was written"
+        raise CannotWrite(
+            f"{path}: writing {len(data):,} bytes failed ({error.strerror or error}); {kept}; "
+            "free some space or give another path"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        BrokenFile: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BrokenFile(f"{path}: not readable as JSON ({error}); delete it to start that run afresh") from error

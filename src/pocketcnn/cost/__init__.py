@@ -1,0 +1,17 @@
+"""What a net costs: stored numbers, bytes, multiply-adds, depth, time and memory, as frozen records."""
+
+from pocketcnn.cost.latency import Latency, measure_latency
+from pocketcnn.cost.macs import Cost, measure
+from pocketcnn.cost.memory import measure_memory
+from pocketcnn.cost.params import count_params, distinct_tensors, serialized_bytes
+
+__all__ = [
+    "Cost",
+    "Latency",
+    "count_params",
+    "distinct_tensors",
+    "measure",
+    "measure_latency",
+    "measure_memory",
+    "serialized_bytes",
+]

@@ -1,0 +1,75 @@
+"""Timing a forward pass: warm-up, median, tail, and the settings that the figure depends on."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from pocketcnn.cost.params import device_and_dtype, evaluating
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a batch takes: median and 95th percentile over `runs`, with `threads` CPU threads."""
+
+    median_ms: float
+    p95_ms: float
+    batch: int
+    threads: int
+    dtype: str
+    device: str
+    runs: int
+
+
+def measure_latency(
+    model: nn.Module,
+    input_size: tuple[int, ...] = (3, 32, 32),
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    runs: int = 50,
+    warmup: int = 10,
+) -> Latency:
+    """Times forward passes of a net, in evaluation mode without gradients, where it lives and in its precision.
+
+    Args:
+        model: any net that takes images; left as it was.
+        input_size: (channels, height, width) of an image.
+        batch: images at once.
+        threads: CPU threads to use; None leaves the setting alone.
+        runs: how many passes are timed.
+        warmup: how many passes run before.
+    Raises:
+        ValueError: a number below 1.
+    """
+    if min(batch, runs, threads or 1) < 1 or warmup < 0:
+        raise ValueError(f"batch, runs and threads must be at least 1, got {batch}, {runs}, {threads}")
+    device, dtype = device_and_dtype(model)
+    x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    times = []
+    with evaluating(model), torch.inference_mode(), _threads(threads):
+        for run in range(warmup + runs):
+            start = time.perf_counter()
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if run >= warmup:
+                times.append(1e3 * (time.perf_counter() - start))
+        used = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    median, p95 = (float(np.percentile(times, q)) for q in (50, 95))
+    return Latency(median, p95, batch, used, str(dtype).removeprefix("torch."), name, runs)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,156 @@
+"""Counting multiply-adds and depth by running a net once and watching its operations."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pocketcnn.cost.params import count_params, device_and_dtype, evaluating, serialized_bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a net costs for one image.
+
+    `trainable_params` are distinct trainable numbers, `total_params` adds frozen ones and running statistics.
+    `generated_params` are the numbers the forward pass of one image sees: generated kernels in the place of what makes
+    them. `depth` is the number of convolution and linear layers on the longest path, where a layer that stands for a
+    convolution counts once, whatever makes its kernel. `macs` are multiply-adds. `size_bytes` is the length of the
+    safetensors serialisation of the distinct stored tensors. `macs_min` and `macs_max` bound `macs` where the cost
+    depends on the image, and are None where it does not.
+    """
+
+    trainable_params: int
+    total_params: int
+    generated_params: int
+    depth: int
+    macs: int
+    macs_by_operator: dict[str, int] = field(hash=False)
+    size_bytes: int
+    macs_min: int | None = None
+    macs_max: int | None = None
+
+
+def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost:
+    """Counts a net's stored numbers, bytes, multiply-adds and depth for one image.
+
+    Every convolution and matrix product that runs is counted, so the generation of kernels is in; what no operator
+    counter sees, such as involution's weighted sum, the layer adds itself by `extra_macs(x, y)`. Biases, norms,
+    activations and pooling are not multiply-adds.
+
+    Args:
+        model: any net that takes an image; it is run once in evaluation mode and left as it was.
+        input_size: (channels, height, width) of the image.
+    Raises:
+        ValueError: the net cannot take an image of that size.
+    """
+    device, dtype = device_and_dtype(model)
+    x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
+    watch = _Watch(model)
+    counter = FlopCounterMode(display=False)
+    try:
+        with evaluating(model), watch, counter:
+            model(x)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{type(model).__name__} cannot take an image of {input_size}: {error}") from error
+    finally:
+        watch.remove()
+    operators: Counter[str] = Counter()
+    for operator, flops in counter.get_flop_counts().get("Global", {}).items():
+        operators[operator.__name__.split(".")[0]] += flops // 2
+    operators.update(watch.extra)
+    trainable, total = count_params(model)
+    return Cost(
+        trainable_params=trainable,
+        total_params=total,
+        generated_params=trainable - watch.generator_numbers() + watch.generated,
+        depth=watch.deepest,
+        macs=sum(operators.values()),
+        macs_by_operator=dict(operators),
+        size_bytes=serialized_bytes(model),
+    )
+
+
+class _Watch(TorchDispatchMode):
+    """Follows the depth of every tensor through a forward pass, and asks layers for what operators do not show.
+
+    A tensor is as deep as its deepest input; the output of a layer that counts is one deeper than the layer's input,
+    and what runs inside such a layer does not count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.depths = WeakTensorKeyDictionary()
+        self.deepest = 0
+        self.generated = 0
+        self.extra: Counter[str] = Counter()
+        self._generators: dict[int, nn.Parameter] = {}
+        self._seen: set[int] = set()
+        self._entered: list[int] = []
+        self._handles = []
+        for module in model.modules():
+            if isinstance(module, _ConvNd | nn.Linear) or hasattr(module, "dense_weight"):
+                self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
+                self._handles.append(module.register_forward_hook(self._leave))
+            elif hasattr(module, "extra_macs"):
+                self._handles.append(module.register_forward_hook(self._ask))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def generator_numbers(self) -> int:
+        return sum(parameter.numel() for parameter in self._generators.values() if parameter.requires_grad)
+
+    def _depth(self, values: Any) -> int:
+        return max((self.depths.get(t, 0) for t in tree_iter(values) if isinstance(t, Tensor)), default=0)
+
+    def _set(self, values: Any, depth: int) -> None:
+        for tensor in tree_iter(values):
+            if isinstance(tensor, Tensor):
+                self.depths[tensor] = depth
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        depth = self._depth((args, kwargs))
+        result = func(*args, **kwargs)
+        self._set(result, depth)
+        return result
+
+    def _enter(self, module: nn.Module, inputs: tuple) -> None:
+        self._entered.append(self._depth(inputs))
+
+    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        depth = self._entered.pop() + 1
+        if not self._entered:  # a layer inside another one is part of it
+            self.deepest = max(self.deepest, depth)
+            self._set(output, depth)
+        if hasattr(module, "dense_weight") and id(module) not in self._seen:
+            self._seen.add(id(module))
+            self._generators |= {id(p): p for p in _generators(module)}
+            with _paused():
+                self.generated += module.dense_weight(*inputs).numel()
+        self._ask(module, inputs, output)
+
+    def _ask(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if hasattr(module, "extra_macs"):
+            self.extra.update(module.extra_macs(*inputs, output))
+
+
+def _generators(module: Any) -> Iterable[nn.Parameter]:
+    return module.generator_parameters()
+
+
+def _paused():
+    """Switches off every counter, for work that is not part of the forward pass."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()

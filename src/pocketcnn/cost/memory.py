@@ -1,0 +1,103 @@
+"""Measuring the most memory a net's pass holds at once."""
+
+import contextlib
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from pocketcnn.cost.params import device_and_dtype, evaluating
+
+
+def measure_memory(
+    model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32), *, batch: int = 1, training: bool = False
+) -> int:
+    """Peak bytes of one pass beyond what the net and its input hold already.
+
+    On a GPU this is the allocator's own peak. On the CPU it is the largest sum of the tensors alive between operations,
+    which leaves out what a single operation uses for itself.
+
+    Args:
+        model: any net that takes images; left as it was.
+        input_size: (channels, height, width) of an image.
+        batch: images at once.
+        training: forward and backward in training mode, gradients counted; else forward in evaluation mode.
+    """
+    device, dtype = device_and_dtype(model)
+    x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    if training:
+        context: Any = _training(model)
+    else:
+        context = evaluating(model)
+    with context:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            _run(model, x, training)
+            torch.cuda.synchronize(device)
+            return torch.cuda.max_memory_allocated(device) - before
+        known = [t.untyped_storage() for t in (x, *model.parameters(), *model.buffers())]
+        with _Live({storage._cdata for storage in known}) as live:
+            _run(model, x, training)
+        return live.peak
+
+
+def _run(model: nn.Module, x: Tensor, training: bool) -> None:
+    y = model(x)
+    if training:
+        y.sum().backward()
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module):
+    """Training mode for a pass that leaves no trace: modes, gradients and running statistics are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that operations make, until they are freed."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known = known
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._track(tensor.untyped_storage())
+        return result
+
+    def _track(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size

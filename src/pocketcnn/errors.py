@@ -1,0 +1,101 @@
+"""Every exception of the package: what was found, what was wanted, and what to do next, in one line.
+
+A bad argument is a `ValueError`, raised where it is given; the classes here name situations a program may want to
+catch. The command line prints them as `ClassName: message` and leaves with `exit_code`.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PocketError(Exception):
+    """The root of every situation named here."""
+
+    exit_code = 2  # what the user gave cannot be used; a run that failed on its own uses 1
+
+
+class AbstractUnknownName(PocketError, LookupError):
+    """A name that is not in a list; the message offers the nearest ones."""
+
+    kind = "name"
+
+    def __init__(self, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        guess = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
+        listed = ", ".join(known) if len(known) <= 24 else ", ".join(known[:24]) + ", ..."
+        super().__init__(f"no {self.kind} {name!r}{guess} Known: {listed}.{' ' + hint if hint else ''}")
+
+
+class UnknownMethod(AbstractUnknownName):
+    """No condensing method of that name."""
+
+    kind = "method"
+
+
+class UnknownModel(AbstractUnknownName):
+    """No plain net or recipe of that name, and no model file either."""
+
+    kind = "model"
+
+
+class UnknownData(AbstractUnknownName):
+    """No built-in data set of that name, no folder, and no hub data set that could be reached."""
+
+    kind = "data set"
+
+
+class UnsupportedLayer(PocketError):
+    """A layer was asked to be replaced by a method that cannot stand for it."""
+
+
+class NothingToCondense(PocketError):
+    """The method found no place to work in the net."""
+
+
+class CannotMaterialize(PocketError):
+    """The net holds layers whose kernels depend on the image: no ordinary convolution equals them."""
+
+
+class MissingExtra(PocketError, ImportError):
+    """An optional package is missing or broken."""
+
+
+class MissingBase(PocketError):
+    """A model file describes changes to a net this package did not make; the net itself must be given."""
+
+
+class BrokenFile(PocketError):
+    """A file that should be a model, a checkpoint or a record is damaged or cut short."""
+
+
+class NewerFormat(PocketError):
+    """A file was written by a newer version of this package."""
+
+
+class ForeignFile(PocketError):
+    """A well-formed file that this package did not write."""
+
+
+class BadData(PocketError):
+    """A data set that cannot be trained on as it is."""
+
+
+class BadImage(BadData):
+    """An image that cannot be decoded, or does not fit the others."""
+
+
+class CannotWrite(PocketError):
+    """A folder or file could not be written; what was there before is unchanged."""
+
+
+class NonFiniteLoss(PocketError):
+    """Training produced a NaN or infinite loss; the last good checkpoint is kept."""
+
+    exit_code = 1
+
+
+class Interrupted(PocketError):
+    """The user stopped a run; the last checkpoint is kept."""
+
+    exit_code = 130

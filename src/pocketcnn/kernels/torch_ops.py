@@ -1,0 +1,126 @@
+"""Twins made of ordinary torch operations, faster than the definitions on every device.
+
+`benchmarks/dynamic_conv.py` measures what each earns.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype, check_involution, pair
+
+
+def condconv2d(
+    x: Tensor,
+    routing_weights: Tensor,
+    experts: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`numerics.condconv2d` as one grouped convolution: the images of the batch become groups of channels."""
+    batch, in_channels, *size = x.shape
+    num_experts, out_channels, group_channels, *kernel_size = experts.shape
+    if in_channels != group_channels * groups or out_channels % groups:
+        raise ValueError(
+            f"experts of {out_channels} x {group_channels} channels in {groups} groups do not fit {in_channels} input channels"
+        )
+    kernels = (routing_weights @ experts.flatten(1)).to(x.dtype)
+    kernels = kernels.reshape(batch * out_channels, group_channels, *kernel_size)
+    biases = None if bias is None else (routing_weights @ bias).to(x.dtype).reshape(-1)
+    y = F.conv2d(x.reshape(1, batch * in_channels, *size), kernels, biases, stride, padding, dilation, batch * groups)
+    return y.reshape(batch, out_channels, *y.shape[2:])
+
+
+def involution2d(
+    x: Tensor, kernels: Tensor, *, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1
+) -> Tensor:
+    """`numerics.involution2d` as a sum over taps of shifted images: nothing is unfolded."""
+    check_involution(x, kernels, kernel_size, stride, padding, dilation)
+    return _involution2d(x, kernels, *pair(kernel_size), list(pair(stride)), list(pair(padding)), list(pair(dilation)))
+
+
+def _windows(kernel_size: tuple[int, int], stride: list[int], dilation: list[int], size: torch.Size):
+    """For each tap, the slices of a padded image that the outputs of the given size meet with it."""
+    for i in range(kernel_size[0]):
+        for j in range(kernel_size[1]):
+            top, left = i * dilation[0], j * dilation[1]
+            rows = slice(top, top + (size[0] - 1) * stride[0] + 1, stride[0])
+            columns = slice(left, left + (size[1] - 1) * stride[1] + 1, stride[1])
+            yield i * kernel_size[1] + j, (..., rows, columns)
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """[batch, channels, height, width] as [batch, groups, channels of a group, height, width]."""
+    return x.unflatten(1, (groups, x.shape[1] // groups))
+
+
+@torch.library.custom_op("pocketcnn::involution2d", mutates_args=())
+def _involution2d(
+    x: Tensor,
+    kernels: Tensor,
+    kernel_height: int,
+    kernel_width: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    dtype, groups = accumulation_dtype(x), kernels.shape[1]
+    padded = _grouped(_pad(x, padding), groups)
+    y = x.new_zeros(x.shape[0], x.shape[1], *kernels.shape[3:], dtype=dtype)
+    grouped_y = _grouped(y, groups)
+    for tap, window in _windows((kernel_height, kernel_width), stride, dilation, kernels.shape[3:]):
+        grouped_y.addcmul_(kernels[:, :, tap, None].to(dtype), padded[window].to(dtype))
+    return y.to(x.dtype)
+
+
+@torch.library.custom_op("pocketcnn::involution2d_backward", mutates_args=())
+def _involution2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernels: Tensor,
+    kernel_height: int,
+    kernel_width: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor]:
+    dtype, groups = accumulation_dtype(x), kernels.shape[1]
+    padded = _grouped(_pad(x, padding), groups)
+    grad_padded = torch.zeros(padded.shape, dtype=dtype, device=x.device)
+    grad_kernels = torch.empty(kernels.shape, dtype=kernels.dtype, device=x.device)
+    grad = _grouped(grad, groups).to(dtype)
+    for tap, window in _windows((kernel_height, kernel_width), stride, dilation, kernels.shape[3:]):
+        grad_padded[window].addcmul_(kernels[:, :, tap, None].to(dtype), grad)
+        grad_kernels[:, :, tap] = (grad * padded[window].to(dtype)).sum(dim=2)
+    rows, columns = slice(padding[0], padding[0] + x.shape[2]), slice(padding[1], padding[1] + x.shape[3])
+    return grad_padded[..., rows, columns].flatten(1, 2).to(x.dtype).contiguous(), grad_kernels
+
+
+def _pad(x: Tensor, padding: list[int]) -> Tensor:
+    return F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+
+
+@_involution2d.register_fake
+def _(x, kernels, kernel_height, kernel_width, stride, padding, dilation):
+    return x.new_empty(x.shape[0], x.shape[1], *kernels.shape[3:])
+
+
+@_involution2d_backward.register_fake
+def _(grad, x, kernels, kernel_height, kernel_width, stride, padding, dilation):
+    return x.new_empty(x.shape), kernels.new_empty(kernels.shape)
+
+
+def _save_for_backward(ctx, inputs, output):
+    x, kernels, *ctx.geometry = inputs
+    ctx.save_for_backward(x, kernels)
+
+
+def _backward(ctx, grad):
+    return *_involution2d_backward(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None
+
+
+_involution2d.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,28 @@
+"""The condensing methods, by name. A new method is one file beside this one and one name in the list below."""
+
+import importlib
+
+from pocketcnn.errors import UnknownMethod
+from pocketcnn.methods._method import Method, Site
+
+_NAMES = (
+    "condconv",
+    "involution",
+    "ring",
+)
+
+METHODS: dict[str, Method] = {name: importlib.import_module(f"{__name__}.{name}").METHOD for name in _NAMES}
+
+
+def get_method(name: str) -> Method:
+    """The record of a method.
+
+    Raises:
+        UnknownMethod: there is none of that name; the nearest are offered.
+    """
+    if name not in METHODS:
+        raise UnknownMethod(name, METHODS)
+    return METHODS[name]
+
+
+__all__ = ["METHODS", "Method", "Site", "get_method"]

@@ -1,0 +1,107 @@
+"""The shell that layers standing for an `nn.Conv2d` share: its arguments, their checks and its padding."""
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketcnn.numerics.dynamic_conv import Pair, pair
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class AbstractConv2d(nn.Module, abc.ABC):
+    """A layer that takes `nn.Conv2d`'s arguments and the same input, and makes its kernel instead of storing it."""
+
+    condensed_by: str  # the method's name
+    why_not_dense: str = ""  # why no ordinary convolution equals the layer; empty where one does
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__()
+        if min(in_channels, out_channels, groups) < 1:
+            raise ValueError(f"channels and groups must be at least 1, got {in_channels}, {out_channels}, {groups}")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"{in_channels} and {out_channels} channels do not both divide into {groups} groups")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"no padding mode {padding_mode!r}; known: {', '.join(PADDING_MODES)}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation = pair(kernel_size), pair(stride), pair(dilation)
+        self.padding: tuple[int, int] | str = padding if isinstance(padding, str) else pair(padding)
+        self.padding_mode = padding_mode
+        if min(*self.kernel_size, *self.stride, *self.dilation) < 1:
+            raise ValueError(
+                f"kernel_size, stride and dilation must be at least 1, got {kernel_size}, {stride}, {dilation}"
+            )
+        self._before, self._after = self._sides()
+
+    def _sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Padding before and after, each (height, width)."""
+        if isinstance(self.padding, str):
+            if self.padding not in ("same", "valid"):
+                raise ValueError(f"padding must be numbers, 'same' or 'valid', not {self.padding!r}")
+            if self.padding == "valid":
+                return (0, 0), (0, 0)
+            if self.stride != (1, 1):
+                raise ValueError(f"padding 'same' needs stride 1, got {self.stride}")
+            reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return (reach[0] // 2, reach[1] // 2), (reach[0] - reach[0] // 2, reach[1] - reach[1] // 2)
+        if min(self.padding) < 0:
+            raise ValueError(f"padding must not be negative, got {self.padding}")
+        return self.padding, self.padding
+
+    def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, padded here where a convolution could not, and the zero padding left for it to do."""
+        if self.padding_mode == "zeros" and self._before == self._after:
+            return x, self._before
+        sides = (self._before[1], self._after[1], self._before[0], self._after[0])
+        return F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode), (0, 0)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the kernel of the convolution that the layer stands for."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @abc.abstractmethod
+    def dense_weight(self, x: Tensor | None = None) -> Tensor:
+        """The ordinary kernel that the layer stands for; for `x`, where the kernel depends on it."""
+
+    @abc.abstractmethod
+    def generator_parameters(self) -> Iterable[nn.Parameter]:
+        """The parameters that exist only to make the kernel."""
+
+    def extra_repr(self) -> str:
+        shown = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        for name, default in (("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1), ("padding_mode", "zeros")):
+            if getattr(self, name) != default:
+                shown.append(f"{name}={getattr(self, name)}")
+        if getattr(self, "bias", None) is None:
+            shown.append("bias=False")
+        return ", ".join(shown)
+
+
+def fan_out(weight_shape: tuple[int, ...], groups: int) -> int:
+    """How many outputs each input number of a convolution reaches: out_channels / groups * kernel area."""
+    return weight_shape[0] // groups * weight_shape[2] * weight_shape[3]
+
+
+def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
+    """The arguments that would build a convolution like `conv`, bias, device and dtype included."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    arguments = {name: getattr(conv, name) for name in names}
+    return arguments | {
+        "bias": conv.bias is not None,
+        "device": conv.weight.device,
+        "dtype": conv.weight.dtype,
+    }

@@ -1,0 +1,83 @@
+"""What a condensing method is to the rest of the package, and the walk over a net that its `sites` starts from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a net where a method could work, or why it does not.
+
+    `reason` is empty where the method works by default. Where it is not, `possible` tells a place left alone by
+    default (naming it in `include` condenses it all the same) from one that the method cannot stand for.
+    """
+
+    names: tuple[str, ...]  # every dotted path that leads to the module; the first one names the site
+    module: nn.Module
+    reason: str = ""
+    possible: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One condensing method: everything that surgery, the command line, plans and reports need to know of it."""
+
+    name: str
+    summary: str  # one line, for lists
+    source: str  # the publication
+    options: type[Any]  # a frozen dataclass with a default and a one-line docstring for every field
+    sites: Callable[[nn.Module, Any], list[Site]]
+    build: Callable[[Sequence[Site], Any], Mapping[str, nn.Module]]  # site name -> the module that takes its place
+
+
+def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:
+    """Every convolution of a net in the order of definition, for methods that stand for one convolution each.
+
+    The first convolution (the stem) and the last layer with weights (the classifier) are left alone by default. Layers
+    inside an already condensed layer are part of it and are not listed.
+
+    Args:
+        model: any net.
+        obstacle: why the method cannot stand for a convolution, or an empty string.
+    """
+    paths: dict[nn.Module, list[str]] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not any(name.startswith(prefix) for prefix in inside):
+            paths.setdefault(module, []).append(name)
+        if is_condensed(module):
+            inside.append(f"{name}.")
+    layers = [m for m in paths if isinstance(m, _ConvNd | nn.Linear) or is_condensed(m)]
+    weights = [m.weight for m in layers if isinstance(m, nn.Conv2d)]
+    sites = []
+    for module in layers:
+        if isinstance(module, nn.Linear):
+            continue
+        reason, possible = "", False
+        if is_condensed(module):
+            reason = f"already condensed by {module.condensed_by!r}"
+        elif type(module) is not nn.Conv2d:
+            reason = f"a {type(module).__name__}, not a plain nn.Conv2d"
+        elif sum(weight is module.weight for weight in weights) > 1:
+            reason = "its weight is shared with another layer"
+        elif not (reason := obstacle(module)):
+            possible = True
+            if module is layers[0]:
+                reason = "the stem: the first layer is left alone by default"
+            elif module is layers[-1]:
+                reason = "the classifier: the last layer is left alone by default"
+        sites.append(Site(tuple(paths[module]), module, reason, possible))
+    return sites
+
+
+def is_condensed(module: nn.Module) -> bool:
+    """Whether the module is one that a method put in; such a module says by which in `condensed_by`."""
+    return getattr(module, "condensed_by", None) is not None

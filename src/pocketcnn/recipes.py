@@ -1,0 +1,112 @@
+"""The papers' nets by name: a plain net, the methods that condense it, and their options."""
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pocketcnn.errors import UnknownModel
+from pocketcnn.methods import get_method
+from pocketcnn.models import PLAIN
+from pocketcnn.surgery import Provenance, condense
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named net: `base` condensed by each of `steps` in turn."""
+
+    base: str
+    base_options: Mapping[str, Any]
+    steps: Sequence[tuple[str, Mapping[str, Any]]]  # method, its options with include/exclude
+    source: str
+
+
+_COMPARISON = "Kao, comparison of Convolution, Involution and CondConv in ResNet-18"
+_RING = "Wang et al., Recurrent Parameter Generators, WACV 2023"
+_REDNET = "Li et al., Involution, CVPR 2021"
+_SECOND_CONVS = "layer*.conv2"
+
+RECIPES: dict[str, Recipe] = {
+    "resnet18_involution": Recipe(
+        "resnet18",
+        {"stem": "small", "num_classes": 10},
+        [("involution", {"include": _SECOND_CONVS, "kernel_size": 3, "num_groups": 8, "generator_bias": False})],
+        _COMPARISON,
+    ),
+    "resnet18_condconv": Recipe(
+        "resnet18",
+        {"stem": "small", "num_classes": 10},
+        [("condconv", {"include": _SECOND_CONVS, "num_experts": 4})],
+        _COMPARISON,
+    ),
+    "resnet18_ring": Recipe("resnet18", {}, [("ring", {"size": 0.5})], _RING),
+    "resnet34_ring": Recipe("resnet34", {}, [("ring", {"size": 0.5})], _RING),
+    **{
+        f"rednet{depth}": Recipe(
+            f"resnet{depth}",
+            {"stem": "deep"},
+            [
+                ("involution", {"include": "conv1.3", "kernel_size": 3}),
+                ("involution", {"include": _SECOND_CONVS, "kernel_size": 7}),
+            ],
+            _REDNET,
+        )
+        for depth in (26, 38, 50, 101, 152)
+    },
+}
+
+
+def create_model(name: str, **options: Any) -> nn.Module:
+    """Makes a net by name, freshly initialised from torch's random numbers.
+
+    Args:
+        name: a plain net (`"resnet20"`) or a paper's net (`"resnet18_ring"`); `list_models()` lists both.
+        **options: those of the plain net (`num_classes`, `in_channels`, `stem`, `width`); for a paper's net also those
+            of its method (`size=0.1`), where the recipe has one method.
+    Returns:
+        A net in training mode that `save` can write and `load` can rebuild.
+    Raises:
+        UnknownModel: no net of that name; the nearest are offered.
+        ValueError: an unknown option or one out of range.
+    Example:
+        >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
+        11173962
+    """
+    if name in PLAIN:
+        try:
+            model = PLAIN[name](**options)
+        except TypeError as error:
+            raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
+        model.provenance = Provenance(base={"name": name, "options": options}, steps=())
+        return model
+    if name not in RECIPES:
+        raise UnknownModel(name, (*PLAIN, *RECIPES))
+    recipe = RECIPES[name]
+    steps = [(method, dict(step_options)) for method, step_options in recipe.steps]
+    fields = {field.name for method, _ in steps for field in dataclasses.fields(get_method(method).options)}
+    if len(steps) == 1:
+        steps[0][1].update({key: options.pop(key) for key in fields & options.keys()})
+    model = create_model(recipe.base, **{**recipe.base_options, **options})
+    for method, step_options in steps:
+        model = condense(model, method, **step_options)
+    return model
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the plain nets and the papers' nets that match a shell pattern, sorted.
+
+    Example:
+        >>> list_models("*_ring")
+        ['resnet18_ring', 'resnet34_ring']
+    """
+    return sorted(fnmatch.filter((*PLAIN, *RECIPES), pattern), key=_by_number)
+
+
+def _by_number(name: str) -> tuple[str, int, str]:
+    """Sorts resnet20 before resnet110."""
+    found = re.match(r"([a-z]+)(\d*)", name)
+    return (found[1], int(found[2] or 0), name) if found else (name, 0, name)

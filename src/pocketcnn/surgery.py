@@ -1,0 +1,362 @@
+"""Putting condensed layers into a net, and taking them out again.
+
+Works on any `nn.Module`: a shared module is replaced wherever it is referenced, and device, dtype, training mode and
+`requires_grad` of what was replaced are kept. A net remembers how it was made, so that a file can rebuild it.
+"""
+
+import copy
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketcnn.cost import Cost, count_params, measure
+from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnsupportedLayer
+from pocketcnn.methods import METHODS, Method, Site, get_method
+from pocketcnn.methods._method import is_condensed
+
+Patterns = str | Sequence[str]
+Where = Callable[[nn.Module, str], bool]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One condensing: a method, its options, and the dotted names of the layers it replaced."""
+
+    method: str
+    options: Mapping[str, Any]
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a net was made. `base` is the name and the options given to `create_model`, None for a foreign net."""
+
+    base: Mapping[str, Any] | None
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What a plan says of one layer; `numbers` are distinct trainable ones that the layer holds alone."""
+
+    name: str
+    layer: str
+    becomes: str
+    numbers_before: int
+    numbers_after: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What condensing would change, what it passes over and why, and what it saves; `str(plan)` is a table."""
+
+    method: str
+    options: Mapping[str, Any]
+    rows: tuple[PlanRow, ...]
+    shared_numbers: int  # stored once for several layers: the ring
+    before: Cost | int  # the whole net: Cost when an input size was given, else trainable parameters
+    after: Cost | int
+
+    @property
+    def replaced(self) -> list[str]:
+        """Names of the layers that would be replaced."""
+        return [row.name for row in self.rows if row.becomes]
+
+    def __str__(self) -> str:
+        cells = [("layer", "is", "becomes", "numbers", "then", "why not")]
+        cells += [
+            (r.name, r.layer, r.becomes or "-", f"{r.numbers_before:,}", f"{r.numbers_after:,}", r.reason)
+            for r in self.rows
+        ]
+        if self.shared_numbers:
+            cells.append(("(shared)", "", "", "0", f"{self.shared_numbers:,}", ""))
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = [
+            "  ".join(c.rjust(w) if i in (3, 4) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in cells
+        ]
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        title = f"{self.method}({options}): {len(self.replaced)} of {len(self.rows)} convolutions"
+        return "\n".join([title, *(line.rstrip() for line in lines), *self.savings()])
+
+    def savings(self) -> list[str]:
+        """One line for each total: before, after and their ratio."""
+        if isinstance(self.before, int) or isinstance(self.after, int):
+            pairs = [("trainable numbers", self.before, self.after)]
+        else:
+            names = ("trainable_params", "size_bytes", "macs", "depth")
+            pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
+        return [f"{name}: {old:,} -> {new:,} ({new / max(1, old):.3g}x)" for name, old, new in pairs]
+
+
+def plan(
+    model: nn.Module,
+    method: str,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    where: Where | None = None,
+    **options: Any,
+) -> Plan:
+    """What `condense` with the same arguments would do; changes nothing, not even the random state.
+
+    Args:
+        model: any net.
+        method: a name in `METHODS`.
+        input_size: (channels, height, width) of an image; when given, the plan also compares multiply-adds, depth and
+            file size, for which both nets run once.
+        include: as in `condense`; so are `exclude`, `where` and the options.
+        exclude: as in `condense`.
+        where: as in `condense`.
+        **options: the method's.
+    Raises:
+        UnknownMethod: no such method.
+        ValueError: an option out of range, or a pattern that matches nothing.
+    """
+    record, settings = _resolve(method, options)
+    sites = _select(record.sites(model, settings), include, exclude, where, "skip")
+    chosen = {site.name for site in sites if not site.reason}
+    with torch.random.fork_rng():
+        after = _apply(model, record, settings, tuple(site.name for site in sites if not site.reason)) if chosen else model
+    owners: dict[int, set[str]] = {}
+    for name in chosen:
+        for parameter in after.get_submodule(name).parameters():
+            owners.setdefault(id(parameter), set()).add(name)
+    rows = []
+    for site in sites:
+        new = after.get_submodule(site.name)
+        alone = [p for p in new.parameters() if len(owners.get(id(p), "1")) == 1]
+        rows.append(
+            PlanRow(
+                site.name,
+                describe(site.module),
+                type(new).__name__ if site.name in chosen else "",
+                sum(p.numel() for p in site.module.parameters()),
+                sum(p.numel() for p in alone),
+                site.reason,
+            )
+        )
+    shared = {id(p): p.numel() for p in after.parameters() if len(owners.get(id(p), ())) > 1}
+    totals = [count_params(m)[0] if input_size is None else measure(m, input_size) for m in (model, after)]
+    return Plan(method, dataclasses.asdict(settings), tuple(rows), sum(shared.values()), *totals)
+
+
+def condense(
+    model: nn.Module,
+    method: str,
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    where: Where | None = None,
+    on_unsupported: str = "skip",
+    initialize: str = "fresh",
+    images: Any = None,
+    **options: Any,
+) -> nn.Module:
+    """Replaces layers of a net by condensed ones; the given net is left alone.
+
+    Args:
+        model: any net; may hold layers condensed before.
+        method: a name in `METHODS`.
+        include: dotted-name patterns (`"layer4.*"`, `"*.conv2"`) of the layers to condense, whatever the method would
+            choose by default; a pattern also matches what lies inside a module it names.
+        exclude: patterns of layers to leave alone.
+        where: `where(module, name)` must be true of every layer condensed.
+        on_unsupported: what to do with layers asked for that the method cannot stand for: `"skip"` or `"error"`.
+        initialize: `"fresh"` draws the new layers' numbers anew; other parts of the net keep their weights.
+        images: reserved for initialisations that look at images; unused by `"fresh"`.
+        **options: the fields of the method's options, as in `METHODS[method].options`.
+    Returns:
+        A new net on the same device, in the same mode.
+    Raises:
+        UnknownMethod: no such method.
+        NothingToCondense: the method found no place to work.
+        UnsupportedLayer: `on_unsupported="error"` and a layer asked for cannot be replaced.
+        ValueError: an option out of range, or a pattern that matches nothing.
+    """
+    if initialize != "fresh":
+        raise ValueError(f"no initialization {initialize!r}; known: fresh")
+    if images is not None:
+        raise ValueError('images are looked at by no initialization yet; leave them out with initialize="fresh"')
+    record, settings = _resolve(method, options)
+    sites = _select(record.sites(model, settings), include, exclude, where, on_unsupported)
+    chosen = tuple(site.name for site in sites if not site.reason)
+    if not chosen:
+        reasons = "; ".join(f"{site.name}: {site.reason}" for site in sites[:3]) or "it has no convolutions"
+        more = f"; and {len(sites) - 3} more" if len(sites) > 3 else ""
+        raise NothingToCondense(
+            f"{method!r} found no layer to work on in {type(model).__name__} ({reasons}{more}); "
+            f"plan(model, {method!r}) lists every layer and why it was passed over"
+        )
+    return _apply(model, record, settings, chosen)
+
+
+def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
+    """Applies recorded steps to a plain net: what loading a file does.
+
+    Raises:
+        UnknownMethod: a method this version does not have.
+        ValueError: the net has no layer of a recorded name, or it does not fit.
+    """
+    for step in steps:
+        record, settings = _resolve(step.method, dict(step.options))
+        model = _apply(model, record, settings, tuple(step.sites))
+    return model
+
+
+def materialize(model: nn.Module) -> nn.Module:
+    """Puts an ordinary `nn.Conv2d` in the place of every condensed layer; the given net is left alone.
+
+    Returns:
+        A new net with equal outputs, as large and as fast as the plain one.
+    Raises:
+        CannotMaterialize: a layer's kernel depends on the image, so that no ordinary convolution equals it.
+    """
+    obstacles = {
+        name: f"{module.condensed_by}: {module.why_not_dense}"
+        for name, module in model.named_modules()
+        if is_condensed(module) and module.why_not_dense
+    }
+    if obstacles:
+        name, why = next(iter(obstacles.items()))
+        others = f" (and {len(obstacles) - 1} more layers)" if len(obstacles) > 1 else ""
+        raise CannotMaterialize(
+            f"{name}{others}: {why}, so no ordinary convolution equals it; run or export the net as it is"
+        )
+    dense = copy.deepcopy(model)
+    for layer, names in _paths(dense).items():
+        if is_condensed(layer):
+            with torch.no_grad():
+                weight = layer.dense_weight()
+                conv = nn.Conv2d(
+                    layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+                    layer.dilation, layer.groups, layer.bias is not None, layer.padding_mode,
+                    device=weight.device, dtype=weight.dtype,
+                )  # fmt: skip
+                conv.weight.copy_(weight)
+                if conv.bias is not None:
+                    conv.bias.copy_(layer.bias)
+            _replace(dense, names, conv.train(layer.training).requires_grad_(not _is_frozen(layer)))
+    dense.provenance = Provenance(base=provenance(model).base, steps=())
+    return dense
+
+
+def provenance(model: nn.Module) -> Provenance:
+    """How a net was made; of a foreign net, that its base is unknown."""
+    return getattr(model, "provenance", Provenance(base=None, steps=()))
+
+
+def describe(module: nn.Module) -> str:
+    """A layer in a few words: `3x3, 64 -> 128, stride 2`."""
+    if not hasattr(module, "kernel_size"):
+        return type(module).__name__
+    words = [f"{'x'.join(map(str, module.kernel_size))}, {module.in_channels} -> {module.out_channels}"]
+    if set(module.stride) != {1}:
+        words.append(f"stride {module.stride[0]}")
+    if module.groups > 1:
+        words.append(f"{module.groups} groups")
+    return ", ".join(words)
+
+
+def _resolve(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
+    record = get_method(method)
+    known = [field.name for field in dataclasses.fields(record.options)]
+    if unknown := sorted(options.keys() - set(known)):
+        holders = [m.name for m in METHODS.values() if unknown[0] in {f.name for f in dataclasses.fields(m.options)}]
+        hint = f"; it belongs to {' and '.join(holders)}" if holders else ""
+        raise ValueError(f"{method} has no option {unknown[0]!r}{hint}; its options: {', '.join(known)}")
+    try:
+        return record, record.options(**options)
+    except ValueError as error:
+        raise ValueError(f"{method}: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"{method}: an option has the wrong type ({error})") from error
+
+
+def _select(
+    sites: Sequence[Site], include: Patterns | None, exclude: Patterns | None, where: Where | None, on_unsupported: str
+) -> list[Site]:
+    """The sites with reasons updated by what the user asked for; those without a reason are chosen."""
+    if on_unsupported not in ("skip", "error"):
+        raise ValueError(f"on_unsupported must be 'skip' or 'error', not {on_unsupported!r}")
+    included, excluded = _matches(sites, include, "include"), _matches(sites, exclude, "exclude")
+    selected = []
+    for site in sites:
+        reason = site.reason
+        if include is not None and site.possible:
+            reason = "" if site.name in included else "not matched by include"
+        asked = include is None or site.name in included
+        if not reason and site.name in excluded:
+            reason = "matched by exclude"
+        elif not reason and where is not None and not where(site.module, site.name):
+            reason = "where(module, name) is false"
+        elif reason and not site.possible and on_unsupported == "error" and asked:
+            raise UnsupportedLayer(
+                f'{site.name}: {reason}; pass on_unsupported="skip" to leave such layers as they are'
+            )
+        selected.append(dataclasses.replace(site, reason=reason))
+    return selected
+
+
+def _matches(sites: Sequence[Site], patterns: Patterns | None, what: str) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        hits = {
+            site.name
+            for site in sites
+            if any(fnmatch.fnmatchcase(name, p) for name in site.names for p in (pattern, f"{pattern}.*"))
+        }
+        if not hits:
+            examples = ", ".join(site.name for site in sites[:4]) or "none"
+            raise ValueError(f"{what} pattern {pattern!r} matches no convolution; there are {examples}, ...")
+        found |= hits
+    return found
+
+
+def _apply(model: nn.Module, record: Method, settings: Any, names: tuple[str, ...]) -> nn.Module:
+    """A copy of the net with the named sites replaced, and the step recorded in it."""
+    small = copy.deepcopy(model)
+    by_name = {name: site for site in record.sites(small, settings) for name in site.names}
+    sites = []
+    for name in names:
+        if name not in by_name:
+            raise ValueError(f"{name}: {type(model).__name__} has no such layer for {record.name!r} to replace")
+        if not by_name[name].possible:
+            raise UnsupportedLayer(f"{name}: {by_name[name].reason}")
+        sites.append(by_name[name])
+    built = record.build(sites, settings)
+    # A number that several layers share, the ring's, is frozen only where all of them were.
+    trained = {id(p) for site in sites if not _is_frozen(site.module) for p in built[site.name].parameters()}
+    for site in sites:
+        new = built[site.name].train(site.module.training)
+        for parameter in new.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        _replace(small, site.names, new)
+    made = provenance(model)
+    step = Step(record.name, dataclasses.asdict(settings), names)
+    small.provenance = dataclasses.replace(made, steps=(*made.steps, step))
+    return small
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(p.requires_grad for p in module.parameters())
+
+
+def _replace(model: nn.Module, names: Sequence[str], new: nn.Module) -> None:
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+
+
+def _paths(model: nn.Module) -> dict[nn.Module, list[str]]:
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(name)
+    return paths

@@ -99,3 +99,7 @@ class Interrupted(PocketError):
     """The user stopped a run; the last checkpoint is kept."""
 
     exit_code = 130
+
+
+class BadUsage(PocketError):
+    """A command line that cannot be understood."""

@@ -7,6 +7,7 @@ Works on any `nn.Module`: a shared module is replaced wherever it is referenced,
 import copy
 import dataclasses
 import fnmatch
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -272,12 +273,15 @@ def _resolve(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
         holders = [m.name for m in METHODS.values() if unknown[0] in {f.name for f in dataclasses.fields(m.options)}]
         hint = f"; it belongs to {' and '.join(holders)}" if holders else ""
         raise ValueError(f"{method} has no option {unknown[0]!r}{hint}; its options: {', '.join(known)}")
+    for field, hint in typing.get_type_hints(record.options).items():
+        value = options.get(field)
+        if field in options and not isinstance(value, int | float if hint is float else hint):
+            wanted = getattr(hint, "__name__", str(hint))
+            raise ValueError(f"{method}: {field} must be {wanted}, not {value!r}")
     try:
         return record, record.options(**options)
     except ValueError as error:
         raise ValueError(f"{method}: {error}") from error
-    except TypeError as error:
-        raise ValueError(f"{method}: an option has the wrong type ({error})") from error
 
 
 def _select(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype, check_involution, pair
+from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype, check_involution, output_size, pair
 
 
 def condconv2d(
@@ -21,18 +21,29 @@ def condconv2d(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`numerics.condconv2d` as one grouped convolution: the images of the batch become groups of channels."""
+    """`numerics.condconv2d` by ordinary convolutions, whichever of two ways is cheaper.
+
+    One grouped convolution, in which the images of the batch become groups of channels; or, for batches of small maps,
+    where a kernel for every image is much to make and little to use, all experts on all images and a mixture of their
+    outputs. A single image always takes the first way, so what it costs is what the definition costs.
+    """
     batch, in_channels, *size = x.shape
     num_experts, out_channels, group_channels, *kernel_size = experts.shape
     if in_channels != group_channels * groups or out_channels % groups:
         raise ValueError(
             f"experts of {out_channels} x {group_channels} channels in {groups} groups do not fit {in_channels} input channels"
         )
+    height, width = output_size((size[0], size[1]), (kernel_size[0], kernel_size[1]), stride, padding, dilation)
+    if batch > 1 and height * width <= 8 * num_experts and groups == 1:
+        biases = None if bias is None else bias.flatten()
+        y = F.conv2d(x, experts.flatten(0, 1), biases, stride, padding, dilation)
+        y = y.unflatten(1, (num_experts, out_channels))
+        return (y * routing_weights.to(y.dtype)[:, :, None, None, None]).sum(dim=1)
     kernels = (routing_weights @ experts.flatten(1)).to(x.dtype)
     kernels = kernels.reshape(batch * out_channels, group_channels, *kernel_size)
     biases = None if bias is None else (routing_weights @ bias).to(x.dtype).reshape(-1)
     y = F.conv2d(x.reshape(1, batch * in_channels, *size), kernels, biases, stride, padding, dilation, batch * groups)
-    return y.reshape(batch, out_channels, *y.shape[2:])
+    return y.reshape(batch, out_channels, height, width)
 
 
 def involution2d(
@@ -58,6 +69,11 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, x.shape[1] // groups))
 
 
+def _planes(x: Tensor, padding: list[int]) -> Tensor:
+    """The image padded with zeros, in planes: taps are shared by channels, so rows of pixels vectorise, channels not."""
+    return F.pad(x.contiguous(), (padding[1], padding[1], padding[0], padding[0]))
+
+
 @torch.library.custom_op("pocketcnn::involution2d", mutates_args=())
 def _involution2d(
     x: Tensor,
@@ -69,8 +85,8 @@ def _involution2d(
     dilation: list[int],
 ) -> Tensor:
     dtype, groups = accumulation_dtype(x), kernels.shape[1]
-    padded = _grouped(_pad(x, padding), groups)
-    y = x.new_zeros(x.shape[0], x.shape[1], *kernels.shape[3:], dtype=dtype)
+    padded, kernels = _grouped(_planes(x, padding), groups), kernels.contiguous()
+    y = torch.zeros(x.shape[0], x.shape[1], *kernels.shape[3:], dtype=dtype, device=x.device)
     grouped_y = _grouped(y, groups)
     for tap, window in _windows((kernel_height, kernel_width), stride, dilation, kernels.shape[3:]):
         grouped_y.addcmul_(kernels[:, :, tap, None].to(dtype), padded[window].to(dtype))
@@ -89,19 +105,15 @@ def _involution2d_backward(
     dilation: list[int],
 ) -> tuple[Tensor, Tensor]:
     dtype, groups = accumulation_dtype(x), kernels.shape[1]
-    padded = _grouped(_pad(x, padding), groups)
+    padded, kernels = _grouped(_planes(x, padding), groups), kernels.contiguous()
     grad_padded = torch.zeros(padded.shape, dtype=dtype, device=x.device)
     grad_kernels = torch.empty(kernels.shape, dtype=kernels.dtype, device=x.device)
-    grad = _grouped(grad, groups).to(dtype)
+    grad = _grouped(grad.contiguous(), groups).to(dtype)
     for tap, window in _windows((kernel_height, kernel_width), stride, dilation, kernels.shape[3:]):
         grad_padded[window].addcmul_(kernels[:, :, tap, None].to(dtype), grad)
         grad_kernels[:, :, tap] = (grad * padded[window].to(dtype)).sum(dim=2)
     rows, columns = slice(padding[0], padding[0] + x.shape[2]), slice(padding[1], padding[1] + x.shape[3])
     return grad_padded[..., rows, columns].flatten(1, 2).to(x.dtype).contiguous(), grad_kernels
-
-
-def _pad(x: Tensor, padding: list[int]) -> Tensor:
-    return F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
 
 
 @_involution2d.register_fake

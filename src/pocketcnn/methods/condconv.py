@@ -76,7 +76,9 @@ class CondConv2d(AbstractConv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.num_experts = CondConvOptions(num_experts).num_experts
-        self.experts = nn.Parameter(torch.empty(num_experts, *self.weight_shape, device=device, dtype=dtype))
+        # One row an expert: a five-dimensional parameter would break `model.to(memory_format=torch.channels_last)`.
+        numbers = torch.Size(self.weight_shape).numel()
+        self.experts = nn.Parameter(torch.empty(num_experts, numbers, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_experts, out_channels, device=device, dtype=dtype)) if bias else None
         self.router = nn.Linear(in_channels, num_experts, device=device, dtype=dtype)
         self.reset_parameters()
@@ -103,7 +105,7 @@ class CondConv2d(AbstractConv2d):
         """
         if x is None:
             raise ValueError(f"dense_weight needs x: {self.why_not_dense}")
-        return (self.routing_weights(x) @ self.experts.flatten(1)).unflatten(1, self.weight_shape)
+        return (self.routing_weights(x) @ self.experts).unflatten(1, self.weight_shape)
 
     def generator_parameters(self) -> Iterable[nn.Parameter]:
         """The experts and the router."""
@@ -117,7 +119,7 @@ class CondConv2d(AbstractConv2d):
         return kernels.condconv2d(
             x,
             routing_weights,
-            self.experts,
+            self.experts.unflatten(1, self.weight_shape),
             self.bias,
             stride=self.stride,
             padding=padding,

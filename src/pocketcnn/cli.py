@@ -1,0 +1,606 @@
+"""The `pocketcnn` command: one small function per verb, which parses, calls the library and prints.
+
+Nothing here imports torch until a verb needs it, so `pocketcnn --help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pocketcnn import __version__
+from pocketcnn.errors import BadData, BadUsage, PocketError, UnknownModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pocketcnn.data import DataSet
+
+Arguments = TypeVar("Arguments")
+_DONE, _FAILED, _BAD_INPUT, _STOPPED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command line and leaves with its exit code: 0 done, 1 failed on its way, 2 bad input, 130 stopped."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    sys.exit(_run([word for word in words if word != "--debug"], debug))
+
+
+def _run(words: list[str], debug: bool) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return _DONE
+    if words[0] in ("-V", "--version"):
+        print(f"pocketcnn {__version__}")
+        return _DONE
+    _log_to_stderr(debug)
+    try:
+        if words[0] not in VERBS:
+            raise _unknown_verb(words[0])
+        return VERBS[words[0]](words[1:]) or _DONE
+    except KeyboardInterrupt:
+        print("Interrupted: stopped at once; the last checkpoint is kept", file=sys.stderr)
+        return _STOPPED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return _DONE
+    except (PocketError, ValueError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        message = " ".join(str(error).split())
+        print(f"{type(error).__name__}: {message}", file=sys.stderr)
+        return error.exit_code if isinstance(error, PocketError) else _BAD_INPUT
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        first = (str(error).splitlines() or [""])[0]
+        print(f"{type(error).__name__}: {first}; this is a bug: --debug shows where", file=sys.stderr)
+        return _FAILED
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
+def compare(words: Sequence[str]) -> int:
+    """Train nets under one recipe, several seeds each, next to the plain net: table, figures, report.html."""
+    from pocketcnn.train.config import PRESETS, TrainConfig
+
+    @dataclass
+    class Compare(DataArguments, ModelArguments, DeviceArguments):
+        models: tuple[str, ...] = ("resnet20",)
+        """Plain nets to start from; pocketcnn models lists them."""
+        methods: tuple[str, ...] = ("plain", "ring", "condconv", "involution")
+        """plain, and methods with their options: ring ring:size=0.1 condconv:num_experts=8"""
+        equal_size: bool = False
+        """Beside each small net, train the plain net of equal stored numbers."""
+        seeds: int = 1
+        """Runs of each net."""
+        output: Path = Path("runs/compare")
+        """Folder of the runs; the same command goes on where it stopped."""
+        preset: str = "default"
+        """Recipe to start from; the flags below change it."""
+        train: TrainConfig = field(default_factory=TrainConfig)
+
+    given = _parse(Compare, words, "compare", _method_help(), train=_preset(words, PRESETS))
+    from pocketcnn.compare import compare, contestants
+    from pocketcnn.report import markdown, summarize, write_report
+
+    data = _load_data(given)
+    options = _model_options(given, data)
+    rows = contestants(given.models, given.methods, options, equal_size=given.equal_size)
+    total = len(rows) * given.seeds
+    with _live_table() as show:
+
+        def on_result(results: list[dict[str, Any]]) -> None:
+            show(summarize(results), f"{len(results)} of {total} runs")
+
+        outcome = compare(
+            data, rows, given.train, given.output, seeds=given.seeds, on_result=on_result, **_device_options(given)
+        )
+    if not outcome.results:
+        raise BadData(f"every run diverged: {outcome.failures[0]}")
+    page = write_report(given.output)
+    print(markdown(summarize(outcome.results)) if not sys.stdout.isatty() else "", end="")
+    print(f"\nreport: {page}")
+    for failure in outcome.failures:
+        print(f"diverged: {failure}", file=sys.stderr)
+    return _FAILED if outcome.failures else _DONE
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def train(words: Sequence[str]) -> None:
+    """Train one net on one data set; leaves a folder with records, checkpoint and model file."""
+    from pocketcnn.train.config import PRESETS, TrainConfig
+
+    @dataclass
+    class Train(DataArguments, ModelArguments, DeviceArguments):
+        model: str = "resnet20"
+        """A plain net or a paper's net by name."""
+        method: str = "plain"
+        """plain, or a method with its options: ring:size=0.1"""
+        output: Path = Path("runs/train")
+        """Folder of the run; the same command goes on where it stopped."""
+        preset: str = "default"
+        """Recipe to start from; the flags below change it."""
+        train: TrainConfig = field(default_factory=TrainConfig)
+
+    given = _parse(Train, words, "train", _method_help(), train=_preset(words, PRESETS))
+    from pocketcnn.compare import Contestant, parse_method
+    from pocketcnn.report import markdown, summarize
+    from pocketcnn.train import fit
+
+    method, options = parse_method(given.method)
+    data = _load_data(given)
+    row = Contestant(given.model, method, options, _model_options(given, data))
+    result = fit(
+        row.build(given.train.seed),
+        data,
+        given.train,
+        given.output,
+        name=row.label,
+        identity={**dataclasses.asdict(row), "label": row.label},
+        progress=sys.stderr.isatty(),
+        **_device_options(given),
+    )
+    print(markdown(summarize([result])))
+    print(f"model file: {given.output / 'model.safetensors'}")
+
+
+# --- measure ---------------------------------------------------------------------------------------------------------
+
+
+def measure(words: Sequence[str]) -> None:
+    """Count and time a net, by name or from a file: stored numbers, bytes, multiply-adds, depth, ms, memory."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Measure(ModelArguments):
+        model: Positional[str]
+        """A net by name, or a model file."""
+        method: str = "plain"
+        """Condense the net first: ring:size=0.1"""
+        input_size: tuple[int, int, int] | None = None
+        """Channels, height and width of an image; a trained file knows its own, else 3 32 32."""
+        batch: int = 1
+        """Images at once, for latency and memory."""
+        threads: int | None = None
+        """CPU threads; all by default."""
+        runs: int = 50
+        """How many passes are timed."""
+
+    given = _parse(Measure, words, "measure", _method_help())
+    import pocketcnn as pc
+    from pocketcnn.compare import PLAIN, parse_method
+
+    net, notes = _named_or_file(given.model, given)
+    method, options = parse_method(given.method)
+    if method != PLAIN:
+        net = pc.condense(net, method, **options)
+    size = given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
+    cost = pc.measure(net, size)
+    latency = pc.measure_latency(net, size, batch=given.batch, threads=given.threads, runs=given.runs)
+    rows = [(key, _number(value)) for key, value in dataclasses.asdict(cost).items() if isinstance(value, int)]
+    rows[5:5] = [(f"  {operator}", f"{macs:,}") for operator, macs in cost.macs_by_operator.items()]
+    rows += [
+        ("median_ms", f"{latency.median_ms:.3f}"),
+        ("p95_ms", f"{latency.p95_ms:.3f}"),
+        ("peak_bytes forward", _number(pc.measure_memory(net, size, batch=given.batch))),
+        ("peak_bytes training", _number(pc.measure_memory(net, size, batch=given.batch, training=True))),
+    ]
+    width = max(len(key) for key, _ in rows)
+    print(f"{given.model}, images {'x'.join(map(str, size))}, batch {latency.batch}, {latency.threads} threads, "
+          f"{latency.dtype} on {latency.device}, {latency.runs} runs")  # fmt: skip
+    for key, value in rows:
+        print(f"{key:<{width}}  {value:>16}")
+
+
+# --- condense, plan --------------------------------------------------------------------------------------------------
+
+
+def condense(words: Sequence[str]) -> None:
+    """Replace layers of a net by condensed ones and write the small net to a file; the method's options are flags."""
+
+    @dataclass
+    class Condense(SurgeryArguments):
+        output: Path = Path("small.safetensors")
+        """The model file to write."""
+
+    import pocketcnn as pc
+
+    given, options = _parse_surgery(Condense, words, "condense")
+    net, notes = _named_or_file(given.model, given)
+    small = pc.condense(net, given.method, include=given.include, exclude=given.exclude, **options)
+    size = pc.save(small, given.output, notes=notes)
+    before, after = pc.measure(net, _input_size(given, notes)), pc.measure(small, _input_size(given, notes))
+    for key in ("trainable_params", "macs", "depth", "size_bytes"):
+        old, new = getattr(before, key), getattr(after, key)
+        print(f"{key:<16} {old:>14,} -> {new:>14,}  ({new / old:.3g}x)")
+    print(f"{given.output}: {size:,} bytes")
+
+
+def plan(words: Sequence[str]) -> None:
+    """Show what condensing would change, what it passes over and why, and what it saves; changes nothing."""
+
+    @dataclass
+    class PlanOnly(SurgeryArguments):
+        pass
+
+    import pocketcnn as pc
+
+    given, options = _parse_surgery(PlanOnly, words, "plan")
+    net, notes = _named_or_file(given.model, given)
+    print(pc.plan(
+        net, given.method, input_size=_input_size(given, notes), include=given.include, exclude=given.exclude, **options
+    ))  # fmt: skip
+
+
+# --- models, data, report --------------------------------------------------------------------------------------------
+
+
+def models(words: Sequence[str]) -> None:
+    """List the plain nets and the papers' nets, with their numbers."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Models:
+        pattern: Positional[str] = "*"
+        """Shell pattern: "*ring*"."""
+
+    given = _parse(Models, words, "models")
+    import torch
+
+    from pocketcnn.cost import count_params
+    from pocketcnn.recipes import RECIPES, create_model, list_models
+
+    names = list_models(given.pattern)
+    if not names:
+        raise UnknownModel(given.pattern, list_models())
+    print(f"{'name':<22}{'trainable':>14}{'total':>14}  made of")
+    for name in names:
+        with torch.device("meta"):
+            trainable, total = count_params(create_model(name))
+        recipe = RECIPES.get(name)
+        steps = " + ".join(method for method, _ in recipe.steps) if recipe else ""
+        print(f"{name:<22}{trainable:>14,}{total:>14,}  {f'{recipe.base} + {steps} ({recipe.source})' if recipe else 'plain'}")
+
+
+def data(words: Sequence[str]) -> None:
+    """Load a data set and say what is in it: splits, sizes, classes, normalisation, augmentation."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Data(DataOptions):
+        data: Positional[str]
+        """Built-in name, hub id, folder of parquet files or of class folders."""
+
+    given = _parse(Data, words, "data", _data_help())
+    import torch
+
+    found = _load_data(given)
+    channels, height, width = found.input_size
+    print(f"{found.name}: {len(found.classes)} classes, images {channels}x{height}x{width} (channels x height x width)")
+    splits = {name: getattr(found, name) for name in ("train", "validation", "test")}
+    print(f"{'class':<24}" + "".join(f"{name:>12}" for name in splits))
+    counts = {name: torch.bincount(split.labels, minlength=len(found.classes)) for name, split in splits.items()}
+    for index, name in enumerate(found.classes):
+        print(f"{name:<24.24}" + "".join(f"{int(count[index]):>12,}" for count in counts.values()))
+    print(f"{'all':<24}" + "".join(f"{len(split):>12,}" for split in splits.values()))
+    print(f"mean {found.mean}, std {found.std} of values in [0, 1]")
+    print(f"augmentation: {found.augmentation}")
+    if found.skipped:
+        print(f"skipped: {found.skipped} images that cannot be decoded")
+
+
+def report(words: Sequence[str]) -> None:
+    """Make table.md, figures and report.html again from the records in a folder of runs."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Report:
+        folder: Positional[Path]
+        """Folder of runs, as compare or train left it."""
+
+    given = _parse(Report, words, "report")
+    from pocketcnn.report import markdown, read_results, summarize, write_report
+
+    print(markdown(summarize(read_results(given.folder))))
+    print(f"report: {write_report(given.folder)}")
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    verb.__name__: verb for verb in (compare, train, measure, condense, plan, models, data, report)
+}
+
+
+# --- arguments that verbs share --------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """How images are read."""
+
+    image_size: int | None = None
+    """Bring all images to this side in pixels."""
+    channels: Literal[1, 3] | None = None
+    """Convert all images to grey (1) or RGB (3)."""
+    skip_bad_images: bool = False
+    """Leave out and count images that cannot be decoded, instead of stopping at the first."""
+    validation: float = 0.1
+    """Share of the training images set aside for choices; the test split is used once, at the end."""
+    limit: int | None = None
+    """Use at most so many training images."""
+
+
+@dataclass(kw_only=True)
+class DataArguments(DataOptions):
+    """What is trained on."""
+
+    data: str = "digits"
+    """Built-in name (digits, mnist, fashion-mnist, cifar10, cifar100), hub id, folder of parquet files or class folders."""
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """How a net is made."""
+
+    width: float = 1.0
+    """Scales all channels."""
+    stem: Literal["imagenet", "small", "deep"] | None = None
+    """First layers of the net; the net's own by default."""
+    in_channels: int | None = None
+    """Channels of the images; the data's, or 3."""
+    num_classes: int | None = None
+    """Outputs; the data's, or the net's own."""
+
+
+@dataclass(kw_only=True)
+class DeviceArguments:
+    """Where it runs; everything else that changes the result is in the recipe."""
+
+    devices: int = 1
+    """Devices per machine; more than one trains by distributed data parallel."""
+    num_nodes: int = 1
+    """Machines."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Kind of device."""
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    """Also send the epochs to a tracker."""
+
+
+@dataclass(kw_only=True)
+class SurgeryArguments(ModelArguments):
+    """What is condensed."""
+
+    model: str = "resnet20"
+    """A net by name, or a model file."""
+    method: str = "ring"
+    """How; its options follow as flags."""
+    include: tuple[str, ...] | None = None
+    """Dotted-name patterns of the layers to condense: "layer3.*" "*.conv2"."""
+    exclude: tuple[str, ...] | None = None
+    """Patterns of layers to leave alone."""
+    input_size: tuple[int, int, int] | None = None
+    """Channels, height and width of an image, for multiply-adds and depth; 3 32 32 by default."""
+
+
+def _parse(kind: type[Arguments], words: Sequence[str], verb: str, more: str = "", **defaults: Any) -> Arguments:
+    """Reads a verb's arguments; what cannot be understood becomes one line."""
+    import tyro
+
+    described = f"{VERBS[verb].__doc__}\n\n{more}"
+    settings = {"default": kind(**defaults)} if defaults else {}
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(
+                kind,
+                args=list(words),
+                prog=f"pocketcnn {verb}",
+                description=described,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **settings,
+            )
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise BadUsage(_one_line(captured.getvalue(), verb)) from None
+
+
+def _one_line(box: str, verb: str) -> str:
+    """The message inside the box that the parser draws, and the nearest flag that it suggests."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    body = [line for line in lines if line]
+    if body and "─" in body[0]:
+        body = body[1:]
+    message: list[str] = []
+    for line in body:
+        if set(line) <= {"─"}:
+            break
+        message.append(line)
+    near = re.search(r"Perhaps you meant:.*?(--[\w-]+)", " ".join(body))
+    guess = f"; did you mean {near[1]}" if near else ""
+    message[:1] = [re.sub(r"^Error parsing [a-z_]+: ", "", line) for line in message[:1]]
+    return f"{' '.join(message) or 'the command line cannot be understood'}{guess}; pocketcnn {verb} --help lists the flags"
+
+
+def _parse_surgery(kind: type[Arguments], words: Sequence[str], verb: str) -> tuple[Arguments, dict[str, Any]]:
+    """As `_parse`, with the options of the chosen method as further flags."""
+    from pocketcnn.methods import get_method
+
+    chosen = _value_of("--method", words)
+    method = get_method(chosen or "ring")
+    merged: Any = dataclasses.make_dataclass(
+        kind.__name__, [(method.name, method.options, field(default_factory=method.options))], bases=(kind,), kw_only=True
+    )
+    given: Any = _parse(merged, words, verb, _method_help())
+    return given, dataclasses.asdict(getattr(given, method.name))
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    for number, word in enumerate(words):
+        if word == flag and number + 1 < len(words):
+            return words[number + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _preset(words: Sequence[str], presets: dict[str, Any]) -> Any:
+    name = _value_of("--preset", words) or "default"
+    if name not in presets:
+        raise BadUsage(f"no preset {name!r}; known: {', '.join(presets)}")
+    return presets[name]
+
+
+def _method_help() -> str:
+    from pocketcnn.methods import METHODS
+
+    lines = ["Methods and their options:"]
+    for method in METHODS.values():
+        options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(method.options))
+        lines.append(f"  {method.name}: {method.summary} ({options})")
+    return "\n".join(lines)
+
+
+def _data_help() -> str:
+    from pocketcnn.data import BUILT_IN
+
+    return "Built in: " + "; ".join(f"{name} ({what})" for name, what in BUILT_IN.items())
+
+
+def _load_data(given: Any) -> "DataSet":
+    from pocketcnn.data import load
+
+    return load(
+        given.data,
+        validation=given.validation,
+        image_size=given.image_size,
+        channels=given.channels,
+        skip_bad_images=given.skip_bad_images,
+        limit=given.limit,
+    )
+
+
+def _model_options(given: ModelArguments, data: "DataSet | None" = None) -> dict[str, Any]:
+    """Options for `create_model`: those given, and what the data says."""
+    options: dict[str, Any] = {}
+    if data is not None:
+        options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
+    for name in ("in_channels", "num_classes", "stem"):
+        if getattr(given, name) is not None:
+            options[name] = getattr(given, name)
+    if given.width != 1.0:
+        options["width"] = given.width
+    return options
+
+
+def _device_options(given: DeviceArguments) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in ("devices", "num_nodes", "accelerator", "logger")}
+
+
+def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[str, Any]]:
+    """A net by name or from a file, and the notes in the file."""
+    from pocketcnn import checkpoint, recipes
+
+    if Path(name).is_file():
+        return checkpoint.load(name), checkpoint.read_header(name)["notes"]
+    if name.endswith(".safetensors"):
+        raise FileNotFoundError(f"{name}: no such model file")
+    return recipes.create_model(name, **_model_options(given)), {}
+
+
+def _input_size(given: SurgeryArguments, notes: dict[str, Any]) -> tuple[int, int, int]:
+    return given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)  # type: ignore[return-value]
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.__doc__}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "pocketcnn: convolutional nets that are small because their weights are generated, shared or solved for",
+            "",
+            "usage: pocketcnn VERB [flags]; pocketcnn VERB --help lists the flags",
+            "",
+            *lines,
+            "",
+            "Any verb takes --debug, which shows the traceback of an error. Start with: pocketcnn compare",
+        ]
+    )
+
+
+def _unknown_verb(word: str) -> PocketError:
+    import difflib
+
+    near = difflib.get_close_matches(word, VERBS, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else "."
+    return BadUsage(f"no verb {word!r}{guess} Known: {', '.join(VERBS)}.")
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class _StderrHandler(logging.Handler):
+    """Prints to whatever stderr is now, so that messages appear above a live table."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _log_to_stderr(debug: bool) -> None:
+    logger = logging.getLogger("pocketcnn")
+    if not logger.handlers:
+        logger.addHandler(_StderrHandler())
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@contextlib.contextmanager
+def _live_table() -> Iterator[Callable[[Any, str], None]]:
+    """A table that is redrawn as rows arrive on a terminal, and a line a row elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        seen: set[tuple[str, int]] = set()
+
+        def line(summaries: Any, title: str) -> None:
+            from pocketcnn.report.tables import cells
+
+            latest = summaries[-1]
+            if (latest.label, latest.seeds) not in seen:
+                seen.add((latest.label, latest.seeds))
+                print(f"[{title}] " + " | ".join(cells(latest)), flush=True)
+
+        yield line
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda summaries, title: live.update(_rich_table(summaries, title), refresh=True)
+
+
+def _rich_table(summaries: Any, title: str) -> Any:
+    from rich.table import Table
+
+    from pocketcnn.report.tables import cells, header
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(header()):
+        table.add_column(column.replace(" ", "\n", 1) if number else column, justify="right" if number else "left")
+    for summary in summaries:
+        row = [cell.replace(" (", "\n(") for cell in cells(summary)]
+        table.add_row(*row, style="dim" if summary.rival_of else None)
+    return table

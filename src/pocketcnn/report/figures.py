@@ -1,0 +1,119 @@
+"""Figures of a comparison, as SVG text: what accuracy costs, and how it was learned."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pocketcnn._optional import optional_import
+from pocketcnn.methods import METHODS
+from pocketcnn.report.tables import Summary
+
+_AXES = (("file_bytes", "file size in bytes"), ("macs", "multiply-adds per image"), ("latency_ms", "latency in ms, one image"))
+# Okabe and Ito's colours, told apart by most colour-blind readers; black is the plain net's.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^vP*X"
+
+
+def _pyplot() -> Any:
+    matplotlib = optional_import("matplotlib", extra="train", purpose="figures")
+    matplotlib.use("Agg")
+    pyplot = optional_import("matplotlib.pyplot", extra="train", purpose="figures")
+    pyplot.rcParams.update(
+        {
+            "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+            "grid.alpha": 0.25, "svg.fonttype": "path", "svg.hashsalt": "pocketcnn", "figure.dpi": 100,
+        }
+    )  # fmt: skip
+    return pyplot
+
+
+def _colour(method: str) -> str:
+    return "#222222" if method == "plain" else _PALETTE[sorted(METHODS).index(method) % len(_PALETTE)]
+
+
+def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
+    """Colour by method, marker by row among those of one colour; rivals are hollow, in the colour of their small net."""
+    styles, used = {}, {}
+    for summary in summaries:
+        if summary.rival_of:
+            base = styles.get(summary.rival_of, {"color": "#222222", "marker": "o"})
+            styles[summary.label] = {**base, "hollow": True}
+        else:
+            number = used.setdefault(summary.method, 0)
+            used[summary.method] += 1
+            styles[summary.label] = {"color": _colour(summary.method), "marker": _MARKERS[number % len(_MARKERS)], "hollow": False}
+    return styles
+
+
+def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
+    """Accuracy against bytes, multiply-adds and latency: one SVG each, small enough to be read on a phone.
+
+    A line joins each small net to the plain net of its size. Bars are one standard deviation over the seeds.
+    """
+    pyplot, styles = _pyplot(), _styles(summaries)
+    by_label = {summary.label: summary for summary in summaries}
+    figures = []
+    for key, title in _AXES:
+        figure, axes = pyplot.subplots(figsize=(5.2, 4.4), layout="constrained")
+        for summary in summaries:
+            style = styles[summary.label]
+            axes.errorbar(
+                summary.values[key], 100 * summary.accuracy, 100 * summary.spread, color=style["color"],
+                marker=style["marker"], markersize=8, capsize=2, linewidth=1, linestyle="none",
+                markerfacecolor="white" if style["hollow"] else style["color"], label=_legend(summary),
+            )  # fmt: skip
+            small = by_label.get(summary.rival_of)
+            if small is not None:
+                axes.plot(
+                    [small.values[key], summary.values[key]], [100 * small.accuracy, 100 * summary.accuracy],
+                    color=style["color"], linewidth=0.8, linestyle=":",
+                )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(title)
+        axes.set_ylabel("test accuracy in %")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        figures.append(_svg(pyplot, figure))
+    return figures
+
+
+def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Validation accuracy after each epoch, mean over the seeds, with the range between them shaded.
+
+    Args:
+        summaries: the nets, in order.
+        curves: for each label, a curve of accuracies in [0, 1] per seed.
+    """
+    pyplot, styles = _pyplot(), _styles(summaries)
+    figure, axes = pyplot.subplots(figsize=(5.2, 4.6), layout="constrained")
+    for summary in summaries:
+        runs = curves.get(summary.label, [])
+        if not runs:
+            continue
+        length = min(map(len, runs))
+        accuracy = 100 * np.array([run[:length] for run in runs])
+        epochs, style = np.arange(1, length + 1), styles[summary.label]
+        dashes = "--" if style["hollow"] else "-"
+        axes.plot(
+            epochs, accuracy.mean(0), dashes, color=style["color"], marker=style["marker"], markersize=4,
+            markerfacecolor="white" if style["hollow"] else style["color"], linewidth=1.3, label=_legend(summary),
+        )  # fmt: skip
+        if len(runs) > 1 and not style["hollow"]:
+            axes.fill_between(epochs, accuracy.min(0), accuracy.max(0), color=style["color"], alpha=0.12, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation accuracy in %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return _svg(pyplot, figure)
+
+
+def _legend(summary: Summary) -> str:
+    return f"plain, size of {summary.rival_of.split(' ', 1)[-1]}" if summary.rival_of else summary.label
+
+
+def _svg(pyplot: Any, figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return text.getvalue()

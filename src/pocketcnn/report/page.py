@@ -1,0 +1,120 @@
+"""One self-contained HTML page from a folder of runs: it opens offline and reads well on a phone."""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pocketcnn._files import read_json, write_atomically
+from pocketcnn._optional import optional_import
+from pocketcnn.errors import BadData
+from pocketcnn.report import figures, tables
+
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
+
+
+def read_results(folder: str | Path) -> list[dict[str, Any]]:
+    """The results of all finished runs in a folder, in the order of its `comparison.json` where there is one.
+
+    Raises:
+        BadData: there are none.
+    """
+    folder = Path(folder)
+    results = [{**read_json(path), "folder": path.parent} for path in sorted(folder.rglob("result.json"))]
+    if not results:
+        raise BadData(f"{folder}: no finished runs (no result.json); pocketcnn compare or train makes them")
+    plan = folder / "comparison.json"
+    order = [row["label"] for row in read_json(plan)["rows"]] if plan.exists() else []
+    rank = {label: number for number, label in enumerate(order)}
+    return sorted(results, key=lambda r: (rank.get(r["identity"].get("label"), len(rank)), r["name"], r["seed"]))
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes `report.html`, `table.md` and the figures as SVG files into a folder of runs.
+
+    Returns:
+        The path of the page.
+    Raises:
+        BadData: the folder holds no finished run.
+        MissingExtra: matplotlib or jinja2 is missing.
+    """
+    jinja2 = optional_import("jinja2", extra="train", purpose="the report")
+    folder = Path(folder)
+    results = read_results(folder)
+    summaries = tables.summarize(results)
+    curves: dict[str, list[list[float]]] = {}
+    for result in results:
+        curves.setdefault(result["identity"].get("label") or result["name"], []).append(_curve(result["folder"]))
+    drawn = dict(zip(("bytes", "macs", "latency"), figures.tradeoffs(summaries), strict=True))
+    drawn["learning"] = figures.learning_curves(summaries, curves)
+    for name, svg in drawn.items():
+        write_atomically(folder / f"{name}.svg", svg)
+    environment = read_json(results[0]["folder"] / "environment.json")
+    first = results[0]
+    environments = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environments.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        data=Path(first["data"]).name,
+        seeds=len({result["seed"] for result in results}),
+        epochs=first["epochs"],
+        header=tables.header(),
+        rows=[(tables.cells(summary), bool(summary.rival_of)) for summary in summaries],
+        figures={name: _embedded(svg, name) for name, svg in drawn.items()},
+        findings=findings(summaries),
+        recipe={key: value for key, value in first["train"].items() if key not in ("seed", "precision", "channels_last")},
+        settings=sorted({f"{r['train']['precision']}, channels_last {r['train']['channels_last']}" for r in results}),
+        environment={key: value for key, value in environment.items() if key != "packages" and value is not None},
+        packages=environment["packages"],
+        records=json.dumps([{k: v for k, v in result.items() if k != "folder"} for result in results]),
+    )
+    write_atomically(folder / "table.md", tables.markdown(summaries))
+    write_atomically(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def findings(summaries: Sequence[tables.Summary]) -> list[str]:
+    """What the table says of each small net, in a sentence: against the plain net and against its equal in size."""
+    sentences = []
+    plain = {s.model: s for s in summaries if s.method == "plain" and not s.rival_of}
+    rivals = {s.rival_of: s for s in summaries if s.rival_of}
+    for small in summaries:
+        reference = plain.get(small.model)
+        if small.method == "plain" or reference is None:
+            continue
+        ratio = small.ratios
+        sentence = (
+            f"{small.label}: {_points(small.accuracy - reference.accuracy)} against the plain net, with "
+            f"{ratio['file_bytes']:.2f}x its bytes, {ratio['macs']:.2f}x its multiply-adds and "
+            f"{ratio['latency_ms']:.2f}x its latency"
+        )
+        if rival := rivals.get(small.label):
+            gap = small.accuracy - rival.accuracy
+            sentence += f"; {_points(gap)} against the plain net of equal size{_doubt(small, rival, gap)}"
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def _points(gap: float) -> str:
+    return f"{100 * gap:+.2f} points"
+
+
+def _doubt(small: tables.Summary, rival: tables.Summary, gap: float) -> str:
+    """Whether a gap is beyond two standard errors of the difference; nothing can be said of single runs."""
+    if min(small.seeds, rival.seeds) < 2:
+        return " (one seed: no spread known)"
+    error = (small.spread**2 / small.seeds + rival.spread**2 / rival.seeds) ** 0.5
+    return "" if abs(gap) > 2 * error else " (within the noise of these seeds)"
+
+
+def _curve(folder: Path) -> list[float]:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
+
+
+def _embedded(svg: str, prefix: str) -> str:
+    """An SVG for inside a page: no XML header, ids that differ between figures, a size that follows the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)

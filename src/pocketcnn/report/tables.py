@@ -1,0 +1,103 @@
+"""One line per net: means over its seeds, and how each figure compares with the plain net's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median, stdev
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A net's figures over its seeds; `ratios` are to the plain net of the same model, absent where there is none."""
+
+    label: str
+    model: str
+    method: str
+    rival_of: str
+    accuracy: float  # on the test split, mean over the seeds
+    spread: float  # standard deviation over the seeds, 0 for one seed
+    seeds: int
+    values: dict[str, float]
+    ratios: dict[str, float]
+
+
+# Title, key in Summary.values, how it is printed.
+COLUMNS = (
+    ("trainable", "trainable_params", "count"),
+    ("total", "total_params", "count"),
+    ("depth", "depth", "count"),
+    ("file bytes", "file_bytes", "count"),
+    ("MACs", "macs", "count"),
+    ("latency ms", "latency_ms", "float"),
+    ("train img/s", "train_images_per_second", "count"),
+)
+
+
+def summarize(results: Sequence[dict[str, Any]]) -> list[Summary]:
+    """Groups results by net, in the order of their first appearance."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["identity"].get("label") or result["name"], []).append(result)
+    values = {label: _values(group) for label, group in groups.items()}
+    plain = {
+        group[0]["identity"].get("model"): values[label]
+        for label, group in groups.items()
+        if group[0]["identity"].get("method") == "plain" and not group[0]["identity"].get("rival_of")
+    }
+    summaries = []
+    for label, group in groups.items():
+        identity = group[0]["identity"]
+        reference = plain.get(identity.get("model"))
+        accuracies = [result["test_accuracy"] for result in group]
+        summaries.append(
+            Summary(
+                label,
+                identity.get("model", ""),
+                identity.get("method", ""),
+                identity.get("rival_of", ""),
+                mean(accuracies),
+                stdev(accuracies) if len(group) > 1 else 0.0,
+                len(group),
+                values[label],
+                {key: value / reference[key] for key, value in values[label].items() if reference[key]} if reference else {},
+            )
+        )
+    return summaries
+
+
+def _values(group: Sequence[dict[str, Any]]) -> dict[str, float]:
+    cost = group[0]["cost"]
+    return {
+        **{key: cost[key] for key in ("trainable_params", "total_params", "depth", "macs")},
+        "file_bytes": group[0]["file_bytes"],
+        "latency_ms": median(result["latency"]["median_ms"] for result in group),
+        "train_images_per_second": median(result["train_images_per_second"] for result in group),
+    }
+
+
+def header() -> list[str]:
+    """Titles of the columns of `cells`."""
+    return ["net", "test accuracy %", *(title for title, _, _ in COLUMNS)]
+
+
+def cells(summary: Summary) -> list[str]:
+    """A table row: each figure with its ratio to the plain net's."""
+    row = [name(summary), f"{100 * summary.accuracy:.2f}" + (f" ± {100 * summary.spread:.2f}" if summary.seeds > 1 else "")]
+    for _, key, kind in COLUMNS:
+        value = summary.values[key]
+        text = f"{value:,.0f}" if kind == "count" else f"{value:.2f}"
+        ratio = summary.ratios.get(key)
+        row.append(text if ratio is None else f"{text} ({ratio:.2f}x)")
+    return row
+
+
+def name(summary: Summary) -> str:
+    """The label; a rival's says whose size it has."""
+    return f"{summary.label} (size of {summary.rival_of.split(' ', 1)[-1]})" if summary.rival_of else summary.label
+
+
+def markdown(summaries: Sequence[Summary]) -> str:
+    """The table as Markdown."""
+    lines = ["| " + " | ".join(header()) + " |", "|---" + "|---:" * (len(header()) - 1) + "|"]
+    lines += ["| " + " | ".join(cells(summary)) + " |" for summary in summaries]
+    return "\n".join(lines) + "\n"

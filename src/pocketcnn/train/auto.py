@@ -1,0 +1,58 @@
+"""What `auto` means: short trials of a real training step on the device, the fastest setting wins."""
+
+import copy
+import dataclasses
+import time
+from statistics import median
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pocketcnn.data import DataSet
+from pocketcnn.train.config import TrainConfig
+
+
+def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.device) -> TrainConfig:
+    """The configuration with every `auto` replaced by what is fastest for this net on this device.
+
+    Each candidate trains the same batch a few times, in turns; a candidate must be a tenth faster than float32 in
+    the plain layout to replace it, so that noise does not decide.
+    """
+    if "auto" not in (config.precision, config.channels_last):
+        return config
+    precisions = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
+    layouts = ("off", "on") if config.channels_last == "auto" else (config.channels_last,)
+    candidates = [(precision, layout) for precision in precisions for layout in layouts]
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(data.train), (config.batch_size,), generator=generator)
+    images = data.train.images[chosen].float().div(255).to(device)
+    labels = data.train.labels[chosen].to(device)
+    runs = {}
+    with torch.random.fork_rng():
+        for candidate in candidates:
+            layout = torch.channels_last if candidate[1] == "on" else torch.contiguous_format
+            runs[candidate] = (
+                copy.deepcopy(net).to(device, memory_format=layout).train(),
+                images.contiguous(memory_format=layout),
+            )
+        times: dict[tuple[str, str], list[float]] = {candidate: [] for candidate in candidates}
+        for _ in range(4):
+            for candidate, (trial, batch) in runs.items():
+                times[candidate].append(_step_seconds(trial, batch, labels, candidate[0] == "bfloat16"))
+    seconds = {candidate: median(taken[1:]) for candidate, taken in times.items()}  # the first one warms up
+    best = min(candidates, key=seconds.__getitem__)
+    if seconds[best] > 0.9 * seconds[candidates[0]]:
+        best = candidates[0]
+    return dataclasses.replace(config, precision=best[0], channels_last=best[1])  # type: ignore[arg-type]
+
+
+def _step_seconds(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, bfloat16: bool) -> float:
+    start = time.perf_counter()
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        loss = F.cross_entropy(net(images).float(), labels)
+    loss.backward()
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    net.zero_grad()
+    return time.perf_counter() - start

@@ -1,0 +1,92 @@
+"""What a training run is: every choice in one frozen record, whose fields are also the command line's flags."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training recipe. Everything that changes the result is here and in the run's `config.json`."""
+
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step and device."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 0.1
+    """Highest learning rate."""
+    momentum: float = 0.9
+    """Of SGD."""
+    nesterov: bool = True
+    """Whether SGD's momentum looks ahead."""
+    weight_decay: float = 5e-4
+    """Pull of all parameters towards zero."""
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    """How the rate moves: up and down again, or warm-up and then down along a cosine."""
+    warmup: float = 0.25
+    """Share of the steps in which the rate rises."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this norm; 0 leaves them alone."""
+    ema_decay: float = 0.0
+    """Average the weights with this decay per step and keep the average; 0 for none."""
+    augment: bool = True
+    """Whether training images are shifted and mirrored as suits the data set."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass; auto measures which is faster on this device for the net at hand."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Memory layout of images and kernels; auto measures it together with the precision."""
+    compile: bool = False
+    """Whether the net goes through torch.compile: a slow start, then faster steps."""
+    seed: int = 0
+    """Fixes initial weights, order, augmentation and the validation split."""
+
+    def __post_init__(self) -> None:
+        bad = []
+        if min(self.epochs, self.batch_size) < 1:
+            bad.append(f"epochs and batch_size must be at least 1, got {self.epochs}, {self.batch_size}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            bad.append(f"lr must be positive, got {self.lr}")
+        if min(self.weight_decay, self.clip_norm) < 0:
+            bad.append(f"weight_decay and clip_norm must not be negative, got {self.weight_decay}, {self.clip_norm}")
+        for name in ("momentum", "warmup", "label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                bad.append(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            bad.append(f"seed must lie in [0, 2**32), got {self.seed}")
+        for field in dataclasses.fields(self):
+            choices = getattr(field.type, "__args__", None)
+            if choices and getattr(self, field.name) not in choices:
+                known = ", ".join(map(str, choices))
+                bad.append(f"no {field.name} {getattr(self, field.name)!r}; known: {known}")
+        if bad:
+            raise ValueError("; ".join(bad))
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "default": TrainConfig(),
+    # 1,295 digits of 8x8 pixels: small batches for enough steps, seconds per run.
+    "demo": TrainConfig(epochs=12, batch_size=64, lr=0.1, precision="float32", channels_last="off"),
+}
+
+
+def learning_rate_scale(step: int, steps: int, schedule: str, warmup: float) -> float:
+    """The rate at a step as a share of the highest.
+
+    `one_cycle` starts at 1/25 and rises along a cosine, `cosine` starts near 0 and rises in a line, both for
+    `warmup * steps` steps; then both fall to 0 along a cosine.
+
+    Example:
+        >>> [round(learning_rate_scale(s, 8, "cosine", 0.25), 2) for s in range(9)]
+        [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07, 0.0]
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        if schedule == "cosine":
+            return (step + 1) / rising
+        return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / rising)) / 2
+    return (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising)))) / 2

@@ -1,0 +1,268 @@
+"""`fit` and `evaluate`: a Lightning run in a folder of plain files."""
+
+import dataclasses
+import logging
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pocketcnn import __version__, checkpoint
+from pocketcnn._files import make_folder, read_json, write_json
+from pocketcnn._optional import optional_import
+from pocketcnn.cost import measure, measure_latency
+from pocketcnn.data import DataSet
+from pocketcnn.errors import BadData, CannotMaterialize, MissingExtra
+from pocketcnn.surgery import materialize
+from pocketcnn.train.config import TrainConfig
+
+pl = optional_import("lightning.pytorch", extra="train", purpose="training")
+
+from pocketcnn.train.auto import resolve  # noqa: E402
+from pocketcnn.train.callbacks import AtomicCheckpointIO, EpochLog, GracefulStop  # noqa: E402
+from pocketcnn.train.module import Classifier  # noqa: E402
+
+_log = logging.getLogger(__name__)
+Logger = Literal["csv", "tensorboard", "wandb"]
+
+
+def fit(
+    model: nn.Module,
+    data: DataSet,
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    name: str = "",
+    identity: Mapping[str, Any] | None = None,
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    accelerator: str = "auto",
+    logger: Logger = "csv",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Trains a net, evaluates it once on the test split, and leaves everything about it in a folder.
+
+    The folder gets `config.json`, `environment.json`, `metrics.csv` (a row an epoch), `last.ckpt`, and at the end
+    `model.safetensors` and `result.json`. Called again on the same folder with the same arguments it returns the result
+    that is there, or goes on after the last whole epoch.
+
+    Args:
+        model: any net for the images and classes of the data; it is trained in place.
+        data: as loaded by `pocketcnn.data.load`.
+        config: the recipe.
+        folder: of the run; made when missing.
+        name: shown in progress messages and kept in the result.
+        identity: what tells this run from others (model, method, options); kept in the result.
+        devices: how many, or `"auto"` for all; more than one trains by distributed data parallel.
+        num_nodes: how many machines.
+        accelerator: as in Lightning: `"auto"`, `"cpu"`, `"gpu"`.
+        logger: also send the epochs to `"tensorboard"` or `"wandb"`; `"csv"` is only the file above.
+        progress: show a bar with rate and time left.
+    Returns:
+        The content of `result.json`: accuracy and loss on test and validation, images per second in training, cost,
+        latency, file size, configuration.
+    Raises:
+        BadData: the net does not fit the images or the classes.
+        NonFiniteLoss: training diverged; the last good checkpoint is in the folder.
+        Interrupted: Ctrl-C; the folder can be continued.
+        CannotWrite: the folder is not writable or the disk is full; files written before are intact.
+        ValueError: the folder holds a run with another configuration (the fields that differ are named).
+    """
+    folder = make_folder(Path(folder))
+    name = name or folder.name
+    check_fit(model, data)
+    settings = {"name": name, "identity": dict(identity or {}), "data": data.name, "fingerprint": data.fingerprint}
+    settings["train_images"] = len(data.train)
+    earlier = _earlier(folder, settings, config)
+    if earlier is not None and (folder / "result.json").exists():
+        return read_json(folder / "result.json")
+    if earlier is not None:
+        config = earlier
+    config = resolve(config, model, data, _device(accelerator))
+    write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
+    write_json(folder / "environment.json", environment())
+
+    module = Classifier(model, data, config)
+    epochs = EpochLog(folder, name)
+    stop = GracefulStop(folder)
+    callbacks: list[Any] = [epochs, stop]
+    if config.ema_decay:
+        callbacks.append(pl.callbacks.EMAWeightAveraging(decay=config.ema_decay))
+    if progress:
+        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
+    last = folder / "last.ckpt"
+    start = time.perf_counter()
+    with stop, _quiet_lightning():
+        trainer = pl.Trainer(
+            max_epochs=config.epochs,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+            gradient_clip_val=config.clip_norm or None,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            logger=_logger(logger, folder),
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            use_distributed_sampler=False,  # the module's loaders share out the images themselves
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+        )
+        trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        trainer.test(module, verbose=False)
+        test = module.take("test")
+    model.to("cpu", memory_format=torch.contiguous_format)
+    size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
+    result = {
+        "name": name,
+        "identity": dict(identity or {}),
+        "data": data.name,
+        "seed": config.seed,
+        "test_accuracy": test["test_accuracy"],
+        "test_loss": test["test_loss"],
+        "validation_accuracy": epochs.rows[-1]["validation_accuracy"],
+        "epochs": len(epochs.rows),
+        "train_images_per_second": epochs.images_per_second(),
+        "train_seconds": sum(row["train_seconds"] for row in epochs.rows),
+        "wall_seconds": time.perf_counter() - start,
+        "file_bytes": size,
+        "cost": dataclasses.asdict(measure(model, data.input_size)),
+        "latency": latency_as_served(model, data.input_size),
+        "train": dataclasses.asdict(config),
+    }
+    if trainer.is_global_zero:
+        write_json(folder / "result.json", result)
+    return result
+
+
+def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[str, float]:
+    """Loss and accuracy of a net on the test split, in its own precision, on the device where it lives."""
+    check_fit(model, data)
+    module = Classifier(model, data, TrainConfig(batch_size=batch_size, precision="float32", channels_last="off"))
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=next(model.parameters()).device.type, devices=1, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.test(module, verbose=False)
+    return module.take("test")
+
+
+def latency_as_served(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any]:
+    """Latency of one image as one would serve the net: with ordinary kernels wherever that is exact."""
+    try:
+        served, form = materialize(model), "materialized"
+    except CannotMaterialize:
+        served, form = model, "as trained"
+    return dataclasses.asdict(measure_latency(served, input_size)) | {"form": form}
+
+
+def check_fit(model: nn.Module, data: DataSet) -> None:
+    """Checks that a net takes the images and has an output for each class.
+
+    Raises:
+        BadData: it does not.
+    """
+    channels = data.input_size[0]
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels != channels:
+        raise BadData(
+            f"{data.name}: images have {channels} channels, the net takes {first.in_channels}; make the net with "
+            f"in_channels={channels}, or load the data with channels={first.in_channels}"
+        )
+    last = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if last and last[-1].out_features < len(data.classes):
+        raise BadData(
+            f"{data.name}: has {len(data.classes)} classes, the net tells {last[-1].out_features} apart; make the net "
+            f"with num_classes={len(data.classes)}"
+        )
+
+
+def image_notes(data: DataSet) -> dict[str, Any]:
+    """What a model file should say of the images it was trained on."""
+    return {
+        "data": data.name,
+        "classes": list(data.classes),
+        "input_size": list(data.input_size),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Where a run happened: what one needs to judge its times and to repeat it."""
+    packages = ("torch", "numpy", "lightning", "torchmetrics", "datasets")
+    return {
+        "pocketcnn": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: metadata.version(name) for name in packages},
+        "command": " ".join(Path(sys.argv[0]).name if i == 0 else word for i, word in enumerate(sys.argv)),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> TrainConfig | None:
+    """The configuration of a run that is in the folder, with what `auto` chose then; None where there is none."""
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    found = read_json(path)
+    asked = {**settings, **dataclasses.asdict(config)}
+    had = {**found, **found.pop("train")}
+    differing = [key for key, value in asked.items() if value != "auto" and had.get(key) != value]
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{folder}: holds a run with other settings ({', '.join(differing)}; {key} was {had.get(key)!r}, now "
+            f"{asked[key]!r}); give another output folder, or delete this one"
+        )
+    return TrainConfig(**{field.name: had[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
+def _device(accelerator: str) -> torch.device:
+    return torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+
+
+def _logger(kind: Logger, folder: Path) -> Any:
+    """A tracker beside `metrics.csv`; the trackers' own packages are installed by whoever wants them."""
+    if kind == "csv":
+        return False
+    try:
+        loggers = {"tensorboard": pl.loggers.TensorBoardLogger, "wandb": pl.loggers.WandbLogger}
+        return loggers[kind](save_dir=folder)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"logger {kind!r} needs the package {kind}; pip install {kind}") from error
+
+
+class _quiet_lightning(warnings.catch_warnings):
+    """Leaves out Lightning's advice about choices made here on purpose, and its messages of the day."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
+        for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(package).setLevel(logging.ERROR)
+        return entered

@@ -1,0 +1,148 @@
+"""The LightningModule: augments, normalises, classifies and counts, for any net and any number of devices."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from pocketcnn.data import DataSet, Images, augment
+from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.train.config import TrainConfig, learning_rate_scale
+
+
+class Normalize(nn.Module):
+    """uint8 images to floats of zero mean and unit deviation per channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)[:, None, None]), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) * self.scale
+
+
+class Classifier(pl.LightningModule):
+    """Trains `net` on a data set by a configuration; all randomness derives from seed, epoch, step and rank."""
+
+    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig) -> None:
+        super().__init__()
+        self.net, self.config = net, config
+        self._data = data
+        self._forward = torch.compile(net) if config.compile else net
+        self.normalize = Normalize(data.mean, data.std)
+        self.memory_format = torch.channels_last if config.channels_last == "on" else torch.contiguous_format
+        self.net.to(memory_format=self.memory_format)
+        classes = len(data.classes)
+        self.metrics = nn.ModuleDict(
+            {
+                f"{split}_{name}": metric
+                for split in ("train", "validation", "test")
+                for name, metric in (
+                    ("loss", MeanMetric(nan_strategy="disable")),
+                    ("accuracy", MulticlassAccuracy(classes, average="micro", validate_args=False)),
+                )
+            }
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._forward(self.normalize(images).contiguous(memory_format=self.memory_format))
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)  # for nets that draw numbers themselves
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        images, labels = batch
+        if self.config.augment:
+            generator = torch.Generator()
+            generator.manual_seed(hash((self.config.seed, self.current_epoch, index, self.global_rank)) % 2**63)
+            images = augment(images, self._data.augmentation, generator)
+        logits = self(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"epoch {self.current_epoch + 1}, step {index + 1}: the loss is {loss.item()}; the checkpoint of the last "
+                "whole epoch is kept; a lower lr or clip_norm=1 usually helps"
+            )
+        self._count("train", logits, labels, loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluate("validation", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        logits = self(batch[0])
+        self._count(split, logits, batch[1], F.cross_entropy(logits.float(), batch[1]))
+
+    def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        self.metrics[f"{split}_loss"].update(loss.detach(), weight=len(labels))
+        self.metrics[f"{split}_accuracy"].update(logits.detach(), labels)
+
+    def take(self, split: str) -> dict[str, float]:
+        """Mean loss and accuracy of a split since the last call, over all devices."""
+        taken = {}
+        for name in ("loss", "accuracy"):
+            metric = self.metrics[f"{split}_{name}"]
+            taken[f"{split}_{name}"] = float(metric.compute())
+            metric.reset()
+        return taken
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        if config.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                self.net.parameters(),
+                config.lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov and config.momentum > 0,
+                weight_decay=config.weight_decay,
+            )
+        else:
+            optimizer = torch.optim.AdamW(self.net.parameters(), config.lr, weight_decay=config.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_scale(step, steps, config.schedule, config.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def train_dataloader(self) -> DataLoader:
+        images, world = self._data.train, self.trainer.world_size
+        share = len(images) // world
+        batch = min(self.config.batch_size, share)
+        sampler = DistributedSampler(images, world, self.global_rank, seed=self.config.seed, drop_last=world > 1)
+        return DataLoader(images, batch, sampler=sampler, drop_last=True, collate_fn=_as_is)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._ordered(self._data.validation)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._ordered(self._data.test)
+
+    def _ordered(self, images: Images) -> DataLoader:
+        sampler = _Share(len(images), self.global_rank, self.trainer.world_size)
+        return DataLoader(images, max(256, self.config.batch_size), sampler=sampler, collate_fn=_as_is)
+
+
+class _Share(Sampler[int]):
+    """Every `world`-th index from `rank` on: all images are evaluated once, on some device, none twice."""
+
+    def __init__(self, length: int, rank: int, world: int) -> None:
+        self.indices = range(rank, length, world)
+
+    def __iter__(self):
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch

@@ -25,7 +25,7 @@ _SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "methods", "mo
                "surgery", "train")  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [*_HOME_OF, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME_OF, "__version__"]
 
 if TYPE_CHECKING:
     from pocketcnn.checkpoint import load as load

@@ -19,7 +19,7 @@ from pocketcnn._files import write_atomically
 from pocketcnn.cost import distinct_tensors
 from pocketcnn.errors import BrokenFile, CannotWrite, ForeignFile, MissingBase, NewerFormat
 from pocketcnn.recipes import create_model
-from pocketcnn.surgery import Provenance, Step, provenance, rebuild
+from pocketcnn.surgery import Provenance, Step, provenance, rebuild, remember
 
 FORMAT, VERSION = "pocketcnn", 1
 
@@ -80,7 +80,7 @@ def load(path: str | Path, *, base: nn.Module | None = None, device: torch.devic
     with torch.random.fork_rng():
         model = rebuild(base, steps)
     if header["base"] is not None:
-        model.provenance = Provenance(header["base"], tuple(steps))
+        remember(model, Provenance(header["base"], tuple(steps)))
     wanted = distinct_tensors(model)
     with safe_open(path, framework="pt") as file:
         if keys := sorted(set(file.keys()) ^ wanted.keys()):
@@ -119,7 +119,9 @@ def read_header(path: str | Path) -> dict[str, Any]:
             raise BrokenFile(f"{path}: damaged or cut short ({error}); copy or train it again") from error
         raise ForeignFile(f"{path}: not a safetensors file ({error}); only files of pocketcnn.save load") from error
     if FORMAT not in metadata:
-        raise ForeignFile(f"{path}: a safetensors file, but not written by pocketcnn.save; build the net and load it there")
+        raise ForeignFile(
+            f"{path}: a safetensors file, but not written by pocketcnn.save; build the net and load it there"
+        )
     header = json.loads(metadata[FORMAT])
     if header["version"] > VERSION:
         raise NewerFormat(

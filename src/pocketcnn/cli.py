@@ -91,7 +91,7 @@ def compare(words: Sequence[str]) -> int:
 
     given = _parse(Compare, words, "compare", _method_help(), train=_preset(words, PRESETS))
     from pocketcnn.compare import compare, contestants
-    from pocketcnn.report import markdown, summarize, write_report
+    from pocketcnn.report import summarize, write_report
 
     data = _load_data(given)
     options = _model_options(given, data)
@@ -108,7 +108,7 @@ def compare(words: Sequence[str]) -> int:
     if not outcome.results:
         raise BadData(f"every run diverged: {outcome.failures[0]}")
     page = write_report(given.output)
-    print(markdown(summarize(outcome.results)) if not sys.stdout.isatty() else "", end="")
+    _print_table(summarize(outcome.results, outcome.speeds))
     print(f"\nreport: {page}")
     for failure in outcome.failures:
         print(f"diverged: {failure}", file=sys.stderr)
@@ -136,7 +136,7 @@ def train(words: Sequence[str]) -> None:
 
     given = _parse(Train, words, "train", _method_help(), train=_preset(words, PRESETS))
     from pocketcnn.compare import Contestant, parse_method
-    from pocketcnn.report import markdown, summarize
+    from pocketcnn.report import summarize
     from pocketcnn.train import fit
 
     method, options = parse_method(given.method)
@@ -152,7 +152,7 @@ def train(words: Sequence[str]) -> None:
         progress=sys.stderr.isatty(),
         **_device_options(given),
     )
-    print(markdown(summarize([result])))
+    _print_table(summarize([result]))
     print(f"model file: {given.output / 'model.safetensors'}")
 
 
@@ -271,7 +271,9 @@ def models(words: Sequence[str]) -> None:
             trainable, total = count_params(create_model(name))
         recipe = RECIPES.get(name)
         steps = " + ".join(method for method, _ in recipe.steps) if recipe else ""
-        print(f"{name:<22}{trainable:>14,}{total:>14,}  {f'{recipe.base} + {steps} ({recipe.source})' if recipe else 'plain'}")
+        print(
+            f"{name:<22}{trainable:>14,}{total:>14,}  {f'{recipe.base} + {steps} ({recipe.source})' if recipe else 'plain'}"
+        )
 
 
 def data(words: Sequence[str]) -> None:
@@ -311,9 +313,9 @@ def report(words: Sequence[str]) -> None:
         """Folder of runs, as compare or train left it."""
 
     given = _parse(Report, words, "report")
-    from pocketcnn.report import markdown, read_results, summarize, write_report
+    from pocketcnn.report import read_results, read_speeds, summarize, write_report
 
-    print(markdown(summarize(read_results(given.folder))))
+    _print_table(summarize(read_results(given.folder), read_speeds(given.folder)))
     print(f"report: {write_report(given.folder)}")
 
 
@@ -398,7 +400,7 @@ def _parse(kind: type[Arguments], words: Sequence[str], verb: str, more: str = "
     import tyro
 
     described = f"{VERBS[verb].__doc__}\n\n{more}"
-    settings = {"default": kind(**defaults)} if defaults else {}
+    settings: dict[str, Any] = {"default": kind(**defaults)} if defaults else {}
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -418,16 +420,13 @@ def _parse(kind: type[Arguments], words: Sequence[str], verb: str, more: str = "
 
 def _one_line(box: str, verb: str) -> str:
     """The message inside the box that the parser draws, and the nearest flag that it suggests."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    body = [line for line in lines if line]
-    if body and "─" in body[0]:
-        body = body[1:]
-    message: list[str] = []
-    for line in body:
-        if set(line) <= {"─"}:
-            break
-        message.append(line)
-    near = re.search(r"Perhaps you meant:.*?(--[\w-]+)", " ".join(body))
+    border = "│╭╮╰╯─|+- "  # drawn in ASCII where the terminal has no box characters
+    rules = [number for number, line in enumerate(box.splitlines()) if re.search("[─-]{6}", line)]
+    lines = [line.strip("│| ") for line in box.splitlines()]
+    # The first rule is under or around the title; the message goes from there to the next one.
+    first, last = rules[0] + 1 if rules else 0, rules[1] if len(rules) > 1 else len(lines)
+    message = [line for line in lines[first:last] if line.strip(border)]
+    near = re.search(r"Perhaps you meant:.*?(--[\w-]+)", " ".join(lines))
     guess = f"; did you mean {near[1]}" if near else ""
     message[:1] = [re.sub(r"^Error parsing [a-z_]+: ", "", line) for line in message[:1]]
     return f"{' '.join(message) or 'the command line cannot be understood'}{guess}; pocketcnn {verb} --help lists the flags"
@@ -440,7 +439,10 @@ def _parse_surgery(kind: type[Arguments], words: Sequence[str], verb: str) -> tu
     chosen = _value_of("--method", words)
     method = get_method(chosen or "ring")
     merged: Any = dataclasses.make_dataclass(
-        kind.__name__, [(method.name, method.options, field(default_factory=method.options))], bases=(kind,), kw_only=True
+        kind.__name__,
+        [(method.name, method.options, field(default_factory=method.options))],
+        bases=(kind,),
+        kw_only=True,
     )
     given: Any = _parse(merged, words, verb, _method_help())
     return given, dataclasses.asdict(getattr(given, method.name))
@@ -520,7 +522,7 @@ def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[
 
 
 def _input_size(given: SurgeryArguments, notes: dict[str, Any]) -> tuple[int, int, int]:
-    return given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)  # type: ignore[return-value]
+    return given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
 
 
 # --- printing --------------------------------------------------------------------------------------------------------
@@ -588,8 +590,20 @@ def _live_table() -> Iterator[Callable[[Any, str], None]]:
 
         yield line
         return
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         yield lambda summaries, title: live.update(_rich_table(summaries, title), refresh=True)
+
+
+def _print_table(summaries: Any) -> None:
+    """The final table: drawn on a terminal, Markdown elsewhere."""
+    from pocketcnn.report import markdown
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(_rich_table(summaries, ""))
+    else:
+        print(markdown(summaries))
 
 
 def _rich_table(summaries: Any, title: str) -> Any:

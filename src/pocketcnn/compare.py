@@ -3,22 +3,27 @@
 import ast
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
-from pocketcnn._files import make_folder, write_json
-from pocketcnn.cost import count_params
+from pocketcnn import checkpoint
+from pocketcnn._files import make_folder, read_json, write_json
+from pocketcnn.cost import count_params, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss, UnknownMethod
 from pocketcnn.methods import METHODS
 from pocketcnn.recipes import create_model
 from pocketcnn.surgery import condense
 from pocketcnn.train import TrainConfig, fit
+from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
+from pocketcnn.train.loop import as_served
 
 _log = logging.getLogger(__name__)
 PLAIN = "plain"
@@ -58,6 +63,7 @@ class Outcome:
 
     results: list[dict[str, Any]]
     failures: list[str]
+    speeds: dict[str, dict[str, float]]  # by label, as measure_speeds leaves them
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
@@ -146,7 +152,8 @@ def compare(
 ) -> Outcome:
     """Trains every contestant with every seed under one recipe; runs that are finished are read, not repeated.
 
-    Precision and layout, where `auto`, are measured for the first seed of a contestant and kept for its others.
+    Precision, where `auto`, is measured for the first run and kept for all: it changes the numbers. The memory layout,
+    which does not, is measured for the first seed of each contestant.
 
     Args:
         data: what is trained and tested on.
@@ -157,7 +164,7 @@ def compare(
         on_result: called with all results so far after each run.
         **run: passed on to `fit`: devices, progress, ...
     Returns:
-        The results, and a message for each run that diverged.
+        The results, a message for each run that diverged, and speeds measured in turns at the end.
     """
     output = make_folder(Path(output))
     if seeds < 1:
@@ -166,10 +173,11 @@ def compare(
     write_json(output / "comparison.json", {"data": data.name, "seeds": seeds, "rows": listed})
     results: list[dict[str, Any]] = []
     failures: list[str] = []
+    finished: dict[str, Path] = {}
     for row in rows:
         settled = config
         for seed in range(config.seed, config.seed + seeds):
-            folder = output / row.label.replace(" ", "-").replace("*", "_").replace("/", "_") / f"seed{seed}"
+            folder = output / re.sub(r"[^\w.=,+-]+", "-", row.label) / f"seed{seed}"
             identity = {**dataclasses.asdict(row), "label": row.label}
             try:
                 result = fit(
@@ -185,8 +193,48 @@ def compare(
                 failures.append(f"{row.label} seed {seed}: {error}")
                 _log.error("%s", failures[-1])
                 continue
-            chosen = {key: result["train"][key] for key in ("precision", "channels_last")}
-            settled = dataclasses.replace(settled, **chosen)
+            config = dataclasses.replace(config, precision=result["train"]["precision"])
+            settled = dataclasses.replace(config, channels_last=result["train"]["channels_last"])
             results.append(result)
+            finished.setdefault(row.label, folder)
             on_result(results)
-    return Outcome(results, failures)
+    return Outcome(results, failures, measure_speeds(finished, data, output))
+
+
+def measure_speeds(
+    folders: Mapping[str, Path], data: DataSet, output: Path, *, rounds: int = 5
+) -> dict[str, dict[str, float]]:
+    """Times the nets of finished runs in turns, so that a busy moment of the machine strikes all of them alike.
+
+    Latency is that of one image in float32, with ordinary kernels wherever that is exact. Training speed is that of
+    forward and backward passes of a batch, in the precision and layout of the run. Both are medians over the rounds.
+
+    Args:
+        folders: a finished run for each label.
+        data: what the runs trained on.
+        output: where `speed.json` is written.
+        rounds: how often each net is timed.
+    Returns:
+        For each label `latency_ms` and `train_images_per_second`.
+    """
+    nets = {label: checkpoint.load(folder / "model.safetensors") for label, folder in folders.items()}
+    settings = {label: read_json(folder / "config.json")["train"] for label, folder in folders.items()}
+    served = {label: as_served(net) for label, net in nets.items()}
+    latencies: dict[str, list[float]] = {label: [] for label in nets}
+    rates: dict[str, list[float]] = {label: [] for label in nets}
+    for _ in range(rounds + 1):  # the first round warms up
+        for label, net in nets.items():
+            latencies[label].append(measure_latency(served[label], data.input_size, runs=10, warmup=2).median_ms)
+            layout = LAYOUTS[settings[label]["channels_last"]]
+            images, labels = trial_batch(data, settings[label]["batch_size"], torch.device("cpu"))
+            to_layout(net.train(), layout)
+            seconds = step_seconds(
+                net, images.contiguous(memory_format=layout), labels, settings[label]["precision"] == "bfloat16"
+            )
+            rates[label].append(len(labels) / seconds)
+    speeds = {
+        label: {"latency_ms": median(latencies[label][1:]), "train_images_per_second": median(rates[label][1:])}
+        for label in nets
+    }
+    write_json(output / "speed.json", {"rounds": rounds, "threads": torch.get_num_threads(), "nets": speeds})
+    return speeds

@@ -12,7 +12,7 @@ from torch import nn
 from pocketcnn.errors import UnknownModel
 from pocketcnn.methods import get_method
 from pocketcnn.models import PLAIN
-from pocketcnn.surgery import Provenance, condense
+from pocketcnn.surgery import Provenance, condense, remember
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
             model = PLAIN[name](**options)
         except TypeError as error:
             raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
-        model.provenance = Provenance(base={"name": name, "options": options}, steps=())
-        return model
+        return remember(model, Provenance(base={"name": name, "options": options}, steps=()))
     if name not in RECIPES:
         raise UnknownModel(name, (*PLAIN, *RECIPES))
     recipe = RECIPES[name]

@@ -79,7 +79,9 @@ class Plan:
             cells.append(("(shared)", "", "", "0", f"{self.shared_numbers:,}", ""))
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         lines = [
-            "  ".join(c.rjust(w) if i in (3, 4) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                c.rjust(w) if i in (3, 4) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in cells
         ]
         options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
@@ -89,7 +91,7 @@ class Plan:
     def savings(self) -> list[str]:
         """One line for each total: before, after and their ratio."""
         if isinstance(self.before, int) or isinstance(self.after, int):
-            pairs = [("trainable numbers", self.before, self.after)]
+            pairs: list[tuple[str, Any, Any]] = [("trainable numbers", self.before, self.after)]
         else:
             names = ("trainable_params", "size_bytes", "macs", "depth")
             pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
@@ -125,7 +127,9 @@ def plan(
     sites = _select(record.sites(model, settings), include, exclude, where, "skip")
     chosen = {site.name for site in sites if not site.reason}
     with torch.random.fork_rng():
-        after = _apply(model, record, settings, tuple(site.name for site in sites if not site.reason)) if chosen else model
+        after = (
+            _apply(model, record, settings, tuple(site.name for site in sites if not site.reason)) if chosen else model
+        )
     owners: dict[int, set[str]] = {}
     for name in chosen:
         for parameter in after.get_submodule(name).parameters():
@@ -232,6 +236,7 @@ def materialize(model: nn.Module) -> nn.Module:
             f"{name}{others}: {why}, so no ordinary convolution equals it; run or export the net as it is"
         )
     dense = copy.deepcopy(model)
+    layer: Any
     for layer, names in _paths(dense).items():
         if is_condensed(layer):
             with torch.no_grad():
@@ -245,8 +250,7 @@ def materialize(model: nn.Module) -> nn.Module:
                 if conv.bias is not None:
                     conv.bias.copy_(layer.bias)
             _replace(dense, names, conv.train(layer.training).requires_grad_(not _is_frozen(layer)))
-    dense.provenance = Provenance(base=provenance(model).base, steps=())
-    return dense
+    return remember(dense, Provenance(base=provenance(model).base, steps=()))
 
 
 def provenance(model: nn.Module) -> Provenance:
@@ -254,7 +258,13 @@ def provenance(model: nn.Module) -> Provenance:
     return getattr(model, "provenance", Provenance(base=None, steps=()))
 
 
-def describe(module: nn.Module) -> str:
+def remember(model: nn.Module, made: Provenance) -> nn.Module:
+    """Writes into a net how it was made; deepcopy and `save` take it along."""
+    vars(model)["provenance"] = made
+    return model
+
+
+def describe(module: Any) -> str:
     """A layer in a few words: `3x3, 64 -> 128, stride 2`."""
     if not hasattr(module, "kernel_size"):
         return type(module).__name__
@@ -345,8 +355,7 @@ def _apply(model: nn.Module, record: Method, settings: Any, names: tuple[str, ..
         _replace(small, site.names, new)
     made = provenance(model)
     step = Step(record.name, dataclasses.asdict(settings), names)
-    small.provenance = dataclasses.replace(made, steps=(*made.steps, step))
-    return small
+    return remember(small, dataclasses.replace(made, steps=(*made.steps, step)))
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -1,7 +1,6 @@
 """Counting multiply-adds and depth by running a net once and watching its operations."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,25 +127,21 @@ class _Watch(TorchDispatchMode):
     def _enter(self, module: nn.Module, inputs: tuple) -> None:
         self._entered.append(self._depth(inputs))
 
-    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+    def _leave(self, module: Any, inputs: tuple, output: Any) -> None:
         depth = self._entered.pop() + 1
         if not self._entered:  # a layer inside another one is part of it
             self.deepest = max(self.deepest, depth)
             self._set(output, depth)
         if hasattr(module, "dense_weight") and id(module) not in self._seen:
             self._seen.add(id(module))
-            self._generators |= {id(p): p for p in _generators(module)}
+            self._generators |= {id(p): p for p in module.generator_parameters()}
             with _paused():
                 self.generated += module.dense_weight(*inputs).numel()
         self._ask(module, inputs, output)
 
-    def _ask(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+    def _ask(self, module: Any, inputs: tuple, output: Any) -> None:
         if hasattr(module, "extra_macs"):
             self.extra.update(module.extra_macs(*inputs, output))
-
-
-def _generators(module: Any) -> Iterable[nn.Parameter]:
-    return module.generator_parameters()
 
 
 def _paused():

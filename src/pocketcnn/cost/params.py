@@ -12,7 +12,11 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     seen: set[tuple] = set()
     distinct = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        key = (id(tensor),) if tensor.numel() == 0 or tensor.is_meta else (tensor.data_ptr(), tensor.shape, tensor.stride())
+        key = (
+            (id(tensor),)
+            if tensor.numel() == 0 or tensor.is_meta
+            else (tensor.data_ptr(), tensor.shape, tensor.stride())
+        )
         if key not in seen:
             seen.add(key)
             distinct[name] = tensor.detach()

@@ -51,7 +51,9 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     device = images.device
     if how.crop or how.flip:
         shift = torch.randint(0, 2 * how.crop + 1, (2, batch, 1), generator=generator)
-        mirrored = torch.rand(batch, 1, generator=generator) < 0.5 if how.flip else torch.zeros(batch, 1, dtype=torch.bool)
+        mirrored = (
+            torch.rand(batch, 1, generator=generator) < 0.5 if how.flip else torch.zeros(batch, 1, dtype=torch.bool)
+        )
         rows = shift[0] + torch.arange(height)
         columns = torch.where(mirrored, torch.arange(width - 1, -1, -1), torch.arange(width)) + shift[1]
         padded = F.pad(images, (how.crop,) * 4)

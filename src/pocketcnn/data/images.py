@@ -142,7 +142,9 @@ def _cache_folder() -> Path:
 
 def _cached(name: str, reading: Reading, folder: Path) -> tuple[sources.Decoded, str]:
     source = _find(name)
-    described = json.dumps([_CACHE_VERSION, source.fingerprint(), reading.image_size, reading.channels, reading.skip_bad])
+    described = json.dumps(
+        [_CACHE_VERSION, source.fingerprint(), reading.image_size, reading.channels, reading.skip_bad]
+    )
     key = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = folder / f"{source.label}-{key}.safetensors"
     if path.exists():
@@ -164,7 +166,9 @@ def _read_cache(path: Path) -> sources.Decoded:
     with safe_open(path, framework="pt") as file:
         metadata, names = file.metadata(), set(file.keys())
         train = Images(file.get_tensor("train_images"), file.get_tensor("train_labels"))
-        test = Images(file.get_tensor("test_images"), file.get_tensor("test_labels")) if "test_images" in names else None
+        test = (
+            Images(file.get_tensor("test_images"), file.get_tensor("test_labels")) if "test_images" in names else None
+        )
     return sources.Decoded(train, test, tuple(json.loads(metadata["classes"])), int(metadata["skipped"]))
 
 
@@ -219,5 +223,3 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         means.append(round(mean, 6))
         stds.append(round(max(1e-3, float((share * (values - mean) ** 2).sum()) ** 0.5), 6))
     return tuple(means), tuple(stds)
-
-

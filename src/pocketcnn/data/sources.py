@@ -168,9 +168,7 @@ class ParquetFolder(AbstractSource):
                     except Exception as error:
                         raise BadData(f"{file}: not readable as parquet ({error}); copy it again") from error
                 classes = classes or columns[2]
-                splits[str(split)] = _chain(
-                    _rows(row, file, columns) for row, file in zip(rows, files, strict=True)
-                )
+                splits[str(split)] = _chain(_rows(row, file, columns) for row, file in zip(rows, files, strict=True))
         return splits, classes
 
 
@@ -192,7 +190,9 @@ class HubDataSet(AbstractSource):
             from pocketcnn.data.images import BUILT_IN
 
             raise UnknownData(
-                self.id, BUILT_IN, f"The hub did not give it ({type(error).__name__}); a folder of its parquet files works offline."
+                self.id,
+                BUILT_IN,
+                f"The hub did not give it ({type(error).__name__}); a folder of its parquet files works offline.",
             ) from error
         columns = {split: _columns(rows.features, f"{self.id}/{split}") for split, rows in found.items()}
         splits = {split: _rows(rows, f"{self.id}/{split}", columns[split]) for split, rows in found.items()}
@@ -334,7 +334,9 @@ def _decode(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many kinds
-        return BadImage(f"{item.where}: cannot be decoded ({error}); repair it or pass skip_bad_images (--skip-bad-images)")
+        return BadImage(
+            f"{item.where}: cannot be decoded ({error}); repair it or pass skip_bad_images (--skip-bad-images)"
+        )
     pixels = np.asarray(converted, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

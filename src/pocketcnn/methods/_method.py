@@ -17,7 +17,7 @@ class Site:
     """
 
     names: tuple[str, ...]  # every dotted path that leads to the module; the first one names the site
-    module: nn.Module
+    module: Any
     reason: str = ""
     possible: bool = True
 

@@ -91,9 +91,7 @@ class CondConv2d(AbstractConv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def routing_weights(
-        self, x: Float[Tensor, "batch in_channels height width"]
-    ) -> Float[Tensor, "batch num_experts"]:
+    def routing_weights(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
         """How much of each expert each image takes, in (0, 1)."""
         return self.router(x.mean(dim=(2, 3))).sigmoid()
 
@@ -138,9 +136,7 @@ def sites(model: nn.Module, options: CondConvOptions) -> list[Site]:
 
 def build(sites: Sequence[Site], options: CondConvOptions) -> dict[str, nn.Module]:
     """A layer of experts for each site."""
-    return {
-        site.name: CondConv2d(**conv_arguments(site.module), num_experts=options.num_experts) for site in sites
-    }
+    return {site.name: CondConv2d(**conv_arguments(site.module), num_experts=options.num_experts) for site in sites}
 
 
 METHOD = Method(

@@ -5,12 +5,14 @@ neighbourhood. Channels are never mixed, so a net must keep ordinary convolution
 
 Source: Li et al., Involution: Inverting the Inherence of Convolution for Visual Recognition, CVPR 2021
 (arXiv 2103.06255). The paper assumes 'same' padding; here any geometry works: the kernel of an output pixel is generated
-from the pixels its stride covers, counted from the centre of its window.
+from the pixels its stride covers, counted from the centre of its window. An involution is quadratic in its input, so a
+deep net of them overflows in evaluation mode until batch norm has seen images.
 """
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -98,7 +100,7 @@ class Involution2d(AbstractConv2d):
             raise ValueError(f"kernel_size must be odd, so that it has a centre, not {self.kernel_size}")
         self.group_channels, self.reduction = group_channels, reduction
         hidden, taps = max(1, in_channels // reduction), self.kernel_size[0] * self.kernel_size[1]
-        where = {"device": device, "dtype": dtype}
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.generator = nn.Sequential(
             nn.Conv2d(in_channels, hidden, 1, bias=False, **where),
             nn.BatchNorm2d(hidden, **where),
@@ -110,11 +112,14 @@ class Involution2d(AbstractConv2d):
 
     def reset_parameters(self) -> None:
         """Both generator convolutions Kaiming fan-out, as in the authors' nets; biases 0."""
-        for conv in (self.generator[0], self.generator[3]):
+        reduce, norm, _, span = self.generator
+        for conv in (reduce, span):
+            assert isinstance(conv, nn.Conv2d)
             nn.init.normal_(conv.weight, std=(2 / fan_out(tuple(conv.weight.shape), 1)) ** 0.5)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
-        self.generator[1].reset_parameters()
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -132,7 +137,9 @@ class Involution2d(AbstractConv2d):
         top, left = self._before[0] - reach[0], self._before[1] - reach[1]
         bottom, right = self._after[0] - reach[0], self._after[1] - reach[1]
         if x.shape[2] + top + bottom < 1 or x.shape[3] + left + right < 1:
-            raise ValueError(f"a {self.kernel_size} kernel does not fit in {tuple(x.shape[2:])} pixels, padding included")
+            raise ValueError(
+                f"a {self.kernel_size} kernel does not fit in {tuple(x.shape[2:])} pixels, padding included"
+            )
         if (top, bottom, left, right) != (0, 0, 0, 0):
             x = F.pad(x, (left, right, top, bottom))
         if self.stride != (1, 1):
@@ -197,7 +204,9 @@ def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
     for i in reversed(range(len(found))):
         site = found[i]
         if not site.reason and next_is_involution:
-            found[i] = dataclasses.replace(site, reason="the next layer becomes an involution; one of two mixes channels")
+            found[i] = dataclasses.replace(
+                site, reason="the next layer becomes an involution; one of two mixes channels"
+            )
         next_is_involution = not found[i].reason or getattr(site.module, "condensed_by", "") == "involution"
     return found
 
@@ -210,7 +219,7 @@ def _keeps_centres(conv: nn.Conv2d) -> bool:
 
 def build(sites: Sequence[Site], options: InvolutionOptions) -> dict[str, nn.Module]:
     """An involution for each site; a new kernel_size keeps the output's size by changing the padding with it."""
-    built = {}
+    built: dict[str, nn.Module] = {}
     for site in sites:
         arguments = conv_arguments(site.module)
         del arguments["groups"]

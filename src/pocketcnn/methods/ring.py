@@ -163,9 +163,7 @@ class RingConv2d(AbstractConv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         if ring is None:
-            ring = ParameterRing(
-                [self.weight_shape], size, seed=seed, groups=[groups], device=device, dtype=dtype
-            )
+            ring = ParameterRing([self.weight_shape], size, seed=seed, groups=[groups], device=device, dtype=dtype)
         if not 0 <= slot < len(ring.shapes) or ring.shapes[slot] != self.weight_shape:
             held = ring.shapes[slot] if 0 <= slot < len(ring.shapes) else f"none of its {len(ring.shapes)} slots"
             raise ValueError(f"slot {slot} of the ring holds {held}, this layer reads {self.weight_shape}")

@@ -119,9 +119,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(
-        self, x: Float[Tensor, "batch in_channels height width"]
-    ) -> Float[Tensor, "batch num_classes"]:
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_classes"]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for stage in range(1, self.num_stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
@@ -152,7 +150,5 @@ BUILDERS: dict[str, Callable[..., ResNet]] = {
         f"resnet{6 * n + 2}": partial(ResNet, BasicBlock, (n, n, n), (16, 32, 64), num_classes=10, stem="small")
         for n in (3, 5, 7, 9, 18)
     },
-    "resnet32_4stage": partial(
-        ResNet, BasicBlock, (5, 5, 5, 5), (16, 32, 64, 64), num_classes=10, stem="small"
-    ),
+    "resnet32_4stage": partial(ResNet, BasicBlock, (5, 5, 5, 5), (16, 32, 64, 64), num_classes=10, stem="small"),
 }

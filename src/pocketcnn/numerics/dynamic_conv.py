@@ -16,7 +16,9 @@ def pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def output_size(size: tuple[int, int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[int, int]:
+def output_size(
+    size: tuple[int, int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> tuple[int, int]:
     """Height and width that a convolution makes of `size`; both at least 1.
 
     Raises:

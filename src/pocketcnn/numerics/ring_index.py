@@ -61,7 +61,7 @@ def ring_indices(
 
 def _stream(seed: int, purpose: int) -> np.random.RandomState:
     # RandomState takes words of 32 bits; the third keeps the purposes apart.
-    return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, purpose])  # noqa: NPY002 - the frozen stream
+    return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, purpose])
 
 
 def ring_kernel(

@@ -10,7 +10,11 @@ from pocketcnn._optional import optional_import
 from pocketcnn.methods import METHODS
 from pocketcnn.report.tables import Summary
 
-_AXES = (("file_bytes", "file size in bytes"), ("macs", "multiply-adds per image"), ("latency_ms", "latency in ms, one image"))
+_AXES = (
+    ("file_bytes", "file size in bytes"),
+    ("macs", "multiply-adds per image"),
+    ("latency_ms", "latency in ms, one image"),
+)
 # Okabe and Ito's colours, told apart by most colour-blind readers; black is the plain net's.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vP*X"
@@ -20,6 +24,7 @@ def _pyplot() -> Any:
     matplotlib = optional_import("matplotlib", extra="train", purpose="figures")
     matplotlib.use("Agg")
     pyplot = optional_import("matplotlib.pyplot", extra="train", purpose="figures")
+    optional_import("matplotlib.ticker", extra="train", purpose="figures")
     pyplot.rcParams.update(
         {
             "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -35,7 +40,8 @@ def _colour(method: str) -> str:
 
 def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
     """Colour by method, marker by row among those of one colour; rivals are hollow, in the colour of their small net."""
-    styles, used = {}, {}
+    styles: dict[str, dict[str, Any]] = {}
+    used: dict[str, int] = {}
     for summary in summaries:
         if summary.rival_of:
             base = styles.get(summary.rival_of, {"color": "#222222", "marker": "o"})
@@ -43,7 +49,11 @@ def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
         else:
             number = used.setdefault(summary.method, 0)
             used[summary.method] += 1
-            styles[summary.label] = {"color": _colour(summary.method), "marker": _MARKERS[number % len(_MARKERS)], "hollow": False}
+            styles[summary.label] = {
+                "color": _colour(summary.method),
+                "marker": _MARKERS[number % len(_MARKERS)],
+                "hollow": False,
+            }
     return styles
 
 
@@ -71,6 +81,13 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
                     color=style["color"], linewidth=0.8, linestyle=":",
                 )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(pyplot.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.xaxis.set_minor_formatter(pyplot.matplotlib.ticker.NullFormatter())
+        low, high = axes.get_xlim()
+        if high / low < 10:  # less than a decade: widen it, so that there are ticks to read
+            middle = (low * high) ** 0.5
+            axes.set_xlim(middle / 10**0.5, middle * 10**0.5)
         axes.set_xlabel(title)
         axes.set_ylabel("test accuracy in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -106,6 +123,14 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return _svg(pyplot, figure)
+
+
+def _short(value: float) -> str:
+    """A number on an axis: 0.5, 20, 200 k, 5 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _legend(summary: Summary) -> str:

@@ -31,6 +31,12 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     return sorted(results, key=lambda r: (rank.get(r["identity"].get("label"), len(rank)), r["name"], r["seed"]))
 
 
+def read_speeds(folder: str | Path) -> dict[str, dict[str, float]]:
+    """What a comparison measured in turns at its end; empty where there is none."""
+    path = Path(folder) / "speed.json"
+    return read_json(path)["nets"] if path.exists() else {}
+
+
 def write_report(folder: str | Path) -> Path:
     """Writes `report.html`, `table.md` and the figures as SVG files into a folder of runs.
 
@@ -43,7 +49,7 @@ def write_report(folder: str | Path) -> Path:
     jinja2 = optional_import("jinja2", extra="train", purpose="the report")
     folder = Path(folder)
     results = read_results(folder)
-    summaries = tables.summarize(results)
+    summaries = tables.summarize(results, read_speeds(folder))
     curves: dict[str, list[list[float]]] = {}
     for result in results:
         curves.setdefault(result["identity"].get("label") or result["name"], []).append(_curve(result["folder"]))
@@ -62,7 +68,9 @@ def write_report(folder: str | Path) -> Path:
         rows=[(tables.cells(summary), bool(summary.rival_of)) for summary in summaries],
         figures={name: _embedded(svg, name) for name, svg in drawn.items()},
         findings=findings(summaries),
-        recipe={key: value for key, value in first["train"].items() if key not in ("seed", "precision", "channels_last")},
+        recipe={
+            key: value for key, value in first["train"].items() if key not in ("seed", "precision", "channels_last")
+        },
         settings=sorted({f"{r['train']['precision']}, channels_last {r['train']['channels_last']}" for r in results}),
         environment={key: value for key, value in environment.items() if key != "packages" and value is not None},
         packages=environment["packages"],
@@ -114,7 +122,9 @@ def _curve(folder: Path) -> list[float]:
 
 def _embedded(svg: str, prefix: str) -> str:
     """An SVG for inside a page: no XML header, ids that differ between figures, a size that follows the page."""
-    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )

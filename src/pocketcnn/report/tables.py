@@ -1,6 +1,6 @@
 """One line per net: means over its seeds, and how each figure compares with the plain net's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any
@@ -33,12 +33,19 @@ COLUMNS = (
 )
 
 
-def summarize(results: Sequence[dict[str, Any]]) -> list[Summary]:
-    """Groups results by net, in the order of their first appearance."""
+def summarize(
+    results: Sequence[dict[str, Any]], speeds: Mapping[str, Mapping[str, float]] | None = None
+) -> list[Summary]:
+    """Groups results by net, in the order of their first appearance.
+
+    Args:
+        results: contents of `result.json` files.
+        speeds: for each label, figures measured in turns; they replace those that each run measured for itself.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         groups.setdefault(result["identity"].get("label") or result["name"], []).append(result)
-    values = {label: _values(group) for label, group in groups.items()}
+    values = {label: {**_values(group), **(speeds or {}).get(label, {})} for label, group in groups.items()}
     plain = {
         group[0]["identity"].get("model"): values[label]
         for label, group in groups.items()
@@ -59,7 +66,9 @@ def summarize(results: Sequence[dict[str, Any]]) -> list[Summary]:
                 stdev(accuracies) if len(group) > 1 else 0.0,
                 len(group),
                 values[label],
-                {key: value / reference[key] for key, value in values[label].items() if reference[key]} if reference else {},
+                {key: value / reference[key] for key, value in values[label].items() if reference[key]}
+                if reference
+                else {},
             )
         )
     return summaries
@@ -82,7 +91,10 @@ def header() -> list[str]:
 
 def cells(summary: Summary) -> list[str]:
     """A table row: each figure with its ratio to the plain net's."""
-    row = [name(summary), f"{100 * summary.accuracy:.2f}" + (f" ± {100 * summary.spread:.2f}" if summary.seeds > 1 else "")]
+    row = [
+        name(summary),
+        f"{100 * summary.accuracy:.2f}" + (f" ± {100 * summary.spread:.2f}" if summary.seeds > 1 else ""),
+    ]
     for _, key, kind in COLUMNS:
         value = summary.values[key]
         text = f"{value:,.0f}" if kind == "count" else f"{value:.2f}"

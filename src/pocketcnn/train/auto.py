@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import time
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from pocketcnn.data import DataSet
 from pocketcnn.train.config import TrainConfig
+
+LAYOUTS = {"on": torch.channels_last, "off": torch.contiguous_format}
 
 
 def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.device) -> TrainConfig:
@@ -24,22 +27,17 @@ def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.de
     precisions = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
     layouts = ("off", "on") if config.channels_last == "auto" else (config.channels_last,)
     candidates = [(precision, layout) for precision in precisions for layout in layouts]
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(data.train), (config.batch_size,), generator=generator)
-    images = data.train.images[chosen].float().div(255).to(device)
-    labels = data.train.labels[chosen].to(device)
+    images, labels = trial_batch(data, config.batch_size, device)
     runs = {}
     with torch.random.fork_rng():
         for candidate in candidates:
-            layout = torch.channels_last if candidate[1] == "on" else torch.contiguous_format
-            runs[candidate] = (
-                copy.deepcopy(net).to(device, memory_format=layout).train(),
-                images.contiguous(memory_format=layout),
-            )
+            layout = LAYOUTS[candidate[1]]
+            trial = to_layout(copy.deepcopy(net).to(device), layout).train()
+            runs[candidate] = (trial, images.contiguous(memory_format=layout))
         times: dict[tuple[str, str], list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(4):
             for candidate, (trial, batch) in runs.items():
-                times[candidate].append(_step_seconds(trial, batch, labels, candidate[0] == "bfloat16"))
+                times[candidate].append(step_seconds(trial, batch, labels, candidate[0] == "bfloat16"))
     seconds = {candidate: median(taken[1:]) for candidate, taken in times.items()}  # the first one warms up
     best = min(candidates, key=seconds.__getitem__)
     if seconds[best] > 0.9 * seconds[candidates[0]]:
@@ -47,7 +45,19 @@ def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.de
     return dataclasses.replace(config, precision=best[0], channels_last=best[1])  # type: ignore[arg-type]
 
 
-def _step_seconds(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, bfloat16: bool) -> float:
+def to_layout(net: Any, layout: torch.memory_format) -> nn.Module:
+    """Brings a net's kernels into a memory layout, in place."""
+    return net.to(memory_format=layout)
+
+
+def trial_batch(data: DataSet, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training images as floats in [0, 1], and their labels."""
+    chosen = torch.randint(len(data.train), (size,), generator=torch.Generator().manual_seed(0))
+    return data.train.images[chosen].float().div(255).to(device), data.train.labels[chosen].to(device)
+
+
+def step_seconds(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, bfloat16: bool) -> float:
+    """Seconds that a forward and a backward pass take."""
     start = time.perf_counter()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         loss = F.cross_entropy(net(images).float(), labels)

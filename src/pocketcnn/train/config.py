@@ -53,9 +53,8 @@ class TrainConfig:
             bad.append(f"lr must be positive, got {self.lr}")
         if min(self.weight_decay, self.clip_norm) < 0:
             bad.append(f"weight_decay and clip_norm must not be negative, got {self.weight_decay}, {self.clip_norm}")
-        for name in ("momentum", "warmup", "label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                bad.append(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        shares = ("momentum", "warmup", "label_smoothing", "ema_decay")
+        bad += [f"{n} must lie in [0, 1), got {getattr(self, n)}" for n in shares if not 0 <= getattr(self, n) < 1]
         if not 0 <= self.seed < 2**32:
             bad.append(f"seed must lie in [0, 2**32), got {self.seed}")
         for field in dataclasses.fields(self):

@@ -3,10 +3,11 @@
 import dataclasses
 import logging
 import platform
+import shlex
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from pocketcnn.train.config import TrainConfig
 
 pl = optional_import("lightning.pytorch", extra="train", purpose="training")
 
-from pocketcnn.train.auto import resolve  # noqa: E402
+from pocketcnn.train.auto import resolve, to_layout  # noqa: E402
 from pocketcnn.train.callbacks import AtomicCheckpointIO, EpochLog, GracefulStop  # noqa: E402
 from pocketcnn.train.module import Classifier  # noqa: E402
 
@@ -78,7 +79,12 @@ def fit(
     folder = make_folder(Path(folder))
     name = name or folder.name
     check_fit(model, data)
-    settings = {"name": name, "identity": dict(identity or {}), "data": data.name, "fingerprint": data.fingerprint}
+    settings: dict[str, Any] = {
+        "name": name,
+        "identity": dict(identity or {}),
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+    }
     settings["train_images"] = len(data.train)
     earlier = _earlier(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
@@ -121,7 +127,7 @@ def fit(
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         trainer.test(module, verbose=False)
         test = module.take("test")
-    model.to("cpu", memory_format=torch.contiguous_format)
+    to_layout(model.to("cpu"), torch.contiguous_format)
     size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
     result = {
         "name": name,
@@ -137,7 +143,7 @@ def fit(
         "wall_seconds": time.perf_counter() - start,
         "file_bytes": size,
         "cost": dataclasses.asdict(measure(model, data.input_size)),
-        "latency": latency_as_served(model, data.input_size),
+        "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
         "train": dataclasses.asdict(config),
     }
     if trainer.is_global_zero:
@@ -158,13 +164,12 @@ def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[
     return module.take("test")
 
 
-def latency_as_served(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, Any]:
-    """Latency of one image as one would serve the net: with ordinary kernels wherever that is exact."""
+def as_served(model: nn.Module) -> nn.Module:
+    """The net as one would serve it: with ordinary kernels where that is exact, else as it is."""
     try:
-        served, form = materialize(model), "materialized"
+        return materialize(model)
     except CannotMaterialize:
-        served, form = model, "as trained"
-    return dataclasses.asdict(measure_latency(served, input_size)) | {"form": form}
+        return model
 
 
 def check_fit(model: nn.Module, data: DataSet) -> None:
@@ -210,8 +215,12 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: metadata.version(name) for name in packages},
-        "command": " ".join(Path(sys.argv[0]).name if i == 0 else word for i, word in enumerate(sys.argv)),
+        "command": shlex.join(["pocketcnn" if _is_ours(sys.argv[0]) else Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _is_ours(program: str) -> bool:
+    return Path(program).parts[-2:] == ("pocketcnn", "__main__.py")
 
 
 def _processor() -> str:

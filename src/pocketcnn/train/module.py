@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,13 +11,17 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from pocketcnn.data import DataSet, Images, augment
+from pocketcnn.data import DataSet, augment
 from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 
 
 class Normalize(nn.Module):
     """uint8 images to floats of zero mean and unit deviation per channel."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -34,12 +39,13 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.net, self.config = net, config
         self._data = data
-        self._forward = torch.compile(net) if config.compile else net
+        # In a tuple, so that it is not registered as a second copy of the net in checkpoints.
+        self._callable = (torch.compile(net) if config.compile else net,)
         self.normalize = Normalize(data.mean, data.std)
-        self.memory_format = torch.channels_last if config.channels_last == "on" else torch.contiguous_format
-        self.net.to(memory_format=self.memory_format)
+        self.memory_format = LAYOUTS[config.channels_last]
+        to_layout(net, self.memory_format)
         classes = len(data.classes)
-        self.metrics = nn.ModuleDict(
+        self.metrics: Any = nn.ModuleDict(
             {
                 f"{split}_{name}": metric
                 for split in ("train", "validation", "test")
@@ -51,7 +57,7 @@ class Classifier(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._forward(self.normalize(images).contiguous(memory_format=self.memory_format))
+        return self._callable[0](self.normalize(images).contiguous(memory_format=self.memory_format))
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)  # for nets that draw numbers themselves
@@ -59,9 +65,9 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
         if self.config.augment:
-            generator = torch.Generator()
-            generator.manual_seed(hash((self.config.seed, self.current_epoch, index, self.global_rank)) % 2**63)
-            images = augment(images, self._data.augmentation, generator)
+            where = (self.config.seed, self.current_epoch, index, self.global_rank)
+            seed = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0] >> 1)
+            images = augment(images, self._data.augmentation, torch.Generator().manual_seed(seed))
         logits = self(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
         if not torch.isfinite(loss):
@@ -114,10 +120,11 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:
-        images, world = self._data.train, self.trainer.world_size
+        images: Any = self._data.train
+        world = self.trainer.world_size
         share = len(images) // world
         batch = min(self.config.batch_size, share)
-        sampler = DistributedSampler(images, world, self.global_rank, seed=self.config.seed, drop_last=world > 1)
+        sampler: Any = DistributedSampler(images, world, self.global_rank, seed=self.config.seed, drop_last=world > 1)
         return DataLoader(images, batch, sampler=sampler, drop_last=True, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader:
@@ -126,7 +133,7 @@ class Classifier(pl.LightningModule):
     def test_dataloader(self) -> DataLoader:
         return self._ordered(self._data.test)
 
-    def _ordered(self, images: Images) -> DataLoader:
+    def _ordered(self, images: Any) -> DataLoader:
         sampler = _Share(len(images), self.global_rank, self.trainer.world_size)
         return DataLoader(images, max(256, self.config.batch_size), sampler=sampler, collate_fn=_as_is)
 
@@ -144,5 +151,5 @@ class _Share(Sampler[int]):
         return len(self.indices)
 
 
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_is(batch: Any) -> Any:
     return batch

@@ -1,0 +1,73 @@
+"""What all tests share: shapes in signatures are checked, golden files can be refreshed, nothing touches the user's cache."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# Before the first import of these packages: every call in a test is then checked against the shapes it promises.
+install_import_hook(["pocketcnn.numerics", "pocketcnn.methods", "pocketcnn.models"], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code says now")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "golden: compares with a file in tests/golden")
+    torch.set_num_threads(1)  # two workers share two cores
+    os.environ["COLUMNS"] = "100"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("POCKETCNN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """The compiler and the exporter cannot trace the checks of shapes; only the tests that need them do without."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def golden(request):
+    """Compares a text with a golden file, or rewrites the file under --update-golden."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), f"{name} differs; make golden rewrites it, read the diff"
+
+    return check
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real data sets beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data sets in ../shared/data are not on this machine")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from pocketcnn.data import load
+
+    return load("digits")

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import oracles
+from pocketcnn.methods.involution import Involution2d, InvolutionOptions
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3])),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(0, 4), st.integers(0, 3)),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    st.tuples(st.integers(5, 9), st.integers(5, 8)),
+)
+def test_layer_equals_loop_in_any_geometry(kernel, stride, padding, dilation, size):
+    if any(size[a] + 2 * padding[a] <= dilation[a] * (kernel[a] - 1) for a in (0, 1)):
+        return
+    layer = Involution2d(
+        4, 4, kernel, stride, padding, dilation, bias=True, group_channels=2, dtype=torch.float64
+    ).eval()
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    expected = oracles.involution2d(x, layer.dense_weight(x), kernel, stride, padding, dilation)
+    conv = nn.Conv2d(4, 4, kernel, stride, padding, dilation, dtype=torch.float64)
+    assert layer(x).shape == conv(x).shape
+    torch.testing.assert_close(layer(x), expected + layer.bias[:, None, None], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_kernels_are_generated_from_the_pixel_at_the_windows_centre(padding):
+    """With stride 1, output pixel (i, j) is centred on input pixel (i, j) + 1 - padding of a 3x3 window."""
+    layer = Involution2d(4, 4, 3, 1, padding, group_channels=4, dtype=torch.float64).eval()
+    x = torch.randn(1, 4, 6, 7, dtype=torch.float64)
+    weight = layer.dense_weight(x)
+    for i in range(weight.shape[3]):
+        for j in range(weight.shape[4]):
+            row, column = i + 1 - padding, j + 1 - padding
+            inside = 0 <= row < 6 and 0 <= column < 7
+            pixel = x[0, :, row, column] if inside else torch.zeros(4, dtype=torch.float64)
+            expected = layer.generator(pixel.view(1, 4, 1, 1)).view(1, 9)
+            torch.testing.assert_close(weight[0, :, :, i, j], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_stride_averages_the_pixels_it_covers():
+    layer = Involution2d(4, 4, 3, 2, 1, group_channels=4, dtype=torch.float64).eval()
+    x = torch.randn(1, 4, 7, 7, dtype=torch.float64)  # odd: the last window covers a single row and column
+    weight = layer.dense_weight(x)
+    assert weight.shape == (1, 1, 9, 4, 4)
+    for i, rows in enumerate((slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7))):
+        expected = layer.generator(x[:, :, rows, 0:2].mean((2, 3), keepdim=True)).view(1, 9)
+        torch.testing.assert_close(weight[0, :, :, i, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_groups_share_kernels_over_consecutive_channels():
+    layer = Involution2d(6, 6, 3, padding=1, group_channels=3, dtype=torch.float64).eval()
+    plane = torch.randn(2, 1, 5, 5, dtype=torch.float64)
+    x = plane.expand(2, 6, 5, 5).contiguous()
+    y = layer(x)
+    assert torch.allclose(y[:, 0], y[:, 2])
+    assert torch.allclose(y[:, 3], y[:, 5])
+    assert not torch.allclose(y[:, 2], y[:, 3])
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="this layer has 128 in and 256 out"):
+        Involution2d(128, 256, 3)
+    with pytest.raises(
+        ValueError, match=r"18 channels do not divide into groups of 16; group sizes that fit: \[1, 2, 3"
+    ):
+        Involution2d(18, 18, 3)
+    with pytest.raises(ValueError, match="must be odd"):
+        Involution2d(16, 16, (3, 2))
+    with pytest.raises(ValueError, match="must be odd and positive"):
+        InvolutionOptions(kernel_size=4)
+    with pytest.raises(ValueError, match="does not fit"):
+        Involution2d(16, 16, 5)(torch.randn(1, 16, 4, 4))
+    with pytest.raises(ValueError, match="needs x: it has a kernel of its own for every pixel"):
+        Involution2d(16, 16, 3).dense_weight()

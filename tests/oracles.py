@@ -1,0 +1,60 @@
+"""Slow and obvious forms, written from the papers' formulas with loops over single numbers; shared by no code in src."""
+
+import torch
+from torch import Tensor
+
+
+def _tap(x: Tensor, b: int, c: int, row: int, column: int) -> Tensor | float:
+    """A pixel, 0 outside of the image."""
+    return x[b, c, row, column] if 0 <= row < x.shape[2] and 0 <= column < x.shape[3] else 0.0
+
+
+def involution2d(x, kernels, kernel_size, stride, padding, dilation) -> Tensor:
+    batch, channels = x.shape[:2]
+    groups, height, width = kernels.shape[1], *kernels.shape[3:]
+    y = torch.zeros(batch, channels, height, width, dtype=x.dtype)
+    for b in range(batch):
+        for c in range(channels):
+            for i in range(height):
+                for j in range(width):
+                    for u in range(kernel_size[0]):
+                        for v in range(kernel_size[1]):
+                            row = i * stride[0] - padding[0] + u * dilation[0]
+                            column = j * stride[1] - padding[1] + v * dilation[1]
+                            tap = kernels[b, c * groups // channels, u * kernel_size[1] + v, i, j]
+                            y[b, c, i, j] += tap * _tap(x, b, c, row, column)
+    return y
+
+
+def conv2d(x, weight, stride, padding, dilation, groups) -> Tensor:
+    batch, out, inner = x.shape[0], weight.shape[0], weight.shape[1]
+    k = weight.shape[2:]
+    size = [(x.shape[2 + a] + 2 * padding[a] - dilation[a] * (k[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)]
+    y = torch.zeros(batch, out, *size, dtype=x.dtype)
+    for b in range(batch):
+        for o in range(out):
+            first = o // (out // groups) * inner
+            for i in range(size[0]):
+                for j in range(size[1]):
+                    for c in range(inner):
+                        for u in range(k[0]):
+                            for v in range(k[1]):
+                                row = i * stride[0] - padding[0] + u * dilation[0]
+                                column = j * stride[1] - padding[1] + v * dilation[1]
+                                y[b, o, i, j] += weight[o, c, u, v] * _tap(x, b, first + c, row, column)
+    return y
+
+
+def condconv2d(x, routing_weights, experts, bias, stride, padding, dilation, groups) -> Tensor:
+    """By outputs: every expert convolves every image, then outputs are mixed."""
+    total = 0
+    for e in range(experts.shape[0]):
+        y = conv2d(x, experts[e], stride, padding, dilation, groups)
+        if bias is not None:
+            y = y + bias[e][None, :, None, None]
+        total = total + routing_weights[:, e, None, None, None] * y
+    return total
+
+
+def ring_kernel(values, indices, signs, scale) -> Tensor:
+    return torch.stack([values[int(i)] * int(s) * scale for i, s in zip(indices, signs, strict=True)])

@@ -1,0 +1,44 @@
+import pytest
+
+from pocketcnn.report import markdown, summarize
+from pocketcnn.report.page import findings
+
+
+def record(label, method, accuracy, seed, scale=1.0, rival_of=""):
+    return {
+        "name": label, "seed": seed, "test_accuracy": accuracy, "train_images_per_second": 1000.0 * scale,
+        "file_bytes": round(1_000_000 * scale), "latency": {"median_ms": 2.0 * scale},
+        "cost": {"trainable_params": round(250_000 * scale), "total_params": round(252_000 * scale), "depth": 20,
+                 "macs": round(40_000_000 * scale)},
+        "identity": {"label": label, "model": "resnet20", "method": method, "rival_of": rival_of},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def summaries():
+    return summarize(
+        [record("resnet20 plain", "plain", a, s) for s, a in enumerate((0.90, 0.92))]
+        + [record("resnet20 ring", "ring", a, s, 0.25) for s, a in enumerate((0.88, 0.885))]
+        + [record("resnet20 width=0.5 plain", "plain", a, s, 0.26, "resnet20 ring") for s, a in enumerate((0.82, 0.84))]
+    )
+
+
+def test_means_spreads_and_ratios(summaries):
+    plain, ring, rival = summaries
+    assert plain.accuracy == pytest.approx(0.91)
+    assert plain.spread == pytest.approx(0.0141421, rel=1e-4)  # sample standard deviation of two
+    assert ring.ratios["file_bytes"] == pytest.approx(0.25)
+    assert rival.ratios["file_bytes"] == pytest.approx(0.26), "rivals are compared with the plain net of full width"
+
+
+@pytest.mark.golden
+def test_table(summaries, golden):
+    golden("table.md", markdown(summaries) + "\n" + "\n".join(findings(summaries)) + "\n")
+
+
+def test_gaps_within_the_noise_are_said_to_be():
+    rows = [record("resnet20 plain", "plain", 0.9, 0)]
+    rows += [record("resnet20 ring", "ring", a, s) for s, a in enumerate((0.80, 0.90))]
+    rows += [record("rival", "plain", a, s, 1.0, "resnet20 ring") for s, a in enumerate((0.81, 0.88))]
+    [sentence] = findings(summarize(rows))
+    assert "within the noise of these seeds" in sentence

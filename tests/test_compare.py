@@ -1,0 +1,94 @@
+import dataclasses
+import json
+
+import pytest
+
+import pocketcnn as pc
+from pocketcnn.compare import Contestant, compare, contestants, parse_method, width_of_size
+from pocketcnn.cost import count_params
+from pocketcnn.errors import BadData, UnknownMethod
+from pocketcnn.report import markdown, read_results, read_speeds, summarize, write_report
+from pocketcnn.train import TrainConfig
+
+QUICK = TrainConfig(epochs=1, batch_size=64, precision="float32", channels_last="off")
+NARROW = {"in_channels": 1, "num_classes": 10, "width": 0.25}
+
+
+@pytest.fixture(scope="module")
+def few():
+    from pocketcnn.data import load
+
+    return load("digits", limit=128)
+
+
+def test_method_texts():
+    assert parse_method("plain") == ("plain", {})
+    assert parse_method("ring:size=0.1,seed=3") == ("ring", {"size": 0.1, "seed": 3})
+    with pytest.raises(UnknownMethod, match="no method 'rong'; did you mean 'ring'"):
+        parse_method("rong")
+    with pytest.raises(ValueError, match="option 'size' has no value; write ring:size=VALUE"):
+        parse_method("ring:size")
+    with pytest.raises(ValueError, match="plain takes no options"):
+        parse_method("plain:width=2")
+
+
+@pytest.mark.parametrize("numbers", [3_000, 30_000, 300_000, 1_000_000])
+def test_rivals_have_the_same_stored_numbers(numbers):
+    width = width_of_size("resnet20", numbers, {"num_classes": 10})
+    found = count_params(pc.create_model("resnet20", num_classes=10, width=width))[1]
+    assert found == pytest.approx(numbers, rel=0.12)  # a channel more or less in one stage
+    neighbours = [
+        count_params(pc.create_model("resnet20", num_classes=10, width=w))[1] for w in (width * 0.97, width * 1.03)
+    ]
+    assert neighbours[0] <= found <= neighbours[1]
+
+
+def test_mistakes_show_before_anything_is_trained():
+    with pytest.raises(ValueError, match="size as a fraction must lie in"):
+        contestants(["resnet20"], ["plain", "ring:size=3.5"], {}, equal_size=False)
+
+
+def test_comparison_end_to_end_and_again(few, tmp_path, monkeypatch):
+    rows = contestants(["resnet20"], ["plain", "ring:size=0.2"], NARROW, equal_size=True)
+    assert [row.rival_of for row in rows] == ["", "", rows[1].label]
+    seen = []
+    outcome = compare(few, rows, QUICK, tmp_path / "cmp", seeds=2, on_result=lambda results: seen.append(len(results)))
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert not outcome.failures
+    page = write_report(tmp_path / "cmp").read_text()
+    summaries = summarize(read_results(tmp_path / "cmp"), read_speeds(tmp_path / "cmp"))
+    assert [summary.label for summary in summaries] == [row.label for row in rows]
+    assert all(summary.seeds == 2 for summary in summaries)
+    assert summaries[0].ratios["trainable_params"] == 1
+    assert summaries[1].ratios["trainable_params"] < 0.35
+    assert summaries[2].values["total_params"] == pytest.approx(summaries[1].values["total_params"], rel=0.15)
+    assert summaries[1].label in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert page.count("<svg") == 4
+    records = page.split('id="records">')[1].split("</script>")[0]
+    assert len(json.loads(records.replace("<\\/", "</"))) == 6
+    assert markdown(summaries) == (tmp_path / "cmp" / "table.md").read_text()
+
+    import pocketcnn.train.loop as loop
+
+    def fail(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(loop.pl, "Trainer", fail)
+    again = compare(few, rows, QUICK, tmp_path / "cmp", seeds=2)
+    assert again.results == outcome.results
+
+
+def test_a_diverging_run_does_not_stop_the_others(few, tmp_path):
+    rows = [Contestant("resnet20", model_options=NARROW), Contestant("resnet20", "ring", {}, NARROW)]
+    wild = dataclasses.replace(QUICK, lr=1e9, epochs=3)
+    outcome = compare(few, rows, wild, tmp_path / "cmp")
+    assert len(outcome.failures) + len(outcome.results) == 2
+    assert len(outcome.failures) >= 1
+    assert "epoch" in outcome.failures[0]
+
+
+def test_reports_of_nothing(tmp_path):
+    with pytest.raises(BadData, match="no finished runs"):
+        write_report(tmp_path)

@@ -1,0 +1,85 @@
+"""The arrows of docs/architecture.md: which part may import which. Read from the sources, nothing is run."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "pocketcnn"
+
+# Part -> the parts of the package it may import. errors, _optional and _files are open to all.
+ARROWS = {
+    "numerics": set(),
+    "kernels": {"numerics"},
+    "methods": {"numerics", "kernels"},
+    "models": set(),
+    "cost": set(),
+    "surgery": {"methods", "cost"},
+    "recipes": {"methods", "models", "surgery"},
+    "checkpoint": {"cost", "recipes", "surgery"},
+    "data": set(),
+    "train": {"checkpoint", "cost", "data", "surgery"},
+    "compare": {"checkpoint", "cost", "data", "methods", "recipes", "surgery", "train"},
+    "report": {"methods"},
+    "cli": {"checkpoint", "compare", "cost", "data", "methods", "recipes", "report", "train"},
+}
+OPEN = {"errors", "_optional", "_files"}
+CORE = {"torch", "numpy", "safetensors", "jaxtyping"}
+OPTIONAL = {
+    "train": {"lightning", "torchmetrics"},
+    "data": {"PIL"},
+    "report": {"matplotlib", "jinja2"},
+    "cli": {"tyro", "rich"},
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "pocketcnn":
+                yield from (f"pocketcnn.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def parts():
+    for path in sorted(SOURCE.rglob("*.py")):
+        part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if part not in {"__init__", "__main__", *OPEN}:
+            yield path, part
+
+
+@pytest.mark.parametrize(("path", "part"), list(parts()), ids=lambda value: str(value).split("pocketcnn/")[-1])
+def test_arrows_go_one_way(path, part):
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "pocketcnn":
+            imported = rest.split(".")[0]
+            if imported in {"__version__", ""} or imported == part or imported in OPEN:
+                continue
+            if part == "cli" and imported == "conf":
+                continue
+            assert imported in ARROWS[part], f"{part} must not import {imported}"
+        elif top not in sys.stdlib_module_names:
+            assert top in CORE | OPTIONAL.get(part, set()), f"{part} must not import {name}"
+
+
+def test_importing_the_package_and_asking_for_help_costs_no_torch():
+    code = "import sys, pocketcnn, pocketcnn.cli; pocketcnn.cli._overview(); print(sorted({'torch', 'tyro', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    import pocketcnn as pc
+
+    assert set(dir(pc)) == set(pc.__all__)
+    for name in pc.__all__:
+        assert getattr(pc, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pc.nothing  # noqa: B018

@@ -1,0 +1,276 @@
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import pocketcnn as pc
+from pocketcnn.data import DataSet, Images
+from pocketcnn.errors import BadData, BrokenFile, CannotWrite, NonFiniteLoss
+from pocketcnn.train import TrainConfig, evaluate, fit
+from pocketcnn.train.config import learning_rate_scale
+
+QUICK = TrainConfig(epochs=2, batch_size=32, precision="float32", channels_last="off")
+
+
+@pytest.fixture
+def few(digits) -> DataSet:
+    """96 training, 40 validation and 50 test images of the digits."""
+
+    def first(split: Images, count: int) -> Images:
+        return Images(split.images[:count], split.labels[:count])
+
+    return dataclasses.replace(
+        digits, train=first(digits.train, 96), validation=first(digits.validation, 40), test=first(digits.test, 50)
+    )
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_is_complete(few, tmp_path):
+    net = tiny()
+    result = fit(net, few, QUICK, tmp_path / "run", name="tiny", identity={"model": "resnet20"})
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"config.json", "environment.json", "metrics.csv", "result.json", "model.safetensors", "last.ckpt"}
+    assert [int(row["epoch"]) for row in rows(tmp_path / "run")] == [1, 2]
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["file_bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert result["identity"] == {"model": "resnet20"}
+    loaded = pc.load(tmp_path / "run" / "model.safetensors")
+    scores = evaluate(loaded, few)
+    assert scores["test_accuracy"] == pytest.approx(result["test_accuracy"])
+    assert scores["test_loss"] == pytest.approx(result["test_loss"], rel=1e-4)
+
+
+def test_it_learns(digits, tmp_path):
+    config = dataclasses.replace(QUICK, epochs=6, lr=0.1, batch_size=64)
+    result = fit(
+        pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5), digits, config, tmp_path / "run"
+    )
+    assert result["test_accuracy"] > 0.9
+
+
+def test_a_finished_run_is_read_not_repeated(few, tmp_path):
+    first = fit(tiny(), few, QUICK, tmp_path / "run")
+    stamp = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert fit(tiny(), few, QUICK, tmp_path / "run") == first
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_equal_seeds_give_equal_bits(few, tmp_path):
+    for name in ("a", "b"):
+        fit(tiny(), few, QUICK, tmp_path / name)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    fit(tiny(1), few, dataclasses.replace(QUICK, seed=1), tmp_path / "c")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() != (tmp_path / "c" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "clip_norm": 1.0, "optimizer": "adamw", "lr": 1e-3}])
+def test_resuming_after_an_epoch_gives_the_uninterrupted_runs_bits(few, tmp_path, options, monkeypatch):
+    config = dataclasses.replace(QUICK, epochs=3, **options)
+    whole = fit(tiny(), few, config, tmp_path / "whole")
+    from pocketcnn.train.callbacks import EpochLog
+
+    original = EpochLog.on_train_epoch_start
+
+    def stop_in_epoch_3(self, trainer, module):
+        if trainer.current_epoch == 2:
+            raise RuntimeError("the power went out")
+        original(self, trainer, module)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EpochLog, "on_train_epoch_start", stop_in_epoch_3)
+        with pytest.raises(RuntimeError, match="the power went out"):
+            fit(tiny(), few, config, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "result.json").exists()
+    resumed = fit(tiny(), few, config, tmp_path / "cut")
+    assert resumed["test_loss"] == whole["test_loss"]
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+    assert [row["epoch"] for row in rows(tmp_path / "cut")] == ["1", "2", "3"]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(few, tmp_path):
+    fit(tiny(), few, QUICK, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(epochs; epochs was 2, now 3\)"):
+        fit(tiny(), few, dataclasses.replace(QUICK, epochs=3), tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_said(few, tmp_path):
+    fit(tiny(), few, QUICK, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    content = (tmp_path / "run" / "last.ckpt").read_bytes()
+    (tmp_path / "run" / "last.ckpt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(BrokenFile, match=r"last\.ckpt: damaged checkpoint .*delete it to start this run afresh"):
+        fit(tiny(), few, QUICK, tmp_path / "run")
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(few, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, epochs=3)
+    net = tiny()
+    steps = []
+
+    def poison(module, inputs, output):
+        if module.training:
+            steps.append(1)
+            if len(steps) == 5:  # three steps an epoch: the second step of epoch 2
+                return output * float("nan")
+        return None
+
+    net.register_forward_hook(poison)
+    with pytest.raises(NonFiniteLoss, match="epoch 2, step 2: the loss is nan; the checkpoint of the last whole epoch"):
+        fit(net, few, config, tmp_path / "run")
+    kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+    assert fit(tiny(), few, config, tmp_path / "run")["epochs"] == 3, "and training goes on from it"
+
+
+def test_a_net_that_does_not_fit_the_data_is_refused(few, tmp_path):
+    with pytest.raises(BadData, match="images have 1 channels, the net takes 3; make the net with in_channels=1"):
+        fit(pc.create_model("resnet20"), few, QUICK, tmp_path / "run")
+    with pytest.raises(BadData, match="has 10 classes, the net tells 4 apart; make the net with num_classes=10"):
+        fit(pc.create_model("resnet20", in_channels=1, num_classes=4), few, QUICK, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir()), "nothing was written"
+
+
+def test_a_folder_that_is_not_writable_is_refused(few, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CannotWrite, match="cannot write there"):
+        fit(tiny(), few, QUICK, tmp_path / "file" / "run")
+
+
+def test_label_smoothing_cutout_and_bfloat16_run(few, tmp_path):
+    config = dataclasses.replace(
+        QUICK, epochs=1, label_smoothing=0.1, precision="bfloat16", channels_last="on", schedule="cosine"
+    )
+    assert fit(tiny(), few, config, tmp_path / "run")["train"]["precision"] == "bfloat16"
+
+
+def test_auto_is_settled_and_recorded(few, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=32)
+    result = fit(tiny(), few, config, tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    assert written["precision"] in ("float32", "bfloat16")
+    assert written["channels_last"] in ("on", "off")
+    assert result["train"] == written
+
+
+SCRIPT = """
+import sys, torch, pocketcnn as pc
+from pocketcnn.data import load
+from pocketcnn.train import TrainConfig, fit
+from pocketcnn.errors import PocketError
+torch.set_num_threads(1); torch.manual_seed(0)
+net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+try:
+    result = fit(net, load("digits", limit=640), TrainConfig(epochs=int(sys.argv[2]), batch_size=32,
+                 precision="float32", channels_last="off"), sys.argv[1])
+    print("done", result["test_loss"])
+except PocketError as error:
+    print(type(error).__name__, error)
+    sys.exit(error.exit_code)
+"""
+
+
+def _run(folder, epochs, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(epochs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        **options,
+    )  # fmt: skip
+
+
+def test_ctrl_c_finishes_the_step_keeps_the_checkpoint_and_says_how_to_go_on(tmp_path):
+    running = _run(tmp_path / "run", 500)
+    deadline = time.time() + 90
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, output
+    assert "Interrupted stopped in epoch" in output
+    assert "the same command goes on from there" in output
+    kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert kept["epoch"] + 1 == len(rows(tmp_path / "run"))
+
+
+def test_full_disk_stops_the_run_with_the_old_checkpoint_intact(few, tmp_path):
+    """A real limit on file size, below what the checkpoint of the third run needs."""
+    import resource
+
+    first = _run(tmp_path / "run", 1)
+    assert "done" in first.communicate(timeout=120)[0]
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "config.json").unlink()
+    limit = len(before) // 2
+    second = _run(tmp_path / "run", 3, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 2, output
+    assert "CannotWrite" in output
+    assert "the file that was there is unchanged" in output
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+def test_schedules_rise_and_fall():
+    for schedule in ("one_cycle", "cosine"):
+        scale = [learning_rate_scale(step, 100, schedule, 0.25) for step in range(101)]
+        assert max(scale) == pytest.approx(1, abs=0.01)
+        assert scale.index(max(scale)) in range(23, 27)
+        assert scale[-1] == pytest.approx(0)
+        assert all(a <= b + 1e-9 for a, b in itertools.pairwise(scale[:24]))
+        assert all(a >= b - 1e-9 for a, b in itertools.pairwise(scale[26:]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(epochs=0), "epochs and batch_size must be at least 1"),
+        (dict(lr=-1.0), "lr must be positive"),
+        (dict(momentum=1.0), r"momentum must lie in \[0, 1\)"),
+        (dict(optimizer="lion"), "no optimizer 'lion'; known: sgd, adamw"),
+        (dict(weight_decay=-1.0), "must not be negative"),
+        (dict(seed=-1), "seed must lie in"),
+    ],
+)
+def test_recipes_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+def test_several_processes_train_as_one(few, tmp_path):
+    """Two CPU processes by distributed data parallel: one folder, one result, each image evaluated once."""
+    code = SCRIPT.replace("sys.argv[1])\n    print", 'sys.argv[1], devices=2, accelerator="cpu")\n    print')
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "run"), "1"], capture_output=True, text=True,
+                          env=environment, timeout=200, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    net = pc.load(tmp_path / "run" / "model.safetensors")
+    from pocketcnn.data import load
+
+    assert evaluate(net, load("digits"))["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-6)
+
+
+def test_an_ordinary_module_trains_too(few, tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert fit(net, few, QUICK, tmp_path / "run")["cost"]["depth"] == 1

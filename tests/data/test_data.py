@@ -109,6 +109,24 @@ def test_parquet_folder(parquets):
     assert (len(data.train) + len(data.validation), len(data.test)) == (12, 4)
 
 
+def test_hub_ids_go_through_the_same_reading(parquets, tmp_path, monkeypatch):
+    """A folder stands for the repository on the hub: the same loader resolves it, streams it and tells its splits."""
+    import datasets
+
+    import pocketcnn.data.sources as sources
+
+    decoded = sources.HubDataSet(str(parquets)).decode(sources.Reading())
+    assert decoded.classes == ("ant", "bee")
+    assert (len(decoded.train), len(decoded.test)) == (12, 4)
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(BadData, match=r"uoft-cs/cifar10: the Hugging Face hub did not give it \(ConnectionError\)"):
+        load("cifar10")
+
+
 def test_the_cache_is_used_until_the_files_change(folder, tmp_path, monkeypatch):
     load(folder)
     [cached] = (tmp_path / "cache").glob("*.safetensors")

@@ -186,13 +186,16 @@ class HubDataSet(AbstractSource):
         try:
             with _quiet(datasets):
                 found = datasets.load_dataset(self.id, streaming=True)
-        except Exception as error:
+        except datasets.exceptions.DatasetNotFoundError as error:
             from pocketcnn.data.images import BUILT_IN
 
             raise UnknownData(
-                self.id,
-                BUILT_IN,
-                f"The hub did not give it ({type(error).__name__}); a folder of its parquet files works offline.",
+                self.id, BUILT_IN, "The Hugging Face hub has none of that name that is open to you."
+            ) from error
+        except Exception as error:  # network, permissions, formats
+            raise BadData(
+                f"{self.id}: the Hugging Face hub did not give it ({type(error).__name__}); check the network and the "
+                "name, or pass a folder with its parquet files"
             ) from error
         columns = {split: _columns(rows.features, f"{self.id}/{split}") for split, rows in found.items()}
         splits = {split: _rows(rows, f"{self.id}/{split}", columns[split]) for split, rows in found.items()}

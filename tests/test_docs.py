@@ -1,0 +1,33 @@
+"""The README says what is so: its Python runs, its figures are those of the records."""
+
+import re
+from pathlib import Path
+
+from pocketcnn.report import markdown, read_results, read_speeds, summarize
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    size = (tmp_path / "small.safetensors").stat().st_size
+    assert f"{size / 1e6:.1f} MB" in blocks[0]
+
+
+def test_the_table_in_the_readme_is_made_of_the_records():
+    folder = ROOT / "results" / "cifar10"
+    table = markdown(summarize(read_results(folder), read_speeds(folder)))
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_method_has_a_card_and_every_link_leads_somewhere():
+    import pocketcnn as pc
+
+    assert {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")} == set(pc.METHODS)
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -80,6 +80,11 @@ def test_comparison_end_to_end_and_again(few, tmp_path, monkeypatch):
     assert again.results == outcome.results
 
 
+def test_nets_of_one_size_share_their_rival():
+    rows = contestants(["resnet20"], ["ring:size=0.2", "ring:size=0.2,seed=1"], NARROW, equal_size=True)
+    assert [bool(row.rival_of) for row in rows] == [False, True, False]
+
+
 def test_a_diverging_run_does_not_stop_the_others(few, tmp_path):
     rows = [Contestant("resnet20", model_options=NARROW), Contestant("resnet20", "ring", {}, NARROW)]
     wild = dataclasses.replace(QUICK, lr=1e9, epochs=3)

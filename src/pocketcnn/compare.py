@@ -119,7 +119,8 @@ def contestants(
             if equal_size and method != PLAIN:
                 width = width_of_size(model, count_params(net)[1], model_options)
                 rival = Contestant(model, PLAIN, {}, {**model_options, "width": width}, rival_of=contestant.label)
-                rows.append(rival)
+                if rival.label not in {row.label for row in rows}:  # nets of one size share their rival
+                    rows.append(rival)
     return rows
 
 

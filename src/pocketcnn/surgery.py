@@ -284,10 +284,11 @@ def _resolve(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
         hint = f"; it belongs to {' and '.join(holders)}" if holders else ""
         raise ValueError(f"{method} has no option {unknown[0]!r}{hint}; its options: {', '.join(known)}")
     for field, hint in typing.get_type_hints(record.options).items():
-        value = options.get(field)
-        if field in options and not isinstance(value, int | float if hint is float else hint):
+        if typing.get_origin(hint) is typing.Literal:
+            continue  # checked by the options themselves
+        if field in options and not isinstance(options[field], int | float if hint is float else hint):
             wanted = getattr(hint, "__name__", str(hint))
-            raise ValueError(f"{method}: {field} must be {wanted}, not {value!r}")
+            raise ValueError(f"{method}: {field} must be {wanted}, not {options[field]!r}")
     try:
         return record, record.options(**options)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """`fit` and `evaluate`: a Lightning run in a folder of plain files."""
 
 import dataclasses
+import json
 import logging
 import platform
 import shlex
@@ -86,6 +87,7 @@ def fit(
         "fingerprint": data.fingerprint,
     }
     settings["train_images"] = len(data.train)
+    settings = json.loads(json.dumps(settings))  # as it will be read again: tuples are lists there
     earlier = _earlier(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
         return read_json(folder / "result.json")

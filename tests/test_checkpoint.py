@@ -119,10 +119,49 @@ def test_unusable_files_say_what_they_are(small, tmp_path):
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(ForeignFile, match=r"not written by pocketcnn\.save"):
         pc.load(path)
-    header = {"format": "pocketcnn", "version": 99, "base": None, "steps": [], "notes": {}}
+    header = {"format": "pocketcnn", "version": 99, "base": None, "steps": [], "frozen": [], "notes": {}}
     save_file({"weight": torch.zeros(3)}, path, metadata={"pocketcnn": json.dumps(header)})
     with pytest.raises(NewerFormat, match="format version 99, this pocketcnn reads up to 1; upgrade"):
         pc.load(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[]",
+        "not json",
+        '{"version": 1}',
+        '{"version": "one"}',
+        '{"version": 1, "base": {}, "steps": [], "frozen": [], "notes": {}}',
+    ],
+)
+def test_tampered_descriptions_are_said(header, tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "net.safetensors", metadata={"pocketcnn": header})
+    with pytest.raises(BrokenFile, match=r"net\.safetensors: its description of the net is damaged"):
+        pc.load(tmp_path / "net.safetensors")
+
+
+def test_a_net_that_cannot_be_rebuilt_names_the_file(tmp_path):
+    header = {"version": 1, "base": {"name": "resnet999", "options": {}}, "steps": [], "frozen": [], "notes": {}}
+    save_file({"w": torch.zeros(3)}, tmp_path / "net.safetensors", metadata={"pocketcnn": json.dumps(header)})
+    with pytest.raises(
+        BrokenFile, match=r"net\.safetensors: the net it describes cannot be rebuilt: no model 'resnet999'"
+    ):
+        pc.load(tmp_path / "net.safetensors")
+
+
+def test_dtype_frozen_layers_and_the_random_state_are_kept(tmp_path):
+    net = pc.create_model("resnet20", width=0.25).double().eval()
+    net.layer1.requires_grad_(False)
+    pc.save(net, tmp_path / "net.safetensors")
+    state = torch.random.get_rng_state()
+    loaded = pc.load(tmp_path / "net.safetensors")
+    assert torch.equal(state, torch.random.get_rng_state())
+    x = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    assert torch.equal(loaded(x), net(x))
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in net.parameters()]
+    pc.save(torch.compile(net), tmp_path / "compiled.safetensors")
+    assert torch.equal(pc.load(tmp_path / "compiled.safetensors")(x), net(x))
 
 
 def test_a_changed_net_does_not_load_silently(small, tmp_path):

@@ -49,6 +49,10 @@ def test_version_and_module():
         (["measure", "gone.safetensors"], "FileNotFoundError: gone.safetensors: no such model file"),
         (["models", "zzz*"], "UnknownModel: no model 'zzz*'"),
         (["report", "nowhere"], "BadData: nowhere: no finished runs"),
+        (["compare", "--methods", "--models", "resnet20"], "ValueError: give at least one model and one method"),
+        (["compare", "--models", "resnet18_ring"], "ValueError: resnet18_ring is a recipe, resnet18 condensed by ring"),
+        (["measure", "resnet20", "--input-size", "3", "0", "8"], "ValueError: input_size is (channels, height, width)"),
+        (["condense", "--input-size", "1", "8", "8", "--output", "new.safetensors"], "ValueError: ResNet cannot take"),
         (["condense", "--output", "/nowhere/at/all.safetensors"], "CannotWrite: /nowhere/at/all.safetensors"),
     ],
 )
@@ -75,6 +79,8 @@ def test_condense_plan_measure_and_models(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "depth" in out
     assert "40,813,184" in out
+    assert run("measure", str(path), "--width", "0.5") == 2
+    assert "a model file is what it is; leave out width" in capsys.readouterr().err
     assert run("plan", "--model", "resnet20", "--method", "condconv", "--num-experts", "2", "--include", "layer3") == 0
     assert "7 of 21 convolutions" in capsys.readouterr().out
     assert run("models", "*_ring") == 0

@@ -6,7 +6,7 @@ import pytest
 import pocketcnn as pc
 from pocketcnn.compare import Contestant, compare, contestants, parse_method, width_of_size
 from pocketcnn.cost import count_params
-from pocketcnn.errors import BadData, UnknownMethod
+from pocketcnn.errors import BadData, ForeignFile, UnknownMethod
 from pocketcnn.report import markdown, read_results, read_speeds, summarize, write_report
 from pocketcnn.train import TrainConfig
 
@@ -92,6 +92,18 @@ def test_a_diverging_run_does_not_stop_the_others(few, tmp_path):
     assert len(outcome.failures) + len(outcome.results) == 2
     assert len(outcome.failures) >= 1
     assert "epoch" in outcome.failures[0]
+    assert json.loads((tmp_path / "cmp" / "comparison.json").read_text())["diverged"] == outcome.failures
+
+
+def test_rows_of_another_comparison_are_left_out(few, tmp_path):
+    for method in ("ring:size=0.3", "plain"):
+        compare(few, contestants(["resnet20"], [method], NARROW, equal_size=False), QUICK, tmp_path / "cmp")
+    assert [summary.method for summary in summarize(read_results(tmp_path / "cmp"))] == ["plain"]
+    stray = tmp_path / "cmp" / "stray"
+    stray.mkdir()
+    (stray / "result.json").write_text("{}")
+    with pytest.raises(ForeignFile, match="not the result of a run"):
+        write_report(tmp_path / "cmp")
 
 
 def test_reports_of_nothing(tmp_path):

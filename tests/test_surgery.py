@@ -74,17 +74,31 @@ def test_passed_over_layers_say_why():
             self.twin = nn.Conv2d(16, 16, 3, padding=1)
             self.twin.weight = self.tied.weight
             self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 3, padding=1))
+            self.hooked = nn.utils.spectral_norm(nn.Conv2d(16, 16, 3))
+            self.again = nn.Conv2d(16, 16, 3)
+            self.kernel = self.again.weight
             self.up = nn.ConvTranspose2d(16, 16, 2)
             self.good = nn.Conv2d(16, 16, 3)
             self.head = nn.Conv2d(16, 4, 1)
 
     reasons = {row.name: row.reason for row in pc.plan(Odd(), "ring").rows}
     assert reasons["stem"].startswith("the stem")
-    assert reasons["tied"] == reasons["twin"] == "its weight is shared with another layer"
+    assert reasons["tied"] == reasons["twin"] == "its weight is shared with another module"
+    assert reasons["again"] == "its weight is shared with another module"
+    assert reasons["hooked"] == "it has forward hooks, which would be lost"
     assert reasons["normed"] == "a ParametrizedConv2d, not a plain nn.Conv2d"
     assert reasons["up"] == "a ConvTranspose2d, not a plain nn.Conv2d"
     assert reasons["good"] == ""
     assert reasons["head"].startswith("the classifier")
+
+
+def test_a_layer_that_is_the_whole_net():
+    small = pc.condense(nn.Conv2d(4, 4, 3), "ring", include="*")
+    assert isinstance(small, RingConv2d)
+    dense = pc.materialize(small)
+    assert type(dense) is nn.Conv2d
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(dense(x), small(x))
 
 
 def test_a_ring_over_frozen_and_trained_layers_is_trained():

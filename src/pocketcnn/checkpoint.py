@@ -4,6 +4,7 @@ Nothing in a file is ever unpickled. Shared tensors are written once; places and
 seed, so they are not in the file at all.
 """
 
+import copy
 import dataclasses
 import json
 import struct
@@ -16,8 +17,8 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from pocketcnn._files import write_atomically
-from pocketcnn.cost import distinct_tensors
-from pocketcnn.errors import BrokenFile, CannotWrite, ForeignFile, MissingBase, NewerFormat
+from pocketcnn.cost import distinct_tensors, separate
+from pocketcnn.errors import BrokenFile, CannotWrite, ForeignFile, MissingBase, NewerFormat, PocketError
 from pocketcnn.recipes import create_model
 from pocketcnn.surgery import Provenance, Step, provenance, rebuild, remember
 
@@ -37,7 +38,8 @@ def save(model: nn.Module, path: str | Path, *, notes: dict[str, Any] | None = N
     Raises:
         CannotWrite: the folder does not exist or is not writable, or the disk is full; the old file is intact.
     """
-    path, made = Path(path), provenance(model)
+    path, model = Path(path), getattr(model, "_orig_mod", model)  # torch.compile wraps the net
+    made = provenance(model)
     if not path.parent.is_dir():
         raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
     header = {
@@ -45,9 +47,10 @@ def save(model: nn.Module, path: str | Path, *, notes: dict[str, Any] | None = N
         "version": VERSION,
         "base": made.base,
         "steps": [dataclasses.asdict(step) for step in made.steps],
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         "notes": notes or {},
     }
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in distinct_tensors(model).items()}
+    tensors = separate(distinct_tensors(model))
     content = serialize(tensors, metadata={FORMAT: json.dumps(header)})
     write_atomically(path, content)
     return len(content)
@@ -70,33 +73,46 @@ def load(path: str | Path, *, base: nn.Module | None = None, device: torch.devic
     path = Path(path)
     header = read_header(path)
     steps = [Step(s["method"], s["options"], tuple(s["sites"])) for s in header["steps"]]
-    if base is None:
-        if header["base"] is None:
-            raise MissingBase(
-                f"{path}: this net was not made by create_model; pass a fresh plain one as load(path, base=net), "
-                f"to which {len(steps)} condensing steps will be applied"
-            )
-        base = create_model(header["base"]["name"], **header["base"]["options"])
-    with torch.random.fork_rng():
-        model = rebuild(base, steps)
+    if base is None and header["base"] is None:
+        raise MissingBase(
+            f"{path}: this net was not made by create_model; pass a fresh plain one as load(path, base=net), "
+            f"to which {len(steps)} condensing steps will be applied"
+        )
+    try:
+        with torch.random.fork_rng():
+            net = base if base is not None else create_model(header["base"]["name"], **header["base"]["options"])
+            model = rebuild(net, steps) if steps else copy.deepcopy(net)
+    except (ValueError, PocketError) as error:
+        raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {error}") from error
     if header["base"] is not None:
         remember(model, Provenance(header["base"], tuple(steps)))
+    fill_(model, path)
+    frozen = set(header["frozen"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return model.to(device).eval()
+
+
+def fill_(model: nn.Module, path: Path) -> None:
+    """Puts the numbers of a model file into a net of the same structure, in the dtype they were saved in.
+
+    Raises:
+        BrokenFile: names or shapes differ.
+    """
     wanted = distinct_tensors(model)
+    places = model.state_dict(keep_vars=True)
     with safe_open(path, framework="pt") as file:
         if keys := sorted(set(file.keys()) ^ wanted.keys()):
             raise BrokenFile(
                 f"{path}: its tensors do not fit {type(model).__name__}: {keys[0]!r} and {len(keys) - 1} more are only "
                 "in one of them; was the net changed after condense?"
             )
-        with torch.no_grad():
-            for name, tensor in wanted.items():
-                stored = file.get_tensor(name)
-                if stored.shape != tensor.shape:
-                    raise BrokenFile(
-                        f"{path}: {name} is {list(stored.shape)} in the file, {list(tensor.shape)} in the net"
-                    )
-                tensor.copy_(stored)
-    return model.to(device).eval()
+        for name, tensor in wanted.items():
+            stored = file.get_tensor(name)
+            if stored.shape != tensor.shape:
+                raise BrokenFile(f"{path}: {name} is {list(stored.shape)} in the file, {list(tensor.shape)} in the net")
+            # With the dtype it was saved in; a copy, because memory of another alignment would round differently.
+            places[name].data = stored.clone()
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -122,11 +138,20 @@ def read_header(path: str | Path) -> dict[str, Any]:
         raise ForeignFile(
             f"{path}: a safetensors file, but not written by pocketcnn.save; build the net and load it there"
         )
-    header = json.loads(metadata[FORMAT])
-    if header["version"] > VERSION:
-        raise NewerFormat(
-            f"{path}: format version {header['version']}, this pocketcnn reads up to {VERSION}; upgrade pocketcnn"
+    try:
+        header = json.loads(metadata[FORMAT])
+        if int(header["version"]) > VERSION:
+            raise NewerFormat(
+                f"{path}: format version {header['version']}, this pocketcnn reads up to {VERSION}; upgrade pocketcnn"
+            )
+        base = header["base"]
+        complete = {"steps", "frozen", "notes"} <= header.keys() and (
+            base is None or {"name", "options"} <= base.keys()
         )
+        if not complete or not all({"method", "options", "sites"} <= step.keys() for step in header["steps"]):
+            raise KeyError("an entry is missing")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrokenFile(f"{path}: its description of the net is damaged ({error}); copy or train it again") from error
     return header
 
 

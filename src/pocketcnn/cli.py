@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pocketcnn import __version__
-from pocketcnn.errors import BadData, BadUsage, PocketError, UnknownModel
+from pocketcnn.errors import BadUsage, NonFiniteLoss, PocketError, UnknownModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,7 +106,7 @@ def compare(words: Sequence[str]) -> int:
             data, rows, given.train, given.output, seeds=given.seeds, on_result=on_result, **_device_options(given)
         )
     if not outcome.results:
-        raise BadData(f"every run diverged: {outcome.failures[0]}")
+        raise NonFiniteLoss(f"every run diverged: {outcome.failures[0]}")
     page = write_report(given.output)
     _print_table(summarize(outcome.results, outcome.speeds))
     print(f"\nreport: {page}")
@@ -220,8 +220,8 @@ def condense(words: Sequence[str]) -> None:
     given, options = _parse_surgery(Condense, words, "condense")
     net, notes = _named_or_file(given.model, given)
     small = pc.condense(net, given.method, include=given.include, exclude=given.exclude, **options)
-    size = pc.save(small, given.output, notes=notes)
     before, after = pc.measure(net, _input_size(given, notes)), pc.measure(small, _input_size(given, notes))
+    size = pc.save(small, given.output, notes=notes)
     for key in ("trainable_params", "macs", "depth", "size_bytes"):
         old, new = getattr(before, key), getattr(after, key)
         print(f"{key:<16} {old:>14,} -> {new:>14,}  ({new / old:.3g}x)")
@@ -515,6 +515,8 @@ def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[
     from pocketcnn import checkpoint, recipes
 
     if Path(name).is_file():
+        if options := _model_options(given):
+            raise BadUsage(f"{name}: a model file is what it is; leave out {', '.join(options)}")
         return checkpoint.load(name), checkpoint.read_header(name)["notes"]
     if name.endswith(".safetensors"):
         raise FileNotFoundError(f"{name}: no such model file")

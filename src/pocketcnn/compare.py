@@ -19,7 +19,7 @@ from pocketcnn.cost import count_params, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss, UnknownMethod
 from pocketcnn.methods import METHODS
-from pocketcnn.recipes import create_model
+from pocketcnn.recipes import RECIPES, create_model
 from pocketcnn.surgery import condense
 from pocketcnn.train import TrainConfig, fit
 from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
@@ -108,7 +108,15 @@ def contestants(
         UnknownModel: or any other error of `create_model` and `condense`.
     """
     rows: list[Contestant] = []
+    if not models or not methods:
+        raise ValueError("give at least one model and one method to compare")
     for model in models:
+        if model in RECIPES:
+            recipe = RECIPES[model]
+            raise ValueError(
+                f"{model} is a recipe, {recipe.base} condensed by {recipe.steps[0][0]}; a comparison takes plain nets in "
+                f"models and methods apart"
+            )
         for text in methods:
             method, options = parse_method(text)
             contestant = Contestant(model, method, options, model_options)
@@ -171,14 +179,18 @@ def compare(
     if seeds < 1:
         raise ValueError(f"seeds is how many runs each row gets, at least 1, not {seeds}")
     listed = [{**dataclasses.asdict(row), "label": row.label} for row in rows]
-    write_json(output / "comparison.json", {"data": data.name, "seeds": seeds, "rows": listed})
+    folders = {row.label: output / re.sub(r"[^\w.=,+-]+", "-", row.label) for row in rows}
+    if len(set(folders.values())) < len(rows):
+        raise ValueError(f"two rows would share a folder: {', '.join(folders)}; compare them in two output folders")
+    plan = {"data": data.name, "seeds": list(range(config.seed, config.seed + seeds)), "rows": listed, "diverged": []}
+    write_json(output / "comparison.json", plan)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     finished: dict[str, Path] = {}
     for row in rows:
         settled = config
         for seed in range(config.seed, config.seed + seeds):
-            folder = output / re.sub(r"[^\w.=,+-]+", "-", row.label) / f"seed{seed}"
+            folder = folders[row.label] / f"seed{seed}"
             identity = {**dataclasses.asdict(row), "label": row.label}
             try:
                 result = fit(
@@ -199,6 +211,7 @@ def compare(
             results.append(result)
             finished.setdefault(row.label, folder)
             on_result(results)
+    write_json(output / "comparison.json", {**plan, "diverged": failures})
     return Outcome(results, failures, measure_speeds(finished, data, output))
 
 
@@ -208,7 +221,8 @@ def measure_speeds(
     """Times the nets of finished runs in turns, so that a busy moment of the machine strikes all of them alike.
 
     Latency is that of one image in float32, with ordinary kernels wherever that is exact. Training speed is that of
-    forward and backward passes of a batch, in the precision and layout of the run. Both are medians over the rounds.
+    forward and backward passes of a batch, in the precision and layout of the run. Both are medians over the rounds, on the
+    first GPU where there is one.
 
     Args:
         folders: a finished run for each label.
@@ -218,7 +232,8 @@ def measure_speeds(
     Returns:
         For each label `latency_ms` and `train_images_per_second`.
     """
-    nets = {label: checkpoint.load(folder / "model.safetensors") for label, folder in folders.items()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nets = {label: checkpoint.load(folder / "model.safetensors", device=device) for label, folder in folders.items()}
     settings = {label: read_json(folder / "config.json")["train"] for label, folder in folders.items()}
     served = {label: as_served(net) for label, net in nets.items()}
     latencies: dict[str, list[float]] = {label: [] for label in nets}
@@ -227,7 +242,7 @@ def measure_speeds(
         for label, net in nets.items():
             latencies[label].append(measure_latency(served[label], data.input_size, runs=10, warmup=2).median_ms)
             layout = LAYOUTS[settings[label]["channels_last"]]
-            images, labels = trial_batch(data, settings[label]["batch_size"], torch.device("cpu"))
+            images, labels = trial_batch(data, settings[label]["batch_size"], device)
             to_layout(net.train(), layout)
             seconds = step_seconds(
                 net, images.contiguous(memory_format=layout), labels, settings[label]["precision"] == "bfloat16"
@@ -237,5 +252,8 @@ def measure_speeds(
         label: {"latency_ms": median(latencies[label][1:]), "train_images_per_second": median(rates[label][1:])}
         for label in nets
     }
-    write_json(output / "speed.json", {"rounds": rounds, "threads": torch.get_num_threads(), "nets": speeds})
+    write_json(
+        output / "speed.json",
+        {"rounds": rounds, "device": str(device), "threads": torch.get_num_threads(), "nets": speeds},
+    )
     return speeds

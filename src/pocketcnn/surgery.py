@@ -106,9 +106,10 @@ def plan(
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     where: Where | None = None,
+    on_unsupported: str = "skip",
     **options: Any,
 ) -> Plan:
-    """What `condense` with the same arguments would do; changes nothing, not even the random state.
+    """What `condense` with the same choice of layers would do; changes nothing, not even the random state.
 
     Args:
         model: any net.
@@ -118,13 +119,15 @@ def plan(
         include: as in `condense`; so are `exclude`, `where` and the options.
         exclude: as in `condense`.
         where: as in `condense`.
+        on_unsupported: as in `condense`.
         **options: the method's.
     Raises:
         UnknownMethod: no such method.
+        UnsupportedLayer: `on_unsupported="error"` and a layer asked for cannot be replaced.
         ValueError: an option out of range, or a pattern that matches nothing.
     """
     record, settings = _resolve(method, options)
-    sites = _select(record.sites(model, settings), include, exclude, where, "skip")
+    sites = _select(record.sites(model, settings), include, exclude, where, on_unsupported)
     chosen = {site.name for site in sites if not site.reason}
     with torch.random.fork_rng():
         after = (
@@ -249,7 +252,8 @@ def materialize(model: nn.Module) -> nn.Module:
                 conv.weight.copy_(weight)
                 if conv.bias is not None:
                     conv.bias.copy_(layer.bias)
-            _replace(dense, names, conv.train(layer.training).requires_grad_(not _is_frozen(layer)))
+            conv.train(layer.training).requires_grad_(not _is_frozen(layer))
+            dense = _replace(dense, names, conv)
     return remember(dense, Provenance(base=provenance(model).base, steps=()))
 
 
@@ -353,7 +357,7 @@ def _apply(model: nn.Module, record: Method, settings: Any, names: tuple[str, ..
         new = built[site.name].train(site.module.training)
         for parameter in new.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        _replace(small, site.names, new)
+        small = _replace(small, site.names, new)
     made = provenance(model)
     step = Step(record.name, dataclasses.asdict(settings), names)
     return remember(small, dataclasses.replace(made, steps=(*made.steps, step)))
@@ -363,10 +367,14 @@ def _is_frozen(module: nn.Module) -> bool:
     return not any(p.requires_grad for p in module.parameters())
 
 
-def _replace(model: nn.Module, names: Sequence[str], new: nn.Module) -> None:
+def _replace(model: nn.Module, names: Sequence[str], new: nn.Module) -> nn.Module:
+    """Puts `new` wherever the names lead; the net itself, named "", is replaced by being returned."""
     for name in names:
+        if name == "":
+            return new
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
+    return model
 
 
 def _paths(model: nn.Module) -> dict[nn.Module, list[str]]:

@@ -110,7 +110,7 @@ def test_latency_states_its_settings():
     assert dataclasses.asdict(latency) | {"median_ms": 0, "p95_ms": 0} == {
         "median_ms": 0, "p95_ms": 0, "batch": 2, "threads": 1, "dtype": "float32", "device": "cpu", "runs": 5,
     }  # fmt: skip
-    with pytest.raises(ValueError, match="batch, runs and threads must be at least 1"):
+    with pytest.raises(ValueError, match="runs and threads must be at least 1, got 0"):
         pc.measure_latency(nn.Identity(), runs=0)
 
 
@@ -121,6 +121,27 @@ def test_memory_by_hand():
     assert pc.measure_memory(net, (4, 16, 16), batch=2) == 2 * one_map
     training = pc.measure_memory(net, (4, 16, 16), batch=2, training=True)
     assert 6 * one_map <= training <= 9 * one_map + 6 * 4 * 4 * 9 * 4
+
+
+def test_sizes_below_one_are_refused():
+    net = pc.create_model("resnet20")
+    for measure in (pc.measure, pc.measure_latency, pc.measure_memory):
+        with pytest.raises(
+            ValueError, match=r"input_size is \(channels, height, width\), each at least 1, not \(3, -1, 8\)"
+        ):
+            measure(net, (3, -1, 8))
+    with pytest.raises(ValueError, match="batch must be at least 1, not 0"):
+        pc.measure_memory(net, batch=0)
+    with pytest.raises(ValueError, match="runs and threads must be at least 1, got 50, 0"):
+        pc.measure_latency(net, threads=0)
+
+
+def test_views_of_parts_are_counted_and_saved(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    net(torch.randn(1, 3, 5, 5))
+    net.register_buffer("corner", net[0].weight.detach()[:, :, :1, :1])
+    assert pc.measure(net, (3, 5, 5)).total_params == sum(p.numel() for p in net.parameters()) + 12
+    assert pc.save(net, tmp_path / "net.safetensors") > 0
 
 
 def test_an_image_that_does_not_fit_is_said():

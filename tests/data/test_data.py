@@ -222,6 +222,59 @@ def test_test_classes_must_be_training_classes(folder, tmp_path):
         load(tmp_path / "split")
 
 
+def test_classes_may_be_called_like_splits(tmp_path):
+    for name in ("car", "train", "bus"):
+        for number in range(3):
+            picture(tmp_path / "traffic" / name / f"{number}.png", value=number)
+    assert load(tmp_path / "traffic").classes == ("bus", "car", "train")
+
+
+def test_strange_labels_and_small_classes(tmp_path, folder):
+    import datasets
+
+    parquet(
+        tmp_path / "set" / "train.parquet",
+        [np.zeros((4, 4), np.uint8)] * 4,
+        [0.5, 1.5, 0.5, 1.5],
+        label=datasets.Value("float32"),
+    )
+    with pytest.raises(BadData, match=r"label 0\.5 is neither a whole number nor a text"):
+        load(tmp_path / "set")
+    for number in range(2):
+        picture(folder / "eel" / f"{number}.png", value=number)
+    with pytest.raises(BadData, match="class 'eel' has 2 images; a class needs at least 3, one a split"):
+        load(folder)
+    with pytest.raises(ValueError, match="limit must be at least 1 image, not 0"):
+        load("digits", limit=0)
+
+
+def test_an_unwritable_cache_is_said_and_done_without(folder, tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    data = load(folder, cache=tmp_path / "file" / "cache")
+    assert len(data.classes) == 2
+    assert "POCKETCNN_CACHE" in caplog.text
+
+
+def test_image_folders_of_the_hub_are_opened_by_their_address(folder):
+    import datasets
+
+    import pocketcnn.data.sources as sources
+
+    rows = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
+    columns = sources._columns(rows.features, "pets")
+    images, labels, skipped = sources._decode_all(sources._rows(rows, "pets", columns), sources.Reading())
+    assert (len(images), sorted(set(labels)), skipped) == (16, [0, 1], 0)
+
+
+def test_the_fingerprint_tells_how_images_were_read():
+    prints = {
+        load("digits", **how).fingerprint
+        for how in ({}, {"image_size": 16}, {"channels": 3}, {"seed": 5}, {"limit": 9})
+    }
+    assert len(prints) == 5
+    assert load("digits").fingerprint == load("digits").fingerprint
+
+
 def test_unknown_sets():
     with pytest.raises(UnknownData, match=r"no data set 'cifar11'; did you mean 'cifar10'"):
         load("cifar11")

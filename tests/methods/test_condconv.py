@@ -52,7 +52,11 @@ def test_each_expert_is_initialised_as_a_layer_of_its_own():
     assert float(layer.dense_weight(x).detach().var()) == pytest.approx(4 / 4 * 2 / (128 * 9), rel=0.03)
 
 
-def test_batch_of_none_and_bad_options():
+def test_batch_of_none():
+    assert CondConv2d(4, 6, 3, stride=2)(torch.empty(0, 4, 7, 7)).shape == (0, 6, 3, 3)
+
+
+def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="num_experts must be at least 1, not 0"):
         CondConvOptions(0)
     with pytest.raises(ValueError, match="num_experts"):

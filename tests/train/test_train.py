@@ -14,7 +14,7 @@ from torch import nn
 
 import pocketcnn as pc
 from pocketcnn.data import DataSet, Images
-from pocketcnn.errors import BadData, BrokenFile, CannotWrite, NonFiniteLoss
+from pocketcnn.errors import BadData, BrokenFile, CannotWrite, ForeignFile, NonFiniteLoss
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.config import learning_rate_scale
 
@@ -144,11 +144,69 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(few, tmp_path, monkey
 
 
 def test_a_net_that_does_not_fit_the_data_is_refused(few, tmp_path):
-    with pytest.raises(BadData, match="images have 1 channels, the net takes 3; make the net with in_channels=1"):
+    with pytest.raises(
+        BadData, match=r"images are 1 x 8 x 8 .*the net cannot take them .*make the net with in_channels=1"
+    ):
         fit(pc.create_model("resnet20"), few, QUICK, tmp_path / "run")
-    with pytest.raises(BadData, match="has 10 classes, the net tells 4 apart; make the net with num_classes=10"):
+    with pytest.raises(
+        BadData, match=r"has 10 classes, the net's output for an image is \[4\]; make the net with num_classes=10"
+    ):
         fit(pc.create_model("resnet20", in_channels=1, num_classes=4), few, QUICK, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir()), "nothing was written"
+
+
+def test_unusual_nets_that_fit_are_taken(few, tmp_path):
+    """A stem on the ring, and a fully convolutional net with routers: what counts is the output, not the layers."""
+    ring = pc.condense(tiny(), "ring", include="conv1")
+    assert fit(ring, few, dataclasses.replace(QUICK, epochs=1), tmp_path / "ring")["epochs"] == 1
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 10, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    routed = pc.condense(net, "condconv")
+    assert fit(routed, few, dataclasses.replace(QUICK, epochs=1), tmp_path / "routed")["epochs"] == 1
+
+
+def test_a_folder_answers_only_for_its_own_run(few, tmp_path):
+    fit(tiny(), few, QUICK, tmp_path / "run")
+    wider = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5)
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(net"):
+        fit(wider, few, QUICK, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(fingerprint"):
+        fit(tiny(), dataclasses.replace(few, fingerprint="another"), QUICK, tmp_path / "run")
+    again = tiny(5)
+    fit(again, few, QUICK, tmp_path / "run")
+    trained = pc.load(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(again.conv1.weight, trained.conv1.weight), "the net given is the trained one afterwards"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("[1, 2]")
+    with pytest.raises(ForeignFile, match="not written by a run of pocketcnn"):
+        fit(tiny(), few, QUICK, tmp_path / "other")
+
+
+def test_trackers_get_every_epoch(few, tmp_path, monkeypatch):
+    import lightning.pytorch as pl
+
+    import pocketcnn.train.loop as loop
+
+    logger = pl.loggers.CSVLogger(tmp_path, name="tracker", version="")
+    monkeypatch.setattr(loop, "_logger", lambda kind, folder: logger)
+    fit(tiny(), few, QUICK, tmp_path / "run", logger="tensorboard")
+    logger.save()
+    with open(tmp_path / "tracker" / "metrics.csv", newline="") as file:
+        logged = [row["validation_accuracy"] for row in csv.DictReader(file)]
+    assert [float(value) for value in logged] == pytest.approx(
+        [float(r["validation_accuracy"]) for r in rows(tmp_path / "run")], rel=1e-4
+    )
+
+
+def test_evaluate_takes_any_precision(few):
+    assert 0 <= evaluate(tiny().double(), few)["test_accuracy"] <= 1
 
 
 def test_a_folder_that_is_not_writable_is_refused(few, tmp_path):
@@ -159,7 +217,15 @@ def test_a_folder_that_is_not_writable_is_refused(few, tmp_path):
 
 def test_label_smoothing_cutout_and_bfloat16_run(few, tmp_path):
     config = dataclasses.replace(
-        QUICK, epochs=1, label_smoothing=0.1, precision="bfloat16", channels_last="on", schedule="cosine"
+        QUICK,
+        epochs=1,
+        label_smoothing=0.1,
+        precision="bfloat16",
+        channels_last="on",
+        schedule="cosine",
+        cutout=3,
+        crop=2,
+        flip="on",
     )
     assert fit(tiny(), few, config, tmp_path / "run")["train"]["precision"] == "bfloat16"
 

@@ -3,7 +3,7 @@
 from pocketcnn.cost.latency import Latency, measure_latency
 from pocketcnn.cost.macs import Cost, measure
 from pocketcnn.cost.memory import measure_memory
-from pocketcnn.cost.params import count_params, distinct_tensors, serialized_bytes
+from pocketcnn.cost.params import count_params, distinct_tensors, separate, serialized_bytes
 
 __all__ = [
     "Cost",
@@ -13,5 +13,6 @@ __all__ = [
     "measure",
     "measure_latency",
     "measure_memory",
+    "separate",
     "serialized_bytes",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pocketcnn.cost.params import device_and_dtype, evaluating
+from pocketcnn.cost.params import check_input_size, device_and_dtype, evaluating
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ def measure_latency(
     Raises:
         ValueError: a number below 1.
     """
-    if min(batch, runs, threads or 1) < 1 or warmup < 0:
-        raise ValueError(f"batch, runs and threads must be at least 1, got {batch}, {runs}, {threads}")
+    check_input_size(input_size, batch)
+    if runs < 1 or warmup < 0 or (threads is not None and threads < 1):
+        raise ValueError(f"runs and threads must be at least 1, got {runs}, {threads}")
     device, dtype = device_and_dtype(model)
     x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     times = []

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pocketcnn.cost.params import count_params, device_and_dtype, evaluating, serialized_bytes
+from pocketcnn.cost.params import check_input_size, count_params, device_and_dtype, evaluating, serialized_bytes
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
         model: any net that takes an image; it is run once in evaluation mode and left as it was.
         input_size: (channels, height, width) of the image.
     Raises:
-        ValueError: the net cannot take an image of that size.
+        ValueError: not three sizes of at least 1, or the net cannot take an image of that size.
     """
+    check_input_size(input_size)
     device, dtype = device_and_dtype(model)
     x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
     watch = _Watch(model)
@@ -70,7 +71,7 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     return Cost(
         trainable_params=trainable,
         total_params=total,
-        generated_params=trainable - watch.generator_numbers() + watch.generated,
+        generated_params=sum(p.numel() for p in model.parameters()) - watch.generator_numbers() + watch.generated,
         depth=watch.deepest,
         macs=sum(operators.values()),
         macs_by_operator=dict(operators),
@@ -107,7 +108,7 @@ class _Watch(TorchDispatchMode):
             handle.remove()
 
     def generator_numbers(self) -> int:
-        return sum(parameter.numel() for parameter in self._generators.values() if parameter.requires_grad)
+        return sum(parameter.numel() for parameter in self._generators.values())
 
     def _depth(self, values: Any) -> int:
         return max((self.depths.get(t, 0) for t in tree_iter(values) if isinstance(t, Tensor)), default=0)

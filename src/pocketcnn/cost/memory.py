@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from pocketcnn.cost.params import device_and_dtype, evaluating
+from pocketcnn.cost.params import check_input_size, device_and_dtype, evaluating
 
 
 def measure_memory(
@@ -26,6 +26,7 @@ def measure_memory(
         batch: images at once.
         training: forward and backward in training mode, gradients counted; else forward in evaluation mode.
     """
+    check_input_size(input_size, batch)
     device, dtype = device_and_dtype(model)
     x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     if training:

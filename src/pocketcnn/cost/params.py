@@ -4,19 +4,18 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors a file must hold: the state dict with each shared tensor only under its first name."""
     seen: set[tuple] = set()
-    distinct = {}
+    distinct: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        key = (
-            (id(tensor),)
-            if tensor.numel() == 0 or tensor.is_meta
-            else (tensor.data_ptr(), tensor.shape, tensor.stride())
-        )
+        nowhere = tensor.is_meta or tensor.numel() == 0
+        place = id(tensor) if nowhere else (tensor.device, tensor.data_ptr())
+        key = (place, tensor.dtype, tensor.shape, tensor.stride())
         if key not in seen:
             seen.add(key)
             distinct[name] = tensor.detach()
@@ -35,9 +34,32 @@ def count_params(model: nn.Module) -> tuple[int, int]:
 
 def serialized_bytes(model: nn.Module) -> int:
     """Length in bytes of the safetensors serialisation of the distinct tensors, without metadata."""
-    from safetensors.torch import save
+    return len(serialize(separate(distinct_tensors(model))))
 
-    return len(save({name: tensor.contiguous() for name, tensor in distinct_tensors(model).items()}))
+
+def separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, and no two in one storage, as the format wants them."""
+    storages: set[int] = set()
+    separated = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in storages or tensor.untyped_storage().nbytes() > tensor.nbytes:
+            tensor = tensor.clone()  # a view of part of another one
+        storages.add(tensor.untyped_storage().data_ptr())
+        separated[name] = tensor
+    return separated
+
+
+def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
+    """Checks (channels, height, width) and a batch size.
+
+    Raises:
+        ValueError: not three whole numbers of at least 1, or a batch below 1.
+    """
+    if len(input_size) != 3 or min(input_size) < 1:
+        raise ValueError(f"input_size is (channels, height, width), each at least 1, not {tuple(input_size)}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, not {batch}")
 
 
 @contextlib.contextmanager

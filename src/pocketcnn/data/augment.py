@@ -23,17 +23,22 @@ class Augmentation:
             raise ValueError(f"crop and cutout are numbers of pixels, 0 or more, got {self.crop}, {self.cutout}")
 
 
-# Digits and garments must not be mirrored or may be; where nothing is known of the images, they are taken for photos.
 _KNOWN = {
     "digits": Augmentation(crop=1),
-    "mnist": Augmentation(crop=2),
     "fashion-mnist": Augmentation(crop=2, flip=True),
 }
+_WRITING = ("mnist", "svhn", "digit", "letter", "omniglot")  # never mirrored
 
 
 def default_augmentation(family: str, size: int) -> Augmentation:
-    """What suits a data set: known ones by name, photos shifted by an eighth of their side and mirrored."""
-    return _KNOWN.get(family.replace("_", "-"), Augmentation(crop=max(1, size // 8), flip=True))
+    """What suits a data set, by its name: writing is shifted but never mirrored; all else is taken for photos.
+
+    Photos are shifted by an eighth of their side and mirrored.
+    """
+    family = family.lower().replace("_", "-")
+    if any(word in family for word in _WRITING):
+        return _KNOWN.get(family, Augmentation(crop=max(1, size // 12)))
+    return Augmentation(crop=max(1, size // 8), flip=True)
 
 
 def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:

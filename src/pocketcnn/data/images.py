@@ -16,7 +16,7 @@ from pocketcnn._files import make_folder, write_atomically
 from pocketcnn.data import sources
 from pocketcnn.data.augment import Augmentation, default_augmentation
 from pocketcnn.data.sources import Reading
-from pocketcnn.errors import BadData, UnknownData
+from pocketcnn.errors import BadData, CannotWrite, UnknownData
 
 _log = logging.getLogger(__name__)
 _CACHE_VERSION = 1
@@ -113,6 +113,8 @@ def load(
         raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image, not {limit}")
     name = str(name)
     reading = Reading(image_size, channels, skip_bad_images)
     family = name if name in BUILT_IN else Path(name).resolve().name if Path(name).exists() else name.split("/")[-1]
@@ -121,7 +123,7 @@ def load(
     else:
         stored, fingerprint = _cached(name, reading, Path(cache) if cache else _cache_folder())
     train, test, classes = stored.train, stored.test, stored.classes
-    _check_labels(name, train, test, classes)
+    _check_labels(name, train, classes, least=3 if test is None else 2)
     if test is None:
         train, test = _divide(train, _TEST_FRACTION, seed=0)
     train, held_out = _divide(train, validation, seed=seed + 1)
@@ -131,6 +133,8 @@ def load(
     mean, std = _moments(train.images)
     size = min(train.images.shape[2:])
     augmentation = default_augmentation(family, size)
+    described = json.dumps([fingerprint, validation, seed, image_size, channels, skip_bad_images, limit])
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
     return DataSet(name, classes, train, held_out, test, mean, std, augmentation, fingerprint, stored.skipped)
 
 
@@ -157,8 +161,10 @@ def _cached(name: str, reading: Reading, folder: Path) -> tuple[sources.Decoded,
     if decoded.test is not None:
         tensors |= {"test_images": decoded.test.images, "test_labels": decoded.test.labels}
     metadata = {"classes": json.dumps(decoded.classes), "skipped": str(decoded.skipped)}
-    make_folder(folder)
-    write_atomically(path, serialize(tensors, metadata))
+    try:
+        write_atomically(make_folder(folder) / path.name, serialize(tensors, metadata))
+    except CannotWrite as error:
+        _log.warning("not cached: %s; $POCKETCNN_CACHE names another folder", error)
     return decoded, key
 
 
@@ -185,18 +191,17 @@ def _find(name: str) -> "sources.AbstractSource":
     return sources.HubDataSet(name)
 
 
-def _check_labels(name: str, train: Images, test: Images | None, classes: tuple[str, ...]) -> None:
+def _check_labels(name: str, train: Images, classes: tuple[str, ...], least: int) -> None:
+    """Checks that there are classes, and images of each for every split that is taken from them."""
     if len(classes) < 2:
         raise BadData(f"{name}: only one class ({', '.join(classes)}); a classifier needs at least two")
     counts = torch.bincount(train.labels, minlength=len(classes))
     if empty := [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]:
         raise BadData(f"{name}: no training images of class {empty[0]!r}; add some or remove the class")
-    if int(counts.min()) < 2:
-        raise BadData(f"{name}: class {classes[int(counts.argmin())]!r} has 1 image; a class needs at least 2")
-    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
+    if int(counts.min()) < least:
+        few = classes[int(counts.argmin())]
         raise BadData(
-            f"{name}: training images are {list(train.images.shape[1:])}, test images {list(test.images.shape[1:])} "
-            "(channels, height, width); pass image_size= or channels="
+            f"{name}: class {few!r} has {int(counts.min())} images; a class needs at least {least}, one a split"
         )
 
 

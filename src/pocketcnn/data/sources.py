@@ -87,7 +87,11 @@ class AbstractSource(abc.ABC):
                 break
             test_images, test_labels = [], []
         if missing := sum(not _is_label(label) for label in labels):
-            raise BadData(f"{self.label}: {missing} of {len(labels)} training images have no label")
+            raise BadData(f"{self.label}: {missing} of {len(labels)} training images have no label (none, or -1)")
+        if strange := next((label for label in (*labels, *test_labels) if not isinstance(label, int | str)), None):
+            raise BadData(
+                f"{self.label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted"
+            )
         if classes is None:
             classes = tuple(str(value) for value in sorted(set(labels)))
             index = {value: i for i, value in enumerate(sorted(set(labels)))}
@@ -110,7 +114,8 @@ class ClassFolders(AbstractSource):
     def __init__(self, root: Path) -> None:
         self.root, self.label = root, root.resolve().name
         folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
-        named = {name: folder for name, folder in folders.items() if name in (*_TRAIN, *_TEST)}
+        splits = (*_TRAIN, *_TEST)  # a folder of images with such a name is a class
+        named = {n: f for n, f in folders.items() if n in splits and any(inner.is_dir() for inner in f.iterdir())}
         self.roots = named if any(name in named for name in _TRAIN) else {"train": root}
         self.files = {split: self._scan(folder) for split, folder in self.roots.items()}
 
@@ -264,13 +269,17 @@ def _columns(features: Any, where: str) -> tuple[str, str, tuple[str, ...] | Non
 
 def _rows(rows: Any, where: str, columns: tuple[str, str, Any]) -> Iterator[RawImage]:
     datasets = optional_import("datasets", extra="train", purpose="reading images")
+    fsspec = optional_import("fsspec", extra="train", purpose="reading images")
     image, label, _ = columns
     stream = rows.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
     try:
         for number, row in enumerate(stream):
             cell = row[image] or {}
-            path = f" ({cell['path']})" if cell.get("path") else ""
-            yield RawImage(f"{where} row {number}{path}", cell.get("bytes"), row[label])
+            path, content = cell.get("path"), cell.get("bytes")
+            if content is None and path:  # folders of images come as addresses, on the hub too
+                with fsspec.open(path, "rb") as file:
+                    content = file.read()
+            yield RawImage(f"{where} row {number}{f' ({path})' if path else ''}", content, row[label])
     except (OSError, ValueError) as error:
         raise BadData(f"{where}: damaged or cut short ({error}); copy it again") from error
 

@@ -37,8 +37,10 @@ def condconv2d(
     if batch > 1 and height * width <= 8 * num_experts and groups == 1:
         biases = None if bias is None else bias.flatten()
         y = F.conv2d(x, experts.flatten(0, 1), biases, stride, padding, dilation)
-        y = y.unflatten(1, (num_experts, out_channels))
-        return (y * routing_weights.to(y.dtype)[:, :, None, None, None]).sum(dim=1)
+        y = y.unflatten(1, (num_experts, out_channels)).to(accumulation_dtype(x))
+        return (y * routing_weights.to(y.dtype)[:, :, None, None, None]).sum(dim=1).to(x.dtype)
+    if batch == 0:  # no groups to convolve in
+        return x.new_empty(0, out_channels, height, width)
     kernels = (routing_weights @ experts.flatten(1)).to(x.dtype)
     kernels = kernels.reshape(batch * out_channels, group_channels, *kernel_size)
     biases = None if bias is None else (routing_weights @ bias).to(x.dtype).reshape(-1)

@@ -1,5 +1,6 @@
 """What a condensing method is to the rest of the package, and the walk over a net that its `sites` starts from."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[S
         if is_condensed(module):
             inside.append(f"{name}.")
     layers = [m for m in paths if isinstance(m, _ConvNd | nn.Linear) or is_condensed(m)]
-    weights = [m.weight for m in layers if isinstance(m, nn.Conv2d)]
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     sites = []
     for module in layers:
         if isinstance(module, nn.Linear):
@@ -66,8 +67,10 @@ def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[S
             reason = f"already condensed by {module.condensed_by!r}"
         elif type(module) is not nn.Conv2d:
             reason = f"a {type(module).__name__}, not a plain nn.Conv2d"
-        elif sum(weight is module.weight for weight in weights) > 1:
-            reason = "its weight is shared with another layer"
+        elif owners[id(module.weight)] > len(paths[module]):
+            reason = "its weight is shared with another module"
+        elif module._forward_hooks or module._forward_pre_hooks:
+            reason = "it has forward hooks, which would be lost"
         elif not (reason := obstacle(module)):
             possible = True
             if module is layers[0]:

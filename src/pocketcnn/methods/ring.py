@@ -35,6 +35,8 @@ class RingOptions:
     """How places are assigned: "random" shuffles even coverage and flips fair coins for signs."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.size, bool):
+            raise ValueError(f"size is a fraction or a length, not {self.size}")
         if isinstance(self.size, float) and not 0 < self.size <= 1:
             raise ValueError(f"size as a fraction must lie in (0, 1], not {self.size}; an integer is the ring's length")
         if self.size < 1 and not isinstance(self.size, float):

@@ -9,26 +9,40 @@ from typing import Any
 
 from pocketcnn._files import read_json, write_atomically
 from pocketcnn._optional import optional_import
-from pocketcnn.errors import BadData
+from pocketcnn.errors import BadData, ForeignFile
 from pocketcnn.report import figures, tables
 
+_KEYS = {"name", "identity", "data", "seed", "test_accuracy", "epochs", "train", "cost", "file_bytes", "latency"}
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """The results of all finished runs in a folder, in the order of its `comparison.json` where there is one.
+    """The results of all finished runs in a folder; of a comparison its rows and seeds only, in their order.
 
     Raises:
         BadData: there are none.
+        ForeignFile: a `result.json` that no run wrote.
     """
     folder = Path(folder)
-    results = [{**read_json(path), "folder": path.parent} for path in sorted(folder.rglob("result.json"))]
+    results = []
+    for path in sorted(folder.rglob("result.json")):
+        record = read_json(path)
+        if not isinstance(record, dict) or not record.keys() >= _KEYS:
+            raise ForeignFile(f"{path}: not the result of a run of pocketcnn; move it out of the folder")
+        results.append({**record, "folder": path.parent})
+    if (plan := _plan(folder)) is not None:
+        order = {row["label"]: number for number, row in enumerate(plan["rows"])}
+        results = [r for r in results if r["identity"].get("label") in order and r["seed"] in plan["seeds"]]
+        results.sort(key=lambda r: (order[r["identity"]["label"]], r["seed"]))
     if not results:
         raise BadData(f"{folder}: no finished runs (no result.json); pocketcnn compare or train makes them")
-    plan = folder / "comparison.json"
-    order = [row["label"] for row in read_json(plan)["rows"]] if plan.exists() else []
-    rank = {label: number for number, label in enumerate(order)}
-    return sorted(results, key=lambda r: (rank.get(r["identity"].get("label"), len(rank)), r["name"], r["seed"]))
+    return results
+
+
+def _plan(folder: Path) -> dict[str, Any] | None:
+    """What a comparison was to compare; None for a folder of other runs."""
+    path = folder / "comparison.json"
+    return read_json(path) if path.exists() else None
 
 
 def read_speeds(folder: str | Path) -> dict[str, dict[str, float]]:
@@ -63,13 +77,16 @@ def write_report(folder: str | Path) -> Path:
     page = environments.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         data=Path(first["data"]).name,
         seeds=len({result["seed"] for result in results}),
-        epochs=first["epochs"],
+        epochs=_spoken({result["epochs"] for result in results}),
+        diverged=(_plan(folder) or {}).get("diverged", []),
         header=tables.header(),
         rows=[(tables.cells(summary), bool(summary.rival_of)) for summary in summaries],
         figures={name: _embedded(svg, name) for name, svg in drawn.items()},
         findings=findings(summaries),
         recipe={
-            key: value for key, value in first["train"].items() if key not in ("seed", "precision", "channels_last")
+            key: _spoken({result["train"].get(key) for result in results})
+            for key in first["train"]
+            if key not in ("seed", "precision", "channels_last")
         },
         settings=sorted({f"{r['train']['precision']}, channels_last {r['train']['channels_last']}" for r in results}),
         environment={key: value for key, value in environment.items() if key != "packages" and value is not None},
@@ -101,6 +118,11 @@ def findings(summaries: Sequence[tables.Summary]) -> list[str]:
             sentence += f"; {_points(gap)} against the plain net of equal size{_doubt(small, rival, gap)}"
         sentences.append(sentence + ".")
     return sentences
+
+
+def _spoken(values: set[Any]) -> str:
+    """The value all runs share, or all of theirs: "3 or 50"."""
+    return " or ".join(map(str, sorted(values, key=str)))
 
 
 def _points(gap: float) -> str:

@@ -82,6 +82,8 @@ class EpochLog(pl.Callback):
         if not math.isfinite(row["validation_loss"]):
             _log.warning("%s: epoch %d: the validation loss is %s", self.name, row["epoch"], row["validation_loss"])
         self.rows.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({key: value for key, value in row.items() if key != "step"}, step=trainer.global_step)
         if trainer.is_global_zero:
             self.write()
             _log.info(
@@ -137,12 +139,17 @@ class GracefulStop(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
+        self.stop_if_asked(trainer.current_epoch, f"in epoch {trainer.current_epoch + 1} after step {index + 1}")
+
+    def stop_if_asked(self, done: int, where: str) -> None:
+        """Stops a run of which `done` epochs are in the checkpoint.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed.
+        """
         if self.asked:
-            done = trainer.current_epoch
             kept = f"{self.folder / 'last.ckpt'} holds epoch {done}" if done else "no epoch was complete yet"
-            raise Interrupted(
-                f"stopped in epoch {done + 1} after step {index + 1}; {kept}; the same command goes on from there"
-            )
+            raise Interrupted(f"stopped {where}; {kept}; the same command goes on from there")
 
 
 def _short(value: float) -> float | str:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class TrainConfig:
     """Average the weights with this decay per step and keep the average; 0 for none."""
     augment: bool = True
     """Whether training images are shifted and mirrored as suits the data set."""
+    crop: int | None = None
+    """Shift images by up to this many pixels; None for what suits the data set."""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """Mirror images left to right; auto for what suits the data set."""
+    cutout: int = 0
+    """Side in pixels of a black square put at a random place; 0 for none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; auto measures which is faster on this device for the net at hand."""
     channels_last: Literal["auto", "on", "off"] = "auto"
@@ -43,7 +49,7 @@ class TrainConfig:
     compile: bool = False
     """Whether the net goes through torch.compile: a slow start, then faster steps."""
     seed: int = 0
-    """Fixes initial weights, order, augmentation and the validation split."""
+    """Fixes initial weights, order and augmentation."""
 
     def __post_init__(self) -> None:
         bad = []
@@ -55,10 +61,12 @@ class TrainConfig:
             bad.append(f"weight_decay and clip_norm must not be negative, got {self.weight_decay}, {self.clip_norm}")
         shares = ("momentum", "warmup", "label_smoothing", "ema_decay")
         bad += [f"{n} must lie in [0, 1), got {getattr(self, n)}" for n in shares if not 0 <= getattr(self, n) < 1]
+        if self.cutout < 0 or (self.crop is not None and self.crop < 0):
+            bad.append(f"crop and cutout are numbers of pixels, 0 or more, got {self.crop}, {self.cutout}")
         if not 0 <= self.seed < 2**32:
             bad.append(f"seed must lie in [0, 2**32), got {self.seed}")
         for field in dataclasses.fields(self):
-            choices = getattr(field.type, "__args__", None)
+            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
             if choices and getattr(self, field.name) not in choices:
                 known = ", ".join(map(str, choices))
                 bad.append(f"no {field.name} {getattr(self, field.name)!r}; known: {known}")

@@ -1,8 +1,10 @@
 """`fit` and `evaluate`: a Lightning run in a folder of plain files."""
 
 import dataclasses
+import hashlib
 import json
 import logging
+import os
 import platform
 import shlex
 import sys
@@ -20,8 +22,9 @@ from pocketcnn import __version__, checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn._optional import optional_import
 from pocketcnn.cost import measure, measure_latency
+from pocketcnn.cost.params import device_and_dtype, evaluating
 from pocketcnn.data import DataSet
-from pocketcnn.errors import BadData, CannotMaterialize, MissingExtra
+from pocketcnn.errors import BadData, CannotMaterialize, ForeignFile, MissingExtra
 from pocketcnn.surgery import materialize
 from pocketcnn.train.config import TrainConfig
 
@@ -86,16 +89,23 @@ def fit(
         "data": data.name,
         "fingerprint": data.fingerprint,
     }
-    settings["train_images"] = len(data.train)
+    shapes = [[key, list(value.shape)] for key, value in model.state_dict().items()]
+    settings |= {
+        "train_images": len(data.train),
+        "net": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
+        "world": [devices, num_nodes],
+    }
     settings = json.loads(json.dumps(settings))  # as it will be read again: tuples are lists there
     earlier = _earlier(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
+        checkpoint.fill_(model, folder / "model.safetensors")
         return read_json(folder / "result.json")
     if earlier is not None:
         config = earlier
     config = resolve(config, model, data, _device(accelerator))
-    write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
-    write_json(folder / "environment.json", environment())
+    if _is_first_process():
+        write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
+        write_json(folder / "environment.json", environment())
 
     module = Classifier(model, data, config)
     epochs = EpochLog(folder, name)
@@ -124,11 +134,15 @@ def fit(
             enable_progress_bar=progress,
             use_distributed_sampler=False,  # the module's loaders share out the images themselves
             num_sanity_val_steps=0,
-            log_every_n_steps=10,
+            log_every_n_steps=1,
         )
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        stop.stop_if_asked(len(epochs.rows), "after the last step")
         trainer.test(module, verbose=False)
+        stop.stop_if_asked(len(epochs.rows), "after the last step")
         test = module.take("test")
+    if not trainer.is_global_zero:
+        return trainer.strategy.broadcast({}, src=0)
     to_layout(model.to("cpu"), torch.contiguous_format)
     size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
     result = {
@@ -148,9 +162,8 @@ def fit(
         "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
         "train": dataclasses.asdict(config),
     }
-    if trainer.is_global_zero:
-        write_json(folder / "result.json", result)
-    return result
+    write_json(folder / "result.json", result)
+    return trainer.strategy.broadcast(result, src=0)
 
 
 def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[str, float]:
@@ -180,18 +193,20 @@ def check_fit(model: nn.Module, data: DataSet) -> None:
     Raises:
         BadData: it does not.
     """
-    channels = data.input_size[0]
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.in_channels != channels:
+    channels, height, width = data.input_size
+    device, dtype = device_and_dtype(model)
+    try:
+        with evaluating(model):
+            shape = model(torch.zeros(1, channels, height, width, device=device, dtype=dtype)).shape
+    except (RuntimeError, ValueError) as error:
         raise BadData(
-            f"{data.name}: images have {channels} channels, the net takes {first.in_channels}; make the net with "
-            f"in_channels={channels}, or load the data with channels={first.in_channels}"
-        )
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if last and last[-1].out_features < len(data.classes):
+            f"{data.name}: images are {channels} x {height} x {width} (channels x height x width) and the net cannot take "
+            f"them ({error}); make the net with in_channels={channels}, or load the data with channels= or image_size="
+        ) from error
+    if len(shape) != 2 or shape[1] < len(data.classes):
         raise BadData(
-            f"{data.name}: has {len(data.classes)} classes, the net tells {last[-1].out_features} apart; make the net "
-            f"with num_classes={len(data.classes)}"
+            f"{data.name}: has {len(data.classes)} classes, the net's output for an image is {list(shape[1:])}; make the "
+            f"net with num_classes={len(data.classes)}"
         )
 
 
@@ -239,6 +254,8 @@ def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> 
     if not path.exists():
         return None
     found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
+        raise ForeignFile(f"{path}: not written by a run of pocketcnn; give another output folder")
     asked = {**settings, **dataclasses.asdict(config)}
     had = {**found, **found.pop("train")}
     differing = [key for key, value in asked.items() if value != "auto" and had.get(key) != value]
@@ -249,6 +266,11 @@ def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> 
             f"{asked[key]!r}); give another output folder, or delete this one"
         )
     return TrainConfig(**{field.name: had[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
+def _is_first_process() -> bool:
+    """Whether this process is the one that writes, as far as its launcher has said by now."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _device(accelerator: str) -> torch.device:

@@ -1,5 +1,6 @@
 """The LightningModule: augments, normalises, classifies and counts, for any net and any number of devices."""
 
+import dataclasses
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from pocketcnn.cost.params import device_and_dtype
 from pocketcnn.data import DataSet, augment
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.train.auto import LAYOUTS, to_layout
@@ -39,8 +41,15 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.net, self.config = net, config
         self._data = data
+        self.augmentation = dataclasses.replace(
+            data.augmentation,
+            crop=data.augmentation.crop if config.crop is None else config.crop,
+            flip=data.augmentation.flip if config.flip == "auto" else config.flip == "on",
+            cutout=config.cutout,
+        )
         # In a tuple, so that it is not registered as a second copy of the net in checkpoints.
         self._callable = (torch.compile(net) if config.compile else net,)
+        self._dtype = device_and_dtype(net)[1]
         self.normalize = Normalize(data.mean, data.std)
         self.memory_format = LAYOUTS[config.channels_last]
         to_layout(net, self.memory_format)
@@ -57,7 +66,9 @@ class Classifier(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._callable[0](self.normalize(images).contiguous(memory_format=self.memory_format))
+        # Under autocast the dtype of the weights is the one a run keeps; else it is the net's own.
+        x = self.normalize(images).to(self._dtype)
+        return self._callable[0](x.contiguous(memory_format=self.memory_format))
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)  # for nets that draw numbers themselves
@@ -67,7 +78,7 @@ class Classifier(pl.LightningModule):
         if self.config.augment:
             where = (self.config.seed, self.current_epoch, index, self.global_rank)
             seed = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0] >> 1)
-            images = augment(images, self._data.augmentation, torch.Generator().manual_seed(seed))
+            images = augment(images, self.augmentation, torch.Generator().manual_seed(seed))
         logits = self(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
         if not torch.isfinite(loss):

@@ -38,7 +38,7 @@ def ring_indices(
     Example:
         >>> indices, signs = ring_indices([4, 3], ring_size=3, seed=0)
         >>> sorted(indices.tolist())  # 7 = 2 * 3 + 1: one of the three places is used a third time
-        [0, 0, 1, 1, 1, 2, 2]
+        [0, 0, 0, 1, 1, 2, 2]
     """
     if scheme not in SCHEMES:
         raise ValueError(f"no ring scheme {scheme!r}; known: {', '.join(SCHEMES)}")

@@ -75,6 +75,26 @@ def test_importing_the_package_and_asking_for_help_costs_no_torch():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_core_does_without_the_extras():
+    """What `pip install pocketcnn` brings is enough for layers, surgery, files, counting and their verbs."""
+    code = (
+        "import sys\n"
+        "for name in ('lightning', 'datasets', 'sklearn', 'matplotlib', 'jinja2', 'PIL', 'torchmetrics'): sys.modules[name] = None\n"
+        "import pocketcnn as pc, pocketcnn.cli as cli\n"
+        "for name in pc.__all__: getattr(pc, name)\n"
+        "for words in (['models', 'resnet20'], ['measure', 'resnet20', '--method', 'ring:size=0.1', '--runs', '1'],\n"
+        "              ['plan'], ['condense', '--help']):\n"
+        "    try: cli.main(words)\n"
+        "    except SystemExit as left: assert not left.code, words\n"
+        "try: cli.main(['train'])\n"
+        "except SystemExit as left: print(left.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "2"
+    assert "MissingExtra: training needs lightning" in done.stderr
+    assert "pip install 'pocketcnn[train]'" in done.stderr
+
+
 def test_public_names_resolve():
     import pocketcnn as pc
 

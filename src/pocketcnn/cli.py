@@ -135,7 +135,8 @@ def train(words: Sequence[str]) -> None:
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = _parse(Train, words, "train", _method_help(), train=_preset(words, PRESETS))
-    from pocketcnn.compare import Contestant, parse_method
+    from pocketcnn.compare import Contestant
+    from pocketcnn.recipes import parse_method
     from pocketcnn.report import summarize
     from pocketcnn.train import fit
 
@@ -180,11 +181,11 @@ def measure(words: Sequence[str]) -> None:
 
     given = _parse(Measure, words, "measure", _method_help())
     import pocketcnn as pc
-    from pocketcnn.compare import PLAIN, parse_method
+    from pocketcnn.recipes import PLAIN_METHOD, parse_method
 
     net, notes = _named_or_file(given.model, given)
     method, options = parse_method(given.method)
-    if method != PLAIN:
+    if method != PLAIN_METHOD:
         net = pc.condense(net, method, **options)
     size = given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
     cost = pc.measure(net, size)

@@ -1,6 +1,5 @@
 """Training many nets under one recipe, each with several seeds, next to the plain net and plain nets of equal size."""
 
-import ast
 import dataclasses
 import logging
 import re
@@ -17,16 +16,14 @@ from pocketcnn import checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn.cost import count_params, measure_latency
 from pocketcnn.data import DataSet
-from pocketcnn.errors import NonFiniteLoss, UnknownMethod
-from pocketcnn.methods import METHODS
-from pocketcnn.recipes import RECIPES, create_model
+from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
 from pocketcnn.surgery import condense
 from pocketcnn.train import TrainConfig, fit
 from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
 from pocketcnn.train.loop import as_served
 
 _log = logging.getLogger(__name__)
-PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Contestant:
     """
 
     model: str
-    method: str = PLAIN
+    method: str = PLAIN_METHOD
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rival_of: str = ""
@@ -54,7 +51,7 @@ class Contestant:
         """The net, with initial weights drawn from the seed."""
         torch.manual_seed(seed)
         net = create_model(self.model, **self.model_options)
-        return net if self.method == PLAIN else condense(net, self.method, **self.options)
+        return net if self.method == PLAIN_METHOD else condense(net, self.method, **self.options)
 
 
 @dataclass(frozen=True)
@@ -64,33 +61,6 @@ class Outcome:
     results: list[dict[str, Any]]
     failures: list[str]
     speeds: dict[str, dict[str, float]]  # by label, as measure_speeds leaves them
-
-
-def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """A method and its options from `"ring:size=0.1,seed=3"`; `include` and `exclude` patterns may be among them.
-
-    Raises:
-        UnknownMethod: no such method, nor `plain`.
-        ValueError: an option without a value.
-    Example:
-        >>> parse_method("ring:size=0.1,include=layer3.*")
-        ('ring', {'size': 0.1, 'include': 'layer3.*'})
-    """
-    name, _, rest = text.partition(":")
-    if name != PLAIN and name not in METHODS:
-        raise UnknownMethod(name, (PLAIN, *METHODS))
-    options = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    if name == PLAIN and options:
-        raise ValueError(f"{text!r}: plain takes no options; --width scales the plain net")
-    return name, options
 
 
 def contestants(
@@ -124,9 +94,11 @@ def contestants(
                 continue
             net = contestant.build(seed=0)
             rows.append(contestant)
-            if equal_size and method != PLAIN:
+            if equal_size and method != PLAIN_METHOD:
                 width = width_of_size(model, count_params(net)[1], model_options)
-                rival = Contestant(model, PLAIN, {}, {**model_options, "width": width}, rival_of=contestant.label)
+                rival = Contestant(
+                    model, PLAIN_METHOD, {}, {**model_options, "width": width}, rival_of=contestant.label
+                )
                 if rival.label not in {row.label for row in rows}:  # nets of one size share their rival
                     rows.append(rival)
     return rows

@@ -1,5 +1,6 @@
 """The papers' nets by name: a plain net, the methods that condense it, and their options."""
 
+import ast
 import dataclasses
 import fnmatch
 import re
@@ -9,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from pocketcnn.errors import UnknownModel
-from pocketcnn.methods import get_method
+from pocketcnn.errors import UnknownMethod, UnknownModel
+from pocketcnn.methods import METHODS, get_method
 from pocketcnn.models import PLAIN
 from pocketcnn.surgery import Provenance, condense, remember
+
+PLAIN_METHOD = "plain"  # beside the methods' names: the net as it is
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,30 @@ def _by_number(name: str) -> tuple[str, int, str]:
     """Sorts resnet20 before resnet110."""
     found = re.match(r"([a-z]+)(\d*)", name)
     return (found[1], int(found[2] or 0), name) if found else (name, 0, name)
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method and its options from `"ring:size=0.1,seed=3"`; `include` and `exclude` patterns may be among them.
+
+    Raises:
+        UnknownMethod: no such method, nor `plain`.
+        ValueError: an option without a value.
+    Example:
+        >>> parse_method("ring:size=0.1,include=layer3.*")
+        ('ring', {'size': 0.1, 'include': 'layer3.*'})
+    """
+    name, _, rest = text.partition(":")
+    if name != PLAIN_METHOD and name not in METHODS:
+        raise UnknownMethod(name, (PLAIN_METHOD, *METHODS))
+    options = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    if name == PLAIN_METHOD and options:
+        raise ValueError(f"{text!r}: plain takes no options; --width scales the plain net")
+    return name, options

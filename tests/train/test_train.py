@@ -330,11 +330,29 @@ def test_several_processes_train_as_one(few, tmp_path):
     done = subprocess.run([sys.executable, str(script), str(tmp_path / "run"), "1"], capture_output=True, text=True,
                           env=environment, timeout=200, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["world"] == [2, 1]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     net = pc.load(tmp_path / "run" / "model.safetensors")
     from pocketcnn.data import load
 
     assert evaluate(net, load("digits"))["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-6)
+
+
+def test_all_processes_stop_when_one_diverges(tmp_path):
+    """Only the second process sees a NaN; the first one must not wait for it for ever."""
+    poison = """
+import os
+if os.environ.get("LOCAL_RANK") == "1":
+    net.register_forward_hook(lambda m, i, y: y * float("nan") if m.training else None)
+try:"""
+    code = SCRIPT.replace("sys.argv[1])\n    print", 'sys.argv[1], devices=2, accelerator="cpu")\n    print')
+    script = tmp_path / "run.py"
+    script.write_text(code.replace("\ntry:", poison))
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "run"), "1"], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "epoch 1, step 1: the loss of another device is not finite" in done.stdout
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def test_an_ordinary_module_trains_too(few, tmp_path):

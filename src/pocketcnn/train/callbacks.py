@@ -139,6 +139,7 @@ class GracefulStop(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
+        self.asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)  # all devices stop at one step
         self.stop_if_asked(trainer.current_epoch, f"in epoch {trainer.current_epoch + 1} after step {index + 1}")
 
     def stop_if_asked(self, done: int, where: str) -> None:

@@ -81,9 +81,11 @@ class Classifier(pl.LightningModule):
             images = augment(images, self.augmentation, torch.Generator().manual_seed(seed))
         logits = self(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-        if not torch.isfinite(loss):
+        # All devices decide together: one that stopped alone would leave the others waiting for its gradients.
+        if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
+            found = "of another device is not finite" if torch.isfinite(loss) else f"is {loss.item()}"
             raise NonFiniteLoss(
-                f"epoch {self.current_epoch + 1}, step {index + 1}: the loss is {loss.item()}; the checkpoint of the last "
+                f"epoch {self.current_epoch + 1}, step {index + 1}: the loss {found}; the checkpoint of the last "
                 "whole epoch is kept; a lower lr or clip_norm=1 usually helps"
             )
         self._count("train", logits, labels, loss)

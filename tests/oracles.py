@@ -58,3 +58,39 @@ def condconv2d(x, routing_weights, experts, bias, stride, padding, dilation, gro
 
 def ring_kernel(values, indices, signs, scale) -> Tensor:
     return torch.stack([values[int(i)] * int(s) * scale for i, s in zip(indices, signs, strict=True)])
+
+
+def advect_diffuse(source, u, v, along_x, along_y, initial, previous, num_steps, dt, dx, dy, boundary) -> Tensor:
+    """The scheme's formula, pixel by pixel; every argument a tensor of the source's shape."""
+
+    def at(field, b, c, y, x):
+        size = field.shape[2:]
+        place = []
+        for i, n in zip((y, x), size, strict=True):
+            if not 0 <= i < n and boundary == "zero":
+                return 0.0
+            i = i % n if boundary == "periodic" else i
+            i = abs(i) if boundary == "reflect" and i < 0 else i
+            i = 2 * (n - 1) - i if boundary == "reflect" and i >= n else i
+            place.append(min(max(i, 0), n - 1))
+        return float(field[b, c, place[0], place[1]])
+
+    before, now = previous.clone(), initial.clone()
+    for _ in range(num_steps):
+        later = torch.empty_like(now)
+        for b in range(now.shape[0]):
+            for c in range(now.shape[1]):
+                for y in range(now.shape[2]):
+                    for x in range(now.shape[3]):
+                        ax, ay = at(u, b, c, y, x) * dt / dx, at(v, b, c, y, x) * dt / dy
+                        bx, by = at(along_x, b, c, y, x) * dt / dx**2, at(along_y, b, c, y, x) * dt / dy**2
+                        du_dx = (at(u, b, c, y, x + 1) - at(u, b, c, y, x - 1)) / (2 * dx)
+                        dv_dy = (at(v, b, c, y + 1, x) - at(v, b, c, y - 1, x)) / (2 * dy)
+                        e = dt * (du_dx + dv_dy)
+                        right = (1 - 2 * bx - 2 * by) * at(before, b, c, y, x) - 2 * e * at(now, b, c, y, x)
+                        right += 2 * dt * at(source, b, c, y, x)
+                        right += (-ax + 2 * bx) * at(now, b, c, y, x + 1) + (ax + 2 * bx) * at(now, b, c, y, x - 1)
+                        right += (-ay + 2 * by) * at(now, b, c, y + 1, x) + (ay + 2 * by) * at(now, b, c, y - 1, x)
+                        later[b, c, y, x] = right / (1 + 2 * bx + 2 * by)
+        before, now = now, later
+    return now

@@ -26,8 +26,9 @@ ARROWS = {
     "cli": {"checkpoint", "compare", "cost", "data", "methods", "recipes", "report", "train"},
 }
 OPEN = {"errors", "_optional", "_files"}
-CORE = {"torch", "numpy", "safetensors", "jaxtyping"}
+CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, in the compiled kernels only
 OPTIONAL = {
+    "kernels": {"numba"},
     "train": {"lightning", "torchmetrics"},
     "data": {"PIL"},
     "report": {"matplotlib", "jinja2"},
@@ -70,7 +71,7 @@ def test_arrows_go_one_way(path, part):
 
 
 def test_importing_the_package_and_asking_for_help_costs_no_torch():
-    code = "import sys, pocketcnn, pocketcnn.cli; pocketcnn.cli._overview(); print(sorted({'torch', 'tyro', 'numpy'} & set(sys.modules)))"
+    code = "import sys, pocketcnn, pocketcnn.cli; pocketcnn.cli._overview(); print(sorted({'torch', 'tyro', 'numpy', 'numba'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

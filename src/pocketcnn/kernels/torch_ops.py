@@ -6,7 +6,9 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from pocketcnn.numerics import stencil
 from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype, check_involution, output_size, pair
 
 
@@ -138,3 +140,49 @@ def _backward(ctx, grad):
 
 
 _involution2d.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+# Numbers of a field in a chunk of images: large enough to keep a device busy.
+_CHUNK_NUMBERS = 2**22
+
+
+def advect_diffuse(
+    source: Tensor,
+    velocity_x: Tensor,
+    velocity_y: Tensor,
+    diffusivity_x: Tensor,
+    diffusivity_y: Tensor,
+    initial: Tensor | None,
+    previous: Tensor | None,
+    num_steps: int,
+    dt: float,
+    dx: float,
+    dy: float,
+    boundary: str,
+) -> Tensor:
+    """`numerics.advect_diffuse` on a few images at a time, whose steps are taken again in the backward pass.
+
+    Images are independent, so only one chunk of the batch ever has all its steps in memory.
+    """
+
+    def solve(*tensors: Tensor | None) -> Tensor:
+        field, u, v, along_x, along_y, start, before = tensors
+        assert field is not None
+        assert u is not None
+        assert v is not None
+        assert along_x is not None
+        assert along_y is not None
+        return stencil.march(field, u, v, along_x, along_y, start, before, num_steps, dt, dx, dy, boundary)
+
+    tensors = (source, velocity_x, velocity_y, diffusivity_x, diffusivity_y, initial, previous)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    batch = source.shape[0]
+    images = max(1, _CHUNK_NUMBERS // max(1, source[:1].numel()))
+    if not learns:
+        return solve(*tensors)
+    parts = []
+    for start in range(0, batch, images):
+        stop = min(batch, start + images)
+        chunk = [t if t is None or t.shape[0] == 1 else t[start:stop] for t in tensors]
+        parts.append(checkpoint(solve, *chunk, use_reentrant=False))
+    return torch.cat(parts)

@@ -5,5 +5,15 @@ Every fast twin in `pocketcnn.kernels` is tested against the function of the sam
 
 from pocketcnn.numerics.dynamic_conv import condconv2d, involution2d
 from pocketcnn.numerics.ring_index import ring_indices, ring_kernel
+from pocketcnn.numerics.stencil import advect_diffuse, courant, limit_velocity, perona_malik
 
-__all__ = ["condconv2d", "involution2d", "ring_indices", "ring_kernel"]
+__all__ = [
+    "advect_diffuse",
+    "condconv2d",
+    "courant",
+    "involution2d",
+    "limit_velocity",
+    "perona_malik",
+    "ring_indices",
+    "ring_kernel",
+]

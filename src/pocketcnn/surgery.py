@@ -7,6 +7,7 @@ Works on any `nn.Module`: a shared module is replaced wherever it is referenced,
 import copy
 import dataclasses
 import fnmatch
+import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pocketcnn.cost import Cost, count_params, measure
+from pocketcnn.cost import Cost, count_params, macs_by_module, measure
 from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnsupportedLayer
 from pocketcnn.methods import METHODS, Method, Site, get_method
 from pocketcnn.methods._method import is_condensed
@@ -51,6 +52,8 @@ class PlanRow:
     numbers_before: int
     numbers_after: int
     reason: str
+    macs_before: int | None = None  # of an image, where the plan was given its size
+    macs_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Plan:
     shared_numbers: int  # stored once for several layers: the ring
     before: Cost | int  # the whole net: Cost when an input size was given, else trainable parameters
     after: Cost | int
+    places: str = "convolutions"
 
     @property
     def replaced(self) -> list[str]:
@@ -70,22 +74,27 @@ class Plan:
         return [row.name for row in self.rows if row.becomes]
 
     def __str__(self) -> str:
-        cells = [("layer", "is", "becomes", "numbers", "then", "why not")]
+        cells: list[tuple[str, ...]] = [("layer", "is", "becomes", "numbers", "then", "MACs", "then", "why not")]
         cells += [
-            (r.name, r.layer, r.becomes or "-", f"{r.numbers_before:,}", f"{r.numbers_after:,}", r.reason)
+            (r.name, r.layer, r.becomes or "-", *map(_thousands, (r.numbers_before, r.numbers_after)),
+             *map(_thousands, (r.macs_before, r.macs_after)), r.reason)
             for r in self.rows
-        ]
+        ]  # fmt: skip
         if self.shared_numbers:
-            cells.append(("(shared)", "", "", "0", f"{self.shared_numbers:,}", ""))
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+            cells.append(("(shared)", "", "", "0", f"{self.shared_numbers:,}", "", "", ""))
+        if not any(row[5] for row in cells[1:]):
+            cells = [row[:5] + row[7:] for row in cells]
+        last = len(cells[0]) - 1
+        widths = [max(len(row[i]) for row in cells) for i in range(last + 1)]
         lines = [
             "  ".join(
-                c.rjust(w) if i in (3, 4) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+                c.rjust(w) if 3 <= i < last else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
             )
             for row in cells
         ]
         options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
-        title = f"{self.method}({options}): {len(self.replaced)} of {len(self.rows)} convolutions"
+        title = f"{self.method}({options}): {len(self.replaced)} of {len(self.rows)} {self.places}"
+        title = textwrap.fill(title, 120, subsequent_indent="    ")
         return "\n".join([title, *(line.rstrip() for line in lines), *self.savings()])
 
     def savings(self) -> list[str]:
@@ -96,6 +105,10 @@ class Plan:
             names = ("trainable_params", "size_bytes", "macs", "depth")
             pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
         return [f"{name}: {old:,} -> {new:,} ({new / max(1, old):.3g}x)" for name, old, new in pairs]
+
+
+def _thousands(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def plan(
@@ -127,33 +140,41 @@ def plan(
         ValueError: an option out of range, or a pattern that matches nothing.
     """
     record, settings = _resolve(method, options)
-    sites = _select(record.sites(model, settings), include, exclude, where, on_unsupported)
+    sites = _select(record, record.sites(model, settings), include, exclude, where, on_unsupported)
     chosen = {site.name for site in sites if not site.reason}
     with torch.random.fork_rng():
         after = (
             _apply(model, record, settings, tuple(site.name for site in sites if not site.reason)) if chosen else model
         )
+    made = {name: module for name, module in after.named_modules(remove_duplicate=False) if name in chosen}
     owners: dict[int, set[str]] = {}
-    for name in chosen:
-        for parameter in after.get_submodule(name).parameters():
+    for name, module in made.items():
+        for parameter in module.parameters():
             owners.setdefault(id(parameter), set()).add(name)
+    macs_before, macs_after = (macs_by_module(m, input_size) if input_size else {} for m in (model, after))
     rows = []
     for site in sites:
-        new = after.get_submodule(site.name)
-        alone = [p for p in new.parameters() if len(owners.get(id(p), "1")) == 1]
-        rows.append(
-            PlanRow(
-                site.name,
-                describe(site.module),
-                type(new).__name__ if site.name in chosen else "",
-                sum(p.numel() for p in site.module.parameters()),
-                sum(p.numel() for p in alone),
-                site.reason,
-            )
-        )
+        numbers = new_numbers = _numbers(site.modules)
+        macs = new_macs = sum(macs_before.get(name, 0) for name in (site.name, *(name for name, _ in site.rest)))
+        becomes = ""
+        if site.name in chosen:
+            new = [made[site.name]] if site.name in made else []
+            becomes = type(new[0]).__name__ if new else "nothing"
+            new_numbers = _numbers(new, lambda p: len(owners[id(p)]) == 1)
+            new_macs = macs_after.get(site.name, 0)
+        says = site.says or describe(site.module)
+        costs = (macs, new_macs) if input_size else (None, None)
+        rows.append(PlanRow(site.name, says, becomes, numbers, new_numbers, site.reason, *costs))
     shared = {id(p): p.numel() for p in after.parameters() if len(owners.get(id(p), ())) > 1}
     totals = [count_params(m)[0] if input_size is None else measure(m, input_size) for m in (model, after)]
-    return Plan(method, dataclasses.asdict(settings), tuple(rows), sum(shared.values()), *totals)
+    return Plan(
+        method, dataclasses.asdict(settings), tuple(rows), sum(shared.values()), totals[0], totals[1], record.places[1]
+    )
+
+
+def _numbers(modules: Sequence[nn.Module], counts: Callable[[nn.Parameter], bool] = lambda p: True) -> int:
+    """Distinct numbers of some modules."""
+    return sum({id(p): p.numel() for module in modules for p in module.parameters() if counts(p)}.values())
 
 
 def condense(
@@ -194,14 +215,14 @@ def condense(
     if images is not None:
         raise ValueError('images are looked at by no initialization yet; leave them out with initialize="fresh"')
     record, settings = _resolve(method, options)
-    sites = _select(record.sites(model, settings), include, exclude, where, on_unsupported)
+    sites = _select(record, record.sites(model, settings), include, exclude, where, on_unsupported)
     chosen = tuple(site.name for site in sites if not site.reason)
     if not chosen:
-        reasons = "; ".join(f"{site.name}: {site.reason}" for site in sites[:3]) or "it has no convolutions"
+        reasons = "; ".join(f"{site.name}: {site.reason}" for site in sites[:3]) or f"it has no {record.places[1]}"
         more = f"; and {len(sites) - 3} more" if len(sites) > 3 else ""
         raise NothingToCondense(
-            f"{method!r} found no layer to work on in {type(model).__name__} ({reasons}{more}); "
-            f"plan(model, {method!r}) lists every layer and why it was passed over"
+            f"{method!r} found no {record.places[0]} to work on in {type(model).__name__} ({reasons}{more}); "
+            f"plan(model, {method!r}) lists every one and why it was passed over"
         )
     return _apply(model, record, settings, chosen)
 
@@ -288,9 +309,7 @@ def _resolve(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
         hint = f"; it belongs to {' and '.join(holders)}" if holders else ""
         raise ValueError(f"{method} has no option {unknown[0]!r}{hint}; its options: {', '.join(known)}")
     for field, hint in typing.get_type_hints(record.options).items():
-        if typing.get_origin(hint) is typing.Literal:
-            continue  # checked by the options themselves
-        if field in options and not isinstance(options[field], int | float if hint is float else hint):
+        if field in options and not _is_a(options[field], hint):
             wanted = getattr(hint, "__name__", str(hint))
             raise ValueError(f"{method}: {field} must be {wanted}, not {options[field]!r}")
     try:
@@ -299,13 +318,29 @@ def _resolve(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
         raise ValueError(f"{method}: {error}") from error
 
 
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether an option has the type of its field; which words a field knows, the options check themselves."""
+    if typing.get_origin(hint) is typing.Literal:
+        return isinstance(value, str)
+    if parts := typing.get_args(hint):
+        return any(_is_a(value, part) for part in parts)
+    return isinstance(value, int | float if hint is float else hint)
+
+
 def _select(
-    sites: Sequence[Site], include: Patterns | None, exclude: Patterns | None, where: Where | None, on_unsupported: str
+    record: Method,
+    sites: Sequence[Site],
+    include: Patterns | None,
+    exclude: Patterns | None,
+    where: Where | None,
+    on_unsupported: str,
 ) -> list[Site]:
     """The sites with reasons updated by what the user asked for; those without a reason are chosen."""
     if on_unsupported not in ("skip", "error"):
         raise ValueError(f"on_unsupported must be 'skip' or 'error', not {on_unsupported!r}")
-    included, excluded = _matches(sites, include, "include"), _matches(sites, exclude, "exclude")
+    included, excluded = (
+        _matches(record, sites, patterns, what) for patterns, what in ((include, "include"), (exclude, "exclude"))
+    )
     selected = []
     for site in sites:
         reason = site.reason
@@ -324,7 +359,7 @@ def _select(
     return selected
 
 
-def _matches(sites: Sequence[Site], patterns: Patterns | None, what: str) -> set[str]:
+def _matches(record: Method, sites: Sequence[Site], patterns: Patterns | None, what: str) -> set[str]:
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         hits = {
@@ -334,7 +369,7 @@ def _matches(sites: Sequence[Site], patterns: Patterns | None, what: str) -> set
         }
         if not hits:
             examples = ", ".join(site.name for site in sites[:4]) or "none"
-            raise ValueError(f"{what} pattern {pattern!r} matches no convolution; there are {examples}, ...")
+            raise ValueError(f"{what} pattern {pattern!r} matches no {record.places[0]}; there are {examples}, ...")
         found |= hits
     return found
 
@@ -352,12 +387,18 @@ def _apply(model: nn.Module, record: Method, settings: Any, names: tuple[str, ..
         sites.append(by_name[name])
     built = record.build(sites, settings)
     # A number that several layers share, the ring's, is frozen only where all of them were.
-    trained = {id(p) for site in sites if not _is_frozen(site.module) for p in built[site.name].parameters()}
+    trained: set[int] = set()
     for site in sites:
-        new = built[site.name].train(site.module.training)
-        for parameter in new.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+        if (new := built[site.name]) is not None and not all(map(_is_frozen, site.modules)):
+            trained.update(map(id, new.parameters()))
+    for site in sites:
+        if (new := built[site.name]) is not None:
+            new.train(site.module.training)
+            for parameter in new.parameters():
+                parameter.requires_grad_(id(parameter) in trained)
         small = _replace(small, site.names, new)
+        for rest, _ in site.rest:
+            _replace(small, [rest], None)
     made = provenance(model)
     step = Step(record.name, dataclasses.asdict(settings), names)
     return remember(small, dataclasses.replace(made, steps=(*made.steps, step)))
@@ -367,13 +408,19 @@ def _is_frozen(module: nn.Module) -> bool:
     return not any(p.requires_grad for p in module.parameters())
 
 
-def _replace(model: nn.Module, names: Sequence[str], new: nn.Module) -> nn.Module:
-    """Puts `new` wherever the names lead; the net itself, named "", is replaced by being returned."""
+def _replace(model: nn.Module, names: Sequence[str], new: nn.Module | None) -> nn.Module:
+    """Puts `new` wherever the names lead, or takes out what is there from its sequence; the others keep their names.
+
+    The net itself, named "", is replaced by being returned.
+    """
     for name in names:
-        if name == "":
+        if name == "" and new is not None:
             return new
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+        if new is not None:
+            setattr(model.get_submodule(parent), child, new)
+        elif hasattr(model.get_submodule(parent), child):  # a parent of several names is the same each time
+            delattr(model.get_submodule(parent), child)
     return model
 
 

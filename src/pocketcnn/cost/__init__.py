@@ -1,7 +1,7 @@
 """What a net costs: stored numbers, bytes, multiply-adds, depth, time and memory, as frozen records."""
 
 from pocketcnn.cost.latency import Latency, measure_latency
-from pocketcnn.cost.macs import Cost, measure
+from pocketcnn.cost.macs import Cost, macs_by_module, measure
 from pocketcnn.cost.memory import measure_memory
 from pocketcnn.cost.params import count_params, distinct_tensors, separate, serialized_bytes
 
@@ -10,6 +10,7 @@ __all__ = [
     "Latency",
     "count_params",
     "distinct_tensors",
+    "macs_by_module",
     "measure",
     "measure_latency",
     "measure_memory",

@@ -51,18 +51,7 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     Raises:
         ValueError: not three sizes of at least 1, or the net cannot take an image of that size.
     """
-    check_input_size(input_size)
-    device, dtype = device_and_dtype(model)
-    x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
-    watch = _Watch(model)
-    counter = FlopCounterMode(display=False)
-    try:
-        with evaluating(model), watch, counter:
-            model(x)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{type(model).__name__} cannot take an image of {input_size}: {error}") from error
-    finally:
-        watch.remove()
+    watch, counter = _observe(model, input_size)
     operators: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
         operators[operator.__name__.split(".")[0]] += flops // 2
@@ -79,6 +68,43 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     )
 
 
+def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> dict[str, int]:
+    """The multiply-adds of `measure`, by the dotted name of the module they run in; a module's hold those inside it.
+
+    Args:
+        model: as in `measure`.
+        input_size: as in `measure`.
+    Returns:
+        Only modules in which some run; of a shared module, under its first name, those of all its calls.
+    """
+    watch, counter = _observe(model, input_size)
+    prefix = f"{type(model).__name__}."
+    found: Counter[str] = Counter()
+    for name, operators in counter.get_flop_counts().items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] += sum(operators.values()) // 2
+    for name, module in model.named_modules():
+        found[name] += sum(watch.extra_of.get(inner, 0) for inner in module.modules())
+    return {name: macs for name, macs in found.items() if macs and name}
+
+
+def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", FlopCounterMode]:
+    """Runs a net once under the counters."""
+    check_input_size(input_size)
+    device, dtype = device_and_dtype(model)
+    x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
+    watch = _Watch(model)
+    counter = FlopCounterMode(display=False)
+    try:
+        with evaluating(model), watch, counter:
+            model(x)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{type(model).__name__} cannot take an image of {input_size}: {error}") from error
+    finally:
+        watch.remove()
+    return watch, counter
+
+
 class _Watch(TorchDispatchMode):
     """Follows the depth of every tensor through a forward pass, and asks layers for what operators do not show.
 
@@ -92,6 +118,7 @@ class _Watch(TorchDispatchMode):
         self.deepest = 0
         self.generated = 0
         self.extra: Counter[str] = Counter()
+        self.extra_of: Counter[nn.Module] = Counter()
         self._generators: dict[int, nn.Parameter] = {}
         self._seen: set[int] = set()
         self._entered: list[int] = []
@@ -142,7 +169,9 @@ class _Watch(TorchDispatchMode):
 
     def _ask(self, module: Any, inputs: tuple, output: Any) -> None:
         if hasattr(module, "extra_macs"):
-            self.extra.update(module.extra_macs(*inputs, output))
+            extra = module.extra_macs(*inputs, output)
+            self.extra.update(extra)
+            self.extra_of[module] += sum(extra.values())
 
 
 def _paused():

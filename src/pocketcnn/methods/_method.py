@@ -21,10 +21,18 @@ class Site:
     module: Any
     reason: str = ""
     possible: bool = True
+    rest: tuple[tuple[str, Any], ...] = ()  # names and modules that go with it, where the place is a run of modules
+    says: str = ""  # the place in a few words, where those for its module would not do
+    detail: Any = None  # what the method's own `build` wants to know
 
     @property
     def name(self) -> str:
         return self.names[0]
+
+    @property
+    def modules(self) -> list[Any]:
+        """Everything that what takes the place stands for."""
+        return [self.module, *(module for _, module in self.rest)]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,9 @@ class Method:
     source: str  # the publication
     options: type[Any]  # a frozen dataclass with a default and a one-line docstring for every field
     sites: Callable[[nn.Module, Any], list[Site]]
-    build: Callable[[Sequence[Site], Any], Mapping[str, nn.Module]]  # site name -> the module that takes its place
+    # Site name -> the module that takes its place; None takes the place out of its nn.Sequential.
+    build: Callable[[Sequence[Site], Any], Mapping[str, nn.Module | None]]
+    places: tuple[str, str] = ("convolution", "convolutions")  # what it replaces, for messages: one, several
 
 
 def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:

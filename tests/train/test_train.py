@@ -297,7 +297,7 @@ def test_full_disk_stops_the_run_with_the_old_checkpoint_intact(few, tmp_path):
 
 def test_schedules_rise_and_fall():
     for schedule in ("one_cycle", "cosine"):
-        scale = [learning_rate_scale(step, 100, schedule, 0.25) for step in range(101)]
+        scale = [learning_rate_scale(step, 100, TrainConfig(schedule=schedule)) for step in range(101)]
         assert max(scale) == pytest.approx(1, abs=0.01)
         assert scale.index(max(scale)) in range(23, 27)
         assert scale[-1] == pytest.approx(0)

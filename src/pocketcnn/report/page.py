@@ -84,7 +84,7 @@ def write_report(folder: str | Path) -> Path:
         figures={name: _embedded(svg, name) for name, svg in drawn.items()},
         findings=findings(summaries),
         recipe={
-            key: _spoken({result["train"].get(key) for result in results})
+            key: _spoken({str(result["train"].get(key)) for result in results})
             for key in first["train"]
             if key not in ("seed", "precision", "channels_last")
         },

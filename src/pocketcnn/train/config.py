@@ -24,10 +24,14 @@ class TrainConfig:
     """Whether SGD's momentum looks ahead."""
     weight_decay: float = 5e-4
     """Pull of all parameters towards zero."""
-    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
-    """How the rate moves: up and down again, or warm-up and then down along a cosine."""
+    schedule: Literal["one_cycle", "cosine", "steps"] = "one_cycle"
+    """How the rate moves: up and down again; warm-up and then down along a cosine; or down at milestones."""
     warmup: float = 0.25
-    """Share of the steps in which the rate rises."""
+    """Share of the steps in which the rate rises; not for schedule steps."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which schedule steps lowers the rate."""
+    decay: float = 0.1
+    """What the rate is multiplied by at a milestone."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     clip_norm: float = 0.0
@@ -59,6 +63,9 @@ class TrainConfig:
             bad.append(f"lr must be positive, got {self.lr}")
         if min(self.weight_decay, self.clip_norm) < 0:
             bad.append(f"weight_decay and clip_norm must not be negative, got {self.weight_decay}, {self.clip_norm}")
+        object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, where it was read from a file
+        if min(self.milestones, default=1) < 1 or not 0 < self.decay <= 1:
+            bad.append(f"milestones are epochs from 1 on and decay lies in (0, 1], got {self.milestones}, {self.decay}")
         shares = ("momentum", "warmup", "label_smoothing", "ema_decay")
         bad += [f"{n} must lie in [0, 1), got {getattr(self, n)}" for n in shares if not 0 <= getattr(self, n) < 1]
         if self.cutout < 0 or (self.crop is not None and self.crop < 0):
@@ -81,19 +88,24 @@ PRESETS: dict[str, TrainConfig] = {
 }
 
 
-def learning_rate_scale(step: int, steps: int, schedule: str, warmup: float) -> float:
-    """The rate at a step as a share of the highest.
+def learning_rate_scale(step: int, steps: int, config: TrainConfig) -> float:
+    """The rate at a step, of `steps` in all, as a share of the highest.
 
     `one_cycle` starts at 1/25 and rises along a cosine, `cosine` starts near 0 and rises in a line, both for
-    `warmup * steps` steps; then both fall to 0 along a cosine.
+    `warmup * steps` steps; then both fall to 0 along a cosine. `steps` starts at 1 and is multiplied by `decay` after
+    each epoch in `milestones`.
 
     Example:
-        >>> [round(learning_rate_scale(s, 8, "cosine", 0.25), 2) for s in range(9)]
+        >>> [round(learning_rate_scale(s, 8, TrainConfig(schedule="cosine")), 2) for s in range(9)]
         [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07, 0.0]
+        >>> [learning_rate_scale(s, 8, TrainConfig(epochs=4, schedule="steps", milestones=(1, 3))) for s in (1, 2, 6)]
+        [1.0, 0.1, 0.010000000000000002]
     """
-    rising = round(warmup * steps)
+    if config.schedule == "steps":
+        return config.decay ** sum(step * config.epochs >= milestone * steps for milestone in config.milestones)
+    rising = round(config.warmup * steps)
     if step < rising:
-        if schedule == "cosine":
+        if config.schedule == "cosine":
             return (step + 1) / rising
         return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / rising)) / 2
     return (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising)))) / 2

@@ -95,7 +95,7 @@ def fit(
         "net": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
         "world": [devices, num_nodes],
     }
-    settings = json.loads(json.dumps(settings))  # as it will be read again: tuples are lists there
+    settings = _as_read(settings)
     earlier = _earlier(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
         checkpoint.fill_(model, folder / "model.safetensors")
@@ -160,7 +160,7 @@ def fit(
         "file_bytes": size,
         "cost": dataclasses.asdict(measure(model, data.input_size)),
         "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
-        "train": dataclasses.asdict(config),
+        "train": _as_read(dataclasses.asdict(config)),
     }
     write_json(folder / "result.json", result)
     return trainer.strategy.broadcast(result, src=0)
@@ -248,6 +248,11 @@ def _processor() -> str:
         return platform.processor()
 
 
+def _as_read(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as it will be read again: tuples are lists there."""
+    return json.loads(json.dumps(record))
+
+
 def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> TrainConfig | None:
     """The configuration of a run that is in the folder, with what `auto` chose then; None where there is none."""
     path = folder / "config.json"
@@ -256,7 +261,7 @@ def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> 
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
         raise ForeignFile(f"{path}: not written by a run of pocketcnn; give another output folder")
-    asked = {**settings, **dataclasses.asdict(config)}
+    asked = {**settings, **_as_read(dataclasses.asdict(config))}
     had = {**found, **found.pop("train")}
     differing = [key for key, value in asked.items() if value != "auto" and had.get(key) != value]
     if differing:

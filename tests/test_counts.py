@@ -30,6 +30,22 @@ def counts(name, **options):
         ("rednet50", {}, 15_540_806, None),
         ("rednet101", {}, 25_652_950, None),
         ("rednet152", {}, 33_984_582, None),
+        ("mnist_net", {"feature": "conv"}, 522, 526),
+        ("mnist_net", {"feature": "residual"}, 524, 530),
+        ("mnist_net", {"feature": "pde"}, 524, 530),
+        ("mnist_net", {"feature": "conv", "width": 8}, 4_596, 4_614),
+        ("mnist_net", {"feature": "residual", "width": 8}, 4_612, 4_646),
+        ("mnist_net", {"feature": "pde", "width": 8, "diffusivity": "perona_malik"}, 4_612, 4_646),
+        ("resnet32_global", {}, 161_402, 163_578),
+        ("resnet32_global", {"velocity": "identity", "diffusivity": "constant"}, 156_922, 158_650),
+        ("resnet32_global_identity", {}, 156_922, 158_650),
+        ("resnet32_global_residual", {}, 546_234, 550_202),
+        ("resnet32_global_perona_malik", {}, 158_938, 160_666),
+        ("resnet32_global_initial", {}, 258_618, 261_242),
+        ("resnet32_global_diffusion", {}, 158_938, 160_666),
+        ("resnet32_global_advection", {}, 158_938, 160_666),
+        ("resnet32_global", {"bias": True}, 161_850, None),
+        ("resnet32_global", {"bias": True, "num_classes": 100}, 167_700, None),
     ],
 )
 def test_counts_are_exact(name, options, trainable, total):
@@ -54,6 +70,13 @@ def test_a_global_ring_replaces_all_stage_convolutions(name, replaced):
 
 
 def test_macs_of_the_reports_net():
-    cost = pc.measure(pc.create_model("resnet32_4stage"), (3, 32, 32))
-    assert cost.macs == 75_088_512
-    assert cost.depth == 42  # stem, 4 stages of 5 blocks of 2, classifier
+    plain = pc.measure(pc.create_model("resnet32_4stage"), (3, 32, 32))
+    assert plain.macs == 75_088_512
+    assert plain.depth == 42  # stem, 4 stages of 5 blocks of 2, classifier
+    small = pc.measure(pc.create_model("resnet32_global"), (3, 32, 32))
+    assert small.macs_by_operator["convolution"] + small.macs_by_operator["addmm"] == 14_779_008
+    # 16 x 32 x 32, 32 x 16 x 16 and 64 x 8 x 8 numbers; 5 steps of 6, and 9 to make the weights.
+    assert small.macs_by_operator["advect_diffuse"] == (16_384 + 8_192 + 4_096) * (5 * 6 + 9)
+    assert small.depth == 13  # stem, 4 blocks of 2, 3 layers whose coefficients take one convolution each, classifier
+    condensed = pc.condense(pc.create_model("resnet32_4stage"), "pde", last_stage="drop")
+    assert pc.measure(condensed, (3, 32, 32)) == small

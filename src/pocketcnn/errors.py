@@ -53,6 +53,10 @@ class NothingToCondense(PocketError):
     """The method found no place to work in the net."""
 
 
+class UnstableStep(PocketError):
+    """A solver's step is too long for a velocity that is known beforehand; the result would grow without bound."""
+
+
 class CannotMaterialize(PocketError):
     """The net holds layers whose kernels depend on the image: no ordinary convolution equals them."""
 

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from pocketcnn.errors import UnknownMethod, UnknownModel
 from pocketcnn.methods import METHODS, get_method
-from pocketcnn.models import PLAIN
+from pocketcnn.methods.pde import GlobalLayer
+from pocketcnn.models import PLAIN, mnist_net
 from pocketcnn.surgery import Provenance, condense, remember
 
 PLAIN_METHOD = "plain"  # beside the methods' names: the net as it is
@@ -31,6 +32,7 @@ class Recipe:
 _COMPARISON = "Kao, comparison of Convolution, Involution and CondConv in ResNet-18"
 _RING = "Wang et al., Recurrent Parameter Generators, WACV 2023"
 _REDNET = "Li et al., Involution, CVPR 2021"
+_GLOBAL = "Mukherjee, re-implementation of Kag & Saligrama, CVPR 2022"
 _SECOND_CONVS = "layer*.conv2"
 
 RECIPES: dict[str, Recipe] = {
@@ -60,7 +62,37 @@ RECIPES: dict[str, Recipe] = {
         )
         for depth in (26, 38, 50, 101, 152)
     },
+    # The report's second table; its first row is the plain resnet32_4stage.
+    **{
+        name: Recipe("resnet32_4stage", {}, [("pde", {"last_stage": "drop", **options})], _GLOBAL)
+        for name, options in {
+            "resnet32_global": {},
+            "resnet32_global_identity": {"velocity": "identity", "diffusivity": "constant"},
+            "resnet32_global_residual": {"velocity": "residual", "diffusivity": "residual"},
+            "resnet32_global_perona_malik": {"diffusivity": "perona_malik"},
+            "resnet32_global_initial": {"initial": "residual"},
+            "resnet32_global_diffusion": {"equation": "diffusion"},
+            "resnet32_global_advection": {"equation": "advection"},
+        }.items()
+    },
 }
+
+
+def _mnist_net(feature: str = "conv", width: float = 1, diffusivity: Any = "constant", **options: Any) -> nn.Module:
+    """The illustrative net; its pde feature has one velocity for both axes, made by one convolution, as published."""
+    features = {
+        "conv": mnist_net.conv_feature,
+        "residual": mnist_net.residual_feature,
+        "pde": lambda channels: GlobalLayer(channels, velocity="conv", shared_velocity=True, diffusivity=diffusivity),
+    }
+    if feature not in features:
+        raise ValueError(f"no feature {feature!r}; known: {', '.join(features)}")
+    if feature != "pde" and diffusivity != "constant":
+        raise ValueError(f"feature {feature!r} has no diffusivity; feature='pde' has")
+    return mnist_net.MnistNet(features[feature], round(width), **options)
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {**PLAIN, "mnist_net": _mnist_net}
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
@@ -79,14 +111,14 @@ def create_model(name: str, **options: Any) -> nn.Module:
         >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
         11173962
     """
-    if name in PLAIN:
+    if name in BUILDERS:
         try:
-            model = PLAIN[name](**options)
+            model = BUILDERS[name](**options)
         except TypeError as error:
             raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
         return remember(model, Provenance(base={"name": name, "options": options}, steps=()))
     if name not in RECIPES:
-        raise UnknownModel(name, (*PLAIN, *RECIPES))
+        raise UnknownModel(name, (*BUILDERS, *RECIPES))
     recipe = RECIPES[name]
     steps = [(method, dict(step_options)) for method, step_options in recipe.steps]
     fields = {field.name for method, _ in steps for field in dataclasses.fields(get_method(method).options)}
@@ -105,7 +137,7 @@ def list_models(pattern: str = "*") -> list[str]:
         >>> list_models("*_ring")
         ['resnet18_ring', 'resnet34_ring']
     """
-    return sorted(fnmatch.filter((*PLAIN, *RECIPES), pattern), key=_by_number)
+    return sorted(fnmatch.filter((*BUILDERS, *RECIPES), pattern), key=_by_number)
 
 
 def _by_number(name: str) -> tuple[str, int, str]:

@@ -8,6 +8,7 @@ from pocketcnn.methods._method import Method, Site
 _NAMES = (
     "condconv",
     "involution",
+    "pde",
     "ring",
 )
 

@@ -1,0 +1,420 @@
+"""The Global layer: where a net repeats a block, keep one and let a solver spread its features over the map.
+
+The layer reads velocities and diffusivities off its input, and an advection-diffusion equation carries the features
+along; a few steps of the solver reach as far as a few blocks, for the numbers of a few small convolutions.
+
+Source: Kag & Saligrama, Condensing CNNs with Partial Differential Equations, CVPR 2022; the options follow Mukherjee's
+re-implementation report. We differ from their code where it differs from their formula: a positive velocity carries
+features towards larger coordinates, rows and columns both interact, and batch norm has its usual epsilon unless
+`published_eps` asks for theirs. The solver, its order and its stability are `pocketcnn.numerics.advect_diffuse`'s.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any, Literal, get_args, get_type_hints
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketcnn import kernels
+from pocketcnn.errors import UnstableStep
+from pocketcnn.methods._conv import fan_out
+from pocketcnn.methods._method import Method, Site, is_condensed
+from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
+
+Velocity = Literal["depthwise", "conv", "identity", "residual", "zero"]
+Diffusivity = Literal["depthwise", "conv", "constant", "residual", "perona_malik", "zero"]
+Initial = Literal["identity", "residual"]
+Equation = Literal["advection_diffusion", "diffusion", "advection"]
+Boundary = Literal["periodic", "replicate", "reflect", "zero"]
+Activation = Literal["relu", "none"]
+
+
+@dataclass(frozen=True)
+class PdeOptions:
+    """The equation, what its coefficients are made of, and its solver."""
+
+    velocity: Velocity | float = "depthwise"
+    """What makes the velocity: a convolution, a residual block or nothing before its batch norm; or a constant."""
+    diffusivity: Diffusivity | float = "depthwise"
+    """What makes the diffusivity; constant is 1, perona_malik needs no numbers; or another constant."""
+    initial: Initial = "identity"
+    """Where the solver starts: at the layer's input, or at a residual block of it."""
+    equation: Equation = "advection_diffusion"
+    """Which terms there are; diffusion leaves out the velocity, advection the diffusivity."""
+    source: bool = True
+    """Whether the layer's input is added at every step."""
+    shared_velocity: bool = False
+    """Whether one velocity serves both axes."""
+    num_steps: int = 5
+    """Steps of the solver."""
+    dt: float = 0.2
+    """Length of a step in time."""
+    dx: float = 1.0
+    """Distance of pixels along the width."""
+    dy: float = 1.0
+    """Distance of pixels along the height."""
+    boundary: Boundary = "periodic"
+    """How the map goes on beyond its border."""
+    kernel_size: int | None = None
+    """Extent of the coefficients' convolutions, odd; None keeps that of the replaced block."""
+    bias: bool = False
+    """Whether those convolutions have biases."""
+    contrast: float = 2.0
+    """Gradient, per pixel, at which the perona_malik diffusivity is 1/2."""
+    velocity_activation: Activation = "relu"
+    """What follows the velocity's batch norm; after relu features move towards larger coordinates only."""
+    velocity_limit: float | None = None
+    """Largest |u| dt/dx + |v| dt/dy, whatever was learned; None leaves velocities alone, as published."""
+    published_eps: bool = False
+    """Give the coefficients' batch norms the channel count as epsilon, as the paper's code does."""
+    last_stage: Literal["global", "drop"] = "global"
+    """What takes the place of the last stage's blocks: a Global layer, or nothing, as in the paper."""
+
+    def __post_init__(self) -> None:
+        check_grid(self.num_steps, self.dt, self.dx, self.dy, self.boundary)
+        for name, kind in get_type_hints(type(self)).items():
+            choices = [word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str)]
+            value = getattr(self, name)
+            if choices and isinstance(value, str) and value not in choices:
+                raise ValueError(f"no {name} {value!r}; known: {', '.join(choices)}")
+        if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
+            raise ValueError(f"kernel_size must be odd, so that a pixel has a centre, not {self.kernel_size}")
+        if not isinstance(self.diffusivity, str) and not self.diffusivity >= 0:
+            raise ValueError(
+                f"diffusivity must not be negative, got {self.diffusivity}: the problem would be ill-posed"
+            )
+        if not self.contrast > 0:
+            raise ValueError(f"contrast must be positive, got {self.contrast}")
+        if self.velocity_limit is not None and not self.velocity_limit > 0:
+            raise ValueError(f"velocity_limit must be positive, or None for no limit, not {self.velocity_limit}")
+        if isinstance(self.velocity, str) or self.velocity_limit is not None or self.equation == "diffusion":
+            return
+        if (number := courant(self.velocity, self.velocity, self.dt, self.dx, self.dy)) > 1:
+            raise UnstableStep(
+                f"|u| dt/dx + |v| dt/dy is {number:.4g}, past the limit 1; the largest dt allowed here is "
+                f"{self.dt / number:.4g}"
+            )
+
+
+class GlobalLayer(nn.Module):
+    """Solves an advection-diffusion equation whose coefficients are made of the layer's input.
+
+    With h the input: u, v = act(norm(c(h))) and Dx, Dy = relu(norm(c(h))), where c is what `velocity` and `diffusivity`
+    name; H[0] = initial(h), H[-1] = h, source f = h; the output is relu(norm(H[num_steps])).
+
+    Args:
+        channels: of the input and of the output.
+        velocity: `"depthwise"` or `"conv"` (all channels mixed), a convolution each for u and v; `"residual"`, a residual
+            block each; `"identity"`, the input itself; all with batch norm; `"zero"`; or a number, the constant u = v.
+        diffusivity: `"depthwise"`, `"conv"`, `"residual"` as above; `"constant"` for 1; `"perona_malik"`, large on
+            plains and small across edges; `"zero"`; or a number.
+        initial: `"identity"` or `"residual"`, a residual block.
+        equation: `"advection_diffusion"`; `"diffusion"`, without the velocity; `"advection"`, without the diffusivity.
+        source: whether f = h, or there is none.
+        shared_velocity: one velocity for both axes, v = u.
+        num_steps: steps of the solver, at least 1.
+        dt: length of a step in time.
+        dx: distance of pixels along the width.
+        dy: distance of pixels along the height.
+        boundary: as in `pocketcnn.numerics.advect_diffuse`; the convolutions pad with zeros.
+        kernel_size: of the convolutions and residual blocks, odd.
+        bias: whether depthwise and full convolutions have biases.
+        contrast: of `perona_malik`.
+        velocity_activation: `"relu"` or `"none"`.
+        velocity_limit: a bound on |u| dt/dx + |v| dt/dy, kept by shortening velocities; None for none.
+        published_eps: batch norms of velocity and diffusivity have `channels` as epsilon.
+        device: of the parameters.
+        dtype: of the parameters.
+    Raises:
+        ValueError: an argument out of range.
+        UnstableStep: a constant velocity at which the solver grows without bound; the largest `dt` allowed is given.
+    Shape: [batch, channels, height, width] to the same.
+    Cost: the convolutions', and 6 multiply-adds a number and step and 9 a number for the solver.
+    """
+
+    condensed_by = "pde"
+    why_not_dense = "it solves an equation whose coefficients are made of the image"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        velocity: Velocity | float = "depthwise",
+        diffusivity: Diffusivity | float = "depthwise",
+        initial: Initial = "identity",
+        equation: Equation = "advection_diffusion",
+        source: bool = True,
+        shared_velocity: bool = False,
+        num_steps: int = 5,
+        dt: float = 0.2,
+        dx: float = 1.0,
+        dy: float = 1.0,
+        boundary: Boundary = "periodic",
+        kernel_size: int = 3,
+        bias: bool = False,
+        contrast: float = 2.0,
+        velocity_activation: Activation = "relu",
+        velocity_limit: float | None = None,
+        published_eps: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.channels = channels
+        self.options = PdeOptions(
+            velocity, diffusivity, initial, equation, source, shared_velocity, num_steps, dt, dx, dy, boundary,
+            kernel_size, bias, contrast, velocity_activation, velocity_limit, published_eps,
+        )  # fmt: skip
+        eps = float(channels) if published_eps else 1e-5
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def coefficient(kind: str | float) -> nn.Module | None:
+            """A convolution or block and its batch norm; None for what is constant or computed."""
+            layers: dict[str, Any] = {
+                "depthwise": lambda: _conv(channels, kernel_size, channels, bias, made),
+                "conv": lambda: _conv(channels, kernel_size, 1, bias, made),
+                "residual": lambda: ResidualBlock(channels, kernel_size, **made),
+                "identity": nn.Identity,
+            }
+            if kind not in layers:
+                return None
+            return nn.Sequential(layers[str(kind)](), nn.BatchNorm2d(channels, eps=eps, **made))
+
+        flows, spreads = equation != "diffusion", equation != "advection"
+        self.velocity_x = coefficient(velocity) if flows else None
+        self.velocity_y = coefficient(velocity) if flows and not shared_velocity else None
+        self.diffusivity_x = coefficient(diffusivity) if spreads else None
+        self.diffusivity_y = coefficient(diffusivity) if spreads else None
+        self.initial = ResidualBlock(channels, kernel_size, **made) if initial == "residual" else None
+        self.bn = nn.BatchNorm2d(channels, **made)
+
+    def velocities(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Float[Tensor, "..."] | float, Float[Tensor, "..."] | float]:
+        """u and v for an input, each a number or of the input's shape."""
+        options = self.options
+        if options.equation == "diffusion" or options.velocity == "zero":
+            return 0.0, 0.0
+        if self.velocity_x is None:
+            u = v = x.new_full((1, 1, 1, 1), float(options.velocity))
+        else:
+            u = self.velocity_x(x)
+            v = u if self.velocity_y is None else self.velocity_y(x)
+            if options.velocity_activation == "relu":
+                u, v = F.relu(u), F.relu(v)
+        if options.velocity_limit is not None:
+            u, v = limit_velocity(u, v, options.velocity_limit, dt=options.dt, dx=options.dx, dy=options.dy)
+        return u, v
+
+    def diffusivities(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Float[Tensor, "..."] | float, Float[Tensor, "..."] | float]:
+        """Dx and Dy for an input, each a number or of the input's shape; never negative."""
+        kind = self.options.diffusivity
+        if self.options.equation == "advection" or kind == "zero":
+            return 0.0, 0.0
+        if self.diffusivity_x is not None and self.diffusivity_y is not None:
+            return F.relu(self.diffusivity_x(x)), F.relu(self.diffusivity_y(x))
+        if kind == "perona_malik":
+            same = perona_malik(x, self.options.contrast, boundary=self.options.boundary)
+            return same, same
+        number = 1.0 if kind == "constant" else float(kind)
+        return number, number
+
+    def solve(
+        self, x: Float[Tensor, "batch channels height width"], num_steps: int
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The field H after some steps."""
+        options = self.options
+        return kernels.advect_diffuse(
+            x if options.source else x.new_zeros(x.shape),
+            *self.velocities(x),
+            *self.diffusivities(x),
+            initial=self.initial(x) if self.initial is not None else None if options.source else x,
+            previous=None if options.source else x,
+            num_steps=num_steps,
+            dt=options.dt,
+            dx=options.dx,
+            dy=options.dy,
+            boundary=options.boundary,
+        )
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return F.relu(self.bn(self.solve(x, self.options.num_steps)))
+
+    def extra_macs(self, x: Tensor, y: Tensor) -> dict[str, int]:
+        """The solver's own: 6 multiply-adds a number and step, 9 a number for the weights; and Sobel's 8."""
+        macs = {"advect_diffuse": (6 * self.options.num_steps + 9) * y.numel()}
+        if self.options.diffusivity == "perona_malik" and self.options.equation != "advection":
+            macs["perona_malik"] = 8 * y.numel()
+        return macs
+
+    def extra_repr(self) -> str:
+        always = ("velocity", "diffusivity", "num_steps", "dt", "boundary")
+        never = ("kernel_size", "bias", "last_stage")  # seen in the convolutions, or not the layer's
+        shown = {field.name: getattr(self.options, field.name) for field in fields(PdeOptions)}
+        changed = [n for n, v in shown.items() if n not in never and v != getattr(PdeOptions, n)]
+        return ", ".join([str(self.channels), *(f"{n}={shown[n]}" for n in shown if n in always or n in changed)])
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with batch norm around the identity, as in a residual net's basic block."""
+
+    def __init__(self, channels: int, kernel_size: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        made = {"device": device, "dtype": dtype}
+        self.conv1 = _conv(channels, kernel_size, 1, False, made)
+        self.bn1 = nn.BatchNorm2d(channels, **made)
+        self.conv2 = _conv(channels, kernel_size, 1, False, made)
+        self.bn2 = nn.BatchNorm2d(channels, **made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + x)
+
+
+def _conv(channels: int, kernel_size: int, groups: int, bias: bool, made: dict[str, Any]) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias, **made)
+    nn.init.normal_(conv.weight, std=(2 / fan_out(tuple(conv.weight.shape), groups)) ** 0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+@dataclass(frozen=True)
+class Run:
+    """Equal blocks that follow each other, as far as the layer that replaces them has to know them."""
+
+    channels: int
+    kernel_size: int
+    last: bool = False  # whether it belongs to the net's last stage
+
+
+def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
+    """Every run of equal blocks in an `nn.Sequential`; one layer replaces two or more.
+
+    Blocks of one kind that follow each other are a stage, or several: where stride or width changes, a new one begins.
+    The first block is kept, and so is one that changes stride or width.
+    """
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(f"{name}." if name else "")
+    found: list[Site] = []
+    inside: set[nn.Module] = set()  # what a block is made of is its own business
+    for stage, prefixes in paths.items():
+        if type(stage) is not nn.Sequential or stage in inside:
+            continue
+        children = list(stage.named_children())
+        inside.update(part for _, child in children if _is_block(child) for part in child.modules())
+        for kind, blocks in groupby(children, lambda named: type(named[1])):
+            found += _sites(prefixes, kind, list(blocks))
+    runs = [number for number, site in enumerate(found) if not is_condensed(site.module)]
+    if runs and found[runs[-1]].detail:
+        last = found[runs[-1]]
+        found[runs[-1]] = replace(last, detail=replace(last.detail, last=True))
+    return found
+
+
+def _sites(prefixes: Sequence[str], kind: type, blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[Site]:
+    """The runs among neighbours of one type."""
+    if not _is_block(blocks[0][1]):
+        condensed = [(name, block) for name, block in blocks if isinstance(block, GlobalLayer)]
+        yield from (
+            Site(_names(prefixes, n), m, f"already condensed by {m.condensed_by!r}", False) for n, m in condensed
+        )
+        return
+    runs = [list(run) for _, run in groupby(blocks, lambda named: _structure(named[1]))]
+    for number, run in enumerate(runs):
+        replaced = run if number else run[1:]
+        if len(run) == 1 and number < len(runs) - 1:
+            continue  # it begins a stage: what follows differs in stride or width
+        name, first = (replaced or run)[0]
+        words = f"{len(replaced) or 1} x {kind.__name__}"
+        rest = tuple((f"{prefixes[0]}{other}", block) for other, block in replaced[1:])
+        detail, obstacle = _run_of(first)
+        if len(replaced) < 2:
+            obstacle = (
+                f"{len(replaced) or 'no'} equal block{'' if len(replaced) == 1 else 's'} after the first; it takes 2"
+            )
+        yield Site(_names(prefixes, name), first, obstacle, not obstacle, rest, words, detail)
+
+
+def _names(prefixes: Sequence[str], name: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}{name}" for prefix in prefixes)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is made of convolutions and other things, and is not a sequence of such modules itself."""
+    if is_condensed(module) or not any(True for _ in module.children()):
+        return False
+    if type(module) is nn.Sequential and any(_is_block(child) for child in module):
+        return False
+    return any(isinstance(part, nn.Conv2d) or is_condensed(part) for part in module.modules())
+
+
+def _structure(block: nn.Module) -> Any:
+    """Equal for blocks that differ in nothing but their weights."""
+    return [
+        (
+            name,
+            type(module),
+            module.extra_repr(),
+            {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple)},
+            [(key, tuple(p.shape)) for key, p in module.named_parameters(recurse=False)],
+        )
+        for name, module in block.named_modules()
+    ]
+
+
+def _run_of(block: nn.Module) -> tuple[Run | None, str]:
+    """What a layer in the place of blocks like this one needs to know, or why there can be none."""
+    convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+    if any(is_condensed(module) for module in block.modules()):
+        return None, "its blocks hold layers that are condensed already"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules()):
+        return None, "its blocks have forward hooks, which would be lost"
+    resizing = (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample, nn.ConvTranspose2d, nn.PixelShuffle)
+    if any(isinstance(module, resizing) for module in block.modules()) or not all(map(_keeps_size, convs)):
+        return None, "its blocks change the size of the map"
+    channels, kernel_size = convs[0].in_channels, max(max(conv.kernel_size) for conv in convs)
+    if channels not in {conv.out_channels for conv in convs}:
+        return None, f"its blocks do not keep the channel count, {channels}"
+    return Run(channels, kernel_size), ""
+
+
+def _keeps_size(conv: nn.Conv2d) -> bool:
+    if isinstance(conv.padding, str):
+        return conv.padding == "same"
+    reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return set(conv.stride) == {1} and [2 * p for p in conv.padding] == reach
+
+
+def build(sites: Sequence[Site], options: PdeOptions) -> dict[str, nn.Module | None]:
+    """A Global layer for each run; for one of the last stage perhaps nothing."""
+    built: dict[str, nn.Module | None] = {}
+    settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "last_stage"}
+    for site in sites:
+        weight = next(site.module.parameters())
+        kernel_size = options.kernel_size or site.detail.kernel_size
+        made = {**settings, "kernel_size": kernel_size, "device": weight.device, "dtype": weight.dtype}
+        dropped = site.detail.last and options.last_stage == "drop"
+        built[site.name] = None if dropped else GlobalLayer(site.detail.channels, **made)
+    return built
+
+
+METHOD = Method(
+    name="pde",
+    summary="an advection-diffusion solver in place of repeated blocks",
+    source="Kag & Saligrama, Condensing CNNs with Partial Differential Equations, CVPR 2022",
+    options=PdeOptions,
+    sites=sites,
+    build=build,
+    places=("run of equal blocks", "runs of equal blocks"),
+)

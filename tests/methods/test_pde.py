@@ -1,0 +1,291 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pocketcnn as pc
+from pocketcnn import numerics
+from pocketcnn.errors import NothingToCondense, UnstableStep
+from pocketcnn.methods.pde import GlobalLayer
+from pocketcnn.models.resnet import BasicBlock
+
+
+def layer(channels=3, dtype=torch.float64, **options):
+    made = GlobalLayer(channels, dtype=dtype, **options)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return made
+
+
+def test_equals_the_equation_written_out():
+    net, x = layer().eval(), torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    u, v, along_x, along_y = (
+        F.relu(getattr(net, name)(x)) for name in ("velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y")
+    )
+    h = numerics.advect_diffuse(x, u, v, along_x, along_y, num_steps=5, dt=0.2, boundary="periodic")
+    torch.testing.assert_close(net(x), F.relu(net.bn(h)))
+    assert net.velocity_x[0].groups == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {"velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y"}),
+        ({"shared_velocity": True, "diffusivity": "constant"}, {"velocity_x"}),
+        ({"velocity": "zero"}, {"diffusivity_x", "diffusivity_y"}),
+        ({"equation": "diffusion"}, {"diffusivity_x", "diffusivity_y"}),
+        ({"diffusivity": "zero"}, {"velocity_x", "velocity_y"}),
+        ({"equation": "advection"}, {"velocity_x", "velocity_y"}),
+        ({"velocity": 0.5, "diffusivity": 0.3}, set()),
+        ({"velocity": "identity", "diffusivity": "perona_malik"}, {"velocity_x", "velocity_y"}),
+        ({"velocity": "residual", "diffusivity": "conv", "initial": "residual"},
+         {"velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y", "initial"}),
+    ],
+)  # fmt: skip
+def test_only_what_is_learned_has_numbers(options, names):
+    net = layer(**options)
+    assert {name.split(".")[0] for name, _ in net.named_parameters()} == names | {"bn"}
+    net(torch.randn(2, 3, 6, 6, dtype=torch.float64)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.ne(0).any() for p in net.parameters())
+
+
+def test_equations_by_name_leave_a_term_out():
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert layer(equation="diffusion").velocities(x) == (0.0, 0.0)
+    assert layer(equation="advection").diffusivities(x) == (0.0, 0.0)
+    torch.manual_seed(1)
+    one = layer(equation="diffusion")
+    torch.manual_seed(1)
+    assert torch.equal(one(x), layer(velocity="zero")(x))
+
+
+def test_source_initial_and_boundary_reach_the_solver():
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    net = layer(source=False, velocity="zero", diffusivity="constant").eval()
+    constant = torch.full_like(x, 2.0)
+    torch.testing.assert_close(net.solve(constant, 5), constant)  # nothing is added, nothing flows
+    net = layer(initial="residual", velocity=0.3, diffusivity=0.2, boundary="zero", dx=2.0, dy=0.5).eval()
+    expected = numerics.advect_diffuse(
+        x, 0.3, 0.3, 0.2, 0.2, initial=net.initial(x), previous=x, boundary="zero", dx=2.0, dy=0.5
+    )
+    torch.testing.assert_close(net.solve(x, 5), expected)
+
+
+def test_coefficients_are_never_negative_but_velocities_may_be():
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    net = layer(velocity_activation="none")
+    assert min(d.min() for d in net.diffusivities(x)) == 0
+    assert net.velocities(x)[0].min() < 0
+    assert layer().velocities(x)[0].min() == 0
+
+
+def test_published_eps_damps_the_coefficients():
+    ours, theirs = GlobalLayer(16), GlobalLayer(16, published_eps=True)
+    theirs.load_state_dict(ours.state_dict())
+    assert {m.eps for name, m in theirs.named_modules() if isinstance(m, nn.BatchNorm2d) and name != "bn"} == {16.0}
+    assert theirs.bn.eps == ours.bn.eps == 1e-5
+    x = torch.randn(4, 16, 8, 8)
+    ratio = ours.velocities(x)[0].mean() / theirs.velocities(x)[0].mean()
+    assert 2 < ratio < 4  # sqrt(1 + 16 / variance), for a variance of about 2
+
+
+def test_velocity_limit_keeps_a_fast_layer_in_bounds():
+    """Constant u = v of 3.5: a Courant number of 1.4 at dt = 0.2."""
+    x = torch.randn(1, 2, 16, 16, dtype=torch.float64)
+    peaks = {}
+    for limit in (None, 0.9):
+        net = GlobalLayer(
+            2, velocity="identity", diffusivity="zero", source=False, velocity_limit=limit, num_steps=400, dtype=x.dtype
+        ).eval()
+        for bn in (net.velocity_x[1], net.velocity_y[1]):
+            nn.init.zeros_(bn.weight)
+            nn.init.constant_(bn.bias, 3.5)
+        peaks[limit] = net.solve(x, 400).abs().max()
+    assert peaks[None] > 1e30
+    assert peaks[0.9] < 10 * x.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"velocity": 3.5}, UnstableStep, r"is 1\.4, past the limit 1; the largest dt allowed here is 0\.1429"),
+        ({"velocity": -1.0, "dt": 1.0, "dx": 0.5}, UnstableStep, r"is 3, past the limit 1; .* allowed here is 0\.3333"),
+        ({"diffusivity": -0.1}, ValueError, r"diffusivity must not be negative, got -0\.1"),
+        ({"dt": 0.0}, ValueError, "dt, dx and dy must be positive"),
+        ({"dy": -1.0}, ValueError, "dt, dx and dy must be positive"),
+        ({"num_steps": 0}, ValueError, "num_steps must be at least 1, got 0"),
+        ({"kernel_size": 4}, ValueError, "kernel_size must be odd"),
+        ({"contrast": 0.0}, ValueError, "contrast must be positive"),
+        ({"velocity_limit": 0.0}, ValueError, "velocity_limit must be positive"),
+        ({"velocity": "fast"}, ValueError, "no velocity 'fast'; known: depthwise, conv, identity, residual, zero"),
+        ({"diffusivity": "identity"}, ValueError, "no diffusivity 'identity'; known: depthwise, conv, constant"),
+        ({"initial": "zero"}, ValueError, "no initial 'zero'; known: identity, residual"),
+        ({"equation": "wave"}, ValueError, "no equation 'wave'; known: advection_diffusion, diffusion, advection"),
+        ({"boundary": "mirror"}, ValueError, "no boundary 'mirror'"),
+    ],
+)
+def test_bad_arguments_fail_in_the_constructor(options, error, message, unchecked_shapes):
+    with pytest.raises(error, match=message):
+        GlobalLayer(4, **options)
+
+
+def test_a_limited_constant_velocity_is_no_mistake():
+    assert GlobalLayer(4, velocity=3.5, velocity_limit=1.0)(torch.randn(1, 4, 5, 5)).isfinite().all()
+    GlobalLayer(4, velocity=3.5, equation="diffusion")
+
+
+def test_reflect_needs_two_pixels():
+    with pytest.raises(ValueError, match="'reflect' needs at least 2 pixels along each axis, got 1 x 4"):
+        GlobalLayer(2, boundary="reflect")(torch.randn(1, 2, 1, 4))
+
+
+# --- surgery ---------------------------------------------------------------------------------------------------------
+
+
+def layers_of(net):
+    return {name: module for name, module in net.named_modules() if isinstance(module, GlobalLayer)}
+
+
+def test_first_blocks_are_kept_and_runs_replaced():
+    plain = pc.create_model("resnet20")
+    small = pc.condense(plain, "pde")
+    assert [name for name, _ in small.layer2.named_children()] == ["0", "1"]
+    assert [type(block) for block in small.layer2] == [BasicBlock, GlobalLayer]
+    assert [module.channels for module in layers_of(small).values()] == [16, 32, 64]
+    assert torch.equal(small.layer2[0].conv1.weight, plain.layer2[0].conv1.weight)
+    assert len(plain.layer2) == 3
+
+
+def test_the_last_stage_may_be_dropped():
+    small = pc.condense(pc.create_model("resnet20"), "pde", last_stage="drop")
+    assert [type(block) for block in small.layer3] == [BasicBlock]
+    assert list(layers_of(small)) == ["layer1.1", "layer2.1"]
+    plan = pc.plan(pc.create_model("resnet20"), "pde", last_stage="drop", input_size=(3, 32, 32))
+    assert [row.becomes for row in plan.rows] == ["GlobalLayer", "GlobalLayer", "nothing"]
+    only = pc.condense(pc.create_model("resnet20"), "pde", last_stage="drop", include="layer1")
+    assert len(only.layer3) == 3, "the last stage is the net's, not the last one chosen"
+
+
+def test_files_rebuild_what_was_taken_out(tmp_path):
+    small = pc.create_model("resnet32_global").eval()
+    pc.save(small, tmp_path / "small.safetensors")
+    again = pc.load(tmp_path / "small.safetensors")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again(x), small(x))
+    assert [name for name, _ in again.layer4.named_children()] == ["0"]
+
+
+def test_options_reach_the_layers():
+    net = pc.condense(pc.create_model("resnet20"), "pde", num_steps=2, boundary="replicate", velocity=0.5)
+    for module in layers_of(net).values():
+        assert (module.options.num_steps, module.options.boundary, module.options.velocity) == (2, "replicate", 0.5)
+
+
+class Inverted(nn.Module):
+    """A block of another kind: expand, depthwise 5x5, project."""
+
+    def __init__(self, inside, out, stride=1):
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(inside, 4 * inside, 1, bias=False), nn.BatchNorm2d(4 * inside), nn.ReLU6(),
+            nn.Conv2d(4 * inside, 4 * inside, 5, stride, 2, groups=4 * inside, bias=False), nn.BatchNorm2d(4 * inside),
+            nn.ReLU6(), nn.Conv2d(4 * inside, out, 1, bias=False), nn.BatchNorm2d(out),
+        )  # fmt: skip
+        self.shortcut = stride == 1 and inside == out
+
+    def forward(self, x):
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+def test_a_flat_net_of_inverted_residuals():
+    """All stages in one sequence: a block that changes stride or width begins a stage and is kept."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
+        Inverted(8, 8), Inverted(8, 8), Inverted(8, 8), Inverted(8, 12, 2), Inverted(12, 12), Inverted(12, 12), Inverted(12, 16),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    plan = pc.plan(net, "pde", input_size=(3, 16, 16))
+    assert [(row.name, row.layer, row.becomes) for row in plan.rows] == [
+        ("3", "2 x Inverted", "GlobalLayer"),
+        ("6", "2 x Inverted", "GlobalLayer"),
+        ("8", "1 x Inverted", ""),
+    ]
+    small = pc.condense(net, "pde")
+    assert [name for name, _ in small.named_children()] == ["0", "1", "2", "3", "5", "6", "8", "9", "10", "11"]
+    assert {module.velocity_x[0].kernel_size for module in layers_of(small).values()} == {(5, 5)}
+    assert small(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+
+
+def test_blocks_that_are_sequences_themselves():
+    def block(inside, out):
+        return nn.Sequential(nn.Conv2d(inside, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU())
+
+    net = nn.Sequential(
+        block(3, 8), nn.Sequential(block(8, 8), block(8, 8), block(8, 8)), nn.Flatten(), nn.LazyLinear(2)
+    )
+    assert list(layers_of(pc.condense(net, "pde"))) == ["1.1"]
+
+
+def test_what_cannot_be_replaced_says_why():
+    def reasons(*blocks):
+        return [row.reason for row in pc.plan(nn.Sequential(*blocks), "pde").rows]
+
+    assert reasons(*(BasicBlock(4, 4, 1) for _ in range(2))) == ["1 equal block after the first; it takes 2"]
+    assert reasons(*(BasicBlock(4, 4, 2) for _ in range(3))) == ["its blocks change the size of the map"]
+    pooled = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2)) for _ in range(3)]
+    assert reasons(*pooled) == ["its blocks change the size of the map"]
+    hooked = [BasicBlock(4, 4, 1) for _ in range(3)]
+    hooked[1].relu.register_forward_hook(lambda *_: None)
+    assert reasons(*hooked) == ["its blocks have forward hooks, which would be lost"]
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), *(BasicBlock(4, 4, 1) for _ in range(3)), nn.Flatten(), nn.Linear(4, 2))
+    mixed = pc.condense(plain, "condconv")
+    assert [row.reason for row in pc.plan(mixed, "pde").rows] == ["its blocks hold layers that are condensed already"]
+    with pytest.raises(NothingToCondense, match=r"layer1\.1: 1 equal block after the first; it takes 2; layer2\.1"):
+        pc.condense(pc.create_model("resnet18"), "pde")
+
+
+def test_frozen_runs_stay_frozen_and_keep_their_place():
+    net = pc.create_model("resnet20").double().eval()
+    for block in net.layer1[1:]:
+        block.requires_grad_(False)
+    net.layer2[1].conv1.weight.requires_grad_(False)
+    small = pc.condense(net, "pde")
+    frozen = {name: not any(p.requires_grad for p in m.parameters()) for name, m in layers_of(small).items()}
+    assert frozen == {"layer1.1": True, "layer2.1": False, "layer3.1": False}
+    assert {p.dtype for p in small.parameters()} == {torch.float64}
+    assert not small.layer1[1].training
+
+
+# --- the illustrative net --------------------------------------------------------------------------------------------
+
+
+def test_log_softmax_with_nll_is_softmax_cross_entropy():
+    """The report's footnote: torch's cross entropy of logits, and the loss its text writes out, are one function."""
+    logits, labels = torch.randn(64, 10, dtype=torch.float64, requires_grad=True), torch.randint(0, 10, (64,))
+    one = F.nll_loss(F.log_softmax(logits, dim=1), labels)
+    other = -torch.log(F.softmax(logits, dim=1)[torch.arange(64), labels]).mean()
+    torch.testing.assert_close(one, F.cross_entropy(logits, labels))
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (one, other)))
+
+
+def test_mnist_net_takes_its_feature():
+    x = torch.randn(2, 1, 28, 28)
+    for feature in ("conv", "residual", "pde"):
+        assert pc.create_model("mnist_net", feature=feature, width=3)(x).shape == (2, 10)
+    net = pc.create_model("mnist_net", feature="pde", diffusivity="perona_malik")
+    assert isinstance(net.feature, GlobalLayer)
+    assert net.feature.velocity_y is None
+    with pytest.raises(ValueError, match="no feature 'wave'; known: conv, residual, pde"):
+        pc.create_model("mnist_net", feature="wave")
+    with pytest.raises(ValueError, match="feature 'conv' has no diffusivity"):
+        pc.create_model("mnist_net", diffusivity="perona_malik")
+
+
+def test_residual_feature_adds_its_input():
+    residual = pc.create_model("mnist_net", feature="residual").feature[0]
+    x = torch.randn(1, 1, 5, 5)
+    nn.init.zeros_(residual.inner[1].weight)
+    assert torch.equal(residual(x), x)

@@ -131,7 +131,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         copies = self.weight.shape[0]
-        return torch.einsum("bsi,soi->bso", x.unflatten(1, (copies, -1)), self.weight) + self.bias
+        return (torch.einsum("bsi,soi->bso", x.unflatten(1, (copies, -1)), self.weight) + self.bias).flatten(1)
 
 
 def stack(nets: Sequence[nn.Module]) -> nn.Module:
@@ -147,9 +147,12 @@ def stack(nets: Sequence[nn.Module]) -> nn.Module:
             )
             new.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
         elif isinstance(module, nn.BatchNorm2d):
-            new = nn.BatchNorm2d(module.num_features * len(nets), eps=module.eps)
-            new.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
-            new.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+            new = copy.deepcopy(module)
+            new.num_features *= len(nets)
+            for parameter in ("weight", "bias"):
+                setattr(new, parameter, nn.Parameter(torch.cat([getattr(part, parameter).detach() for part in parts])))
+            for buffer in ("running_mean", "running_var"):
+                setattr(new, buffer, torch.cat([getattr(part, buffer) for part in parts]))
         elif isinstance(module, nn.Linear):
             new = StackedLinear(parts)
         else:
@@ -202,7 +205,8 @@ def train(nets: Sequence[nn.Module], seeds: Sequence[int], data: DataSet, config
             if config.augment:
                 x = torch.stack([augment(part, shifts, g) for part, g in zip(x, generators, strict=True)])
             logits = stacked(normalized(x[:, :, 0], data).transpose(0, 1).contiguous())
-            loss = F.cross_entropy(logits.transpose(1, 2), y.T, reduction="none").mean(0)
+            logits = logits.unflatten(1, (copies, -1)).transpose(1, 2)  # [batch, classes, copies]
+            loss = F.cross_entropy(logits, y.T, reduction="none").mean(0)
             optimizer.zero_grad()
             loss.sum().backward()
             clip_each_(stacked, copies, config.clip_norm)

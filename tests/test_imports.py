@@ -23,9 +23,10 @@ ARROWS = {
     "train": {"checkpoint", "cost", "data", "surgery"},
     "compare": {"checkpoint", "cost", "data", "methods", "recipes", "surgery", "train"},
     "report": {"methods"},
-    "cli": {"checkpoint", "compare", "cost", "data", "methods", "recipes", "report", "train"},
+    "pictures": {"cost", "methods"},
+    "cli": {"checkpoint", "compare", "cost", "data", "methods", "recipes", "pictures", "report", "train"},
 }
-OPEN = {"errors", "_optional", "_files"}
+OPEN = {"errors", "_optional", "_files", "_plots"}
 CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba"},

@@ -125,7 +125,7 @@ def train(words: Sequence[str]) -> None:
     @dataclass
     class Train(DataArguments, ModelArguments, DeviceArguments):
         model: str = "resnet20"
-        """A plain net or a paper's net by name."""
+        """A plain net or a paper's net by name, with its options: mnist_net:feature=pde"""
         method: str = "plain"
         """plain, or a method with its options: ring:size=0.1"""
         output: Path = Path("runs/train")
@@ -136,13 +136,14 @@ def train(words: Sequence[str]) -> None:
 
     given = _parse(Train, words, "train", _method_help(), train=_preset(words, PRESETS))
     from pocketcnn.compare import Contestant
-    from pocketcnn.recipes import parse_method
+    from pocketcnn.recipes import parse_method, parse_options
     from pocketcnn.report import summarize
     from pocketcnn.train import fit
 
     method, options = parse_method(given.method)
     data = _load_data(given)
-    row = Contestant(given.model, method, options, _model_options(given, data))
+    model, model_options = parse_options(given.model)
+    row = Contestant(model, method, options, {**_model_options(given, data), **model_options})
     result = fit(
         row.build(given.train.seed),
         data,
@@ -167,7 +168,7 @@ def measure(words: Sequence[str]) -> None:
     @dataclass
     class Measure(ModelArguments):
         model: Positional[str]
-        """A net by name, or a model file."""
+        """A net by name, with its options (mnist_net:width=8), or a model file."""
         method: str = "plain"
         """Condense the net first: ring:size=0.1"""
         input_size: tuple[int, int, int] | None = None
@@ -266,15 +267,15 @@ def models(words: Sequence[str]) -> None:
     names = list_models(given.pattern)
     if not names:
         raise UnknownModel(given.pattern, list_models())
-    print(f"{'name':<22}{'trainable':>14}{'total':>14}  made of")
+    width = max(24, *(len(name) + 2 for name in names))
+    print(f"{'name':<{width}}{'trainable':>12}{'total':>12}  made of")
     for name in names:
         with torch.device("meta"):
             trainable, total = count_params(create_model(name))
         recipe = RECIPES.get(name)
-        steps = " + ".join(method for method, _ in recipe.steps) if recipe else ""
-        print(
-            f"{name:<22}{trainable:>14,}{total:>14,}  {f'{recipe.base} + {steps} ({recipe.source})' if recipe else 'plain'}"
-        )
+        steps = " + ".join(_call(method, options) for method, options in recipe.steps) if recipe else ""
+        made = f"{recipe.base} + {steps} ({recipe.source})" if recipe else "plain"
+        print(f"{name:<{width}}{trainable:>12,}{total:>12,}  {made}")
 
 
 def data(words: Sequence[str]) -> None:
@@ -320,8 +321,51 @@ def report(words: Sequence[str]) -> None:
     print(f"report: {write_report(given.folder)}")
 
 
+def picture(words: Sequence[str]) -> None:
+    """Draw what trained nets make of images: feature maps side by side, and the fields inside Global layers."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Picture:
+        models: Positional[tuple[Path, ...]]
+        """Model files, or folders of runs."""
+        data: str | None = None
+        """Whose test images are shown; what the first net was trained on by default."""
+        images: tuple[int, ...] = (0, 1, 2)
+        """Numbers of the test images; the fields are drawn for the first."""
+        image_file: Path | None = None
+        """An image file instead."""
+        layer: str | None = None
+        """Dotted name of the module whose map is shown; all of one net, the last of several."""
+        channel: int | None = None
+        """Channel of the maps; their mean, and of fields the one that changes most, by default."""
+        titles: tuple[str, ...] = ()
+        """What the nets are called in the pictures; the names of their folders by default."""
+        output: Path = Path("runs/pictures")
+        """Folder for the PNG and SVG files."""
+
+    given = _parse(Picture, words, "picture")
+    from pocketcnn import checkpoint
+    from pocketcnn.methods.pde import GlobalLayer
+    from pocketcnn.pictures import draw_fields, draw_maps, solver_fields, write_figure
+
+    files = _model_files(given.models, given.titles)
+    nets = {title: checkpoint.load(path) for title, path in files.items()}
+    pixels, x = _images_for(given, checkpoint.read_header(next(iter(files.values())))["notes"])
+    written = write_figure(draw_maps(pixels, nets, x, layer=given.layer, channel=given.channel), given.output, "maps")
+    for title, net in nets.items():
+        for name, module in net.named_modules():
+            if isinstance(module, GlobalLayer):
+                shown = draw_fields(
+                    pixels[0], solver_fields(net, name, x[:1]), title=f"{title}: {name}", channel=given.channel
+                )
+                written += write_figure(shown, given.output, re.sub(r"[^\w.+-]+", "-", f"fields-{title}-{name}"))
+    for path in written:
+        print(path)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
-    verb.__name__: verb for verb in (compare, train, measure, condense, plan, models, data, report)
+    verb.__name__: verb for verb in (compare, train, measure, condense, plan, models, data, report, picture)
 }
 
 
@@ -521,7 +565,44 @@ def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[
         return checkpoint.load(name), checkpoint.read_header(name)["notes"]
     if name.endswith(".safetensors"):
         raise FileNotFoundError(f"{name}: no such model file")
-    return recipes.create_model(name, **_model_options(given)), {}
+    name, options = recipes.parse_options(name)
+    return recipes.create_model(name, **{**_model_options(given), **options}), {}
+
+
+def _model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
+    """Model files by a short title; a folder stands for the file that a run left in it, or its first one."""
+    if not paths:
+        raise BadUsage("give at least one model file or folder of a run")
+    if titles and len(titles) != len(paths):
+        raise BadUsage(f"{len(titles)} titles for {len(paths)} nets")
+    files = {}
+    for number, path in enumerate(paths):
+        found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not found:
+            raise FileNotFoundError(f"{path}: no model file (*.safetensors) in this folder")
+        names = [path.name] if path.is_dir() else [path.parent.name, path.stem]
+        files[titles[number] if titles else " ".join(n for n in names if n not in ("", "model"))] = found[0]
+    return files
+
+
+def _images_for(given: Any, notes: dict[str, Any]) -> tuple[Any, Any]:
+    """Images as uint8 and normalised as the net was trained to see them."""
+    import torch
+
+    from pocketcnn.data import load, read_image
+
+    if not {"data", "input_size", "mean", "std"} <= notes.keys():
+        raise BadUsage(f"{given.models[0]}: not a trained net's file: it does not say what its images look like")
+    channels, height, _ = notes["input_size"]
+    if given.image_file is not None:
+        pixels = read_image(given.image_file, image_size=height, channels=channels)[None]
+    else:
+        test = load(given.data or notes["data"], image_size=None, channels=None).test
+        if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
+            raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
+        pixels = test.images[list(given.images)]
+    mean, std = (torch.tensor(notes[name])[:, None, None] for name in ("mean", "std"))
+    return pixels, (pixels.float() / 255 - mean) / std
 
 
 def _input_size(given: SurgeryArguments, notes: dict[str, Any]) -> tuple[int, int, int]:
@@ -545,6 +626,11 @@ def _overview() -> str:
             "Any verb takes --debug, which shows the traceback of an error. Start with: pocketcnn compare",
         ]
     )
+
+
+def _call(method: str, options: Any) -> str:
+    """A method with its options, as on a command line."""
+    return ":".join(filter(None, (method, ",".join(f"{key}={value}" for key, value in options.items()))))
 
 
 def _unknown_verb(word: str) -> PocketError:

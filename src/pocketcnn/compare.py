@@ -42,8 +42,9 @@ class Contestant:
     @property
     def label(self) -> str:
         """`resnet20 ring:size=0.1`, as it would be written on the command line."""
-        width = self.model_options.get("width", 1.0)
-        model = self.model if width == 1.0 else f"{self.model} width={width:.4g}"
+        given = {k: v for k, v in self.model_options.items() if k not in ("in_channels", "num_classes")}
+        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given.items() if v != 1.0]
+        model = " ".join([self.model, *shown])
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{model} {self.method}{':' + options if options else ''}"
 

@@ -156,10 +156,25 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
         >>> parse_method("ring:size=0.1,include=layer3.*")
         ('ring', {'size': 0.1, 'include': 'layer3.*'})
     """
-    name, _, rest = text.partition(":")
+    name, options = parse_options(text)
     if name != PLAIN_METHOD and name not in METHODS:
         raise UnknownMethod(name, (PLAIN_METHOD, *METHODS))
-    options = {}
+    if name == PLAIN_METHOD and options:
+        raise ValueError(f"{text!r}: plain takes no options; --width scales the plain net")
+    return name, options
+
+
+def parse_options(text: str) -> tuple[str, dict[str, Any]]:
+    """A name and the options written behind it.
+
+    Raises:
+        ValueError: an option without a value.
+    Example:
+        >>> parse_options("mnist_net:feature=pde,width=8")
+        ('mnist_net', {'feature': 'pde', 'width': 8})
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
@@ -168,6 +183,4 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
-    if name == PLAIN_METHOD and options:
-        raise ValueError(f"{text!r}: plain takes no options; --width scales the plain net")
     return name, options

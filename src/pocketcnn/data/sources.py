@@ -353,6 +353,25 @@ def _decode(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def read_image(path: str | Path, *, image_size: int | None = None, channels: int | None = None) -> torch.Tensor:
+    """One image file as uint8, [channels, height, width].
+
+    Args:
+        path: of the file.
+        image_size: side in pixels it is brought to, by its shorter side and a crop of the centre.
+        channels: 1 or 3 converts to grey or RGB.
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadImage: it cannot be decoded.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such image file")
+    found = _decode(RawImage(str(path), Path(path), None), Reading(image_size, channels))
+    if isinstance(found, BadImage):
+        raise found
+    return torch.from_numpy(found.copy())
+
+
 def _fit_square(image: Any, side: int, image_module: Any) -> Any:
     """Resizes by the shorter side, then crops the centre."""
     scale = side / min(image.size)

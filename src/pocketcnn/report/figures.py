@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pocketcnn._optional import optional_import
+from pocketcnn._plots import pyplot
 from pocketcnn.methods import METHODS
 from pocketcnn.report.tables import Summary
 
@@ -18,20 +18,6 @@ _AXES = (
 # Okabe and Ito's colours, told apart by most colour-blind readers; black is the plain net's.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vP*X"
-
-
-def _pyplot() -> Any:
-    matplotlib = optional_import("matplotlib", extra="train", purpose="figures")
-    matplotlib.use("Agg")
-    pyplot = optional_import("matplotlib.pyplot", extra="train", purpose="figures")
-    optional_import("matplotlib.ticker", extra="train", purpose="figures")
-    pyplot.rcParams.update(
-        {
-            "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-            "grid.alpha": 0.25, "svg.fonttype": "path", "svg.hashsalt": "pocketcnn", "figure.dpi": 100,
-        }
-    )  # fmt: skip
-    return pyplot
 
 
 def _colour(method: str) -> str:
@@ -62,11 +48,11 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
 
     A line joins each small net to the plain net of its size. Bars are one standard deviation over the seeds.
     """
-    pyplot, styles = _pyplot(), _styles(summaries)
+    plots, styles = pyplot(), _styles(summaries)
     by_label = {summary.label: summary for summary in summaries}
     figures = []
     for key, title in _AXES:
-        figure, axes = pyplot.subplots(figsize=(5.2, 4.4), layout="constrained")
+        figure, axes = plots.subplots(figsize=(5.2, 4.4), layout="constrained")
         for summary in summaries:
             style = styles[summary.label]
             axes.errorbar(
@@ -81,9 +67,9 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
                     color=style["color"], linewidth=0.8, linestyle=":",
                 )  # fmt: skip
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(pyplot.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(plots.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-        axes.xaxis.set_minor_formatter(pyplot.matplotlib.ticker.NullFormatter())
+        axes.xaxis.set_minor_formatter(plots.matplotlib.ticker.NullFormatter())
         low, high = axes.get_xlim()
         if high / low < 10:  # less than a decade: widen it, so that there are ticks to read
             middle = (low * high) ** 0.5
@@ -91,7 +77,7 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
         axes.set_xlabel(title)
         axes.set_ylabel("test accuracy in %")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        figures.append(_svg(pyplot, figure))
+        figures.append(_svg(plots, figure))
     return figures
 
 
@@ -102,8 +88,8 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
         summaries: the nets, in order.
         curves: for each label, a curve of accuracies in [0, 1] per seed.
     """
-    pyplot, styles = _pyplot(), _styles(summaries)
-    figure, axes = pyplot.subplots(figsize=(5.2, 4.6), layout="constrained")
+    plots, styles = pyplot(), _styles(summaries)
+    figure, axes = plots.subplots(figsize=(5.2, 4.6), layout="constrained")
     for summary in summaries:
         runs = curves.get(summary.label, [])
         if not runs:
@@ -122,7 +108,7 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
     axes.set_ylabel("validation accuracy in %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return _svg(pyplot, figure)
+    return _svg(plots, figure)
 
 
 def _short(value: float) -> str:
@@ -137,8 +123,8 @@ def _legend(summary: Summary) -> str:
     return f"plain, size of {summary.rival_of.split(' ', 1)[-1]}" if summary.rival_of else summary.label
 
 
-def _svg(pyplot: Any, figure: Any) -> str:
+def _svg(plots: Any, figure: Any) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
+    plots.close(figure)
     return text.getvalue()

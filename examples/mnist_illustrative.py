@@ -1,6 +1,7 @@
 """The illustrative experiment of the Global layer's paper: MNIST, nets of 524 and 4,612 numbers, several seeds.
 
     python examples/mnist_illustrative.py --data mnist --rows conv_w1 pde_w1 --seeds 5 --output runs/mnist-illustrative
+    python examples/mnist_illustrative.py --table results/mnist-illustrative
 
 Nets this small leave a processor idle, so all seeds of a row train as one: `stack` lays equal nets side by side in the
 channels of one net whose convolutions are grouped, so that each net sees its own images, gradients and clipping, and
@@ -8,7 +9,7 @@ nothing of the others. Afterwards `unstack` takes the nets apart, and each is te
 
 Settings are the paper's unless a row says otherwise: SGD 0.01 with Nesterov momentum 0.9, weight decay 5e-4, batches of
 128, gradients clipped at 5, no augmentation, 30 epochs. 5,000 of the training images are set aside for validation; the
-test images are looked at once, after the last epoch (rows named `best_epoch` show what choosing the epoch would report).
+test images are looked at once, after the last epoch.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from pocketcnn.data.augment import Augmentation
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.mnist_net import MnistNet
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
+from pocketcnn.train.loop import environment
 
 PAPER = TrainConfig(
     epochs=30, batch_size=128, lr=0.01, weight_decay=5e-4, clip_norm=5, schedule="steps", milestones=(60, 120, 160),
@@ -67,12 +70,13 @@ class RowsApart(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        def turn(field: Any) -> Any:
-            return field.transpose(1, 2) if isinstance(field, Tensor) else field
+        def turned(field: Any, axis: int) -> Any:
+            """Rows and channels change places, within each of the nets that may lie side by side."""
+            return field.unflatten(1, (-1, axis)).transpose(2, 3).flatten(1, 2) if isinstance(field, Tensor) else field
 
-        coefficients = (*self.layer.velocities(x), *self.layer.diffusivities(x))
-        h = kernels.advect_diffuse(turn(x), *map(turn, coefficients))
-        return F.relu(self.layer.bn(turn(h)))
+        fields = (x, *self.layer.velocities(x), *self.layer.diffusivities(x))
+        h = kernels.advect_diffuse(*(turned(field, self.layer.channels) for field in fields))
+        return F.relu(self.layer.bn(turned(h, x.shape[2])))
 
 
 class Backwards(nn.Module):
@@ -261,8 +265,8 @@ def run(name: str, data: DataSet, seeds: Sequence[int], epochs: int | None, outp
     start = time.perf_counter()
 
     def log(epoch: dict[str, Any]) -> None:
-        mean = sum(epoch["validation_accuracy"]) / len(seeds)
-        print(f"{name}: epoch {epoch['epoch']}, validation {100 * mean:.2f} %, {epoch['seconds']} s", flush=True)
+        percent = 100 * mean(epoch["validation_accuracy"])
+        print(f"{name}: epoch {epoch['epoch']}, validation {percent:.2f} %, {epoch['seconds']} s", flush=True)
 
     history = train(nets, seeds, data, config, log)
     for seed, net in zip(seeds, nets, strict=True):
@@ -282,8 +286,47 @@ def run(name: str, data: DataSet, seeds: Sequence[int], epochs: int | None, outp
         "seconds": round(time.perf_counter() - start, 1),
         "train": dataclasses.asdict(config),
     }
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
     (folder / "metrics.json").write_text(json.dumps(history))
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+# Test accuracy in per cent: the paper's poster, and Mukherjee's report.
+PUBLISHED = {
+    "conv_w1": ("92.01", "64.59"), "residual_w1": ("92.53", "66.04"), "pde_w1": ("95.03", "65.31"),
+    "pde_perona_malik_w1": ("", "66.24"), "conv_w8": ("", "93.02"), "residual_w8": ("", "95.58"),
+    "pde_w8": ("", "95.80"), "pde_perona_malik_w8": ("", "95.20"), "pde_w1_200": ("95.03", ""),
+}  # fmt: skip
+
+
+def table(folder: Path) -> str:
+    """The rows that have run, in the order of `ROWS`, as Markdown."""
+    lines = [
+        "| net | numbers | total | epochs | seeds | test % | best seed | poster | report |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in ROWS:
+        if (folder / name / "result.json").exists():
+            result = json.loads((folder / name / "result.json").read_text())
+            percent = [100 * accuracy for accuracy in result["test_accuracy"]]
+            poster, report = PUBLISHED.get(name, ("", ""))
+            lines.append(
+                f"| {result['says']} | {result['trainable_params']:,} | {result['total_params']:,} "
+                f"| {result['train']['epochs']} | {len(percent)} | {mean(percent):.2f} ± {stdev(percent):.2f} "
+                f"| {max(percent):.2f} | {poster} | {report} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def difference(folder: Path, one: str, other: str) -> str:
+    """Mean difference of two rows in points, paired by seed, with its 95 % interval by Student's t."""
+    first, second = (json.loads((folder / name / "result.json").read_text())["test_accuracy"] for name in (one, other))
+    gaps = [100 * (a - b) for a, b in zip(first, second, strict=False)]
+    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}[len(gaps)]
+    half = quantile * stdev(gaps) / len(gaps) ** 0.5
+    return f"{one} minus {other}: {mean(gaps):+.2f} points, 95 % interval {mean(gaps) - half:+.2f} to {mean(gaps) + half:+.2f}"
 
 
 if __name__ == "__main__":
@@ -294,7 +337,15 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, help="instead of the row's")
     parser.add_argument("--output", type=Path, default=Path("runs/mnist-illustrative"))
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the table of finished rows, train nothing")
     given = parser.parse_args()
+    if given.table:
+        print(table(given.table))
+        finished = [name for name in ROWS if (given.table / name / "result.json").exists()]
+        for one, other in (("pde_w1", "residual_w1"), ("pde_w1", "conv_w1"), ("pde_w8", "residual_w8")):
+            if {one, other} <= set(finished):
+                print(difference(given.table, one, other))
+        raise SystemExit
     if given.threads:
         torch.set_num_threads(given.threads)
     mnist = load(given.data, validation=1 / 12)

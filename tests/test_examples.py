@@ -25,7 +25,7 @@ def tiny(count=256):
     )
 
 
-@pytest.mark.parametrize("row", ["residual_w8", "pde_w8", "pde_perona_malik_w1"])
+@pytest.mark.parametrize("row", [name for name, row in example.ROWS.items() if not row.train.augment])
 def test_nets_side_by_side_train_as_each_alone(row):
     """Same images, gradients, clipping and running statistics, to rounding."""
     config = dataclasses.replace(example.PAPER, epochs=1, batch_size=64, clip_norm=1.0)
@@ -56,7 +56,7 @@ def test_nets_side_by_side_train_as_each_alone(row):
 def test_every_row_trains_and_is_saved(row, tmp_path):
     example.run(row, tiny(128), seeds=(0, 1), epochs=1, output=tmp_path)
     assert {path.name for path in (tmp_path / row).iterdir()} == {
-        "metrics.json", "result.json", "seed0.safetensors", "seed1.safetensors",
+        "environment.json", "metrics.json", "result.json", "seed0.safetensors", "seed1.safetensors",
     }  # fmt: skip
 
 

@@ -143,6 +143,17 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(few, tmp_path, monkey
     assert fit(tiny(), few, config, tmp_path / "run")["epochs"] == 3, "and training goes on from it"
 
 
+def test_divergence_names_the_layer(few, tmp_path):
+    """A velocity beyond all bounds: the solver overflows, which is said of the layer, not of a norm inside it."""
+    net = pc.condense(pc.create_model("resnet20", in_channels=1, width=0.25), "pde", velocity="identity", num_steps=60)
+    for norm in (net.layer2[1].velocity_x[1], net.layer2[1].velocity_y[1]):
+        torch.nn.init.constant_(norm.bias, 1e4)
+    with pytest.raises(
+        NonFiniteLoss, match=r"first layer whose output is not finite is layer2\.1 \(GlobalLayer\); the"
+    ):
+        fit(net, few, QUICK, tmp_path / "run")
+
+
 def test_a_net_that_does_not_fit_the_data_is_refused(few, tmp_path):
     with pytest.raises(
         BadData, match=r"images are 1 x 8 x 8 .*the net cannot take them .*make the net with in_channels=1"

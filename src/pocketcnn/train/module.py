@@ -66,9 +66,12 @@ class Classifier(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        return self._callable[0](self._prepared(images))
+
+    def _prepared(self, images: Tensor) -> Tensor:
         # Under autocast the dtype of the weights is the one a run keeps; else it is the net's own.
         x = self.normalize(images).to(self._dtype)
-        return self._callable[0](x.contiguous(memory_format=self.memory_format))
+        return x.contiguous(memory_format=self.memory_format)
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)  # for nets that draw numbers themselves
@@ -84,9 +87,11 @@ class Classifier(pl.LightningModule):
         # All devices decide together: one that stopped alone would leave the others waiting for its gradients.
         if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
             found = "of another device is not finite" if torch.isfinite(loss) else f"is {loss.item()}"
+            layer = first_not_finite(self.net, self._prepared(images))
             raise NonFiniteLoss(
-                f"epoch {self.current_epoch + 1}, step {index + 1}: the loss {found}; the checkpoint of the last "
-                "whole epoch is kept; a lower lr or clip_norm=1 usually helps"
+                f"epoch {self.current_epoch + 1}, step {index + 1}: the loss {found}; "
+                f"{f'the first layer whose output is not finite is {layer}; ' if layer else ''}"
+                "the checkpoint of the last whole epoch is kept; a lower lr or clip_norm=1 usually helps"
             )
         self._count("train", logits, labels, loss)
         return loss
@@ -147,6 +152,34 @@ class Classifier(pl.LightningModule):
     def _ordered(self, images: Any) -> DataLoader:
         sampler = _Share(len(images), self.global_rank, self.trainer.world_size)
         return DataLoader(images, max(256, self.config.batch_size), sampler=sampler, collate_fn=_as_is)
+
+
+@torch.no_grad()
+def first_not_finite(net: nn.Module, x: Tensor) -> str:
+    """The first layer of a net to give NaN or infinite numbers for a batch, by name and kind; of a condensed layer the
+    whole, not the part inside it. Empty where there is none."""
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        return hook
+
+    parts = dict(net.named_modules())
+    handles = [module.register_forward_hook(look(name)) for name, module in parts.items() if name]
+    try:
+        net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        return ""
+    names = found[0].split(".")
+    prefixes = [".".join(names[: end + 1]) for end in range(len(names))]
+    name = next((prefix for prefix in prefixes if hasattr(parts[prefix], "condensed_by")), found[0])
+    return f"{name} ({type(parts[name]).__name__})"
 
 
 class _Share(Sampler[int]):

@@ -218,6 +218,19 @@ def test_a_flat_net_of_inverted_residuals():
     assert small(torch.randn(2, 3, 16, 16)).shape == (2, 4)
 
 
+def test_stages_may_be_modules_of_their_own():
+    class Stage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.Sequential(*(BasicBlock(4, 4, 1) for _ in range(4)))
+
+        def forward(self, x):
+            return self.blocks(x)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Stage(), Stage()))
+    assert list(layers_of(pc.condense(net, "pde"))) == ["1.0.blocks.1", "1.1.blocks.1"]
+
+
 def test_blocks_that_are_sequences_themselves():
     def block(inside, out):
         return nn.Sequential(nn.Conv2d(inside, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU())
@@ -233,9 +246,11 @@ def test_what_cannot_be_replaced_says_why():
         return [row.reason for row in pc.plan(nn.Sequential(*blocks), "pde").rows]
 
     assert reasons(*(BasicBlock(4, 4, 1) for _ in range(2))) == ["1 equal block after the first; it takes 2"]
-    assert reasons(*(BasicBlock(4, 4, 2) for _ in range(3))) == ["its blocks change the size of the map"]
+    assert reasons(*(BasicBlock(4, 4, 2) for _ in range(3))) == [
+        "its blocks do not turn 4 channels into as many of the same size"
+    ]
     pooled = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2)) for _ in range(3)]
-    assert reasons(*pooled) == ["its blocks change the size of the map"]
+    assert reasons(*pooled) == ["its blocks do not turn 4 channels into as many of the same size"]
     hooked = [BasicBlock(4, 4, 1) for _ in range(3)]
     hooked[1].relu.register_forward_hook(lambda *_: None)
     assert reasons(*hooked) == ["its blocks have forward hooks, which would be lost"]
@@ -244,6 +259,39 @@ def test_what_cannot_be_replaced_says_why():
     assert [row.reason for row in pc.plan(mixed, "pde").rows] == ["its blocks hold layers that are condensed already"]
     with pytest.raises(NothingToCondense, match=r"layer1\.1: 1 equal block after the first; it takes 2; layer2\.1"):
         pc.condense(pc.create_model("resnet18"), "pde")
+
+
+class Halves(nn.Module):
+    """A block whose convolution sees half of the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        kept, changed = x.chunk(2, dim=1)
+        return torch.cat([kept, self.conv(changed)], dim=1)
+
+
+def test_blocks_are_tried_out_and_left_as_they_were():
+    blocks = nn.Sequential(*(Halves() for _ in range(3)))
+    assert [r.reason for r in pc.plan(blocks, "pde").rows] == [
+        "its blocks do not turn 4 channels into as many of the same size"
+    ]
+    net = pc.create_model("resnet20")
+    net.layer1[1].bn1.eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    pc.plan(net, "pde")
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not net.layer1[1].bn1.training
+    assert net.layer1[1].bn2.training
+
+
+def test_blocks_may_differ_in_how_often_they_are_dropped():
+    def block(p):
+        return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Dropout(p))
+
+    assert list(layers_of(pc.condense(nn.Sequential(*(block(p / 10) for p in range(4))), "pde"))) == ["1"]
 
 
 def test_frozen_runs_stay_frozen_and_keep_their_place():

@@ -11,9 +11,10 @@ features towards larger coordinates, rows and columns both interact, and batch n
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -351,49 +352,59 @@ def _names(prefixes: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module is made of convolutions and other things, and is not a sequence of such modules itself."""
+    """Whether a module is made of convolutions and other things, and not of such modules that repeat: that is a stage."""
     if is_condensed(module) or not any(True for _ in module.children()):
         return False
-    if type(module) is nn.Sequential and any(_is_block(child) for child in module):
-        return False
+    for part in module.modules():
+        if type(part) is nn.Sequential:
+            blocks = [_structure(child) for child in part if _is_block(child)]
+            if any(one == other for one, other in pairwise(blocks)) or (part is module and blocks):
+                return False
     return any(isinstance(part, nn.Conv2d) or is_condensed(part) for part in module.modules())
 
 
 def _structure(block: nn.Module) -> Any:
-    """Equal for blocks that differ in nothing but their weights."""
+    """Equal for blocks that differ in nothing but their weights, and in how often a part is dropped in training."""
     return [
         (
             name,
             type(module),
-            module.extra_repr(),
-            {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple)},
+            {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple) and k not in _DROPPING},
             [(key, tuple(p.shape)) for key, p in module.named_parameters(recurse=False)],
         )
         for name, module in block.named_modules()
     ]
 
 
+_DROPPING = ("p", "drop_prob", "training")
+
+
 def _run_of(block: nn.Module) -> tuple[Run | None, str]:
     """What a layer in the place of blocks like this one needs to know, or why there can be none."""
-    convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     if any(is_condensed(module) for module in block.modules()):
         return None, "its blocks hold layers that are condensed already"
     if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules()):
         return None, "its blocks have forward hooks, which would be lost"
-    resizing = (nn.MaxPool2d, nn.AvgPool2d, nn.Upsample, nn.ConvTranspose2d, nn.PixelShuffle)
-    if any(isinstance(module, resizing) for module in block.modules()) or not all(map(_keeps_size, convs)):
-        return None, "its blocks change the size of the map"
+    convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     channels, kernel_size = convs[0].in_channels, max(max(conv.kernel_size) for conv in convs)
-    if channels not in {conv.out_channels for conv in convs}:
-        return None, f"its blocks do not keep the channel count, {channels}"
-    return Run(channels, kernel_size), ""
+    if not _keeps_shape(block, convs[0].weight.new_zeros(1, channels, 16, 16)):
+        return None, f"its blocks do not turn {channels} channels into as many of the same size"
+    return Run(channels, kernel_size + 1 - kernel_size % 2), ""
 
 
-def _keeps_size(conv: nn.Conv2d) -> bool:
-    if isinstance(conv.padding, str):
-        return conv.padding == "same"
-    reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    return set(conv.stride) == {1} and [2 * p for p in conv.padding] == reach
+@torch.no_grad()
+def _keeps_shape(block: nn.Module, x: Tensor) -> bool:
+    """Whether a block maps x onto something of its shape; tried out, and the block left as it was."""
+    modes = [(module, module.training) for module in block.modules()]
+    block.eval()
+    try:
+        y = block(x)
+        return isinstance(y, Tensor) and y.shape == x.shape
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def build(sites: Sequence[Site], options: PdeOptions) -> dict[str, nn.Module | None]:

@@ -337,3 +337,14 @@ def test_residual_feature_adds_its_input():
     x = torch.randn(1, 1, 5, 5)
     nn.init.zeros_(residual.inner[1].weight)
     assert torch.equal(residual(x), x)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"velocity": 0.5, "diffusivity": "perona_malik", "velocity_limit": 0.5}, {"boundary": "reflect"}]
+)
+def test_exports_for_any_batch_and_size(options, unchecked_shapes):
+    net = GlobalLayer(4, **options).eval()
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=3), 3: torch.export.Dim("width", min=3)}
+    exported = torch.export.export(net, (torch.randn(2, 4, 8, 9),), dynamic_shapes={"x": sizes}).module()
+    x = torch.randn(5, 4, 11, 6)
+    torch.testing.assert_close(exported(x), net(x), rtol=1e-4, atol=1e-5)

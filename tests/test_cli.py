@@ -48,6 +48,13 @@ def test_version_and_module():
         (["measure", "resnet20", "--input-size", "1", "8", "8"], "ValueError: ResNet cannot take an image"),
         (["measure", "gone.safetensors"], "FileNotFoundError: gone.safetensors: no such model file"),
         (["models", "zzz*"], "UnknownModel: no model 'zzz*'"),
+        (["measure", "resnet20", "--method", "pde:velocity=True"], "ValueError: pde: velocity must be 'depthwise' or"),
+        (["measure", "resnet20", "--method", "pde:dt=-1.0"], "ValueError: pde: dt, dx and dy must be positive numbers"),
+        (["measure", "resnet20", "--method", "pde:velocity=9.0"], "UnstableStep: pde: |u| dt/dx + |v| dt/dy is 3.6"),
+        (
+            ["condense", "--model", "resnet18", "--method", "pde"],
+            "NothingToCondense: 'pde' found no run of equal blocks",
+        ),
         (["report", "nowhere"], "BadData: nowhere: no finished runs"),
         (["compare", "--methods", "--models", "resnet20"], "ValueError: give at least one model and one method"),
         (["compare", "--models", "resnet18_ring"], "ValueError: resnet18_ring is a recipe, resnet18 condensed by ring"),

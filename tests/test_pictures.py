@@ -102,8 +102,11 @@ def test_picture_from_the_command_line(tmp_path, capsys):
         ([], "BadUsage: "),
         (["nowhere.safetensors"], "FileNotFoundError: nowhere.safetensors: no such model file"),
         (["empty"], "FileNotFoundError: empty: no model file"),
-        (["bare.safetensors"], "BadUsage: bare.safetensors: not a trained net's file"),
+        (["bare.safetensors"], "BadUsage: bare: not a trained net's file"),
         (["net.safetensors", "--images", "9999"], "BadUsage: images are numbers from 0 to 358, got 9999"),
+        (["net.safetensors", "net.safetensors"], "BadUsage: two nets are called 'net'; --titles gives them names"),
+        (["net.safetensors", "other.safetensors"], "BadUsage: other was trained on other images than net"),
+        (["other.safetensors"], "BadUsage: the images are [1, 8, 8], the nets were trained on [1, 9, 9]"),
         (["net.safetensors", "--titles", "one", "two"], "BadUsage: 2 titles for 1 nets"),
         (["net.safetensors", "--image-file", "gone.png"], "FileNotFoundError: gone.png: no such image file"),
         (["net.safetensors", "--layer", "layer7"], "ValueError: ResNet has no module 'layer7'"),
@@ -114,7 +117,9 @@ def test_mistakes_are_named(words, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     net = pc.create_model("resnet20", in_channels=1, width=0.25)
     pc.save(net, "bare.safetensors")
-    pc.save(net, "net.safetensors", notes={"data": "digits", "input_size": [1, 8, 8], "mean": [0.3], "std": [0.4]})
+    notes = {"data": "digits", "input_size": [1, 8, 8], "mean": [0.3], "std": [0.4]}
+    pc.save(net, "net.safetensors", notes=notes)
+    pc.save(net, "other.safetensors", notes=notes | {"input_size": [1, 9, 9]})
     with pytest.raises(SystemExit) as left:
         main(["picture", *words])
     assert left.value.code == 2

@@ -351,7 +351,7 @@ def picture(words: Sequence[str]) -> None:
 
     files = _model_files(given.models, given.titles)
     nets = {title: checkpoint.load(path) for title, path in files.items()}
-    pixels, x = _images_for(given, checkpoint.read_header(next(iter(files.values())))["notes"])
+    pixels, x = _images_for(given, {title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
     written = write_figure(draw_maps(pixels, nets, x, layer=given.layer, channel=given.channel), given.output, "maps")
     for title, net in nets.items():
         for name, module in net.named_modules():
@@ -566,7 +566,8 @@ def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[
     if name.endswith(".safetensors"):
         raise FileNotFoundError(f"{name}: no such model file")
     name, options = recipes.parse_options(name)
-    return recipes.create_model(name, **{**_model_options(given), **options}), {}
+    net = recipes.create_model(name, **{**_model_options(given), **options})
+    return net, {"input_size": net.input_size} if hasattr(net, "input_size") else {}
 
 
 def _model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
@@ -581,18 +582,26 @@ def _model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path
         if not found:
             raise FileNotFoundError(f"{path}: no model file (*.safetensors) in this folder")
         names = [path.name] if path.is_dir() else [path.parent.name, path.stem]
-        files[titles[number] if titles else " ".join(n for n in names if n not in ("", "model"))] = found[0]
+        title = titles[number] if titles else " ".join(n for n in names if n not in ("", "model"))
+        if title in files:
+            raise BadUsage(f"two nets are called {title!r}; --titles gives them names")
+        files[title] = found[0]
     return files
 
 
-def _images_for(given: Any, notes: dict[str, Any]) -> tuple[Any, Any]:
-    """Images as uint8 and normalised as the net was trained to see them."""
+def _images_for(given: Any, notes_of: dict[str, dict[str, Any]]) -> tuple[Any, Any]:
+    """Images as uint8 and normalised as the nets were trained to see them, by the notes in their files."""
     import torch
 
     from pocketcnn.data import load, read_image
 
-    if not {"data", "input_size", "mean", "std"} <= notes.keys():
-        raise BadUsage(f"{given.models[0]}: not a trained net's file: it does not say what its images look like")
+    names = ("input_size", "mean", "std")
+    for title, notes in notes_of.items():
+        if not {"data", *names} <= notes.keys():
+            raise BadUsage(f"{title}: not a trained net's file: it does not say what its images look like")
+    notes = next(iter(notes_of.values()))
+    if other := next((t for t, n in notes_of.items() if any(n[name] != notes[name] for name in names)), None):
+        raise BadUsage(f"{other} was trained on other images than {next(iter(notes_of))}; draw them one by one")
     channels, height, _ = notes["input_size"]
     if given.image_file is not None:
         pixels = read_image(given.image_file, image_size=height, channels=channels)[None]
@@ -601,6 +610,8 @@ def _images_for(given: Any, notes: dict[str, Any]) -> tuple[Any, Any]:
         if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
             raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
         pixels = test.images[list(given.images)]
+    if list(pixels.shape[1:]) != notes["input_size"]:
+        raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {notes['input_size']}")
     mean, std = (torch.tensor(notes[name])[:, None, None] for name in ("mean", "std"))
     return pixels, (pixels.float() / 255 - mean) / std
 

@@ -41,9 +41,10 @@ class Contestant:
 
     @property
     def label(self) -> str:
-        """`resnet20 ring:size=0.1`, as it would be written on the command line."""
-        given = {k: v for k, v in self.model_options.items() if k not in ("in_channels", "num_classes")}
-        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given.items() if v != 1.0]
+        """`resnet20 ring:size=0.1`, or `resnet20 width=0.5 plain`, in short what tells this row from others."""
+        hidden = ("in_channels", "num_classes")  # the data's
+        given = {k: v for k, v in self.model_options.items() if k not in hidden and (k, v) != ("width", 1.0)}
+        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given.items()]
         model = " ".join([self.model, *shown])
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{model} {self.method}{':' + options if options else ''}"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pocketcnn.cost import Cost, count_params, macs_by_module, measure
-from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnsupportedLayer
+from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnstableStep, UnsupportedLayer
 from pocketcnn.methods import METHODS, Method, Site, get_method
 from pocketcnn.methods._method import is_condensed
 
@@ -310,12 +310,11 @@ def _resolve(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
         raise ValueError(f"{method} has no option {unknown[0]!r}{hint}; its options: {', '.join(known)}")
     for field, hint in typing.get_type_hints(record.options).items():
         if field in options and not _is_a(options[field], hint):
-            wanted = getattr(hint, "__name__", str(hint))
-            raise ValueError(f"{method}: {field} must be {wanted}, not {options[field]!r}")
+            raise ValueError(f"{method}: {field} must be {_in_words(hint)}, not {options[field]!r}")
     try:
         return record, record.options(**options)
-    except ValueError as error:
-        raise ValueError(f"{method}: {error}") from error
+    except (ValueError, UnstableStep) as error:
+        raise type(error)(f"{method}: {error}") from error
 
 
 def _is_a(value: Any, hint: Any) -> bool:
@@ -324,7 +323,17 @@ def _is_a(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if parts := typing.get_args(hint):
         return any(_is_a(value, part) for part in parts)
+    if isinstance(value, bool):
+        return hint is bool
     return isinstance(value, int | float if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if parts := typing.get_args(hint):
+        return " or ".join(map(_in_words, parts))
+    return {type(None): "None"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _select(

@@ -115,7 +115,12 @@ def test_velocity_limit_keeps_a_fast_layer_in_bounds():
         ({"diffusivity": -0.1}, ValueError, r"diffusivity must not be negative, got -0\.1"),
         ({"dt": 0.0}, ValueError, "dt, dx and dy must be positive"),
         ({"dy": -1.0}, ValueError, "dt, dx and dy must be positive"),
-        ({"num_steps": 0}, ValueError, "num_steps must be at least 1, got 0"),
+        ({"velocity": 3.5, "velocity_limit": 5.0}, UnstableStep, r"is 1\.4, past the limit 1"),
+        ({"num_steps": 0}, ValueError, "num_steps must be a whole number of at least 1, got 0"),
+        ({"num_steps": 2.5}, ValueError, r"num_steps must be a whole number of at least 1, got 2\.5"),
+        ({"velocity": float("nan")}, ValueError, "no velocity nan; known: depthwise, .*, or a finite number"),
+        ({"velocity": None}, ValueError, "no velocity None; known: depthwise"),
+        ({"diffusivity": float("inf")}, ValueError, "no diffusivity inf; known: depthwise"),
         ({"kernel_size": 4}, ValueError, "kernel_size must be odd"),
         ({"contrast": 0.0}, ValueError, "contrast must be positive"),
         ({"velocity_limit": 0.0}, ValueError, "velocity_limit must be positive"),
@@ -134,6 +139,20 @@ def test_bad_arguments_fail_in_the_constructor(options, error, message, unchecke
 def test_a_limited_constant_velocity_is_no_mistake():
     assert GlobalLayer(4, velocity=3.5, velocity_limit=1.0)(torch.randn(1, 4, 5, 5)).isfinite().all()
     GlobalLayer(4, velocity=3.5, equation="diffusion")
+
+
+def test_another_number_of_channels_is_named(unchecked_shapes):
+    for options in ({}, {"velocity": 0.5, "diffusivity": "constant"}):
+        with pytest.raises(ValueError, match=r"this layer solves for 4 channels, the input is \[1, 5, 6, 6\]"):
+            GlobalLayer(4, **options)(torch.randn(1, 5, 6, 6))
+
+
+def test_velocity_limit_holds_for_any_input():
+    net = layer(4, torch.bfloat16, velocity_limit=1.0, velocity_activation="none")
+    for norm in (net.velocity_x[1], net.velocity_y[1]):
+        torch.nn.init.constant_(norm.weight, 20)
+    velocities = net.velocities(torch.randn(2, 4, 8, 8, dtype=torch.bfloat16))
+    assert 0.99 < numerics.courant(*velocities) <= 1 + 1e-6
 
 
 def test_reflect_needs_two_pixels():
@@ -247,18 +266,61 @@ def test_what_cannot_be_replaced_says_why():
 
     assert reasons(*(BasicBlock(4, 4, 1) for _ in range(2))) == ["1 equal block after the first; it takes 2"]
     assert reasons(*(BasicBlock(4, 4, 2) for _ in range(3))) == [
-        "its blocks do not turn 4 channels into as many of the same size"
+        "its blocks do not turn 4 channels into as many of the same size, tried with 16 x 16 pixels"
     ]
     pooled = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(2)) for _ in range(3)]
-    assert reasons(*pooled) == ["its blocks do not turn 4 channels into as many of the same size"]
+    assert reasons(*pooled) == [
+        "its blocks do not turn 4 channels into as many of the same size, tried with 16 x 16 pixels"
+    ]
     hooked = [BasicBlock(4, 4, 1) for _ in range(3)]
     hooked[1].relu.register_forward_hook(lambda *_: None)
     assert reasons(*hooked) == ["its blocks have forward hooks, which would be lost"]
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), *(BasicBlock(4, 4, 1) for _ in range(3)), nn.Flatten(), nn.Linear(4, 2))
+    hooked[1].relu._forward_hooks.clear()
+    hooked[2].register_forward_hook(lambda *_: None)
+    assert reasons(*hooked) == ["its blocks have forward hooks, which would be lost"]
+    strange = [BasicBlock(4, 4, 1) for _ in range(4)]
+    for index, block in enumerate(strange):
+        block.index = index
+    assert reasons(*strange) == ["1 equal block after the first; it takes 2 (the one before differs in index)"]
     mixed = pc.condense(plain, "condconv")
     assert [row.reason for row in pc.plan(mixed, "pde").rows] == ["its blocks hold layers that are condensed already"]
     with pytest.raises(NothingToCondense, match=r"layer1\.1: 1 equal block after the first; it takes 2; layer2\.1"):
         pc.condense(pc.create_model("resnet18"), "pde")
+
+
+def test_modules_between_blocks_end_a_run_even_when_they_repeat():
+    pool = nn.MaxPool2d(2)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), *(part for _ in range(4) for part in (BasicBlock(4, 4, 1), pool)))
+    assert not pc.plan(net, "pde").replaced
+    tied = BasicBlock(4, 4, 1)
+    small = pc.condense(nn.Sequential(nn.Conv2d(3, 4, 1), BasicBlock(4, 4, 1), tied, tied, BasicBlock(4, 4, 1)), "pde")
+    assert [type(part) for part in small] == [nn.Conv2d, BasicBlock, GlobalLayer]
+
+
+def test_blocks_that_are_used_elsewhere_too_stay():
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage = nn.Sequential(*(BasicBlock(4, 4, 1) for _ in range(4)))
+            self.aside = self.stage[2]
+
+    assert [r.reason for r in pc.plan(Aside(), "pde").rows] == ["its blocks share weights with other parts of the net"]
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Sequential(*(BasicBlock(4, 4, 1) for _ in range(4))), nn.Conv2d(4, 4, 3, padding=1)
+    )
+    net[1][3].conv2.weight = net[2].weight
+    assert [r.reason for r in pc.plan(net, "pde").rows] == ["its blocks share weights with other parts of the net"]
+
+
+def test_blocks_in_a_list_are_no_sequence():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(BasicBlock(4, 4, 1) for _ in range(4))
+
+    with pytest.raises(NothingToCondense, match=r"Listed \(it has no runs of equal blocks in an nn\.Sequential\)"):
+        pc.condense(Listed(), "pde")
 
 
 class Halves(nn.Module):
@@ -275,9 +337,10 @@ class Halves(nn.Module):
 
 def test_blocks_are_tried_out_and_left_as_they_were():
     blocks = nn.Sequential(*(Halves() for _ in range(3)))
-    assert [r.reason for r in pc.plan(blocks, "pde").rows] == [
-        "its blocks do not turn 4 channels into as many of the same size"
-    ]
+    (row,) = pc.plan(blocks, "pde").rows
+    assert row.reason.startswith(
+        "its blocks do not turn 4 channels into as many of the same size (RuntimeError: Given groups=1"
+    )
     net = pc.create_model("resnet20")
     net.layer1[1].bn1.eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -251,6 +251,7 @@ def test_limited_velocities_keep_their_direction():
     short_u, short_v = limit_velocity(5 * u, 5 * v, 0.3, dt=0.2, dx=0.5, dy=2.0)
     torch.testing.assert_close(short_u * v, short_v * u)
     assert courant(short_u, short_v, 0.2, 0.5, 2.0) <= 0.3 + 1e-6
+    assert courant(*limit_velocity(u.bfloat16() * 9, v.bfloat16() * 9, 1.0)) <= 1 + 1e-6
     assert all(torch.equal(a, b) for a, b in zip(limit_velocity(u, v, 1e6), (u, v), strict=True))
 
 
@@ -280,12 +281,24 @@ def test_mistakes_are_named(solve, unchecked_shapes):
             r"velocity_x is \[2, 4, 1, 5\], which does not broadcast to the field",
         ),
         (dict(diffusivity_y=torch.ones(4, 1, 1)), r"diffusivity_y is \[4, 1, 1\], which does not broadcast"),
+        (dict(diffusivity_x=float("nan")), r"diffusivity_x must not be negative, got nan"),
         (dict(diffusivity_x=-0.5), r"diffusivity_x must not be negative, got -0.5: the problem would be ill-posed"),
     ]
     for changed, message in cases:
         arguments = dict(velocity_x=0.0, velocity_y=0.0, diffusivity_x=1.0, diffusivity_y=1.0) | changed
         with pytest.raises(ValueError, match=message):
             solve(f, **arguments)
+
+
+@both
+@pytest.mark.parametrize(
+    "field", [torch.zeros(3, 4, 5), torch.zeros(1, 1, 0, 4), torch.zeros(1, 1, 3, 3, dtype=torch.int64)]
+)
+def test_fields_that_are_none(solve, field, unchecked_shapes):
+    with pytest.raises(
+        ValueError, match=r"the field must be floating-point numbers \[batch, channels, height, width\]"
+    ):
+        solve(field, 0.0, 0.0, 1.0, 1.0)
 
 
 def test_the_definition_looks_at_diffusivities_that_are_tensors():

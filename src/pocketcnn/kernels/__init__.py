@@ -32,8 +32,8 @@ def advect_diffuse(
     dy: float = 1.0,
     boundary: str = "periodic",
 ) -> Tensor:
-    """As `pocketcnn.numerics.advect_diffuse`, but that the values of tensors are not looked at, and that the backward
-    pass takes the steps again, so that memory does not grow with their number."""
+    """As `pocketcnn.numerics.advect_diffuse`, with three differences: the values of tensors are not looked at; the backward
+    pass takes the steps again, so that memory does not grow with their number; and there is no second derivative."""
     coefficients = {
         "velocity_x": velocity_x,
         "velocity_y": velocity_y,

@@ -9,15 +9,19 @@ features towards larger coordinates, rows and columns both interact, and batch n
 `published_eps` asks for theirs. The solver, its order and its stability are `pocketcnn.numerics.advect_diffuse`'s.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, pairwise
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from pocketcnn import kernels
 from pocketcnn.errors import UnstableStep
@@ -72,15 +76,18 @@ class PdeOptions:
     published_eps: bool = False
     """Give the coefficients' batch norms the channel count as epsilon, as the paper's code does."""
     last_stage: Literal["global", "drop"] = "global"
-    """What takes the place of the last stage's blocks: a Global layer, or nothing, as in the paper."""
+    """What takes the place of the last run of blocks: a Global layer, or nothing, as in the paper."""
 
     def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.num_steps != int(self.num_steps):
+            raise ValueError(f"num_steps must be a whole number of at least 1, got {self.num_steps}")
         check_grid(self.num_steps, self.dt, self.dx, self.dy, self.boundary)
         for name, kind in get_type_hints(type(self)).items():
             choices = [word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str)]
             value = getattr(self, name)
-            if choices and isinstance(value, str) and value not in choices:
-                raise ValueError(f"no {name} {value!r}; known: {', '.join(choices)}")
+            constant = name in ("velocity", "diffusivity") and type(value) in (int, float) and math.isfinite(value)
+            if choices and value not in choices and not constant:
+                raise ValueError(f"no {name} {value!r}; known: {', '.join(choices)}{_OR_NUMBER.get(name, '')}")
         if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
             raise ValueError(f"kernel_size must be odd, so that a pixel has a centre, not {self.kernel_size}")
         if not isinstance(self.diffusivity, str) and not self.diffusivity >= 0:
@@ -91,13 +98,17 @@ class PdeOptions:
             raise ValueError(f"contrast must be positive, got {self.contrast}")
         if self.velocity_limit is not None and not self.velocity_limit > 0:
             raise ValueError(f"velocity_limit must be positive, or None for no limit, not {self.velocity_limit}")
-        if isinstance(self.velocity, str) or self.velocity_limit is not None or self.equation == "diffusion":
+        if isinstance(self.velocity, str) or self.equation == "diffusion":
             return
-        if (number := courant(self.velocity, self.velocity, self.dt, self.dx, self.dy)) > 1:
+        number = courant(self.velocity, self.velocity, self.dt, self.dx, self.dy)
+        if min(number, self.velocity_limit or number) > 1:
             raise UnstableStep(
                 f"|u| dt/dx + |v| dt/dy is {number:.4g}, past the limit 1; the largest dt allowed here is "
                 f"{self.dt / number:.4g}"
             )
+
+
+_OR_NUMBER = {"velocity": ", or a finite number", "diffusivity": ", or a finite number"}
 
 
 class GlobalLayer(nn.Module):
@@ -166,8 +177,6 @@ class GlobalLayer(nn.Module):
         super().__init__()
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         self.channels = channels
         self.options = PdeOptions(
             velocity, diffusivity, initial, equation, source, shared_velocity, num_steps, dt, dx, dy, boundary,
@@ -232,8 +241,14 @@ class GlobalLayer(nn.Module):
     def solve(
         self, x: Float[Tensor, "batch channels height width"], num_steps: int
     ) -> Float[Tensor, "batch channels height width"]:
-        """The field H after some steps."""
+        """The field H after some steps.
+
+        Raises:
+            ValueError: the input has another number of channels than the layer, or too few pixels for the boundary.
+        """
         options = self.options
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"this layer solves for {self.channels} channels, the input is {list(x.shape)}")
         return kernels.advect_diffuse(
             x if options.source else x.new_zeros(x.shape),
             *self.velocities(x),
@@ -295,7 +310,7 @@ class Run:
 
     channels: int
     kernel_size: int
-    last: bool = False  # whether it belongs to the net's last stage
+    last: bool = False  # whether it is the net's last
 
 
 def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
@@ -307,23 +322,26 @@ def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
     paths: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(f"{name}." if name else "")
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     found: list[Site] = []
     inside: set[nn.Module] = set()  # what a block is made of is its own business
     for stage, prefixes in paths.items():
         if type(stage) is not nn.Sequential or stage in inside:
             continue
-        children = list(stage.named_children())
+        children = [(name, child) for name, child in stage._modules.items() if child is not None]
         inside.update(part for _, child in children if _is_block(child) for part in child.modules())
         for kind, blocks in groupby(children, lambda named: type(named[1])):
-            found += _sites(prefixes, kind, list(blocks))
-    runs = [number for number, site in enumerate(found) if not is_condensed(site.module)]
-    if runs and found[runs[-1]].detail:
+            found += _sites(prefixes, kind, list(blocks), owners)
+    runs = [number for number, site in enumerate(found) if site.possible]
+    if runs:
         last = found[runs[-1]]
         found[runs[-1]] = replace(last, detail=replace(last.detail, last=True))
     return found
 
 
-def _sites(prefixes: Sequence[str], kind: type, blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[Site]:
+def _sites(
+    prefixes: Sequence[str], kind: type, blocks: Sequence[tuple[str, nn.Module]], owners: Counter[int]
+) -> Iterator[Site]:
     """The runs among neighbours of one type."""
     if not _is_block(blocks[0][1]):
         condensed = [(name, block) for name, block in blocks if isinstance(block, GlobalLayer)]
@@ -337,13 +355,18 @@ def _sites(prefixes: Sequence[str], kind: type, blocks: Sequence[tuple[str, nn.M
         if len(run) == 1 and number < len(runs) - 1:
             continue  # it begins a stage: what follows differs in stride or width
         name, first = (replaced or run)[0]
-        words = f"{len(replaced) or 1} x {kind.__name__}"
+        modules = [block for _, block in replaced]
         rest = tuple((f"{prefixes[0]}{other}", block) for other, block in replaced[1:])
-        detail, obstacle = _run_of(first)
+        detail, obstacle = None, _obstacle(modules, len(prefixes), owners)
         if len(replaced) < 2:
             obstacle = (
                 f"{len(replaced) or 'no'} equal block{'' if len(replaced) == 1 else 's'} after the first; it takes 2"
             )
+            if number:
+                obstacle += f" (the one before differs in {_difference(runs[number - 1][-1][1], first)})"
+        elif not obstacle:
+            detail, obstacle = _run_of(first)
+        words = f"{len(replaced) or 1} x {kind.__name__}"
         yield Site(_names(prefixes, name), first, obstacle, not obstacle, rest, words, detail)
 
 
@@ -363,45 +386,57 @@ def _is_block(module: nn.Module) -> bool:
     return any(isinstance(part, nn.Conv2d) or is_condensed(part) for part in module.modules())
 
 
-def _structure(block: nn.Module) -> Any:
+def _structure(block: nn.Module) -> dict[str, Any]:
     """Equal for blocks that differ in nothing but their weights, and in how often a part is dropped in training."""
-    return [
-        (
-            name,
-            type(module),
-            {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple) and k not in _DROPPING},
-            [(key, tuple(p.shape)) for key, p in module.named_parameters(recurse=False)],
-        )
-        for name, module in block.named_modules()
-    ]
+    found: dict[str, Any] = {}
+    for name, module in block.named_modules():
+        found[f"{name}'s type"] = type(module)
+        for key, value in vars(module).items():
+            if isinstance(value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType):
+                found[f"{name}.{key}".removeprefix(".")] = value
+        for key, parameter in module.named_parameters(recurse=False):
+            found[f"{name}.{key}".removeprefix(".")] = None if is_lazy(parameter) else tuple(parameter.shape)
+    return {key: value for key, value in found.items() if key.rpartition(".")[2] not in ("p", "drop_prob", "training")}
 
 
-_DROPPING = ("p", "drop_prob", "training")
+def _difference(one: nn.Module, other: nn.Module) -> str:
+    first, second = _structure(one), _structure(other)
+    return next((key for key in {**first, **second} if first.get(key) != second.get(key)), "nothing")
+
+
+def _obstacle(blocks: Sequence[nn.Module], references: int, owners: Counter[int]) -> str:
+    """Why blocks must not be taken out of a net, or an empty string."""
+    modules = [module for block in blocks for module in block.modules()]
+    if any(is_condensed(module) for module in modules):
+        return "its blocks hold layers that are condensed already"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+        return "its blocks have forward hooks, which would be lost"
+    own = Counter(id(p) for block in blocks for _, p in block.named_parameters(remove_duplicate=False))
+    if any(owners[parameter] > references * count for parameter, count in own.items()):
+        return "its blocks share weights with other parts of the net"
+    return ""
 
 
 def _run_of(block: nn.Module) -> tuple[Run | None, str]:
     """What a layer in the place of blocks like this one needs to know, or why there can be none."""
-    if any(is_condensed(module) for module in block.modules()):
-        return None, "its blocks hold layers that are condensed already"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules()):
-        return None, "its blocks have forward hooks, which would be lost"
     convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     channels, kernel_size = convs[0].in_channels, max(max(conv.kernel_size) for conv in convs)
-    if not _keeps_shape(block, convs[0].weight.new_zeros(1, channels, 16, 16)):
-        return None, f"its blocks do not turn {channels} channels into as many of the same size"
+    if problem := _tried_out(block, convs[0].weight, channels):
+        return None, f"its blocks do not turn {channels} channels into as many of the same size{problem}"
     return Run(channels, kernel_size + 1 - kernel_size % 2), ""
 
 
 @torch.no_grad()
-def _keeps_shape(block: nn.Module, x: Tensor) -> bool:
-    """Whether a block maps x onto something of its shape; tried out, and the block left as it was."""
+def _tried_out(block: nn.Module, weight: Tensor, channels: int) -> str:
+    """What is wrong with a block that does not map a small image onto something of its shape; it is left as it was."""
     modes = [(module, module.training) for module in block.modules()]
     block.eval()
     try:
+        x = weight.new_zeros(1, channels, 16, 16)
         y = block(x)
-        return isinstance(y, Tensor) and y.shape == x.shape
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return False
+        return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"
+    except Exception as error:  # a block may raise anything
+        return f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     finally:
         for module, mode in modes:
             module.training = mode
@@ -427,5 +462,5 @@ METHOD = Method(
     options=PdeOptions,
     sites=sites,
     build=build,
-    places=("run of equal blocks", "runs of equal blocks"),
+    places=("run of equal blocks in an nn.Sequential", "runs of equal blocks in an nn.Sequential"),
 )

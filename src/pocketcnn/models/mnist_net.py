@@ -50,6 +50,7 @@ class MnistNet(nn.Module):
             raise ValueError(
                 f"width, num_classes and in_channels must be at least 1, got {width}, {num_classes}, {in_channels}"
             )
+        self.input_size = (in_channels, 28, 28)
         self.bn = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU()
         self.conv = _conv(in_channels, width)

@@ -196,6 +196,11 @@ def check_advect_diffuse(
         values: whether diffusivities that are tensors are looked at too, which waits for their device.
     """
     check_grid(num_steps, dt, dx, dy, boundary)
+    if source.dim() != 4 or min(source.shape[2:]) < 1 or not source.is_floating_point():
+        raise ValueError(
+            f"the field must be floating-point numbers [batch, channels, height, width] of at least 1 pixel, got "
+            f"{source.dtype} {list(source.shape)}"
+        )
     if boundary == "reflect" and min(source.shape[2:]) < 2:
         raise ValueError(
             f"boundary 'reflect' needs at least 2 pixels along each axis, got {source.shape[2]} x {source.shape[3]}; "
@@ -217,7 +222,7 @@ def check_advect_diffuse(
                 )
             if tracing or not values or value.numel() == 0:
                 continue
-        if name.startswith("diffusivity") and (lowest := float(torch.as_tensor(value).detach().min())) < 0:
+        if name.startswith("diffusivity") and not (lowest := float(torch.as_tensor(value).detach().min())) >= 0:
             raise ValueError(f"{name} must not be negative, got {lowest:.4g}: the problem would be ill-posed")
 
 
@@ -269,14 +274,16 @@ def limit_velocity(
         dx: distance of pixels along the width.
         dy: distance of pixels along the height.
     Returns:
-        u and v, as they were where the limit holds.
+        u and v, as they were where the limit holds; in float32 where they are of lower precision, so that rounding does
+        not pass the limit.
     Example:
         >>> limit_velocity(torch.tensor([1.0, 8.0]), torch.tensor([1.0, 2.0]), 0.5)
         (tensor([1., 2.]), tensor([1.0000, 0.5000]))
     """
-    numbers = velocity_x.abs() * (dt / dx) + velocity_y.abs() * (dt / dy)
+    u, v = (velocity.to(accumulation_dtype(velocity)) for velocity in (velocity_x, velocity_y))
+    numbers = u.abs() * (dt / dx) + v.abs() * (dt / dy)
     shrink = limit / numbers.clamp(min=limit)
-    return velocity_x * shrink, velocity_y * shrink
+    return u * shrink, v * shrink
 
 
 def perona_malik(
@@ -303,9 +310,10 @@ def perona_malik(
         raise ValueError(f"contrast must be positive, got {contrast}")
     check_advect_diffuse(h, {}, None, None, 0, 1.0, 1.0, 1.0, boundary)
     squares = []
+    field = h.to(accumulation_dtype(h))
     for axis, across in ((_X, _Y), (_Y, _X)):
-        after, before = neighbours(h, axis, boundary)
+        after, before = neighbours(field, axis, boundary)
         slope = after - before
         ahead, behind = neighbours(slope, across, boundary)
         squares.append(((ahead + 2 * slope + behind) / 8).square())
-    return 1 / (1 + (squares[0] + squares[1]) / contrast**2)
+    return (1 / (1 + (squares[0] + squares[1]) / contrast**2)).to(h.dtype)

@@ -93,6 +93,7 @@ class Backwards(nn.Module):
 
 AUGMENTED = dataclasses.replace(PAPER, augment=True)
 LONG = dataclasses.replace(PAPER, epochs=200)
+ONE_CYCLE = dataclasses.replace(PAPER, schedule="one_cycle", lr=0.1, weight_decay=5e-5)
 
 ROWS: dict[str, Row] = {
     **{
@@ -115,6 +116,11 @@ ROWS: dict[str, Row] = {
     "published_eps": Row(with_layer(published_eps=True), "Global, channel count as epsilon (the paper's code)"),
     "both_signs": Row(with_layer(velocity_activation="none"), "Global, no ReLU after the velocity"),
     "two_velocities": Row(with_layer(shared_velocity=False), "Global, u and v apart (535 numbers)"),
+    "both_signs_one_cycle": Row(
+        with_layer(velocity_activation="none"),
+        "Global, no ReLU after the velocity, one cycle to 0.1, decay 5e-5",
+        ONE_CYCLE,
+    ),
     "conv_augmented": Row(named(feature="conv"), "convolution, flips and crops", AUGMENTED),
     "residual_augmented": Row(named(feature="residual"), "residual, flips and crops", AUGMENTED),
     "pde_augmented": Row(named(feature="pde"), "Global, flips and crops", AUGMENTED),

@@ -140,7 +140,7 @@ def draw_maps(
     plots = pyplot()
     rows, count = len(images), len(planes) + 1
     figure, axes = plots.subplots(
-        rows, count, figsize=(_PANEL * count + 0.5, _PANEL * rows + 0.45 + 0.3 * (not several)), squeeze=False,
+        rows, count, figsize=(_PANEL * count + 0.5, 0.95 * _PANEL * rows + 0.45 + 0.3 * (not several)), squeeze=False,
         layout="constrained", gridspec_kw={"hspace": 0.02, "wspace": 0.02},
     )  # fmt: skip
     for row in range(rows):

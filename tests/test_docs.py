@@ -1,6 +1,8 @@
 """The README says what is so: its Python runs, its figures are those of the records."""
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 from pocketcnn.report import markdown, read_results, read_speeds, summarize
@@ -22,6 +24,20 @@ def test_the_table_in_the_readme_is_made_of_the_records():
     folder = ROOT / "results" / "cifar10"
     table = markdown(summarize(read_results(folder), read_speeds(folder)))
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_the_global_layer_are_made_of_the_records():
+    card = (ROOT / "docs" / "methods" / "pde.md").read_text(encoding="utf-8")
+    folder = ROOT / "results" / "cifar10-pde"
+    assert markdown(summarize(read_results(folder), read_speeds(folder))) in card
+    source = importlib.util.spec_from_file_location("mnist_illustrative", ROOT / "examples" / "mnist_illustrative.py")
+    example = importlib.util.module_from_spec(source)
+    sys.modules[source.name] = example
+    source.loader.exec_module(example)
+    folder = ROOT / "results" / "mnist-illustrative"
+    assert example.table(folder) in card
+    for one, other in (("pde_w1", "residual_w1"), ("pde_w8", "residual_w8")):
+        assert example.difference(folder, one, other).split(": ", 1)[1] in " ".join(card.split())
 
 
 def test_every_method_has_a_card_and_every_link_leads_somewhere():

@@ -90,14 +90,10 @@ def _(source, *rest):
 
 
 @_backward_op.register_fake
-def _(
-    grad, source, velocity_x, velocity_y, diffusivity_x, diffusivity_y, initial, previous, num_steps, dt, dx, dy, boundary,
-    wanted,
-):  # fmt: skip
-    starts = tuple(source if start is None else start for start in (initial, previous))
-    given = (source, velocity_x, velocity_y, diffusivity_x, diffusivity_y, *starts)
+def _(grad, *arguments):
+    given, wanted = arguments[:7], arguments[-1]
     return [
-        argument.new_empty(argument.shape) if want else source.new_empty(0)
+        argument.new_empty(argument.shape) if want else given[0].new_empty(0)
         for want, argument in zip(wanted, given, strict=True)
     ]
 

@@ -3,6 +3,8 @@
 `benchmarks/dynamic_conv.py` measures what each earns.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -146,37 +148,18 @@ _involution2d.register_autograd(_backward, setup_context=_save_for_backward)
 _CHUNKS = 32
 
 
-def advect_diffuse(
-    source: Tensor,
-    velocity_x: Tensor,
-    velocity_y: Tensor,
-    diffusivity_x: Tensor,
-    diffusivity_y: Tensor,
-    initial: Tensor | None,
-    previous: Tensor | None,
-    num_steps: int,
-    dt: float,
-    dx: float,
-    dy: float,
-    boundary: str,
-) -> Tensor:
-    """`numerics.advect_diffuse` on a few images at a time, whose steps are taken again in the backward pass.
+def advect_diffuse(*arguments: Any) -> Tensor:
+    """`numerics.stencil.march` on a few images at a time, whose steps are taken again in the backward pass.
 
     Images are independent, so only one chunk of the batch ever has all its steps in memory.
     """
+    tensors, settings = arguments[:7], arguments[7:]
 
-    def solve(*tensors: Tensor | None) -> Tensor:
-        field, u, v, along_x, along_y, start, before = tensors
-        assert field is not None
-        assert u is not None
-        assert v is not None
-        assert along_x is not None
-        assert along_y is not None
-        return stencil.march(field, u, v, along_x, along_y, start, before, num_steps, dt, dx, dy, boundary)
+    def solve(*chunk: Any) -> Tensor:
+        return stencil.march(*chunk, *settings)
 
-    tensors = (source, velocity_x, velocity_y, diffusivity_x, diffusivity_y, initial, previous)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    batch = source.shape[0]
+    batch = tensors[0].shape[0]
     if not learns or batch == 0:
         return solve(*tensors)
     images = -(-batch // _CHUNKS)

@@ -13,20 +13,27 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby, pairwise
-from types import BuiltinFunctionType, FunctionType
+from itertools import groupby
 from typing import Any, Literal, get_args, get_type_hints
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 
 from pocketcnn import kernels
 from pocketcnn.errors import UnstableStep
+from pocketcnn.methods._blocks import (
+    difference,
+    is_block,
+    names_of,
+    neighbours,
+    obstacle_to,
+    owners_of_parameters,
+    structure,
+    tried_out,
+)
 from pocketcnn.methods._conv import fan_out
-from pocketcnn.methods._method import Method, Site, is_condensed
+from pocketcnn.methods._method import Method, Site
 from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
 
 Velocity = Literal["depthwise", "conv", "identity", "residual", "zero"]
@@ -319,19 +326,8 @@ def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
     Blocks of one kind that follow each other are a stage, or several: where stride or width changes, a new one begins.
     The first block is kept, and so is one that changes stride or width.
     """
-    paths: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(module, []).append(f"{name}." if name else "")
-    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    found: list[Site] = []
-    inside: set[nn.Module] = set()  # what a block is made of is its own business
-    for stage, prefixes in paths.items():
-        if type(stage) is not nn.Sequential or stage in inside:
-            continue
-        children = [(name, child) for name, child in stage._modules.items() if child is not None]
-        inside.update(part for _, child in children if _is_block(child) for part in child.modules())
-        for kind, blocks in groupby(children, lambda named: type(named[1])):
-            found += _sites(prefixes, kind, list(blocks), owners)
+    owners = owners_of_parameters(model)
+    found = [site for prefixes, blocks in neighbours(model) for site in _sites(prefixes, blocks, owners)]
     runs = [number for number, site in enumerate(found) if site.possible]
     if runs:
         last = found[runs[-1]]
@@ -339,17 +335,15 @@ def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
     return found
 
 
-def _sites(
-    prefixes: Sequence[str], kind: type, blocks: Sequence[tuple[str, nn.Module]], owners: Counter[int]
-) -> Iterator[Site]:
+def _sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], owners: Counter[int]) -> Iterator[Site]:
     """The runs among neighbours of one type."""
-    if not _is_block(blocks[0][1]):
+    if not is_block(blocks[0][1]):
         condensed = [(name, block) for name, block in blocks if isinstance(block, GlobalLayer)]
         yield from (
-            Site(_names(prefixes, n), m, f"already condensed by {m.condensed_by!r}", False) for n, m in condensed
+            Site(names_of(prefixes, n), m, f"already condensed by {m.condensed_by!r}", False) for n, m in condensed
         )
         return
-    runs = [list(run) for _, run in groupby(blocks, lambda named: _structure(named[1]))]
+    runs = [list(run) for _, run in groupby(blocks, lambda named: structure(named[1]))]
     for number, run in enumerate(runs):
         replaced = run if number else run[1:]
         if len(run) == 1 and number < len(runs) - 1:
@@ -357,89 +351,26 @@ def _sites(
         name, first = (replaced or run)[0]
         modules = [block for _, block in replaced]
         rest = tuple((f"{prefixes[0]}{other}", block) for other, block in replaced[1:])
-        detail, obstacle = None, _obstacle(modules, len(prefixes), owners)
+        detail, obstacle = None, obstacle_to(modules, len(prefixes), owners)
         if len(replaced) < 2:
             obstacle = (
                 f"{len(replaced) or 'no'} equal block{'' if len(replaced) == 1 else 's'} after the first; it takes 2"
             )
             if number:
-                obstacle += f" (the one before differs in {_difference(runs[number - 1][-1][1], first)})"
+                obstacle += f" (the one before differs in {difference(runs[number - 1][-1][1], first)})"
         elif not obstacle:
             detail, obstacle = _run_of(first)
-        words = f"{len(replaced) or 1} x {kind.__name__}"
-        yield Site(_names(prefixes, name), first, obstacle, not obstacle, rest, words, detail)
-
-
-def _names(prefixes: Sequence[str], name: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}{name}" for prefix in prefixes)
-
-
-def _is_block(module: nn.Module) -> bool:
-    """Whether a module is made of convolutions and other things, and not of such modules that repeat: that is a stage."""
-    if is_condensed(module) or not any(True for _ in module.children()):
-        return False
-    for part in module.modules():
-        if type(part) is nn.Sequential:
-            blocks = [_structure(child) for child in part if _is_block(child)]
-            if any(one == other for one, other in pairwise(blocks)) or (part is module and blocks):
-                return False
-    return any(isinstance(part, nn.Conv2d) or is_condensed(part) for part in module.modules())
-
-
-def _structure(block: nn.Module) -> dict[str, Any]:
-    """Equal for blocks that differ in nothing but their weights, and in how often a part is dropped in training."""
-    found: dict[str, Any] = {}
-    for name, module in block.named_modules():
-        found[f"{name}'s type"] = type(module)
-        for key, value in vars(module).items():
-            if isinstance(value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType):
-                found[f"{name}.{key}".removeprefix(".")] = value
-        for key, parameter in module.named_parameters(recurse=False):
-            found[f"{name}.{key}".removeprefix(".")] = None if is_lazy(parameter) else tuple(parameter.shape)
-    return {key: value for key, value in found.items() if key.rpartition(".")[2] not in ("p", "drop_prob", "training")}
-
-
-def _difference(one: nn.Module, other: nn.Module) -> str:
-    first, second = _structure(one), _structure(other)
-    return next((key for key in {**first, **second} if first.get(key) != second.get(key)), "nothing")
-
-
-def _obstacle(blocks: Sequence[nn.Module], references: int, owners: Counter[int]) -> str:
-    """Why blocks must not be taken out of a net, or an empty string."""
-    modules = [module for block in blocks for module in block.modules()]
-    if any(is_condensed(module) for module in modules):
-        return "its blocks hold layers that are condensed already"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
-        return "its blocks have forward hooks, which would be lost"
-    own = Counter(id(p) for block in blocks for _, p in block.named_parameters(remove_duplicate=False))
-    if any(owners[parameter] > references * count for parameter, count in own.items()):
-        return "its blocks share weights with other parts of the net"
-    return ""
+        words = f"{len(replaced) or 1} x {type(first).__name__}"
+        yield Site(names_of(prefixes, name), first, obstacle, not obstacle, rest, words, detail)
 
 
 def _run_of(block: nn.Module) -> tuple[Run | None, str]:
     """What a layer in the place of blocks like this one needs to know, or why there can be none."""
     convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     channels, kernel_size = convs[0].in_channels, max(max(conv.kernel_size) for conv in convs)
-    if problem := _tried_out(block, convs[0].weight, channels):
+    if problem := tried_out(block, convs[0].weight, channels):
         return None, f"its blocks do not turn {channels} channels into as many of the same size{problem}"
     return Run(channels, kernel_size + 1 - kernel_size % 2), ""
-
-
-@torch.no_grad()
-def _tried_out(block: nn.Module, weight: Tensor, channels: int) -> str:
-    """What is wrong with a block that does not map a small image onto something of its shape; it is left as it was."""
-    modes = [(module, module.training) for module in block.modules()]
-    block.eval()
-    try:
-        x = weight.new_zeros(1, channels, 16, 16)
-        y = block(x)
-        return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"
-    except Exception as error:  # a block may raise anything
-        return f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def build(sites: Sequence[Site], options: PdeOptions) -> dict[str, nn.Module | None]:

@@ -1,0 +1,97 @@
+"""Blocks that repeat in an `nn.Sequential`: where they are, whether two are equal, and what forbids to replace them."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pocketcnn.methods._method import is_condensed
+
+
+def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn.Module]]]]:
+    """Modules of one type that follow each other in an `nn.Sequential` of a net, blocks or not, under their names in it,
+    and the dotted prefixes that lead there. Sequences inside a block are part of it."""
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(f"{name}." if name else "")
+    inside: set[nn.Module] = set()
+    for stage, prefixes in paths.items():
+        if type(stage) is not nn.Sequential or stage in inside:
+            continue
+        children = [(name, child) for name, child in stage._modules.items() if child is not None]
+        inside.update(part for _, child in children if is_block(child) for part in child.modules())
+        for _, blocks in groupby(children, lambda named: type(named[1])):
+            yield prefixes, list(blocks)
+
+
+def owners_of_parameters(model: nn.Module) -> Counter[int]:
+    """How many names of a net lead to each parameter, by the parameter's id."""
+    return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+
+
+def names_of(prefixes: Sequence[str], name: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}{name}" for prefix in prefixes)
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether a module is made of convolutions and other things, and not of such modules that repeat: that is a stage."""
+    if is_condensed(module) or not any(True for _ in module.children()):
+        return False
+    for part in module.modules():
+        if type(part) is nn.Sequential:
+            blocks = [structure(child) for child in part if is_block(child)]
+            if any(one == other for one, other in pairwise(blocks)) or (part is module and blocks):
+                return False
+    return any(isinstance(part, nn.Conv2d) or is_condensed(part) for part in module.modules())
+
+
+def structure(block: nn.Module) -> dict[str, Any]:
+    """Equal for blocks that differ in nothing but their weights, and in how often a part is dropped in training."""
+    found: dict[str, Any] = {}
+    for name, module in block.named_modules():
+        found[f"{name}'s type"] = type(module)
+        for key, value in vars(module).items():
+            if isinstance(value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType):
+                found[f"{name}.{key}".removeprefix(".")] = value
+        for key, parameter in module.named_parameters(recurse=False):
+            found[f"{name}.{key}".removeprefix(".")] = None if is_lazy(parameter) else tuple(parameter.shape)
+    return {key: value for key, value in found.items() if key.rpartition(".")[2] not in ("p", "drop_prob", "training")}
+
+
+def difference(one: nn.Module, other: nn.Module) -> str:
+    first, second = structure(one), structure(other)
+    return next((key for key in {**first, **second} if first.get(key) != second.get(key)), "nothing")
+
+
+def obstacle_to(blocks: Sequence[nn.Module], references: int, owners: Counter[int]) -> str:
+    """Why blocks must not be taken out of a net, or an empty string."""
+    modules = [module for block in blocks for module in block.modules()]
+    if any(is_condensed(module) for module in modules):
+        return "its blocks hold layers that are condensed already"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+        return "its blocks have forward hooks, which would be lost"
+    own = Counter(id(p) for block in blocks for _, p in block.named_parameters(remove_duplicate=False))
+    if any(owners[parameter] > references * count for parameter, count in own.items()):
+        return "its blocks share weights with other parts of the net"
+    return ""
+
+
+@torch.no_grad()
+def tried_out(block: nn.Module, weight: Tensor, channels: int) -> str:
+    """What is wrong with a block that does not map a small image onto something of its shape; it is left as it was."""
+    modes = [(module, module.training) for module in block.modules()]
+    block.eval()
+    try:
+        x = weight.new_zeros(1, channels, 16, 16)
+        y = block(x)
+        return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"
+    except Exception as error:  # a block may raise anything
+        return f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    finally:
+        for module, mode in modes:
+            module.training = mode

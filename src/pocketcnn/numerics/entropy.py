@@ -1,0 +1,110 @@
+"""How complex an image is, in one number: the entropy that Puppet-CNN reads off it, and other measures of the kind.
+
+Source: Puppet-CNN's H(X) = 1/2 E(X) + 1/2 E(Y(X)), with E the Shannon entropy of a histogram and Y a frequency
+transform. The publication leaves bins and transform open. Here both histograms have bins of one width: an orthonormal
+Fourier transform keeps the image's energy, so the magnitude of a frequency is measured in units of pixel values.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+TERMS = ("both", "pixel", "frequency")
+Images = Float[Tensor, "batch channels height width"]
+Values = Float[Tensor, "batch"]
+
+
+def image_entropy(
+    x: Images,
+    *,
+    bins: int = 256,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    term: str = "both",
+) -> Values:
+    """The Shannon entropy of each image, in bits: H = 1/2 E(pixels) + 1/2 E(frequencies).
+
+    E(pixels) is the entropy of the histogram of all pixel values, of all channels together. E(frequencies) is that of
+    the magnitudes of the two-dimensional Fourier transform of each channel, orthonormal, without the mean. Both lie
+    between 0, for one value everywhere, and log2(bins). Values beyond the range count as its ends.
+
+    Args:
+        x: images [batch, channels, height, width].
+        bins: how many equal parts the range is cut into.
+        value_range: the lowest and the highest value a pixel can have; magnitudes are counted from 0 to the width of it.
+        term: `"both"`, or only `"pixel"` or `"frequency"`.
+    Returns:
+        One number an image, [batch], in float32 or, for float64 images, in float64; its gradient is 0 everywhere.
+    Raises:
+        ValueError: an argument out of range, images of a single pixel, or pixels that are not a number.
+    """
+    if term not in TERMS:
+        raise ValueError(f"no term {term!r}; known: {', '.join(TERMS)}")
+    if bins < 2:
+        raise ValueError(f"bins must be at least 2, got {bins}")
+    x = _checked(x, value_range)
+    low, high = value_range
+    width = (high - low) / bins
+    terms = []
+    if term != "frequency":
+        terms.append(_entropy((x - low) / width, bins))
+    if term != "pixel":
+        magnitudes = torch.fft.fft2(x, norm="ortho").abs().flatten(2)[:, :, 1:]
+        # A magnitude of less than half a bin is what rounding to the bins' width leaves of none.
+        terms.append(_entropy(magnitudes / width + 1 / 2, bins))
+    return torch.stack(terms).mean(0)
+
+
+def image_variance(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0)) -> Values:
+    """The variance of each image's values, as a share of the largest there can be: between 0 and 1.
+
+    Args:
+        x: images [batch, channels, height, width].
+        value_range: the lowest and the highest value a pixel can have.
+    Raises:
+        ValueError: as in `image_entropy`.
+    """
+    x = _checked(x, value_range)
+    return x.flatten(1).var(1, unbiased=False) * 4 / (value_range[1] - value_range[0]) ** 2
+
+
+def edge_density(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0), threshold: float = 0.1) -> Values:
+    """The share of each image's pixels at which brightness changes by more than a threshold: between 0 and 1.
+
+    The change is the length of Sobel's gradient of the mean of the channels, per pixel of distance, with the border's
+    pixels repeated.
+
+    Args:
+        x: images [batch, channels, height, width].
+        value_range: the lowest and the highest value a pixel can have.
+        threshold: as a share of that range.
+    Raises:
+        ValueError: as in `image_entropy`.
+    """
+    x = _checked(x, value_range).mean(1, keepdim=True)
+    sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=x.dtype, device=x.device) / 8
+    kernels = torch.stack([sobel, sobel.T])[:, None]
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    length = F.conv2d(padded, kernels).square().sum(1).sqrt()
+    return (length > threshold * (value_range[1] - value_range[0])).to(x.dtype).mean((1, 2))
+
+
+def _checked(x: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Images in at least float32, that have what a measure needs."""
+    if not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range is (lowest, highest), not {value_range}")
+    if x.shape[2] * x.shape[3] < 2:
+        raise ValueError(f"an image of one pixel has no structure to measure, got {list(x.shape)}")
+    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.is_meta) and x.isnan().any():
+        which = x.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"pixels that are not a number in images {which[:5]} of the batch")
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _entropy(places: Tensor, bins: int) -> Tensor:
+    """The entropy in bits of each image's histogram, given every value's place on the row of bins."""
+    places = places.flatten(1).clamp(0, bins - 1)
+    counts = places.new_zeros(places.shape[0], bins).scatter_add(1, places.long(), torch.ones_like(places))
+    return torch.special.entr(counts / places.shape[1]).sum(1) / math.log(2)

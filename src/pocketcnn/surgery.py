@@ -7,6 +7,7 @@ Works on any `nn.Module`: a shared module is replaced wherever it is referenced,
 import copy
 import dataclasses
 import fnmatch
+import math
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -240,18 +241,29 @@ def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
     return model
 
 
-def materialize(model: nn.Module) -> nn.Module:
-    """Puts an ordinary `nn.Conv2d` in the place of every condensed layer; the given net is left alone.
+def materialize(model: nn.Module, *, entropy: float | None = None) -> nn.Module:
+    """Puts ordinary `nn.Conv2d` in the place of every condensed layer; the given net is left alone.
 
+    Args:
+        model: any net.
+        entropy: in bits, as `image_entropy` gives it, or in the unit of what else a net measures: a net whose depth
+            depends on its images becomes the one that images of this entropy see.
     Returns:
         A new net with equal outputs, as large and as fast as the plain one.
     Raises:
         CannotMaterialize: a layer's kernel depends on the image, so that no ordinary convolution equals it.
+        ValueError: an entropy for a net that does not look at it, or one that is not a number.
     """
+    condensed = {name: module for name, module in model.named_modules() if is_condensed(module)}
+    looking = {name for name, module in condensed.items() if getattr(module, "needs_entropy", False)}
+    if entropy is not None and not looking:
+        raise ValueError(f"nothing in this {type(model).__name__} depends on the image's entropy; leave entropy out")
+    if entropy is not None and not math.isfinite(entropy):
+        raise ValueError(f"entropy is a number of bits, not {entropy}")
     obstacles = {
         name: f"{module.condensed_by}: {module.why_not_dense}"
-        for name, module in model.named_modules()
-        if is_condensed(module) and module.why_not_dense
+        for name, module in condensed.items()
+        if module.why_not_dense and (entropy is None or name not in looking)
     }
     if obstacles:
         name, why = next(iter(obstacles.items()))
@@ -263,18 +275,10 @@ def materialize(model: nn.Module) -> nn.Module:
     layer: Any
     for layer, names in _paths(dense).items():
         if is_condensed(layer):
-            with torch.no_grad():
-                weight = layer.dense_weight()
-                conv = nn.Conv2d(
-                    layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-                    layer.dilation, layer.groups, layer.bias is not None, layer.padding_mode,
-                    device=weight.device, dtype=weight.dtype,
-                )  # fmt: skip
-                conv.weight.copy_(weight)
-                if conv.bias is not None:
-                    conv.bias.copy_(layer.bias)
-            conv.train(layer.training).requires_grad_(not _is_frozen(layer))
-            dense = _replace(dense, names, conv)
+            dense = _replace(dense, names, layer.dense(entropy))
+        elif hasattr(layer, "detach_from"):
+            for name in names:
+                layer.detach_from(dense.get_submodule(name.rpartition(".")[0]))
     return remember(dense, Provenance(base=provenance(model).base, steps=()))
 
 
@@ -394,20 +398,24 @@ def _apply(model: nn.Module, record: Method, settings: Any, names: tuple[str, ..
         if not by_name[name].possible:
             raise UnsupportedLayer(f"{name}: {by_name[name].reason}")
         sites.append(by_name[name])
+    old = {id(parameter) for site in sites for module in site.modules for parameter in module.parameters()}
+    frozen = {site.name: all(map(_is_frozen, site.modules)) for site in sites}
     built = record.build(sites, settings)
     # A number that several layers share, the ring's, is frozen only where all of them were.
     trained: set[int] = set()
     for site in sites:
-        if (new := built[site.name]) is not None and not all(map(_is_frozen, site.modules)):
+        if (new := built[site.name]) is not None and not frozen[site.name]:
             trained.update(map(id, new.parameters()))
     for site in sites:
         if (new := built[site.name]) is not None:
             new.train(site.module.training)
             for parameter in new.parameters():
-                parameter.requires_grad_(id(parameter) in trained)
+                if id(parameter) not in old:
+                    parameter.requires_grad_(id(parameter) in trained)
         small = _replace(small, site.names, new)
         for rest, _ in site.rest:
             _replace(small, [rest], None)
+    record.finish(small, built)
     made = provenance(model)
     step = Step(record.name, dataclasses.asdict(settings), names)
     return remember(small, dataclasses.replace(made, steps=(*made.steps, step)))

@@ -41,9 +41,9 @@ class Cost:
 def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost:
     """Counts a net's stored numbers, bytes, multiply-adds and depth for one image.
 
-    Every convolution and matrix product that runs is counted, so the generation of kernels is in; what no operator
-    counter sees, such as involution's weighted sum, the layer adds itself by `extra_macs(x, y)`. Biases, norms,
-    activations and pooling are not multiply-adds.
+    Every convolution and matrix product that runs is counted, so the generation of kernels is in, unless a net keeps
+    what it generated for the images to come; what no operator counter sees, such as involution's weighted sum, the
+    layer adds itself by `extra_macs(x, y)`. Biases, norms, activations, pooling and Fourier transforms are not counted.
 
     Args:
         model: any net that takes an image; it is run once in evaluation mode and left as it was.
@@ -51,12 +51,13 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     Raises:
         ValueError: not three sizes of at least 1, or the net cannot take an image of that size.
     """
-    watch, counter = _observe(model, input_size)
-    operators: Counter[str] = Counter()
-    for operator, flops in counter.get_flop_counts().get("Global", {}).items():
-        operators[operator.__name__.split(".")[0]] += flops // 2
-    operators.update(watch.extra)
+    watch, operators = _counted(model, input_size)
     trainable, total = count_params(model)
+    bounds: list[int | None] = [None, None]
+    if dial := dial_of(model):
+        for place, level in enumerate((0, dial.levels - 1)):
+            with dial.pinned(level):
+                bounds[place] = sum(_counted(model, input_size)[1].values())
     return Cost(
         trainable_params=trainable,
         total_params=total,
@@ -65,7 +66,15 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
         macs=sum(operators.values()),
         macs_by_operator=dict(operators),
         size_bytes=serialized_bytes(model),
+        macs_min=bounds[0],
+        macs_max=bounds[1],
     )
+
+
+def dial_of(model: nn.Module) -> Any:
+    """What sets how much of a net an image passes; None where every image passes all. It has `levels`, numbered from 0
+    on, `pinned(level)` to hold it at one of them, and says with `levels_of(images)` which one each image gets."""
+    return next((module for module in model.modules() if hasattr(module, "pinned")), None)
 
 
 def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> dict[str, int]:
@@ -88,20 +97,33 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) 
     return {name: macs for name, macs in found.items() if macs and name}
 
 
+def _counted(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", Counter[str]]:
+    """What was seen of a run, and its multiply-adds by operator."""
+    watch, counter = _observe(model, input_size)
+    operators: Counter[str] = Counter()
+    for operator, flops in counter.get_flop_counts().get("Global", {}).items():
+        operators[operator.__name__.split(".")[0]] += flops // 2
+    operators.update(watch.extra)
+    return watch, operators
+
+
 def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", FlopCounterMode]:
     """Runs a net once under the counters."""
     check_input_size(input_size)
     device, dtype = device_and_dtype(model)
     x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
-    watch = _Watch(model)
     counter = FlopCounterMode(display=False)
     try:
-        with evaluating(model), watch, counter:
-            model(x)
+        with evaluating(model):
+            model(x)  # what a net makes once and keeps is not counted for an image
+            watch = _Watch(model)
+            try:
+                with watch, counter:
+                    model(x)
+            finally:
+                watch.remove()
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{type(model).__name__} cannot take an image of {input_size}: {error}") from error
-    finally:
-        watch.remove()
     return watch, counter
 
 

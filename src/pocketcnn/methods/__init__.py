@@ -9,6 +9,7 @@ _NAMES = (
     "condconv",
     "involution",
     "pde",
+    "puppet",
     "ring",
 )
 

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +18,7 @@ class AbstractConv2d(nn.Module, abc.ABC):
 
     condensed_by: str  # the method's name
     why_not_dense: str = ""  # why no ordinary convolution equals the layer; empty where one does
+    bias: Any
 
     def __init__(
         self,
@@ -76,6 +78,19 @@ class AbstractConv2d(nn.Module, abc.ABC):
     @abc.abstractmethod
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
         """The ordinary kernel that the layer stands for; for `x`, where the kernel depends on it."""
+
+    def dense(self, entropy: float | None = None) -> nn.Conv2d:
+        """The ordinary convolution that the layer equals, whatever the image's entropy."""
+        weight, bias = self.dense_weight().detach(), self.bias
+        conv = nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, self.groups,
+            bias is not None, self.padding_mode, device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            conv.weight.copy_(weight)
+            if conv.bias is not None and bias is not None:
+                conv.bias.copy_(bias)
+        return conv.train(self.training).requires_grad_(any(p.requires_grad for p in self.parameters()))
 
     @abc.abstractmethod
     def generator_parameters(self) -> Iterable[nn.Parameter]:

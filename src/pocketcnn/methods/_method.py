@@ -47,6 +47,8 @@ class Method:
     # Site name -> the module that takes its place; None takes the place out of its nn.Sequential.
     build: Callable[[Sequence[Site], Any], Mapping[str, nn.Module | None]]
     places: tuple[str, str] = ("convolution", "convolutions")  # what it replaces, for messages: one, several
+    # What is left to do to the whole net once what was built is in its place.
+    finish: Callable[[nn.Module, Mapping[str, nn.Module | None]], None] = lambda model, built: None
 
 
 def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:

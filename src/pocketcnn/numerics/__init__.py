@@ -4,15 +4,22 @@ Every fast twin in `pocketcnn.kernels` is tested against the function of the sam
 """
 
 from pocketcnn.numerics.dynamic_conv import condconv2d, involution2d
-from pocketcnn.numerics.ring_index import ring_indices, ring_kernel
+from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
+from pocketcnn.numerics.odeint import odeint
+from pocketcnn.numerics.ring_index import channel_indices, ring_indices, ring_kernel
 from pocketcnn.numerics.stencil import advect_diffuse, courant, limit_velocity, perona_malik
 
 __all__ = [
     "advect_diffuse",
+    "channel_indices",
     "condconv2d",
     "courant",
+    "edge_density",
+    "image_entropy",
+    "image_variance",
     "involution2d",
     "limit_velocity",
+    "odeint",
     "perona_malik",
     "ring_indices",
     "ring_kernel",

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 SCHEMES = ("random",)
-_SAMPLING, _SHUFFLING, _SIGNS = range(3)
+_SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS = range(4)
 
 
 def ring_indices(
@@ -46,8 +46,7 @@ def ring_indices(
         raise ValueError(f"a ring holds at least 1 number, not {ring_size}")
     if not sizes or min(sizes) < 1:
         raise ValueError(f"every layer reads at least 1 number off the ring; got sizes {list(sizes)}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must lie in [0, 2**64), not {seed}")
+    check_seed(seed)
     total = sum(sizes)
     copies, rest = divmod(total, ring_size)
     places = np.empty(total, dtype=np.int64)
@@ -57,6 +56,68 @@ def ring_indices(
     packed = np.frombuffer(_stream(seed, _SIGNS).bytes(-(-total // 8)), dtype=np.uint8)
     signs = 1 - 2 * np.unpackbits(packed)[:total].astype(np.int8)
     return torch.from_numpy(places), torch.from_numpy(signs)
+
+
+def channel_indices(
+    shapes: Sequence[tuple[int, int, int, int]], state_shape: tuple[int, int, int, int], *, seed: int
+) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
+    """The place in a kernel-shaped state and the sign of every number of the kernels read off it, channel by channel.
+
+    Each kernel takes output and input channels of the state, drawn without replacement, with a fair-coin sign each;
+    what lies within a pair of channels stays together, and a smaller kernel takes the middle of it. A kernel with
+    more channels than the state is put together of tiles, each drawn on its own.
+
+    Args:
+        shapes: of the kernels, [out_channels, in_channels, kernel_height, kernel_width].
+        state_shape: of the state, whose kernel height and width are at least the kernels'.
+        seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
+    Returns:
+        `(indices, signs)`: int64 places in the flat state and int8 signs, both flat, on the CPU, in the order of the
+        kernels.
+    Raises:
+        ValueError: no shapes, a kernel too high or too wide for the state, or a seed out of range.
+    Cost: no multiply-adds; it is done once.
+    """
+    check_seed(seed)
+    if not shapes:
+        raise ValueError("channel_indices needs the shape of at least one kernel")
+    stream = _stream(seed, _CHANNELS)
+    rows, columns, height, width = state_shape
+    state = np.arange(np.prod(state_shape)).reshape(state_shape)
+
+    def draw(count: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = stream.permutation(total)[:count]
+        coins = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), dtype=np.uint8))[:count]
+        return chosen, 1 - 2 * coins.astype(np.int8)
+
+    places, signs = [], []
+    for shape in shapes:
+        if shape[2] > height or shape[3] > width:
+            raise ValueError(f"a kernel of {shape[2]}x{shape[3]} cannot be read off a state of {height}x{width}")
+        top, left = (height - shape[2]) // 2, (width - shape[3]) // 2
+        kernel = np.empty(shape, dtype=np.int64)
+        sign = np.empty(shape, dtype=np.int8)
+        for row in range(0, shape[0], rows):
+            for column in range(0, shape[1], columns):
+                tile = np.s_[row : row + rows, column : column + columns]
+                (outs, out_signs), (ins, in_signs) = (
+                    draw(count, total) for count, total in zip(kernel[tile].shape, (rows, columns), strict=False)
+                )
+                kernel[tile] = state[outs][:, ins, top : top + shape[2], left : left + shape[3]]
+                sign[tile] = (out_signs[:, None] * in_signs)[..., None, None]
+        places.append(kernel.ravel())
+        signs.append(sign.ravel())
+    return torch.from_numpy(np.concatenate(places)), torch.from_numpy(np.concatenate(signs))
+
+
+def check_seed(seed: int) -> None:
+    """Checks a seed.
+
+    Raises:
+        ValueError: it does not lie in [0, 2**64).
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must lie in [0, 2**64), not {seed}")
 
 
 def _stream(seed: int, purpose: int) -> np.random.RandomState:

@@ -1,0 +1,973 @@
+"""Puppet-CNN: a small differential equation makes the kernels along the depth; the image's entropy sets how deep it goes.
+
+The puppeteer holds one state, shaped like a kernel, and what moves it: dP/dt = G(P). Every convolution of the stages
+reads its kernel off the state at the time its layer is reached, through output and input channels that a seed picks.
+How complex an image is sets how many blocks of each stage it passes, and, if wanted, where the state starts.
+
+Source: Puppet-CNN: Input-Adaptive Convolutional Networks Using Ordinary Differential Equations. There is no public code,
+and much is left open there; what we chose: G, the reading of a kernel, the map from entropy to depth (the share of the
+calibration images that are simpler), and batches of mixed depth, in which each image gets what it would get alone.
+"""
+
+import contextlib
+import copy
+import itertools
+import logging
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketcnn import kernels
+from pocketcnn.methods._blocks import (
+    is_block,
+    names_of,
+    neighbours,
+    obstacle_to,
+    owners_of_parameters,
+    structure,
+    tried_out,
+)
+from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
+from pocketcnn.methods._method import Method, Site
+from pocketcnn.numerics.dynamic_conv import accumulation_dtype
+from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
+from pocketcnn.numerics.odeint import check_solver, odeint
+from pocketcnn.numerics.ring_index import channel_indices, check_seed
+
+_log = logging.getLogger(__name__)
+
+Generator = Literal["ode", "linear", "static", "stored"]
+
+
+@dataclass(frozen=True)
+class PuppetOptions:
+    """What makes the kernels, and what the complexity of an image decides."""
+
+    size: int | float = 0.08
+    """Numbers of the puppeteer: an integer, or a fraction in (0, 1] of the kernels' numbers."""
+    generator: Generator = "ode"
+    """How the state moves: along the ODE, on a straight line, not at all; or stored: ordinary kernels."""
+    solver: str = "euler"
+    """Of the ODE: euler, midpoint, heun or rk4."""
+    num_steps: int = 1
+    """Steps of the solver from one kernel to the next."""
+    horizon: float = 4.0
+    """The time at which the deepest layer's kernel is read."""
+    depth: Literal["entropy", "fixed"] = "entropy"
+    """Whether the image sets how many blocks of a stage it passes, or all images pass all."""
+    depth_by: Literal["horizon", "step"] = "horizon"
+    """How a simple image is spared blocks: the path of the state ends early, or has fewer, longer steps."""
+    start: Literal["fixed", "entropy"] = "fixed"
+    """Whether the state starts the same for all images, or where their complexity puts it."""
+    measure: Literal["entropy", "variance", "edges", "features"] = "entropy"
+    """What is called complex; features is the entropy of what the first stage is given."""
+    levels: int = 4
+    """How many degrees of complexity are told apart."""
+    min_depth: int = 1
+    """Blocks that the simplest images pass in each stage."""
+    max_depth: int | None = None
+    """Blocks that the most complex images pass in each stage; None for all it has."""
+    generate: Literal["all", "equal"] = "all"
+    """Whether the first block of a stage, which may change size and width, is generated too."""
+    scope: Literal["net", "stage"] = "net"
+    """Whether one puppeteer serves the net, or each stage has its own."""
+    seed: int = 0
+    """Rebuilds which channels of the state each kernel reads; stored in the model file."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"no {name} {getattr(self, name)!r}; known: {', '.join(get_args(kind))}")
+        check_solver(self.solver)
+        check_seed(self.seed)
+        check_size(self.size)
+        if min(self.num_steps, self.levels, self.min_depth) < 1:
+            raise ValueError(
+                f"num_steps, levels and min_depth must be at least 1, got {self.num_steps}, {self.levels}, "
+                f"{self.min_depth}"
+            )
+        if self.max_depth is not None and self.max_depth < self.min_depth:
+            raise ValueError(f"min_depth {self.min_depth} is more than max_depth {self.max_depth}")
+        if not (self.horizon > 0 and math.isfinite(self.horizon)):
+            raise ValueError(f"horizon must be a positive time, got {self.horizon}")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether anything depends on the image."""
+        return self.depth == "entropy" or (self.start == "entropy" and self.generator != "stored")
+
+    def depth_of(self, level: int, blocks: int) -> int:
+        """How many of a stage's blocks an image of some level passes; never fewer at a higher level."""
+        highest = min(self.max_depth or blocks, blocks)
+        if self.depth == "fixed" or self.levels == 1:
+            return highest
+        lowest = min(self.min_depth, highest)
+        return lowest + round((highest - lowest) * level / (self.levels - 1))
+
+
+def check_size(size: int | float) -> None:
+    """Checks how many numbers are stored.
+
+    Raises:
+        ValueError: neither a fraction in (0, 1] nor a number of at least 1.
+    """
+    if isinstance(size, bool) or not (0 < size <= 1 if isinstance(size, float) else size >= 1):
+        raise ValueError(f"size is a fraction in (0, 1] or a number of at least 1, not {size}")
+
+
+def _here() -> int:
+    """This thread; a trace is a place of its own."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+class Held:
+    """What one caller holds out to another for the length of a call, each thread its own.
+
+    A net's own code stands between the gauge, the stages and their convolutions, and hands on features only.
+    """
+
+    def __init__(self) -> None:
+        self._stacks: dict[int, list[Any]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Held":
+        return Held()  # what is held out belongs to a call that is under way
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Held, ()
+
+    def get(self) -> Any:
+        """What was held out last in this thread; None if nothing is."""
+        stack = self._stacks.get(_here())
+        return stack[-1] if stack else None
+
+    def push(self, value: Any) -> None:
+        """Holds out a value until `pop`."""
+        self._stacks.setdefault(_here(), []).append(value)
+
+    def pop(self) -> None:
+        """Takes back what was held out last."""
+        stack = self._stacks[_here()]
+        stack.pop()
+        if not stack:
+            del self._stacks[_here()]
+
+    @contextlib.contextmanager
+    def given(self, value: Any) -> Iterator[None]:
+        """Holds out a value inside of a `with`."""
+        self.push(value)
+        try:
+            yield
+        finally:
+            self.pop()
+
+
+class Crowd:
+    """A batch as the gauge sees it: the images by level, the highest first, and what is made for them in this call."""
+
+    def __init__(self, levels: Sequence[int], device: torch.device) -> None:
+        self.made: dict[Any, Any] = {}
+        counts: dict[int, int] = {}
+        for level in levels:
+            counts[level] = counts.get(level, 0) + 1
+        self.groups = sorted(counts.items(), reverse=True)
+        self.order: Tensor | None = None
+        if len(self.groups) > 1:
+            self.order = torch.tensor(levels, device=device).argsort(descending=True, stable=True)
+            self.back = self.order.argsort()
+
+
+UNMEASURED = "held out until the first stage measures the features it is given"
+
+
+class Unseen(NamedTuple):
+    """A batch whose values cannot be looked at, while a net is traced: the levels as a tensor."""
+
+    levels: Tensor
+    made: dict[Any, Any]
+
+
+class Gauge(nn.Module):
+    """Says how complex each image is that a net is given, and holds that out to the net's stages.
+
+    It looks at the input of the net it is attached to, undoes the normalisation it was calibrated for, measures, and
+    maps the measure to [0, 1]: the share of the calibration images that are simpler. Before `calibrate_` the measure is
+    divided by the largest it can be (entropy by 8 bits). An image with pixels outside of the range is nothing it can
+    judge and counts as complex, so that it passes the whole net.
+
+    Args:
+        measure: `"entropy"`, `"variance"`, `"edges"` or `"features"`, as in `PuppetOptions`.
+        levels: how many degrees of complexity are told apart.
+    Shape: images [batch, channels, height, width] to [batch].
+    """
+
+    mean: Tensor
+    std: Tensor
+    value_range: Tensor
+    quantiles: Tensor
+    calibrated: Tensor
+
+    # What to measure, the most there can be of it, and the range of values before calibration.
+    MEASURES: Mapping[str, tuple[Callable[[Tensor], Tensor], float, tuple[float, float]]] = {
+        "entropy": (image_entropy, 8.0, (0.0, 1.0)),
+        "variance": (image_variance, 1.0, (0.0, 1.0)),
+        "edges": (edge_density, 1.0, (0.0, 1.0)),
+        "features": (image_entropy, 8.0, (0.0, 4.0)),  # of normalised and rectified features few are larger
+    }
+    POINTS = 33
+    """Of the map: the measure's quantiles."""
+
+    def __init__(self, measure: str = "entropy", levels: int = PuppetOptions.levels) -> None:
+        super().__init__()
+        if measure not in self.MEASURES:
+            raise ValueError(f"no measure {measure!r}; known: {', '.join(self.MEASURES)}")
+        self.measure, self.levels = measure, levels
+        self.calls, self._pinned = Held(), Held()
+        self._warned = False
+        _, most, value_range = self.MEASURES[measure]
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
+        self.register_buffer("value_range", torch.tensor(value_range))
+        self.register_buffer("quantiles", torch.linspace(0, most, self.POINTS))
+        self.register_buffer("calibrated", torch.tensor(False))
+
+    def value(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
+        """The measure of each image, in its own unit: bits for entropy.
+
+        Raises:
+            ValueError: pixels that are not a number, or images of one pixel.
+        """
+        return self.MEASURES[self.measure][0](self._pixels(x))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
+        """How complex each image is, between 0 and 1."""
+        pixels = self._pixels(x)
+        value = self.MEASURES[self.measure][0](pixels)
+        if self.measure == "features":
+            if self.training and not _untold(x):
+                self._learn(value, momentum=0.1)
+            return self.share_of(value)
+        strange = (pixels.flatten(1) - 1 / 2).abs().amax(1) > 0.52
+        if not (_untold(x) or self._warned) and strange.any():
+            self._warn(pixels[strange])
+        return torch.where(strange, 1.0, self.share_of(value))
+
+    def share_of(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The map from the measure to [0, 1], rising, piecewise linear between the quantiles."""
+        points = self.quantiles.to(value.dtype)
+        place = torch.searchsorted(points, value.contiguous(), right=True).clamp(1, self.POINTS - 1)
+        low, high = points[place - 1], points[place]
+        within = ((value - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return (place - 1 + within) / (self.POINTS - 1)
+
+    def level_of(self, share: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """Which of the levels, from 0 on, a share between 0 and 1 belongs to."""
+        return (share * self.levels).long().clamp(0, self.levels - 1)
+
+    @torch.no_grad()
+    def levels_of(self, x: Float[Tensor, "batch channels height width"]) -> Int[Tensor, " batch"]:
+        """The level of each image, from 0 on."""
+        return self.level_of(self(x))
+
+    @torch.no_grad()
+    def calibrate_(
+        self,
+        loader: Iterable[Any],
+        *,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> "Gauge":
+        """Learns the map from the measure to [0, 1] from images like those the net will see.
+
+        Afterwards as many of these images lie at each level; `fit` does it with the training images. The measure of
+        features, which change as the net is trained, is calibrated in training mode instead, batch by batch.
+
+        Args:
+            loader: batches of images as the net is given them, alone or first in a tuple.
+            mean: what was subtracted when they were normalised, a number or one a channel.
+            std: what they were divided by after that.
+            value_range: the lowest and the highest value of a pixel before that.
+        Raises:
+            ValueError: no images, or images that do not lie in `value_range` once the normalisation is undone.
+        """
+        device = self.quantiles.device
+        self.mean = torch.as_tensor(mean, dtype=torch.float32, device=device).reshape(-1)
+        self.std = torch.as_tensor(std, dtype=torch.float32, device=device).reshape(-1)
+        if self.measure == "features":
+            return self
+        self.value_range = torch.tensor(value_range, dtype=torch.float32, device=device)
+        values = []
+        for batch in loader:
+            pixels = self._pixels((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+            if len(pixels) and (pixels.min() < -0.02 or pixels.max() > 1.02):
+                raise ValueError(f"{self._found(pixels)}; {_FIX}")
+            values.append(self.MEASURES[self.measure][0](pixels))
+        if not sum(map(len, values)):
+            raise ValueError("the loader gave no images to calibrate with")
+        self._learn(torch.cat(values), momentum=1.0)
+        self._warned = False
+        return self
+
+    @contextlib.contextmanager
+    def pinned(self, level: int) -> Iterator[None]:
+        """Inside of a `with`, calls from this thread treat every image as one of that level.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        if not 0 <= level < self.levels:
+            raise ValueError(f"levels are numbered from 0 to {self.levels - 1}, not {level}")
+        with self._pinned.given(level):
+            yield
+
+    def attach(self, net: nn.Module) -> None:
+        """Makes a net's every call begin with a look at its input."""
+        net.add_module("gauge", self)
+        net.register_forward_pre_hook(self._begin, with_kwargs=True)
+        net.register_forward_hook(self._end, always_call=True)
+
+    def detach_from(self, net: nn.Module) -> None:
+        """Takes back what `attach` did."""
+        del net.gauge
+        for hooks in (net._forward_pre_hooks, net._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                del hooks[key]
+
+    def see(self, x: Tensor) -> "Crowd | Unseen":
+        """Sorts a batch into levels."""
+        level = self._pinned.get()
+        if level is not None:
+            return Crowd([level] * len(x), x.device)
+        levels = self.levels_of(x)
+        return Unseen(levels, {}) if _untold(x) else Crowd(levels.tolist(), x.device)
+
+    def extra_repr(self) -> str:
+        return f"measure={self.measure!r}, levels={self.levels}"
+
+    def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
+        if images is None:
+            raise ValueError(
+                "the net's depth depends on its images, but it was given none [batch, channels, height, width]"
+            )
+        self.calls.push(UNMEASURED if self.measure == "features" else self.see(images))
+
+    def _end(self, *_: Any) -> None:
+        self.calls.pop()
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        """Images with the normalisation undone and their range brought to [0, 1], in at least float32."""
+        if len(self.mean) not in (1, x.shape[1]):
+            raise ValueError(f"calibrated for images of {len(self.mean)} channels, these have {x.shape[1]}")
+        x = x if x.dtype == torch.float64 else x.float()
+        low, high = self.value_range.to(x.dtype)
+        mean, std = (t.to(x.dtype)[:, None, None] for t in (self.mean, self.std))
+        return (x * std + mean - low) / (high - low)
+
+    def _learn(self, values: Tensor, momentum: float) -> None:
+        ranked = values.to(self.quantiles.dtype).sort().values
+        found = ranked[torch.linspace(0, len(ranked) - 1, self.POINTS, device=ranked.device).round().long()]
+        self.quantiles = self.quantiles + momentum * (found - self.quantiles)
+        self.calibrated = torch.ones_like(self.calibrated)
+
+    def _found(self, pixels: Tensor) -> str:
+        low, high = self.value_range.tolist()
+        found = [low + (high - low) * end.item() for end in (pixels.min(), pixels.max())]
+        return f"with mean and std undone, images range from {found[0]:.3g} to {found[1]:.3g}, not within {low:g} to {high:g}"
+
+    def _warn(self, pixels: Tensor) -> None:
+        self._warned = True
+        message = f"{self._found(pixels)}; such images get the full depth. {_FIX}"
+        if self.calibrated:
+            warnings.warn(message, stacklevel=2)
+        else:
+            _log.warning("%s", message)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in ("mean", "std"):  # one number, or one a channel
+            if f"{prefix}{name}" in state_dict:
+                setattr(self, name, getattr(self, name).new_empty(state_dict[f"{prefix}{name}"].shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+_FIX = (
+    "Call net.gauge.calibrate_(loader, mean=..., std=..., value_range=...) with images as the net is given them, the "
+    "mean and std they were normalised with and the range of their pixels before that"
+)
+
+
+def _untold(x: Tensor) -> bool:
+    """Whether a tensor's values cannot be looked at: the net is being traced, or has no storage."""
+    return x.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
+Shape = tuple[int, int, int, int]
+Slot = tuple[int, int, int]  # which stage, which of its blocks, which of the block's kernels
+
+
+class Puppeteer(nn.Module):
+    """The state that all kernels are read off, and what moves it along the depth.
+
+    The state P is [rows, columns, kernel_height, kernel_width], stored as a matrix. It moves by
+
+        dP/dt = G(P) = tanh(A P) B,
+
+    A mixing its rows and B its columns, from t = 0 to `horizon`; the kernels of the stages are read one after the other at
+    equal distances of time. Each is scaled so that it starts with its Kaiming fan-out variance, as in a plain net.
+
+    Args:
+        stages: for each stage and each of its blocks the shapes of the kernels, [out_channels, in_channels / groups,
+            kernel_height, kernel_width].
+        groups: of each kernel's convolution, nested in the same way; 1 for all when not given.
+        device: of the parameters; `dtype` is their type.
+        dtype: of the parameters.
+        **options: fields of `PuppetOptions`.
+    Raises:
+        ValueError: no kernels, or an option out of range.
+    """
+
+    indices: Tensor
+    signs: Tensor
+    scales: Tensor
+
+    def __init__(
+        self,
+        stages: Sequence[Sequence[Sequence[Shape]]],
+        *,
+        groups: Sequence[Sequence[Sequence[int]]] | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.options = PuppetOptions(**options)
+        if self.options.generator == "stored":
+            raise ValueError('there is nothing to generate with generator="stored"')
+        self.stages = [[[tuple(shape) for shape in block] for block in stage] for stage in stages]
+        self.slots = _numbered(self.stages)
+        if not self.slots:
+            raise ValueError("a puppeteer needs the shape of at least one kernel")
+        counts = _numbered(groups) if groups is not None else dict.fromkeys(self.slots, 1)
+        self.sizes = {slot: math.prod(shape) for slot, shape in self.slots.items()}
+        self.stds = {slot: (2 / fan_out(shape, counts[slot])) ** 0.5 for slot, shape in self.slots.items()}
+        total = sum(self.sizes.values())
+        # The state is stored in the size of a typical kernel's numbers, so that it takes steps like a plain net's.
+        self.std = (sum(n * self.stds[slot] ** 2 for slot, n in self.sizes.items()) / total) ** 0.5
+        self.rows, self.columns, *self.kernel_size = self._state_shape(total)
+        made = {"device": device, "dtype": dtype}
+        self.state = nn.Parameter(torch.empty(self.rows, self.columns * math.prod(self.kernel_size), **made))
+        moves = self.options.generator != "static"
+        self.mix_rows = nn.Parameter(torch.empty(self.rows, self.rows, **made)) if moves else None
+        self.mix_columns = nn.Parameter(torch.empty(self.columns, self.columns, **made)) if moves else None
+        self.gain = nn.Parameter(torch.empty(self.rows, **made)) if self.options.start == "entropy" else None
+        # Rebuilt from the seed, hence never in a file.
+        self.register_buffer("indices", torch.empty(total, device=device, dtype=torch.int32), persistent=False)
+        self.register_buffer("signs", torch.empty(total, device=device, dtype=torch.int8), persistent=False)
+        self.register_buffer("scales", torch.empty(len(self.slots), device=device, dtype=dtype))
+        self._kept = Kept()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws state and field anew from torch's random numbers, and rebuilds from the seed where kernels are read."""
+        nn.init.normal_(self.state, std=self.std)
+        for mix in (self.mix_rows, self.mix_columns):
+            if mix is not None:
+                nn.init.normal_(mix, std=len(mix) ** -0.5)
+        if self.gain is not None:
+            nn.init.zeros_(self.gain)
+        if self.state.is_meta:
+            return
+        indices, signs = channel_indices(
+            list(self.slots.values()), (self.rows, self.columns, *self.kernel_size), seed=self.options.seed
+        )
+        self.indices.copy_(indices)
+        self.signs.copy_(signs)
+        with torch.no_grad():
+            self.scales.fill_(1)
+            full = self._generate(None, self._depths(self.options.levels - 1))
+            self.scales.copy_(torch.stack([self.stds[slot] / full[slot].std(correction=0) for slot in self.slots]))
+
+    def key(self, level: int) -> tuple[float | None, tuple[int, ...]]:
+        """What the kernels of a level depend on: where the state starts, and how many blocks its path is cut into."""
+        start = (level + 0.5) / self.options.levels if self.gain is not None else None
+        return start, self._depths(level if self.options.depth_by == "step" else self.options.levels - 1)
+
+    def kernels(self, level: int) -> Mapping[Slot, Tensor]:
+        """The kernels of one level, by (stage, block, number in the block), each [out_channels, in_channels // groups,
+        kernel_height, kernel_width].
+
+        Without gradients in evaluation mode they are generated once and kept until the stored numbers change.
+        """
+        key = self.key(level)
+        if self.training or torch.is_grad_enabled() or _untold(self.state):
+            return self._generate(*key)
+        return self._kept.get(key, list(self.parameters()), lambda: self._generate(*key))
+
+    def train(self, mode: bool = True) -> "Puppeteer":
+        self._kept.clear()
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        options = self.options
+        state = "x".join(map(str, (self.rows, self.columns, *self.kernel_size)))
+        return f"{state}, {len(self.slots)} kernels, generator={options.generator!r}, solver={options.solver!r}"
+
+    def _state_shape(self, total: int) -> tuple[int, int, int, int]:
+        """As square as can be, state and field together of about the size asked for."""
+        height, width = (max(shape[axis] for shape in self.slots.values()) for axis in (2, 3))
+        size = self.options.size
+        numbers = size * total if isinstance(size, float) else size
+        field_numbers = 2 if self.options.generator != "static" else 0
+        side = max(1, round((numbers / (height * width + field_numbers)) ** 0.5))
+        return side, side, height, width
+
+    def _depths(self, level: int) -> tuple[int, ...]:
+        return tuple(self.options.depth_of(level, len(stage)) for stage in self.stages)
+
+    def _generate(self, start: float | None, depths: tuple[int, ...]) -> dict[Slot, Tensor]:
+        device = self.state.device.type
+        with torch.autocast(device, enabled=False) if device != "meta" else contextlib.nullcontext():
+            slots = [slot for slot in self.slots if slot[1] < depths[slot[0]]]
+            # Stage s lasts from time s to s + 1; within it blocks, and within a block its kernels, divide the time.
+            times = [s + (b + k / len(self.stages[s][b])) / depths[s] for s, b, k in slots]
+            unit = self.options.horizon / len(self.stages)
+            states = self._states(start, [unit * time for time in times])
+            scales = dict(zip(self.slots, self.scales, strict=True))
+            windows = dict(zip(self.slots, itertools.accumulate(self.sizes.values(), initial=0), strict=False))
+            made = {}
+            for slot, state in zip(slots, states, strict=True):
+                window = slice(windows[slot], windows[slot] + self.sizes[slot])
+                flat = kernels.ring_kernel(state.flatten(), self.indices[window], self.signs[window], 1.0)
+                made[slot] = (flat * scales[slot]).view(self.slots[slot]).to(self.state.dtype)
+            return made
+
+    def _states(self, start: float | None, times: Sequence[float]) -> Tensor | list[Tensor]:
+        """The state at the times, in units of its standard deviation at the start."""
+        state = self.state.to(accumulation_dtype(self.state)) / self.std
+        if start is not None and self.gain is not None:
+            state = state * (1 + start * self.gain[:, None])
+        if self.options.generator == "static":
+            return [state] * len(times)
+        if self.options.generator == "linear":
+            slope = self._slope(0.0, state)
+            return [state + time * slope for time in times]
+        steps = self.options.num_steps
+        fine = [a + (b - a) * i / steps for a, b in itertools.pairwise(times) for i in range(steps)] + [times[-1]]
+        return odeint(self._slope, state, fine, solver=self.options.solver)[::steps]
+
+    def _slope(self, time: float, state: Tensor) -> Tensor:
+        """G(P) = tanh(A P) B."""
+        rows, columns = (mix.to(state.dtype) for mix in (self.mix_rows, self.mix_columns))
+        mixed = torch.tanh(rows @ state).view(self.rows, self.columns, -1)
+        return (columns.T @ mixed).view_as(state)
+
+
+def _numbered(stages: Any) -> dict[Slot, Any]:
+    return {
+        (s, b, k): value
+        for s, stage in enumerate(stages)
+        for b, block in enumerate(stage)
+        for k, value in enumerate(block)
+    }
+
+
+class Kept:
+    """What was made of some numbers, as long as they stay what they were. Copies of a net start without."""
+
+    def __init__(self) -> None:
+        self._stamp: Any = None
+        self._made: dict[Any, Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Kept":
+        return Kept()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, ()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._stamp, self._made = None, {}
+
+    def get(self, key: Any, numbers: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """What was made under a key, made now if the numbers have changed since."""
+        stamp = [(n.data_ptr(), n.dtype, 0 if n.is_inference() else n._version) for n in numbers]
+        if stamp != self._stamp:
+            self._stamp, self._made = stamp, {}
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+class Part(NamedTuple):
+    """Neighbouring images of a batch that share their kernels."""
+
+    kernels: Mapping[Slot, Tensor]
+    count: int
+
+
+class Mixed(NamedTuple):
+    """A batch whose values cannot be looked at: every image's share in each of some sets of kernels, one of them 1."""
+
+    kernels: list[Mapping[Slot, Tensor]]
+    weights: Tensor
+
+
+class GeneratedConv2d(AbstractConv2d):
+    """A convolution inside of a `PuppetStage`, whose kernels the stage holds out to it."""
+
+    def __init__(
+        self, *arguments: Any, puppeteer: Puppeteer, slot: Slot, held: Held, bias: Any, **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.bias = bias
+        self.slot, self._held = slot, held
+        self._puppeteer = (puppeteer,)  # in a tuple: it is the stage's, and registered there
+
+    def dense_weight(self, x: Tensor | None = None) -> Tensor:
+        """The kernel that the stage holds out; called by itself, that of the highest level."""
+        given = self._held.get()
+        if isinstance(given, list):
+            return given[0].kernels[self.slot]
+        puppeteer = self._puppeteer[0]
+        return puppeteer.kernels(puppeteer.options.levels - 1)[self.slot]
+
+    def generator_parameters(self) -> Iterable[nn.Parameter]:
+        """The puppeteer's."""
+        return list(self._puppeteer[0].parameters())
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        given = self._held.get()
+        x, padding = self.pad(x)
+        how = (self.stride, padding, self.dilation, self.groups)
+        if isinstance(given, Mixed):
+            experts = torch.stack([made[self.slot] for made in given.kernels])
+            y = kernels.condconv2d(
+                x, given.weights.to(x.dtype), experts, stride=how[0], padding=how[1], dilation=how[2], groups=how[3]
+            )
+            return y if self.bias is None else y + self.bias[:, None, None]
+        if given is None or len(given) == 1:
+            return F.conv2d(x, self.dense_weight(), self.bias, *how)
+        parts = zip(x.split([part.count for part in given]), given, strict=True)
+        return torch.cat([F.conv2d(rows, part.kernels[self.slot], self.bias, *how) for rows, part in parts])
+
+
+class PuppetStage(nn.Module):
+    """Blocks that follow each other, with generated kernels, of which each image passes as many as it is complex.
+
+    In training mode a block sees all images that reach it at once, so that its batch norm does; in evaluation mode the
+    images of one level go through together. Where values cannot be looked at (`torch.compile`, `torch.export`), all
+    images pass all blocks and those that should have stopped keep what they had: the same result without the saving.
+
+    Args:
+        blocks: modules from a map to a map; all but the first keep its size and channels. They become part of the stage;
+            their convolutions larger than 1x1 are replaced.
+        puppeteer: makes the kernels; None makes one for this stage, or keeps the ordinary kernels with
+            `generator="stored"`.
+        number: which of the puppeteer's stages this is.
+        gauge: says how complex each image is; without one all images pass all blocks.
+        **options: fields of `PuppetOptions`; with a puppeteer, what was given to that.
+    Raises:
+        ValueError: no blocks, or an option out of range.
+    Shape: that of the blocks.
+    """
+
+    condensed_by = "puppet"
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        puppeteer: Puppeteer | None = None,
+        *,
+        number: int = 0,
+        gauge: Gauge | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.options = puppeteer.options if puppeteer is not None else PuppetOptions(**options)
+        if not blocks:
+            raise ValueError("a stage needs at least one block")
+        self.number = number
+        if puppeteer is None and self.options.generator != "stored":
+            weight = next(blocks[0].parameters())
+            shapes, groups = [kernel_shapes(blocks)], [kernel_groups(blocks)]
+            puppeteer = Puppeteer(shapes, groups=groups, device=weight.device, dtype=weight.dtype, **options)
+        self.puppeteer = puppeteer
+        self._gauge = (gauge,)  # in a tuple: it is the net's, and registered there
+        self._held = Held()
+        self.blocks = nn.ModuleList(blocks[: self.options.max_depth])
+        if puppeteer is not None:
+            for b, block in enumerate(self.blocks):
+                for k, (names, conv) in enumerate(_kernels_of(block)):
+                    arguments = conv_arguments(conv)
+                    del arguments["device"], arguments["dtype"]
+                    generated = GeneratedConv2d(
+                        **{**arguments, "bias": conv.bias}, puppeteer=puppeteer, slot=(number, b, k), held=self._held
+                    )
+                    generated.train(conv.training)
+                    for name in names:
+                        parent, _, child = name.rpartition(".")
+                        setattr(block.get_submodule(parent), child, generated)
+
+    @property
+    def gauge(self) -> Gauge | None:
+        """What says how complex each image is."""
+        return self._gauge[0]
+
+    @gauge.setter
+    def gauge(self, gauge: Gauge) -> None:
+        # In a tuple: the gauge is the net's, and registered there.
+        object.__setattr__(self, "_gauge", (gauge,))
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether what an ordinary net would have to equal depends on the image."""
+        return self.gauge is not None
+
+    @property
+    def why_not_dense(self) -> str:
+        """Why no ordinary net equals the stage; empty where one does."""
+        if not self.needs_entropy:
+            return ""
+        return "how deep it goes depends on the image; materialize(net, entropy=...) gives the net for one entropy, in bits"
+
+    def depth_of(self, level: int) -> int:
+        """How many blocks an image of that level passes."""
+        return self.options.depth_of(level, len(self.blocks))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch out out_height out_width"]:
+        crowd = self._crowd(x)
+        if isinstance(crowd, Unseen):
+            return self._masked(x, crowd)
+        if crowd.order is not None:
+            x = x.index_select(0, crowd.order)
+        # In training all groups go together, for batch norm; else one after the other, which needs no putting together.
+        waves = [crowd.groups] if self.training else [[group] for group in crowd.groups]
+        passed = []
+        for wave, rows in zip(waves, x.split([sum(count for _, count in wave) for wave in waves]), strict=True):
+            passed += self._pass(rows, wave, crowd)
+        y = passed[0] if len(passed) == 1 else torch.cat(passed)
+        return y if crowd.order is None else y.index_select(0, crowd.back)
+
+    def dense(self, entropy: float | None = None) -> nn.Sequential:
+        """The ordinary blocks that the stage equals, for images of some entropy where that matters."""
+        level = self.options.levels - 1
+        if self.gauge is not None and entropy is not None:
+            level = int(
+                self.gauge.level_of(self.gauge.share_of(torch.tensor([float(entropy)]).to(self.gauge.quantiles)))
+            )
+        stage = copy.deepcopy(self).requires_grad_(any(p.requires_grad for p in self.parameters()))
+        blocks = stage.blocks[: self.depth_of(level)]
+        with stage._held.given(stage._parts([(level, 1)], {})):
+            for block in blocks:
+                for name, module in list(block.named_modules(remove_duplicate=False)):
+                    if isinstance(module, GeneratedConv2d):
+                        parent, _, child = name.rpartition(".")
+                        setattr(block.get_submodule(parent), child, module.dense())
+        return nn.Sequential(*blocks).train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"min_depth={self.depth_of(0)}, max_depth={self.depth_of(self.options.levels - 1)}"
+
+    def _crowd(self, x: Tensor) -> "Crowd | Unseen":
+        """The batch by levels, as the gauge sees it."""
+        crowd = self.gauge.calls.get() if self.gauge is not None else None
+        if crowd is UNMEASURED and self.gauge is not None:
+            crowd = self.gauge.see(x)
+            self.gauge.calls.pop()
+            self.gauge.calls.push(crowd)
+        if crowd is None:
+            levels = [self.options.levels - 1] * len(x)
+            crowd = Unseen(torch.tensor(levels, device=x.device), {}) if _untold(x) else Crowd(levels, x.device)
+        return crowd
+
+    def _pass(self, x: Tensor, groups: Sequence[tuple[int, int]], crowd: Crowd) -> list[Tensor]:
+        """Sends images through the blocks that are theirs, groups of higher levels first."""
+        finished: list[Tensor] = []
+        for position, block in enumerate(self.blocks):
+            active = [(level, count) for level, count in groups if self.depth_of(level) > position]
+            count = sum(count for _, count in active)
+            if position and (count == 0 or (self.training and count * x[0, 0].numel() == 1)):
+                # Nobody is left, or too little for batch norm. Gradients of 0, so that every device has the same ones.
+                idle = (
+                    [p.sum() for block in self.blocks[position:] for p in block.parameters()] if self.training else []
+                )
+                return [x + 0 * torch.stack(idle).sum() if idle else x, *finished]
+            if count < len(x):
+                finished.insert(0, x[count:])
+                x = x[:count]
+            x = self._run(block, x, self._parts(active, crowd.made))
+        return [x, *finished]
+
+    def _masked(self, x: Tensor, crowd: Unseen) -> Tensor:
+        """All images through all blocks; those whose depth is reached keep what they have."""
+        levels = range(self.options.levels)
+        depths = torch.tensor([self.depth_of(level) for level in levels], device=x.device)[crowd.levels]
+        for position, block in enumerate(self.blocks):
+            reached = [level for level in levels if self.depth_of(level) > position]
+            given: list[Part] | Mixed = self._parts([(level, 1) for level in reached], crowd.made)
+            if len(given) > 1:
+                keys = [self._key(part_level) for part_level in levels]
+                order = list(dict.fromkeys(self._key(level) for level in reached))
+                places = torch.tensor([order.index(k) if k in order else 0 for k in keys], device=x.device)
+                given = Mixed([part.kernels for part in given], F.one_hot(places[crowd.levels], len(order)))
+            y = self._run(block, x, given)
+            x = torch.where((depths > position)[:, None, None, None], y, x) if position else y
+        return x
+
+    def _run(self, block: nn.Module, x: Tensor, given: "list[Part] | Mixed") -> Tensor:
+        self._held.push(given)
+        try:
+            return block(x)
+        finally:
+            self._held.pop()
+
+    def _key(self, level: int) -> Any:
+        return None if self.puppeteer is None else self.puppeteer.key(level)
+
+    def _parts(self, groups: Sequence[tuple[int, int]], made: dict[Any, Any]) -> list[Part]:
+        """Groups that share their kernels put together, with the kernels, which are made once a call."""
+        counts: dict[Any, int] = {}
+        for level, count in groups:
+            key = (id(self.puppeteer), self._key(level))
+            counts[key] = counts.get(key, 0) + count
+            if key not in made:
+                made[key] = self.puppeteer.kernels(level) if self.puppeteer is not None else {}
+        return [Part(made[key], count) for key, count in counts.items()]
+
+
+def _kernels_of(block: nn.Module) -> list[tuple[list[str], nn.Conv2d]]:
+    """The convolutions of a block that are larger than 1x1, in the order of definition, with all their names in it."""
+    found: dict[nn.Module, list[str]] = {}
+    for name, module in block.named_modules(remove_duplicate=False):
+        if type(module) is nn.Conv2d and max(module.kernel_size) > 1:
+            found.setdefault(module, []).append(name)
+    return [(names, conv) for conv, names in found.items()]
+
+
+def kernel_shapes(blocks: Sequence[nn.Module]) -> list[list[Shape]]:
+    """The shapes of the kernels that a stage of such blocks has generated, block by block."""
+    return [[tuple(conv.weight.shape) for _, conv in _kernels_of(block)] for block in blocks]
+
+
+def kernel_groups(blocks: Sequence[nn.Module]) -> list[list[int]]:
+    """The groups of those convolutions."""
+    return [[conv.groups for _, conv in _kernels_of(block)] for block in blocks]
+
+
+def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
+    """Every stage: blocks in an `nn.Sequential` of which all but the first are equal.
+
+    The first may change size and width. One that holds the net's first convolution, the stem, is left alone.
+    """
+    owners = owners_of_parameters(model)
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    found = []
+    for prefixes, blocks in neighbours(model):
+        if not is_block(blocks[0][1]):
+            condensed = [(name, block) for name, block in blocks if isinstance(block, PuppetStage)]
+            found += [
+                Site(names_of(prefixes, n), m, f"already condensed by {m.condensed_by!r}", False) for n, m in condensed
+            ]
+            continue
+        if stem in blocks[0][1].modules():
+            blocks = blocks[1:]
+        for stage in _stages(blocks):
+            chosen = stage if options.generate == "all" else stage[1:]
+            name, first = (chosen or stage)[0]
+            rest = tuple((f"{prefixes[0]}{other}", block) for other, block in chosen[1:])
+            modules = [block for _, block in chosen]
+            obstacle = obstacle_to(modules, len(prefixes), owners)
+            if not chosen:
+                obstacle = 'no block after the first; generate="all" takes that too'
+            elif not obstacle and options.generator != "stored" and not any(map(_kernels_of, modules)):
+                obstacle = "its blocks have no convolutions larger than 1x1 to generate"
+            words = f"{len(chosen) or 1} x {type(first).__name__}"
+            found.append(Site(names_of(prefixes, name), first, obstacle, not obstacle, rest, words))
+    return found
+
+
+def _stages(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Neighbours of one type cut into stages: a block, and those after it that are equal and keep size and channels."""
+    runs = [list(run) for _, run in itertools.groupby(blocks, lambda named: structure(named[1]))]
+    while runs:
+        stage = runs.pop(0)
+        if len(stage) == 1 and runs and _keeps_shape(runs[0][0][1]):
+            stage += runs.pop(0)
+        if len(stage) > 1 and not _keeps_shape(stage[-1][1]):
+            yield from ([block] for block in stage)
+        else:
+            yield stage
+
+
+def _keeps_shape(block: nn.Module) -> bool:
+    conv = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
+    return not tried_out(block, conv.weight, conv.in_channels)
+
+
+def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]:
+    """A stage for each site, with one puppeteer and one gauge for all of them."""
+    stages: list[list[nn.Module]] = [site.modules[: options.max_depth] for site in sites]
+    kinds = {(p.device, p.dtype) for stage in stages for block in stage for p in block.parameters()}
+    if len(kinds) > 1:
+        raise ValueError(f"one puppeteer cannot serve layers of different devices or dtypes: {sorted(map(str, kinds))}")
+    device, dtype = next(iter(kinds))
+    given = asdict(options)
+    gauge = Gauge(options.measure, options.levels).to(device) if options.adapts else None
+
+    def puppeteer_of(some: Sequence[Sequence[nn.Module]]) -> Puppeteer:
+        shapes, groups = (list(map(of, some)) for of in (kernel_shapes, kernel_groups))
+        return Puppeteer(shapes, groups=groups, device=device, dtype=dtype, **given)
+
+    if options.generator == "stored":
+        return {site.name: PuppetStage(stage, gauge=gauge, **given) for site, stage in zip(sites, stages, strict=True)}
+    if options.scope == "stage":
+        return {
+            site.name: PuppetStage(stage, puppeteer_of([stage]), gauge=gauge)
+            for site, stage in zip(sites, stages, strict=True)
+        }
+    shared = puppeteer_of(stages)
+    return {
+        site.name: PuppetStage(stage, shared, number=number, gauge=gauge)
+        for number, (site, stage) in enumerate(zip(sites, stages, strict=True))
+    }
+
+
+def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
+    """Lets the gauge of new stages look at what the whole net is given."""
+    stages = [stage for stage in built.values() if isinstance(stage, PuppetStage) and stage.gauge is not None]
+    if not stages:
+        return
+    gauge, old = stages[0].gauge, getattr(model, "gauge", None)
+    if old is None:
+        gauge.attach(model)
+    elif not isinstance(old, Gauge):
+        raise ValueError(f"the net has a {type(old).__name__} named gauge; rename it, the name is needed")
+    elif (old.measure, old.levels) != (gauge.measure, gauge.levels):
+        raise ValueError(f"the net measures {old.measure} at {old.levels} levels already, for stages made before")
+    else:
+        for stage in stages:
+            stage.gauge = old
+
+
+METHOD = Method(
+    name="puppet",
+    summary="an ODE makes the kernels along the depth; the image's entropy sets how deep it goes",
+    source="Puppet-CNN: Input-Adaptive Convolutional Networks Using Ordinary Differential Equations",
+    options=PuppetOptions,
+    sites=sites,
+    build=build,
+    places=("run of equal blocks in an nn.Sequential", "runs of equal blocks in an nn.Sequential"),
+    finish=finish,
+)

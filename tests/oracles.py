@@ -1,5 +1,7 @@
 """Slow and obvious forms, written from the papers' formulas with loops over single numbers; shared by no code in src."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -94,3 +96,20 @@ def advect_diffuse(source, u, v, along_x, along_y, initial, previous, num_steps,
                         later[b, c, y, x] = right / (1 + 2 * bx + 2 * by)
         before, now = now, later
     return now
+
+
+def fourier_magnitudes(image: Tensor) -> list[float]:
+    """Of each channel's orthonormal two-dimensional Fourier transform, without the mean, by its sum."""
+    found = []
+    channels, height, width = image.shape
+    for c in range(channels):
+        for u in range(height):
+            for v in range(width):
+                total = 0j
+                for i in range(height):
+                    for j in range(width):
+                        angle = 2 * math.pi * (u * i / height + v * j / width)
+                        total += image[c, i, j].item() * complex(math.cos(angle), -math.sin(angle))
+                if u or v:
+                    found.append(abs(total) / math.sqrt(height * width))
+    return found

@@ -32,6 +32,7 @@ class Recipe:
 _COMPARISON = "Kao, comparison of Convolution, Involution and CondConv in ResNet-18"
 _RING = "Wang et al., Recurrent Parameter Generators, WACV 2023"
 _REDNET = "Li et al., Involution, CVPR 2021"
+_PUPPET = "Puppet-CNN: Input-Adaptive Convolutional Networks Using Ordinary Differential Equations"
 _GLOBAL = "Mukherjee, re-implementation of Kag & Saligrama, CVPR 2022"
 _SECOND_CONVS = "layer*.conv2"
 
@@ -62,6 +63,9 @@ RECIPES: dict[str, Recipe] = {
         )
         for depth in (26, 38, 50, 101, 152)
     },
+    "puppet_plain": Recipe("plainnet20", {}, [("puppet", {})], _PUPPET),
+    "resnet32_puppet": Recipe("resnet32_4stage", {}, [("puppet", {})], _PUPPET),
+    "resnet18_puppet": Recipe("resnet18", {}, [("puppet", {"size": 0.04})], _PUPPET),
     # The report's second table; its first row is the plain resnet32_4stage.
     **{
         name: Recipe("resnet32_4stage", {}, [("pde", {"last_stage": "drop", **options})], _GLOBAL)

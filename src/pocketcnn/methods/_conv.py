@@ -82,9 +82,10 @@ class AbstractConv2d(nn.Module, abc.ABC):
     def dense(self, entropy: float | None = None) -> nn.Conv2d:
         """The ordinary convolution that the layer equals, whatever the image's entropy."""
         weight, bias = self.dense_weight().detach(), self.bias
+        mode: Any = self.padding_mode
         conv = nn.Conv2d(
             self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation, self.groups,
-            bias is not None, self.padding_mode, device=weight.device, dtype=weight.dtype,
+            bias is not None, mode, device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         with torch.no_grad():
             conv.weight.copy_(weight)

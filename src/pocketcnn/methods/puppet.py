@@ -177,7 +177,7 @@ class Crowd:
         counts: dict[int, int] = {}
         for level in levels:
             counts[level] = counts.get(level, 0) + 1
-        self.groups = sorted(counts.items(), reverse=True)
+        self.groups = sorted(counts.items(), reverse=True) or [(0, 0)]
         self.order: Tensor | None = None
         if len(self.groups) > 1:
             self.order = torch.tensor(levels, device=device).argsort(descending=True, stable=True)
@@ -409,7 +409,7 @@ def _untold(x: Tensor) -> bool:
     return x.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 Slot = tuple[int, int, int]  # which stage, which of its blocks, which of the block's kernels
 
 
@@ -461,7 +461,7 @@ class Puppeteer(nn.Module):
         total = sum(self.sizes.values())
         # The state is stored in the size of a typical kernel's numbers, so that it takes steps like a plain net's.
         self.std = (sum(n * self.stds[slot] ** 2 for slot, n in self.sizes.items()) / total) ** 0.5
-        self.rows, self.columns, *self.kernel_size = self._state_shape(total)
+        self.rows, self.columns, *self.kernel_size = self.state_shape = self._state_shape(total)
         made = {"device": device, "dtype": dtype}
         self.state = nn.Parameter(torch.empty(self.rows, self.columns * math.prod(self.kernel_size), **made))
         moves = self.options.generator != "static"
@@ -485,9 +485,7 @@ class Puppeteer(nn.Module):
             nn.init.zeros_(self.gain)
         if self.state.is_meta:
             return
-        indices, signs = channel_indices(
-            list(self.slots.values()), (self.rows, self.columns, *self.kernel_size), seed=self.options.seed
-        )
+        indices, signs = channel_indices(list(self.slots.values()), self.state_shape, seed=self.options.seed)
         self.indices.copy_(indices)
         self.signs.copy_(signs)
         with torch.no_grad():
@@ -517,7 +515,7 @@ class Puppeteer(nn.Module):
 
     def extra_repr(self) -> str:
         options = self.options
-        state = "x".join(map(str, (self.rows, self.columns, *self.kernel_size)))
+        state = "x".join(map(str, self.state_shape))
         return f"{state}, {len(self.slots)} kernels, generator={options.generator!r}, solver={options.solver!r}"
 
     def _state_shape(self, total: int) -> tuple[int, int, int, int]:
@@ -565,7 +563,7 @@ class Puppeteer(nn.Module):
 
     def _slope(self, time: float, state: Tensor) -> Tensor:
         """G(P) = tanh(A P) B."""
-        rows, columns = (mix.to(state.dtype) for mix in (self.mix_rows, self.mix_columns))
+        rows, columns = (mix.to(state.dtype) for mix in (self.mix_rows, self.mix_columns) if mix is not None)
         mixed = torch.tanh(rows @ state).view(self.rows, self.columns, -1)
         return (columns.T @ mixed).view_as(state)
 
@@ -610,7 +608,7 @@ class Part(NamedTuple):
     """Neighbouring images of a batch that share their kernels."""
 
     kernels: Mapping[Slot, Tensor]
-    count: int
+    images: int
 
 
 class Mixed(NamedTuple):
@@ -657,7 +655,7 @@ class GeneratedConv2d(AbstractConv2d):
             return y if self.bias is None else y + self.bias[:, None, None]
         if given is None or len(given) == 1:
             return F.conv2d(x, self.dense_weight(), self.bias, *how)
-        parts = zip(x.split([part.count for part in given]), given, strict=True)
+        parts = zip(x.split([part.images for part in given]), given, strict=True)
         return torch.cat([F.conv2d(rows, part.kernels[self.slot], self.bias, *how) for rows, part in parts])
 
 
@@ -816,12 +814,13 @@ class PuppetStage(nn.Module):
         depths = torch.tensor([self.depth_of(level) for level in levels], device=x.device)[crowd.levels]
         for position, block in enumerate(self.blocks):
             reached = [level for level in levels if self.depth_of(level) > position]
-            given: list[Part] | Mixed = self._parts([(level, 1) for level in reached], crowd.made)
-            if len(given) > 1:
+            parts = self._parts([(level, 1) for level in reached], crowd.made)
+            given: list[Part] | Mixed = parts
+            if len(parts) > 1:
                 keys = [self._key(part_level) for part_level in levels]
                 order = list(dict.fromkeys(self._key(level) for level in reached))
                 places = torch.tensor([order.index(k) if k in order else 0 for k in keys], device=x.device)
-                given = Mixed([part.kernels for part in given], F.one_hot(places[crowd.levels], len(order)))
+                given = Mixed([part.kernels for part in parts], F.one_hot(places[crowd.levels], len(order)))
             y = self._run(block, x, given)
             x = torch.where((depths > position)[:, None, None, None], y, x) if position else y
         return x
@@ -849,7 +848,7 @@ class PuppetStage(nn.Module):
 
 def _kernels_of(block: nn.Module) -> list[tuple[list[str], nn.Conv2d]]:
     """The convolutions of a block that are larger than 1x1, in the order of definition, with all their names in it."""
-    found: dict[nn.Module, list[str]] = {}
+    found: dict[nn.Conv2d, list[str]] = {}
     for name, module in block.named_modules(remove_duplicate=False):
         if type(module) is nn.Conv2d and max(module.kernel_size) > 1:
             found.setdefault(module, []).append(name)
@@ -881,7 +880,7 @@ def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
                 Site(names_of(prefixes, n), m, f"already condensed by {m.condensed_by!r}", False) for n, m in condensed
             ]
             continue
-        if stem in blocks[0][1].modules():
+        if any(module is stem for module in blocks[0][1].modules()):
             blocks = blocks[1:]
         for stage in _stages(blocks):
             chosen = stage if options.generate == "all" else stage[1:]
@@ -927,7 +926,7 @@ def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]
     gauge = Gauge(options.measure, options.levels).to(device) if options.adapts else None
 
     def puppeteer_of(some: Sequence[Sequence[nn.Module]]) -> Puppeteer:
-        shapes, groups = (list(map(of, some)) for of in (kernel_shapes, kernel_groups))
+        shapes, groups = list(map(kernel_shapes, some)), list(map(kernel_groups, some))
         return Puppeteer(shapes, groups=groups, device=device, dtype=dtype, **given)
 
     if options.generator == "stored":
@@ -946,10 +945,10 @@ def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]
 
 def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
     """Lets the gauge of new stages look at what the whole net is given."""
-    stages = [stage for stage in built.values() if isinstance(stage, PuppetStage) and stage.gauge is not None]
-    if not stages:
-        return
+    stages = [stage for stage in built.values() if isinstance(stage, PuppetStage)]
     gauge, old = stages[0].gauge, getattr(model, "gauge", None)
+    if gauge is None:
+        return
     if old is None:
         gauge.attach(model)
     elif not isinstance(old, Gauge):

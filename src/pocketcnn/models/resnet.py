@@ -1,10 +1,11 @@
-"""Residual nets: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
+"""Residual nets, and plain chains of the same shape: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
 
-Three families share one class. `resnet18/34/50/101/152` have four stages (64 to 512 channels); `resnet26` and `resnet38`
+Four families share one class. `resnet18/34/50/101/152` have four stages (64 to 512 channels); `resnet26` and `resnet38`
 are the plain counterparts of RedNet-26 and RedNet-38 (blocks 1-2-4-1 and 2-3-5-2). `resnet20/32/44/56/110` have three
 stages of 16, 32 and 64 channels. `resnet32_4stage` has four, of 16, 32, 64 and 64 channels and five blocks each. Where
 stride or width changes, the shortcut is a 1x1 convolution with batch norm. Modules carry the names that torchvision's
-nets use. In bottlenecks the 3x3 convolution has the stride.
+nets use. In bottlenecks the 3x3 convolution has the stride. `plainnet20/32` are the chains without shortcuts to which the
+paper compares resnet20 and resnet32.
 """
 
 import math
@@ -58,11 +59,26 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
+class ConvBlock(nn.Module):
+    """A 3x3 convolution with batch norm and ReLU, without a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = _conv(in_channels, channels, 3, stride)
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(x)))
+
+
 class ResNet(nn.Module):
     """A stem, stages of equal blocks, global average pooling and a linear classifier.
 
     Args:
-        block: `BasicBlock` or `Bottleneck`.
+        block: `BasicBlock`, `Bottleneck` or `ConvBlock`.
         blocks: how many blocks each stage has.
         channels: of each stage, before a bottleneck's expansion.
         num_classes: outputs of the classifier.
@@ -76,7 +92,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: type[BasicBlock] | type[Bottleneck] | type[ConvBlock],
         blocks: Sequence[int],
         channels: Sequence[int],
         num_classes: int = 1000,
@@ -149,6 +165,12 @@ BUILDERS: dict[str, Callable[..., ResNet]] = {
     **{
         f"resnet{6 * n + 2}": partial(ResNet, BasicBlock, (n, n, n), (16, 32, 64), num_classes=10, stem="small")
         for n in (3, 5, 7, 9, 18)
+    },
+    **{
+        f"plainnet{6 * n + 2}": partial(
+            ResNet, ConvBlock, (2 * n, 2 * n, 2 * n), (16, 32, 64), num_classes=10, stem="small"
+        )
+        for n in (3, 5)
     },
     "resnet32_4stage": partial(ResNet, BasicBlock, (5, 5, 5, 5), (16, 32, 64, 64), num_classes=10, stem="small"),
 }

@@ -32,7 +32,7 @@ pl = optional_import("lightning.pytorch", extra="train", purpose="training")
 
 from pocketcnn.train.auto import resolve, to_layout  # noqa: E402
 from pocketcnn.train.callbacks import AtomicCheckpointIO, EpochLog, GracefulStop  # noqa: E402
-from pocketcnn.train.module import Classifier  # noqa: E402
+from pocketcnn.train.module import Classifier, Normalize  # noqa: E402
 
 _log = logging.getLogger(__name__)
 Logger = Literal["csv", "tensorboard", "wandb"]
@@ -102,6 +102,7 @@ def fit(
         return read_json(folder / "result.json")
     if earlier is not None:
         config = earlier
+    calibrate(model, data)
     config = resolve(config, model, data, _device(accelerator))
     if _is_first_process():
         write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
@@ -164,6 +165,25 @@ def fit(
     }
     write_json(folder / "result.json", result)
     return trainer.strategy.broadcast(result, src=0)
+
+
+def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
+    """Shows the training images, as they will be given to the net, to those parts of it that learn from the images alone
+    what to expect: what sets the depth of a net by the entropy of an image.
+
+    Args:
+        model: any net; one without such parts is left alone.
+        data: whose first training images are shown, not augmented.
+        images: how many.
+    """
+    parts: list[Any] = [module for module in model.modules() if hasattr(module, "calibrate_")]
+    if not parts:
+        return
+    device = device_and_dtype(model)[0]
+    normalize = Normalize(data.mean, data.std).to(device)
+    for part in parts:
+        shown = (normalize(batch.to(device)) for batch in data.train.images[:images].split(500))
+        part.calibrate_(shown, mean=data.mean, std=data.std)
 
 
 def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[str, float]:

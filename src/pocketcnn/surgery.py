@@ -276,10 +276,19 @@ def materialize(model: nn.Module, *, entropy: float | None = None) -> nn.Module:
     for layer, names in _paths(dense).items():
         if is_condensed(layer):
             dense = _replace(dense, names, layer.dense(entropy))
-        elif hasattr(layer, "detach_from"):
-            for name in names:
-                layer.detach_from(dense.get_submodule(name.rpartition(".")[0]))
+    _drop_hooks_of_others(dense)
     return remember(dense, Provenance(base=provenance(model).base, steps=()))
+
+
+def _drop_hooks_of_others(model: nn.Module) -> None:
+    """Takes away hooks that are methods of modules which are not part of the net."""
+    inside = set(model.modules())
+    for module in inside:
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(owner, nn.Module) and owner not in inside:
+                    del hooks[key]
 
 
 def provenance(model: nn.Module) -> Provenance:

@@ -1,5 +1,6 @@
 """The solvers: orders by halving the step, known solutions, gradients, and torchdiffeq where it is installed."""
 
+import itertools
 import math
 
 import pytest
@@ -25,7 +26,7 @@ def test_order_by_halving_the_step(solver):
     start = torch.tensor([1.0, 0.5], dtype=torch.float64)
     exact = odeint(spiral, start, times(4096), solver="rk4")[-1]
     errors = [(odeint(spiral, start, times(n), solver=solver)[-1] - exact).norm().item() for n in (32, 64, 128)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(SOLVERS[solver].order, abs=0.2)
 
 

@@ -1,7 +1,7 @@
 """Puppet-CNN: a small differential equation makes the kernels along the depth; the image's entropy sets how deep it goes.
 
 The puppeteer holds one state, shaped like a kernel, and what moves it: dP/dt = G(P). Every convolution of the stages
-reads its kernel off the state at the time its layer is reached, through output and input channels that a seed picks.
+reads its kernel off the state at the time its layer is reached, from places and with signs that a seed picks.
 How complex an image is sets how many blocks of each stage it passes, and, if wanted, where the state starts.
 
 Source: Puppet-CNN: Input-Adaptive Convolutional Networks Using Ordinary Differential Equations. There is no public code,
@@ -59,7 +59,7 @@ class PuppetOptions:
     """Of the ODE: euler, midpoint, heun or rk4."""
     num_steps: int = 1
     """Steps of the solver from one kernel to the next."""
-    horizon: float = 4.0
+    horizon: float = 1.0
     """The time at which the deepest layer's kernel is read."""
     depth: Literal["entropy", "fixed"] = "entropy"
     """Whether the image sets how many blocks of a stage it passes, or all images pass all."""
@@ -77,10 +77,12 @@ class PuppetOptions:
     """Blocks that the most complex images pass in each stage; None for all it has."""
     generate: Literal["all", "equal"] = "all"
     """Whether the first block of a stage, which may change size and width, is generated too."""
+    read: Literal["numbers", "channels"] = "numbers"
+    """Whether a kernel takes single numbers of the state, from places all over it, or whole channels."""
     scope: Literal["net", "stage"] = "net"
     """Whether one puppeteer serves the net, or each stage has its own."""
     seed: int = 0
-    """Rebuilds which channels of the state each kernel reads; stored in the model file."""
+    """Rebuilds which places of the state each kernel reads; stored in the model file."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -159,6 +161,11 @@ class Held:
         if not stack:
             del self._stacks[_here()]
 
+    def swap(self, value: Any) -> None:
+        """Holds out a value in the place of what was held out last."""
+        self.pop()
+        self.push(value)
+
     @contextlib.contextmanager
     def given(self, value: Any) -> Iterator[None]:
         """Holds out a value inside of a `with`."""
@@ -197,7 +204,7 @@ class Unseen(NamedTuple):
 class Gauge(nn.Module):
     """Says how complex each image is that a net is given, and holds that out to the net's stages.
 
-    It looks at the input of the net it is attached to, undoes the normalisation it was calibrated for, measures, and
+    It is a part of every stage and looks at the input of the net it is attached to. It undoes the normalisation it was calibrated for, measures, and
     maps the measure to [0, 1]: the share of the calibration images that are simpler. Before `calibrate_` the measure is
     divided by the largest it can be (entropy by 8 bits). An image with pixels outside of the range is nothing it can
     judge and counts as complex, so that it passes the whole net.
@@ -205,6 +212,7 @@ class Gauge(nn.Module):
     Args:
         measure: `"entropy"`, `"variance"`, `"edges"` or `"features"`, as in `PuppetOptions`.
         levels: how many degrees of complexity are told apart.
+        channels: of the images.
     Shape: images [batch, channels, height, width] to [batch].
     """
 
@@ -224,7 +232,7 @@ class Gauge(nn.Module):
     POINTS = 33
     """Of the map: the measure's quantiles."""
 
-    def __init__(self, measure: str = "entropy", levels: int = PuppetOptions.levels) -> None:
+    def __init__(self, measure: str = "entropy", levels: int = PuppetOptions.levels, channels: int = 3) -> None:
         super().__init__()
         if measure not in self.MEASURES:
             raise ValueError(f"no measure {measure!r}; known: {', '.join(self.MEASURES)}")
@@ -232,8 +240,8 @@ class Gauge(nn.Module):
         self.calls, self._pinned = Held(), Held()
         self._warned = False
         _, most, value_range = self.MEASURES[measure]
-        self.register_buffer("mean", torch.zeros(1))
-        self.register_buffer("std", torch.ones(1))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
         self.register_buffer("value_range", torch.tensor(value_range))
         self.register_buffer("quantiles", torch.linspace(0, most, self.POINTS))
         self.register_buffer("calibrated", torch.tensor(False))
@@ -299,8 +307,8 @@ class Gauge(nn.Module):
             ValueError: no images, or images that do not lie in `value_range` once the normalisation is undone.
         """
         device = self.quantiles.device
-        self.mean = torch.as_tensor(mean, dtype=torch.float32, device=device).reshape(-1)
-        self.std = torch.as_tensor(std, dtype=torch.float32, device=device).reshape(-1)
+        self.mean.copy_(torch.as_tensor(mean))
+        self.std.copy_(torch.as_tensor(std))
         if self.measure == "features":
             return self
         self.value_range = torch.tensor(value_range, dtype=torch.float32, device=device)
@@ -330,16 +338,8 @@ class Gauge(nn.Module):
 
     def attach(self, net: nn.Module) -> None:
         """Makes a net's every call begin with a look at its input."""
-        net.add_module("gauge", self)
         net.register_forward_pre_hook(self._begin, with_kwargs=True)
         net.register_forward_hook(self._end, always_call=True)
-
-    def detach_from(self, net: nn.Module) -> None:
-        """Takes back what `attach` did."""
-        del net.gauge
-        for hooks in (net._forward_pre_hooks, net._forward_hooks):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
-                del hooks[key]
 
     def see(self, x: Tensor) -> "Crowd | Unseen":
         """Sorts a batch into levels."""
@@ -353,20 +353,23 @@ class Gauge(nn.Module):
         return f"measure={self.measure!r}, levels={self.levels}"
 
     def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.calls.push(UNMEASURED)  # first of all, for `_end` comes whatever happens
+        if self.measure == "features":
+            return
         images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
         if images is None:
-            raise ValueError(
-                "the net's depth depends on its images, but it was given none [batch, channels, height, width]"
-            )
-        self.calls.push(UNMEASURED if self.measure == "features" else self.see(images))
+            raise ValueError("the net's depth depends on its images, [batch, channels, height, width], and it got none")
+        self.calls.swap(self.see(images))
 
     def _end(self, *_: Any) -> None:
         self.calls.pop()
 
     def _pixels(self, x: Tensor) -> Tensor:
         """Images with the normalisation undone and their range brought to [0, 1], in at least float32."""
-        if len(self.mean) not in (1, x.shape[1]):
-            raise ValueError(f"calibrated for images of {len(self.mean)} channels, these have {x.shape[1]}")
+        if self.measure == "features":
+            return x.float() / self.value_range[1]
+        if len(self.mean) != x.shape[1]:
+            raise ValueError(f"the net's depth is set by images of {len(self.mean)} channels, these have {x.shape[1]}")
         x = x if x.dtype == torch.float64 else x.float()
         low, high = self.value_range.to(x.dtype)
         mean, std = (t.to(x.dtype)[:, None, None] for t in (self.mean, self.std))
@@ -391,15 +394,9 @@ class Gauge(nn.Module):
         else:
             _log.warning("%s", message)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in ("mean", "std"):  # one number, or one a channel
-            if f"{prefix}{name}" in state_dict:
-                setattr(self, name, getattr(self, name).new_empty(state_dict[f"{prefix}{name}"].shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 _FIX = (
-    "Call net.gauge.calibrate_(loader, mean=..., std=..., value_range=...) with images as the net is given them, the "
+    "Call pocketcnn.methods.puppet.gauge_of(net).calibrate_(loader, mean=..., std=..., value_range=...) with images as the net is given them, the "
     "mean and std they were normalised with and the range of their pixels before that"
 )
 
@@ -471,8 +468,9 @@ class Puppeteer(nn.Module):
         # Rebuilt from the seed, hence never in a file.
         self.register_buffer("indices", torch.empty(total, device=device, dtype=torch.int32), persistent=False)
         self.register_buffer("signs", torch.empty(total, device=device, dtype=torch.int8), persistent=False)
-        self.register_buffer("scales", torch.empty(len(self.slots), device=device, dtype=dtype))
-        self._kept = Kept()
+        paths = self.options.levels if self.options.depth_by == "step" else 1
+        self.register_buffer("scales", torch.empty(paths, len(self.slots), device=device, dtype=dtype))
+        self.kept = Kept()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -485,18 +483,24 @@ class Puppeteer(nn.Module):
             nn.init.zeros_(self.gain)
         if self.state.is_meta:
             return
-        indices, signs = channel_indices(list(self.slots.values()), self.state_shape, seed=self.options.seed)
+        seed = self.options.seed
+        if self.options.read == "channels":
+            indices, signs = channel_indices(list(self.slots.values()), self.state_shape, seed=seed)
+        else:
+            indices, signs = kernels.ring_indices(list(self.sizes.values()), math.prod(self.state_shape), seed=seed)
         self.indices.copy_(indices)
         self.signs.copy_(signs)
         with torch.no_grad():
             self.scales.fill_(1)
-            full = self._generate(None, self._depths(self.options.levels - 1))
-            self.scales.copy_(torch.stack([self.stds[slot] / full[slot].std(correction=0) for slot in self.slots]))
+            for path in range(len(self.scales)):
+                made = self._generate(None, path)
+                stds = [made[slot].std(correction=0) / self.stds[slot] if slot in made else 1.0 for slot in self.slots]
+                self.scales[path] = 1 / torch.tensor(stds)
 
-    def key(self, level: int) -> tuple[float | None, tuple[int, ...]]:
-        """What the kernels of a level depend on: where the state starts, and how many blocks its path is cut into."""
+    def key(self, level: int) -> tuple[float | None, int]:
+        """What the kernels of a level depend on: where the state starts, and which path it takes from there."""
         start = (level + 0.5) / self.options.levels if self.gain is not None else None
-        return start, self._depths(level if self.options.depth_by == "step" else self.options.levels - 1)
+        return start, min(level, len(self.scales) - 1)
 
     def kernels(self, level: int) -> Mapping[Slot, Tensor]:
         """The kernels of one level, by (stage, block, number in the block), each [out_channels, in_channels // groups,
@@ -507,10 +511,10 @@ class Puppeteer(nn.Module):
         key = self.key(level)
         if self.training or torch.is_grad_enabled() or _untold(self.state):
             return self._generate(*key)
-        return self._kept.get(key, list(self.parameters()), lambda: self._generate(*key))
+        return self.kept.get(key, list(self.parameters()), lambda: self._generate(*key))
 
     def train(self, mode: bool = True) -> "Puppeteer":
-        self._kept.clear()
+        self.kept.clear()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -527,10 +531,9 @@ class Puppeteer(nn.Module):
         side = max(1, round((numbers / (height * width + field_numbers)) ** 0.5))
         return side, side, height, width
 
-    def _depths(self, level: int) -> tuple[int, ...]:
-        return tuple(self.options.depth_of(level, len(stage)) for stage in self.stages)
-
-    def _generate(self, start: float | None, depths: tuple[int, ...]) -> dict[Slot, Tensor]:
+    def _generate(self, start: float | None, path: int) -> dict[Slot, Tensor]:
+        level = path if len(self.scales) > 1 else self.options.levels - 1
+        depths = [self.options.depth_of(level, len(stage)) for stage in self.stages]
         device = self.state.device.type
         with torch.autocast(device, enabled=False) if device != "meta" else contextlib.nullcontext():
             slots = [slot for slot in self.slots if slot[1] < depths[slot[0]]]
@@ -538,7 +541,7 @@ class Puppeteer(nn.Module):
             times = [s + (b + k / len(self.stages[s][b])) / depths[s] for s, b, k in slots]
             unit = self.options.horizon / len(self.stages)
             states = self._states(start, [unit * time for time in times])
-            scales = dict(zip(self.slots, self.scales, strict=True))
+            scales = dict(zip(self.slots, self.scales[path], strict=True))
             windows = dict(zip(self.slots, itertools.accumulate(self.sizes.values(), initial=0), strict=False))
             made = {}
             for slot, state in zip(slots, states, strict=True):
@@ -672,7 +675,6 @@ class PuppetStage(nn.Module):
         puppeteer: makes the kernels; None makes one for this stage, or keeps the ordinary kernels with
             `generator="stored"`.
         number: which of the puppeteer's stages this is.
-        gauge: says how complex each image is; without one all images pass all blocks.
         **options: fields of `PuppetOptions`; with a puppeteer, what was given to that.
     Raises:
         ValueError: no blocks, or an option out of range.
@@ -687,7 +689,6 @@ class PuppetStage(nn.Module):
         puppeteer: Puppeteer | None = None,
         *,
         number: int = 0,
-        gauge: Gauge | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -700,7 +701,7 @@ class PuppetStage(nn.Module):
             shapes, groups = [kernel_shapes(blocks)], [kernel_groups(blocks)]
             puppeteer = Puppeteer(shapes, groups=groups, device=weight.device, dtype=weight.dtype, **options)
         self.puppeteer = puppeteer
-        self._gauge = (gauge,)  # in a tuple: it is the net's, and registered there
+        self.gauge: Gauge | None = None  # says how complex each image is; without one all pass all blocks
         self._held = Held()
         self.blocks = nn.ModuleList(blocks[: self.options.max_depth])
         if puppeteer is not None:
@@ -715,16 +716,6 @@ class PuppetStage(nn.Module):
                     for name in names:
                         parent, _, child = name.rpartition(".")
                         setattr(block.get_submodule(parent), child, generated)
-
-    @property
-    def gauge(self) -> Gauge | None:
-        """What says how complex each image is."""
-        return self._gauge[0]
-
-    @gauge.setter
-    def gauge(self, gauge: Gauge) -> None:
-        # In a tuple: the gauge is the net's, and registered there.
-        object.__setattr__(self, "_gauge", (gauge,))
 
     @property
     def needs_entropy(self) -> bool:
@@ -783,8 +774,7 @@ class PuppetStage(nn.Module):
         crowd = self.gauge.calls.get() if self.gauge is not None else None
         if crowd is UNMEASURED and self.gauge is not None:
             crowd = self.gauge.see(x)
-            self.gauge.calls.pop()
-            self.gauge.calls.push(crowd)
+            self.gauge.calls.swap(crowd)
         if crowd is None:
             levels = [self.options.levels - 1] * len(x)
             crowd = Unseen(torch.tensor(levels, device=x.device), {}) if _untold(x) else Crowd(levels, x.device)
@@ -833,13 +823,13 @@ class PuppetStage(nn.Module):
             self._held.pop()
 
     def _key(self, level: int) -> Any:
-        return None if self.puppeteer is None else self.puppeteer.key(level)
+        return None if self.puppeteer is None else (self.puppeteer.kept, *self.puppeteer.key(level))
 
     def _parts(self, groups: Sequence[tuple[int, int]], made: dict[Any, Any]) -> list[Part]:
         """Groups that share their kernels put together, with the kernels, which are made once a call."""
         counts: dict[Any, int] = {}
         for level, count in groups:
-            key = (id(self.puppeteer), self._key(level))
+            key = self._key(level)
             counts[key] = counts.get(key, 0) + count
             if key not in made:
                 made[key] = self.puppeteer.kernels(level) if self.puppeteer is not None else {}
@@ -923,41 +913,47 @@ def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]
         raise ValueError(f"one puppeteer cannot serve layers of different devices or dtypes: {sorted(map(str, kinds))}")
     device, dtype = next(iter(kinds))
     given = asdict(options)
-    gauge = Gauge(options.measure, options.levels).to(device) if options.adapts else None
 
     def puppeteer_of(some: Sequence[Sequence[nn.Module]]) -> Puppeteer:
         shapes, groups = list(map(kernel_shapes, some)), list(map(kernel_groups, some))
         return Puppeteer(shapes, groups=groups, device=device, dtype=dtype, **given)
 
     if options.generator == "stored":
-        return {site.name: PuppetStage(stage, gauge=gauge, **given) for site, stage in zip(sites, stages, strict=True)}
+        return {site.name: PuppetStage(stage, **given) for site, stage in zip(sites, stages, strict=True)}
     if options.scope == "stage":
-        return {
-            site.name: PuppetStage(stage, puppeteer_of([stage]), gauge=gauge)
-            for site, stage in zip(sites, stages, strict=True)
-        }
+        return {site.name: PuppetStage(stage, puppeteer_of([stage])) for site, stage in zip(sites, stages, strict=True)}
     shared = puppeteer_of(stages)
     return {
-        site.name: PuppetStage(stage, shared, number=number, gauge=gauge)
+        site.name: PuppetStage(stage, shared, number=number)
         for number, (site, stage) in enumerate(zip(sites, stages, strict=True))
     }
 
 
 def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
-    """Lets the gauge of new stages look at what the whole net is given."""
-    stages = [stage for stage in built.values() if isinstance(stage, PuppetStage)]
-    gauge, old = stages[0].gauge, getattr(model, "gauge", None)
-    if gauge is None:
-        return
-    if old is None:
-        gauge.attach(model)
-    elif not isinstance(old, Gauge):
-        raise ValueError(f"the net has a {type(old).__name__} named gauge; rename it, the name is needed")
-    elif (old.measure, old.levels) != (gauge.measure, gauge.levels):
-        raise ValueError(f"the net measures {old.measure} at {old.levels} levels already, for stages made before")
-    else:
-        for stage in stages:
-            stage.gauge = old
+    """Gives the stages a gauge, one for the whole net, where the image decides anything."""
+    gauge = gauge_of(model)
+    for stage in built.values():
+        if not isinstance(stage, PuppetStage) or not stage.options.adapts:
+            continue
+        wanted = (stage.options.measure, stage.options.levels)
+        if gauge is None:
+            first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+            gauge = Gauge(*wanted, channels=first.in_channels).to(first.weight.device)
+            gauge.attach(model)
+        if (gauge.measure, gauge.levels) != wanted:
+            raise ValueError(
+                f"the net measures {gauge.measure} at {gauge.levels} levels already, for stages made before"
+            )
+        stage.gauge = gauge.train(stage.training)
+
+
+def gauge_of(model: nn.Module) -> Gauge | None:
+    """What says in a net how complex each image is; None where no image decides anything.
+
+    Example:
+        >>> gauge_of(condense(net, "puppet")).calibrate_(loader, mean=0.5, std=0.2)  # doctest: +SKIP
+    """
+    return next((module for module in model.modules() if isinstance(module, Gauge)), None)
 
 
 METHOD = Method(

@@ -96,6 +96,11 @@ def test_images_do_not_know_of_each_other(measure):
 
 
 @every_measure
+def test_no_images(measure):
+    assert measure(torch.rand(0, 3, 8, 8)).shape == (0,)
+
+
+@every_measure
 def test_dtypes(measure):
     x = torch.randint(0, 256, (2, 1, 8, 8)) / 255
     assert measure(x.double()).dtype == torch.float64

@@ -270,7 +270,7 @@ class Gauge(nn.Module):
     def share_of(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The map from the measure to [0, 1], rising, piecewise linear between the quantiles."""
         points = self.quantiles.to(value.dtype)
-        place = torch.searchsorted(points, value.contiguous(), right=True).clamp(1, self.POINTS - 1)
+        place = torch.searchsorted(points, value.contiguous()).clamp(1, self.POINTS - 1)
         low, high = points[place - 1], points[place]
         within = ((value - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
         return (place - 1 + within) / (self.POINTS - 1)
@@ -807,10 +807,10 @@ class PuppetStage(nn.Module):
             parts = self._parts([(level, 1) for level in reached], crowd.made)
             given: list[Part] | Mixed = parts
             if len(parts) > 1:
-                keys = [self._key(part_level) for part_level in levels]
-                order = list(dict.fromkeys(self._key(level) for level in reached))
-                places = torch.tensor([order.index(k) if k in order else 0 for k in keys], device=x.device)
-                given = Mixed([part.kernels for part in parts], F.one_hot(places[crowd.levels], len(order)))
+                places = {key: place for place, key in enumerate(dict.fromkeys(map(self._key, reached)))}
+                # What becomes of images that should have stopped is of no interest.
+                place = torch.tensor([places.get(self._key(level), 0) for level in levels], device=x.device)
+                given = Mixed([part.kernels for part in parts], F.one_hot(place[crowd.levels], len(places)))
             y = self._run(block, x, given)
             x = torch.where((depths > position)[:, None, None, None], y, x) if position else y
         return x

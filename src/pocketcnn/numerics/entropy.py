@@ -45,6 +45,8 @@ def image_entropy(
     if bins < 2:
         raise ValueError(f"bins must be at least 2, got {bins}")
     x = _checked(x, value_range)
+    if x.shape[0] == 0:
+        return x.new_zeros(0)  # of which some Fourier transforms would be afraid
     low, high = value_range
     width = (high - low) / bins
     terms = []

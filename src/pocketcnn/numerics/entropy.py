@@ -68,8 +68,8 @@ def image_variance(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0)) 
     Raises:
         ValueError: as in `image_entropy`.
     """
-    x = _checked(x, value_range)
-    return x.flatten(1).var(1, unbiased=False) * 4 / (value_range[1] - value_range[0]) ** 2
+    x = _checked(x, value_range).flatten(1)
+    return (x - x.mean(1, keepdim=True)).square().mean(1) * 4 / (value_range[1] - value_range[0]) ** 2
 
 
 def edge_density(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0), threshold: float = 0.1) -> Values:

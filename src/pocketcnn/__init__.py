@@ -18,7 +18,15 @@ _HOMES = {
     "pocketcnn.recipes": ("create_model", "list_models"),
     "pocketcnn.surgery": ("plan", "condense", "materialize", "Plan"),
     "pocketcnn.checkpoint": ("save", "load"),
-    "pocketcnn.cost": ("measure", "measure_latency", "measure_memory", "Cost", "Latency"),
+    "pocketcnn.cost": (
+        "measure",
+        "measure_latency",
+        "measure_memory",
+        "measure_images",
+        "Cost",
+        "Latency",
+        "ImageCosts",
+    ),
     "pocketcnn.methods": ("METHODS",),
 }
 _SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "methods", "models", "numerics", "recipes", "report",
@@ -31,8 +39,10 @@ if TYPE_CHECKING:
     from pocketcnn.checkpoint import load as load
     from pocketcnn.checkpoint import save as save
     from pocketcnn.cost import Cost as Cost
+    from pocketcnn.cost import ImageCosts as ImageCosts
     from pocketcnn.cost import Latency as Latency
     from pocketcnn.cost import measure as measure
+    from pocketcnn.cost import measure_images as measure_images
     from pocketcnn.cost import measure_latency as measure_latency
     from pocketcnn.cost import measure_memory as measure_memory
     from pocketcnn.methods import METHODS as METHODS

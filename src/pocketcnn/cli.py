@@ -179,6 +179,8 @@ def measure(words: Sequence[str]) -> None:
         """CPU threads; all by default."""
         runs: int = 50
         """How many passes are timed."""
+        data: str | None = None
+        """Also count the test images of a data set by what each costs, where that depends on the image."""
 
     given = _parse(Measure, words, "measure", _method_help())
     import pocketcnn as pc
@@ -204,6 +206,37 @@ def measure(words: Sequence[str]) -> None:
           f"{latency.dtype} on {latency.device}, {latency.runs} runs")  # fmt: skip
     for key, value in rows:
         print(f"{key:<{width}}  {value:>16}")
+    if given.data is not None:
+        print(_costs_by_image(net, given.data, notes, given.runs))
+
+
+def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> str:
+    """A table of the test images of a data set by level; a net that was never trained is calibrated first."""
+    import torch
+
+    from pocketcnn.cost import measure_images
+    from pocketcnn.data import load
+
+    data = load(name)
+    mean, std = (torch.tensor(notes.get(key, [number]))[:, None, None] for key, number in (("mean", 0.0), ("std", 1.0)))
+    if "mean" not in notes:
+        for module in net.modules():
+            if hasattr(module, "calibrate_"):
+                module.calibrate_(batch / 255 for batch in data.train.images[:10_000].split(500))
+    costs = measure_images(net, (data.test.images.float() / 255 - mean) / std, runs=runs)
+    cells = [("level", "images", "measure", "depth", "MACs", "ms")]
+    for row in costs.levels:
+        ends = f"{row.lowest:.2f} to {row.highest:.2f}" if row.images else "-"
+        cells.append(
+            (f"{row.level}", f"{row.images:,}", ends, f"{row.depth}", f"{row.macs:,}", f"{row.latency_ms:.3f}")
+        )
+    for key in ("min", "mean", "p95", "max"):
+        macs, ms = getattr(costs.macs, key), getattr(costs.latency_ms, key)
+        cells.append((key, "", "", "", f"{round(macs):,}", f"{ms:.3f}"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    energy = "no counter that can be read" if costs.joules is None else f"{costs.joules:.4g} J an image"
+    return "\n".join([f"\n{costs.images:,} test images of {data.name}, one at a time", *lines, f"energy: {energy}"])
 
 
 # --- condense, plan --------------------------------------------------------------------------------------------------
@@ -347,7 +380,8 @@ def picture(words: Sequence[str]) -> None:
     given = _parse(Picture, words, "picture")
     from pocketcnn import checkpoint
     from pocketcnn.methods.pde import GlobalLayer
-    from pocketcnn.pictures import draw_fields, draw_maps, solver_fields, write_figure
+    from pocketcnn.methods.puppet import gauge_of, puppeteers_of
+    from pocketcnn.pictures import draw_fields, draw_kernels, draw_levels, draw_maps, solver_fields, write_figure
 
     files = _model_files(given.models, given.titles)
     nets = {title: checkpoint.load(path) for title, path in files.items()}
@@ -359,9 +393,33 @@ def picture(words: Sequence[str]) -> None:
                 shown = draw_fields(
                     pixels[0], solver_fields(net, name, x[:1]), title=f"{title}: {name}", channel=given.channel
                 )
-                written += write_figure(shown, given.output, re.sub(r"[^\w.+-]+", "-", f"fields-{title}-{name}"))
+                written += write_figure(shown, given.output, _file_name(f"fields-{title}-{name}"))
+        if gauge_of(net) is not None:
+            note = checkpoint.read_header(files[title])["notes"]
+            pixels, x, labels, classes = _test_images(given.data or note["data"], note)
+            shown = draw_levels(pixels, x, labels, classes, net, title=title)
+            written += write_figure(shown, given.output, _file_name(f"levels-{title}"))
+        for number, puppeteer in enumerate(puppeteers_of(net)):
+            shown = draw_kernels(puppeteer, title=title)
+            written += write_figure(shown, given.output, _file_name(f"kernels-{title}-{number}"))
     for path in written:
         print(path)
+
+
+def _file_name(words: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", words)
+
+
+def _test_images(name: str, notes: dict[str, Any]) -> tuple[Any, Any, Any, Sequence[str]]:
+    """Up to 10,000 test images as uint8 and normalised, their labels, and the names of the classes."""
+    import torch
+
+    from pocketcnn.data import load
+
+    data = load(name)
+    pixels = data.test.images[:10_000]
+    mean, std = (torch.tensor(notes[key])[:, None, None] for key in ("mean", "std"))
+    return pixels, (pixels.float() / 255 - mean) / std, data.test.labels[:10_000], data.classes
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {

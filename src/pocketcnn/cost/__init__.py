@@ -1,5 +1,6 @@
 """What a net costs: stored numbers, bytes, multiply-adds, depth, time and memory, as frozen records."""
 
+from pocketcnn.cost.images import ImageCosts, measure_images
 from pocketcnn.cost.latency import Latency, measure_latency
 from pocketcnn.cost.macs import Cost, macs_by_module, measure
 from pocketcnn.cost.memory import measure_memory
@@ -7,11 +8,13 @@ from pocketcnn.cost.params import count_params, distinct_tensors, separate, seri
 
 __all__ = [
     "Cost",
+    "ImageCosts",
     "Latency",
     "count_params",
     "distinct_tensors",
     "macs_by_module",
     "measure",
+    "measure_images",
     "measure_latency",
     "measure_memory",
     "separate",

@@ -531,20 +531,33 @@ class Puppeteer(nn.Module):
         side = max(1, round((numbers / (height * width + field_numbers)) ** 0.5))
         return side, side, height, width
 
-    def _generate(self, start: float | None, path: int) -> dict[Slot, Tensor]:
+    def trajectory(self, level: int) -> list[Tensor]:
+        """The state where the kernels of one level are read, in order: matrices [rows, columns * kernel_height *
+        kernel_width], in units of the state's standard deviation at initialisation."""
+        start, path = self.key(level)
+        return list(self._states(start, list(self._times(path).values())))
+
+    def _times(self, path: int) -> dict[Slot, float]:
+        """When each kernel is read."""
         level = path if len(self.scales) > 1 else self.options.levels - 1
         depths = [self.options.depth_of(level, len(stage)) for stage in self.stages]
+        unit = self.options.horizon / len(self.stages)
+        # Stage s lasts from time s to s + 1; within it blocks, and within a block its kernels, divide the time.
+        return {
+            (s, b, k): unit * (s + (b + k / len(self.stages[s][b])) / depths[s])
+            for s, b, k in self.slots
+            if b < depths[s]
+        }
+
+    def _generate(self, start: float | None, path: int) -> dict[Slot, Tensor]:
         device = self.state.device.type
         with torch.autocast(device, enabled=False) if device != "meta" else contextlib.nullcontext():
-            slots = [slot for slot in self.slots if slot[1] < depths[slot[0]]]
-            # Stage s lasts from time s to s + 1; within it blocks, and within a block its kernels, divide the time.
-            times = [s + (b + k / len(self.stages[s][b])) / depths[s] for s, b, k in slots]
-            unit = self.options.horizon / len(self.stages)
-            states = self._states(start, [unit * time for time in times])
+            times = self._times(path)
+            states = self._states(start, list(times.values()))
             scales = dict(zip(self.slots, self.scales[path], strict=True))
             windows = dict(zip(self.slots, itertools.accumulate(self.sizes.values(), initial=0), strict=False))
             made = {}
-            for slot, state in zip(slots, states, strict=True):
+            for slot, state in zip(times, states, strict=True):
                 window = slice(windows[slot], windows[slot] + self.sizes[slot])
                 flat = kernels.ring_kernel(state.flatten(), self.indices[window], self.signs[window], 1.0)
                 made[slot] = (flat * scales[slot]).view(self.slots[slot]).to(self.state.dtype)
@@ -954,6 +967,11 @@ def gauge_of(model: nn.Module) -> Gauge | None:
         >>> gauge_of(condense(net, "puppet")).calibrate_(loader, mean=0.5, std=0.2)  # doctest: +SKIP
     """
     return next((module for module in model.modules() if isinstance(module, Gauge)), None)
+
+
+def puppeteers_of(model: nn.Module) -> list[Puppeteer]:
+    """What generates the kernels of a net, in order."""
+    return [module for module in model.modules() if isinstance(module, Puppeteer)]
 
 
 METHOD = Method(

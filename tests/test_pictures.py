@@ -6,7 +6,16 @@ from torch import nn
 
 import pocketcnn as pc
 from pocketcnn.cli import main
-from pocketcnn.pictures import draw_fields, draw_maps, feature_maps, solver_fields, stations, write_figure
+from pocketcnn.pictures import (
+    draw_fields,
+    draw_kernels,
+    draw_levels,
+    draw_maps,
+    feature_maps,
+    solver_fields,
+    stations,
+    write_figure,
+)
 
 
 def test_stations_are_convolutions_and_blocks():
@@ -135,3 +144,22 @@ def test_equal_pictures_are_equal_files(tmp_path):
         write_figure(draw_maps(images, {"net": net}, images.float()), tmp_path, name)
         texts.append((tmp_path / f"{name}.svg").read_text())
     assert texts[0] == texts[1]
+
+
+def test_pictures_of_a_net_whose_depth_depends_on_the_image(tmp_path):
+    from pocketcnn.methods.puppet import puppeteers_of
+
+    net = pc.create_model("puppet_plain", width=0.25)
+    pixels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    pixels[::2] = pixels[::2, :1, :1, :1]
+    levels = draw_levels(pixels, pixels / 255, torch.arange(40) % 3, ("a", "b", "c"), net, title="noise and constants")
+    texts = [axis.get_xlabel() for axis in levels.axes]
+    assert "blocks passed, of 18" in texts
+    simplest = [axis.get_title() for axis in levels.axes if axis.get_title()][:8]
+    assert simplest == ["0.00"] * 8
+    kernels = draw_kernels(puppeteers_of(net)[0])
+    assert sum("kernel " in axis.get_title() for axis in kernels.axes) == 8
+    for figure, name in ((levels, "levels"), (kernels, "kernels")):
+        assert all(path.stat().st_size > 1000 for path in write_figure(figure, tmp_path, name))
+    with pytest.raises(ValueError, match="does not depend on what can be seen"):
+        draw_levels(pixels, pixels / 255, torch.zeros(40), ("a",), pc.create_model("resnet20"))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
-from pocketcnn.numerics import ring_indices, ring_kernel
+from pocketcnn.numerics import channel_indices, ring_indices, ring_kernel
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
@@ -29,6 +29,9 @@ def test_ring_kernel_equals_loop(ring_size, count, scale):
     values = torch.randn(ring_size, dtype=torch.float64)
     indices, signs = ring_indices([count], ring_size, seed=1)
     assert torch.equal(ring_kernel(values, indices, signs, scale), oracles.ring_kernel(values, indices, signs, scale))
+
+
+GOLDEN_CHANNELS = ([17, 16, 2, 1, 7, 6], [-1, 1, 1, -1, 1, -1])  # an old file must rebuild the same net for ever
 
 
 def test_ring_kernel_gradcheck():
@@ -77,3 +80,41 @@ test_a_seed_means_the_same_for_ever = pytest.mark.golden(test_a_seed_means_the_s
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ring_indices(**arguments)
+
+
+def test_channels_stay_together():
+    shapes = [(4, 3, 3, 3), (5, 8, 1, 3), (20, 2, 3, 3)]
+    state = torch.arange(6 * 8 * 9).view(6, 8, 3, 3)
+    indices, signs = channel_indices(shapes, (6, 8, 3, 3), seed=1)
+    start = 0
+    for shape in shapes:
+        size = torch.Size(shape).numel()
+        kernel, sign = (flat[start : start + size].view(shape) for flat in (indices, signs))
+        start += size
+        rows, columns = kernel.flatten(2)[:, :, 0] // 72, kernel.flatten(2)[:, :, 0] // 9 % 8
+        middle = slice(1, 2) if shape[2] == 1 else slice(None)
+        for tile in range(0, shape[0], 6):
+            here = slice(tile, tile + 6)
+            assert len(rows[here, 0].unique()) == len(rows[here])  # drawn without replacement
+            assert len(columns[tile].unique()) == shape[1]
+            expected = state[rows[here, 0]][:, columns[tile]][:, :, middle]
+            assert torch.equal(kernel[here], expected)
+        assert (sign == sign[:, :, :1, :1]).all()
+        assert sign.abs().eq(1).all()
+    assert start == len(indices) == len(signs)
+
+
+def test_channel_indices_never_change():
+    indices, signs = channel_indices([(3, 2, 1, 1)], (4, 5, 1, 1), seed=7)
+    assert (indices.tolist(), signs.tolist()) == GOLDEN_CHANNELS
+    again = channel_indices([(3, 2, 1, 1)], (4, 5, 1, 1), seed=2**40 + 7)
+    assert (again[0].tolist(), again[1].tolist()) != GOLDEN_CHANNELS
+
+
+def test_bad_channel_requests():
+    with pytest.raises(ValueError, match="cannot be read off a state of 3x3"):
+        channel_indices([(4, 4, 5, 5)], (4, 4, 3, 3), seed=0)
+    with pytest.raises(ValueError, match="at least one kernel"):
+        channel_indices([], (4, 4, 3, 3), seed=0)
+    with pytest.raises(ValueError, match="seed must lie"):
+        channel_indices([(4, 4, 3, 3)], (4, 4, 3, 3), seed=-1)

@@ -349,6 +349,19 @@ def test_several_processes_train_as_one(few, tmp_path):
     assert evaluate(net, load("digits"))["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-6)
 
 
+def test_nets_of_mixed_depth_train_on_several_devices(tmp_path):
+    """Blocks that no image of one device reaches would leave the others waiting for their gradients."""
+    code = SCRIPT.replace("sys.argv[1])\n    print", 'sys.argv[1], devices=2, accelerator="cpu")\n    print')
+    code = code.replace("\ntry:", '\nnet = pc.condense(net, "puppet", levels=7)\ntry:').replace(
+        "batch_size=32", "batch_size=4"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code.replace("limit=640", "limit=80"))
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "run"), "1"], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_all_processes_stop_when_one_diverges(tmp_path):
     """Only the second process sees a NaN; the first one must not wait for it for ever."""
     poison = """

@@ -79,6 +79,7 @@ def draw_levels(
     right.set_xlabel(f"blocks passed, of {sum(len(stage.blocks) for stage in stages)}")
     right.set_ylabel("% of the images")
     right.grid(axis="x", visible=False)
+    right.set_axisbelow(True)
 
     order = values.argsort()
     axes = below.subplots(2, _EXAMPLES, squeeze=False)
@@ -135,13 +136,21 @@ def draw_kernels(puppeteer: Puppeteer, *, title: str = "", channels: int = 6) ->
     ]
     left.plot(*zip(*pairs, strict=True), ".", label="kernels of equal shape", color="#D55E00")
     left.set_ylim(-0.3, 1.05)
+    left.xaxis.set_major_locator(plots.MaxNLocator(integer=True))
     left.set_xlabel("from this kernel to the next")
     left.set_ylabel("cosine similarity")
     left.legend(fontsize=8, frameon=False)
-    drawn = right.imshow(F.cosine_similarity(flat[:, None], flat[None], dim=2).numpy(), cmap="viridis", vmax=1)
+    drawn = right.imshow(
+        F.cosine_similarity(flat[:, None], flat[None], dim=2).numpy(),
+        cmap="viridis",
+        vmax=1,
+        extent=(0.5, count + 0.5, count + 0.5, 0.5),
+    )
     right.grid(False)
     right.set_xlabel("kernel")
     right.set_ylabel("kernel")
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(plots.MaxNLocator(integer=True))
     right.set_title("cosine similarity of the state", fontsize=9)
     below.colorbar(drawn, ax=right, shrink=0.85)
     return figure

@@ -139,3 +139,17 @@ def test_compare(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "[2 of 2 runs]" in out
     assert "report.html" in out
+
+
+def test_measure_counts_the_images_of_a_data_set(capsys):
+    assert run("measure", "puppet_plain:width=0.25", "--in-channels", "1", "--data", "digits", "--runs", "1") in (
+        0,
+        None,
+    )
+    shown = capsys.readouterr().out
+    assert "test images of digits, one at a time" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    levels = [row for row in rows if row and row[0] in ("0", "1", "2", "3")]
+    assert [int(row[5]) for row in levels] == [5, 11, 14, 20]
+    assert sum(int(row[1]) for row in levels) == 359
+    assert "energy:" in shown

@@ -14,7 +14,8 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
-from pocketcnn.cost import count_params, measure_latency
+from pocketcnn.cost import count_params, dial_of, measure_latency
+from pocketcnn.cost.params import device_and_dtype, evaluating
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
@@ -194,7 +195,8 @@ def measure_speeds(
 ) -> dict[str, dict[str, float]]:
     """Times the nets of finished runs in turns, so that a busy moment of the machine strikes all of them alike.
 
-    Latency is that of one image in float32, with ordinary kernels wherever that is exact. Training speed is that of
+    Latency is that of one image in float32, with ordinary kernels wherever that is exact; where it depends on the image,
+    the mean over the test images. Training speed is that of
     forward and backward passes of a batch, in the precision and layout of the run. Both are medians over the rounds, on the
     first GPU where there is one.
 
@@ -210,11 +212,12 @@ def measure_speeds(
     nets = {label: checkpoint.load(folder / "model.safetensors", device=device) for label, folder in folders.items()}
     settings = {label: read_json(folder / "config.json")["train"] for label, folder in folders.items()}
     served = {label: as_served(net) for label, net in nets.items()}
+    shares = {label: level_shares(net, data) for label, net in nets.items()}
     latencies: dict[str, list[float]] = {label: [] for label in nets}
     rates: dict[str, list[float]] = {label: [] for label in nets}
     for _ in range(rounds + 1):  # the first round warms up
         for label, net in nets.items():
-            latencies[label].append(measure_latency(served[label], data.input_size, runs=10, warmup=2).median_ms)
+            latencies[label].append(_mean_latency(served[label], data.input_size, shares[label]))
             layout = LAYOUTS[settings[label]["channels_last"]]
             images, labels = trial_batch(data, settings[label]["batch_size"], device)
             to_layout(net.train(), layout)
@@ -231,3 +234,31 @@ def measure_speeds(
         {"rounds": rounds, "device": str(device), "threads": torch.get_num_threads(), "nets": speeds},
     )
     return speeds
+
+
+def level_shares(net: nn.Module, data: DataSet) -> list[float]:
+    """How large a part of the test images lies at each level of a net whose cost depends on the image; else []."""
+    dial = dial_of(net)
+    if dial is None:
+        return []
+    device = device_and_dtype(net)[0]
+    mean, std = (torch.tensor(value, device=device)[:, None, None] for value in (data.mean, data.std))
+    with evaluating(net):
+        levels = [
+            dial.levels_of((batch.to(device).float() / 255 - mean) / std) for batch in data.test.images.split(500)
+        ]
+    counts = torch.cat(levels).bincount(minlength=dial.levels)
+    return (counts / counts.sum()).tolist()
+
+
+def _mean_latency(net: nn.Module, input_size: tuple[int, ...], shares: Sequence[float]) -> float:
+    """Milliseconds for one image; the mean over the levels of a net by their shares."""
+
+    def timed() -> float:
+        return measure_latency(net, input_size, runs=10, warmup=2).median_ms
+
+    total = 0.0
+    for level, share in enumerate(shares):
+        with dial_of(net).pinned(level):
+            total += share * timed()
+    return total if shares else timed()

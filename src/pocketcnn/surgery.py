@@ -105,6 +105,9 @@ class Plan:
         else:
             names = ("trainable_params", "size_bytes", "macs", "depth")
             pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
+            if self.after.macs_min is not None:
+                before = self.before.macs if self.before.macs_min is None else self.before.macs_min
+                pairs.append(("macs of the simplest image", before, self.after.macs_min))
         return [f"{name}: {old:,} -> {new:,} ({new / max(1, old):.3g}x)" for name, old, new in pairs]
 
 

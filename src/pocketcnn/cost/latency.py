@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pocketcnn.cost.macs import most_complex
 from pocketcnn.cost.params import check_input_size, device_and_dtype, evaluating
 
 
@@ -36,6 +37,8 @@ def measure_latency(
 ) -> Latency:
     """Times forward passes of a net, in evaluation mode without gradients, where it lives and in its precision.
 
+    Where the cost depends on the image, it is that of the most complex one.
+
     Args:
         model: any net that takes images; left as it was.
         input_size: (channels, height, width) of an image.
@@ -52,7 +55,7 @@ def measure_latency(
     device, dtype = device_and_dtype(model)
     x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     times = []
-    with evaluating(model), torch.inference_mode(), _threads(threads):
+    with evaluating(model), most_complex(model), torch.inference_mode(), _threads(threads):
         for run in range(warmup + runs):
             start = time.perf_counter()
             model(x)

@@ -1,6 +1,8 @@
 """Counting multiply-adds and depth by running a net once and watching its operations."""
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +25,8 @@ class Cost:
     `generated_params` are the numbers the forward pass of one image sees: generated kernels in the place of what makes
     them. `depth` is the number of convolution and linear layers on the longest path, where a layer that stands for a
     convolution counts once, whatever makes its kernel. `macs` are multiply-adds. `size_bytes` is the length of the
-    safetensors serialisation of the distinct stored tensors. `macs_min` and `macs_max` bound `macs` where the cost
-    depends on the image, and are None where it does not.
+    safetensors serialisation of the distinct stored tensors. Where the cost depends on the image, `macs` and `depth` are
+    those of the most complex one, and `macs_min` and `macs_max` bound `macs`; else these two are None.
     """
 
     trainable_params: int
@@ -73,8 +75,17 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
 
 def dial_of(model: nn.Module) -> Any:
     """What sets how much of a net an image passes; None where every image passes all. It has `levels`, numbered from 0
-    on, `pinned(level)` to hold it at one of them, and says with `levels_of(images)` which one each image gets."""
+    on, `pinned(level)` to hold it at one of them and `pin` to say which, and gives with `levels_of(images)` each image's
+    level, by its `value(images)`."""
     return next((module for module in model.modules() if hasattr(module, "pinned")), None)
+
+
+@contextlib.contextmanager
+def most_complex(model: nn.Module) -> Iterator[None]:
+    """Has a net treat images as the most complex there are, if it tells them apart and is not pinned already."""
+    dial = dial_of(model)
+    with dial.pinned(dial.levels - 1) if dial is not None and dial.pin is None else contextlib.nullcontext():
+        yield
 
 
 def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> dict[str, int]:
@@ -114,7 +125,7 @@ def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", F
     x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
     counter = FlopCounterMode(display=False)
     try:
-        with evaluating(model):
+        with evaluating(model), most_complex(model):
             model(x)  # what a net makes once and keeps is not counted for an image
             watch = _Watch(model)
             try:

@@ -324,6 +324,11 @@ class Gauge(nn.Module):
         self._warned = False
         return self
 
+    @property
+    def pin(self) -> int | None:
+        """The level at which this thread holds it."""
+        return self._pinned.get()
+
     @contextlib.contextmanager
     def pinned(self, level: int) -> Iterator[None]:
         """Inside of a `with`, calls from this thread treat every image as one of that level.
@@ -343,9 +348,8 @@ class Gauge(nn.Module):
 
     def see(self, x: Tensor) -> "Crowd | Unseen":
         """Sorts a batch into levels."""
-        level = self._pinned.get()
-        if level is not None:
-            return Crowd([level] * len(x), x.device)
+        if self.pin is not None:
+            return Crowd([self.pin] * len(x), x.device)
         levels = self.levels_of(x)
         return Unseen(levels, {}) if _untold(x) else Crowd(levels.tolist(), x.device)
 

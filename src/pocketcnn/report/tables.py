@@ -75,9 +75,10 @@ def summarize(
 
 
 def _values(group: Sequence[dict[str, Any]]) -> dict[str, float]:
-    cost = group[0]["cost"]
+    cost, by_image = group[0]["cost"], group[0].get("image_costs")
     return {
         **{key: cost[key] for key in ("trainable_params", "total_params", "depth", "macs")},
+        **({"macs": by_image["macs"]["mean"]} if by_image else {}),  # over the test images
         "file_bytes": group[0]["file_bytes"],
         "latency_ms": median(result["latency"]["median_ms"] for result in group),
         "train_images_per_second": median(result["train_images_per_second"] for result in group),

@@ -21,7 +21,7 @@ from torch import nn
 from pocketcnn import __version__, checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn._optional import optional_import
-from pocketcnn.cost import measure, measure_latency
+from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
 from pocketcnn.cost.params import device_and_dtype, evaluating
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData, CannotMaterialize, ForeignFile, MissingExtra
@@ -71,8 +71,8 @@ def fit(
         logger: also send the epochs to `"tensorboard"` or `"wandb"`; `"csv"` is only the file above.
         progress: show a bar with rate and time left.
     Returns:
-        The content of `result.json`: accuracy and loss on test and validation, images per second in training, cost,
-        latency, file size, configuration.
+        The content of `result.json`: accuracy and loss on test and validation, images per second in training, cost, what
+        the test images cost where that depends on the image, latency, file size, configuration.
     Raises:
         BadData: the net does not fit the images or the classes.
         NonFiniteLoss: training diverged; the last good checkpoint is in the folder.
@@ -160,11 +160,21 @@ def fit(
         "wall_seconds": time.perf_counter() - start,
         "file_bytes": size,
         "cost": dataclasses.asdict(measure(model, data.input_size)),
+        "image_costs": _image_costs(model, data),
         "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
         "train": _as_read(dataclasses.asdict(config)),
     }
     write_json(folder / "result.json", result)
     return trainer.strategy.broadcast(result, src=0)
+
+
+def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
+    """What the test images cost, where that depends on the image."""
+    if dial_of(model) is None:
+        return None
+    normalize = Normalize(data.mean, data.std)
+    costs = measure_images(model, [normalize(batch) for batch in data.test.images.split(500)], runs=10, rounds=3)
+    return dataclasses.asdict(costs)
 
 
 def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:

@@ -275,23 +275,19 @@ def materialize(model: nn.Module, *, entropy: float | None = None) -> nn.Module:
             f"{name}{others}: {why}, so no ordinary convolution equals it; run or export the net as it is"
         )
     dense = copy.deepcopy(model)
+    base = provenance(model).base
     layer: Any
     for layer, names in _paths(dense).items():
         if is_condensed(layer):
-            dense = _replace(dense, names, layer.dense(entropy))
-    _drop_hooks_of_others(dense)
-    return remember(dense, Provenance(base=provenance(model).base, steps=()))
-
-
-def _drop_hooks_of_others(model: nn.Module) -> None:
-    """Takes away hooks that are methods of modules which are not part of the net."""
-    inside = set(model.modules())
-    for module in inside:
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in list(hooks.items()):
-                owner = getattr(hook, "__self__", None)
-                if isinstance(owner, nn.Module) and owner not in inside:
-                    del hooks[key]
+            new = layer.dense(entropy)
+            dense = _replace(dense, names, new)
+            if not isinstance(new, nn.Conv2d):
+                base = None  # parts have other names than in the plain net
+        for hook in list(layer._forward_pre_hooks.values()):
+            owner: Any = getattr(hook, "__self__", None)
+            if hasattr(owner, "detach") and not isinstance(owner, torch.Tensor):
+                owner.detach(layer)
+    return remember(dense, Provenance(base=base, steps=()))
 
 
 def provenance(model: nn.Module) -> Provenance:
@@ -420,7 +416,9 @@ def _apply(model: nn.Module, record: Method, settings: Any, names: tuple[str, ..
             trained.update(map(id, new.parameters()))
     for site in sites:
         if (new := built[site.name]) is not None:
-            new.train(site.module.training)
+            kept = {part for module in site.modules for part in module.modules()}
+            for part in new.modules():
+                part.training = part.training if part in kept else site.module.training
             for parameter in new.parameters():
                 if id(parameter) not in old:
                     parameter.requires_grad_(id(parameter) in trained)

@@ -87,6 +87,9 @@ def test_kernels_start_with_the_plain_nets_variance(options, size):
 def test_variance_is_right_at_every_level(level, depth_by, start):
     torch.manual_seed(0)
     puppeteer = Puppeteer([[[(64, 64, 3, 3)]] * 5], size=0.3, depth_by=depth_by, start=start)
+    if start == "entropy":
+        with torch.no_grad():
+            puppeteer.gain.normal_(std=0.1)
     for kernel in puppeteer.kernels(level).values():
         assert kernel.var().item() == pytest.approx(2 / (64 * 9), rel=0.1)
 
@@ -106,8 +109,12 @@ def test_kernels_of_any_shape_are_read():
     assert puppeteer.state_shape[2:] == (5, 7)
     made = puppeteer.kernels(3)
     assert [kernel.shape for kernel in made.values()] == [torch.Size(s) for block in shapes[0] for s in block]
-    wide = made[0, 1, 0].flatten(1)
-    assert torch.linalg.matrix_rank(wide[:64]).item() > puppeteer.rows  # tiles are drawn anew, not repeated
+
+
+def test_channels_larger_than_the_state_are_tiles_drawn_anew():
+    puppeteer = Puppeteer([[[(64, 300, 3, 3)]] * 2], size=2000, read="channels")
+    wide = puppeteer.kernels(3)[0, 1, 0].flatten(1)
+    assert torch.linalg.matrix_rank(wide).item() > puppeteer.rows
 
 
 def test_a_seed_rebuilds_what_is_read_where():
@@ -258,9 +265,12 @@ def test_the_fast_form_equals_the_slow_one(generator, start, depth_by, monkeypat
     x = mixed(9)
     with torch.no_grad():
         fast = net(x)
-        for module in ("_gauge", "puppet"):
-            monkeypatch.setattr(f"pocketcnn.methods.{module}.values_unknown", lambda x: True)
+        monkeypatch.setattr("pocketcnn.methods._gauge.tracing", lambda: True)
+        masked = []
+        stage = net.layer2[0]
+        monkeypatch.setattr(stage, "_masked", lambda x, found: masked.append(1) or PuppetStage._masked(stage, x, found))
         torch.testing.assert_close(net(x), fast, rtol=1e-4, atol=1e-5)
+    assert masked
 
 
 @both_paths
@@ -322,7 +332,7 @@ def test_gradients_reach_every_stored_number(start, depth_by):
     F.cross_entropy(net(mixed(16)), torch.arange(16) % 10).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.ne(0).all() or parameter.grad.ne(0).float().mean() > 0.5, name
+        assert parameter.grad.ne(0).float().mean() > 0.5, name
 
 
 def test_blocks_that_no_image_reaches_get_gradients_of_zero():
@@ -438,7 +448,7 @@ def test_images_of_another_range_are_warned_of_once():
     gauge = Gauge().calibrate_([mixed(20)])
     strange = mixed(4) * 255
     strange[0] /= 255
-    with pytest.warns(UserWarning, match=r"range from .* not within 0 to 1; .*full depth.*calibrate_\(loader, mean="):
+    with pytest.warns(UserWarning, match=r"range from .* not from 0 to 1; .*full depth.*calibrate_\(loader, mean="):
         share = gauge(strange)
     assert share[1:].eq(1).all()
     assert torch.equal(share[:1], gauge(strange[:1]))
@@ -457,11 +467,11 @@ def test_bad_calibrations():
     gauge = Gauge()
     with pytest.raises(ValueError, match="no images to calibrate with"):
         gauge.calibrate_([])
-    with pytest.raises(ValueError, match=r"range from -.* not within 0 to 1; .*give|Call"):
+    with pytest.raises(ValueError, match=r"range from -.* not from 0 to 1; Call"):
         gauge.calibrate_([torch.randn(4, 3, 8, 8)])
     x = mixed(4)
     x[1, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="not a number"):
+    with pytest.raises(ValueError, match="infinite or not a number"):
         gauge.calibrate_([x])
     with pytest.raises(ValueError, match="levels are numbered from 0 to 3"):
         with gauge.pinned(4):
@@ -474,11 +484,11 @@ def test_bad_images_leave_the_net_usable():
     expected = net(x)
     broken = x.clone()
     broken[2] = math.nan
-    with pytest.raises(ValueError, match=r"not a number in images \[2\]"):
+    with pytest.raises(ValueError, match=r"infinite or not a number in images \[2\]"):
         net(broken)
     with pytest.raises(ValueError, match="one pixel"):
         net(torch.rand(1, 3, 1, 1))
-    with pytest.raises(ValueError, match="it got none"):
+    with pytest.raises(ValueError, match="it got 0 such tensors instead of one"):
         net("image")
     assert torch.equal(net(x), expected)
     assert net(x[:0]).shape == (0, 10)
@@ -524,7 +534,7 @@ def test_two_threads_and_two_nets():
         thread.join()
     assert not failed
     assert found.keys() == expected.keys()
-    assert not gauge_of(nets[0]).calls._stacks
+    assert not nets[0].layer1[0].calls._held._stacks
 
 
 def test_pinned_levels_belong_to_a_thread():

@@ -136,12 +136,13 @@ def test_exports(measure, unchecked_shapes):
 
 
 @every_measure
-def test_bad_images_are_refused(measure):
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_images_are_refused(measure, bad):
     with pytest.raises(ValueError, match=r"one pixel has no structure"):
         measure(torch.rand(2, 3, 1, 1))
     x = torch.rand(4, 1, 5, 5)
-    x[2, 0, 1, 1] = math.nan
-    with pytest.raises(ValueError, match=r"not a number in images \[2\]"):
+    x[2, 0, 1, 1] = bad
+    with pytest.raises(ValueError, match=r"infinite or not a number in images \[2\]"):
         measure(x)
     with pytest.raises(ValueError, match="lowest, highest"):
         measure(torch.rand(1, 1, 4, 4), value_range=(1.0, 0.0))

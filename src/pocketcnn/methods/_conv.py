@@ -91,7 +91,8 @@ class AbstractConv2d(nn.Module, abc.ABC):
             conv.weight.copy_(weight)
             if conv.bias is not None and bias is not None:
                 conv.bias.copy_(bias)
-        return conv.train(self.training).requires_grad_(any(p.requires_grad for p in self.parameters()))
+        numbers = (*self.parameters(), *self.generator_parameters())
+        return conv.train(self.training).requires_grad_(any(p.requires_grad for p in numbers))
 
     @abc.abstractmethod
     def generator_parameters(self) -> Iterable[nn.Parameter]:

@@ -1,7 +1,7 @@
 """How complex each image of a batch is, held out to the parts of a net that act on it.
 
-A net's own code stands between its input and its stages, and hands on features only. So what the gauge found is held out
-beside it, for the length of one call, each thread and each net its own.
+A net's own code stands between its input and its stages, and hands on features only. So what was found of the images is
+held out beside it, for the length of one call, each thread and each net its own.
 """
 
 import contextlib
@@ -20,16 +20,18 @@ from pocketcnn.numerics.entropy import edge_density, image_entropy, image_varian
 _log = logging.getLogger(__name__)
 
 
+def tracing() -> bool:
+    """Whether what runs is written down to be run again with other images."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def _thread() -> int:
-    """This thread; a trace is a place of its own."""
+    """This thread; while the compiler traces, which cannot ask, a place of its own."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class Held:
-    """What one caller holds out to another for the length of a call, each thread its own.
-
-    A net's own code stands between the gauge, the stages and their convolutions, and hands on features only.
-    """
+    """What one caller holds out to another for the length of a call, each thread its own."""
 
     def __init__(self) -> None:
         self._stacks: dict[int, list[Any]] = {}
@@ -43,6 +45,9 @@ class Held:
     def get(self) -> Any:
         """What was held out last in this thread; None if nothing is."""
         stack = self._stacks.get(_thread())
+        if not stack and torch.compiler.is_compiling():
+            # Held out before the trace began. Which thread traces is not known; mostly there is but one.
+            stack = next(iter(self._stacks.values()), None)
         return stack[-1] if stack else None
 
     def push(self, value: Any) -> None:
@@ -56,10 +61,9 @@ class Held:
         if not stack:
             del self._stacks[_thread()]
 
-    def swap(self, value: Any) -> None:
-        """Holds out a value in the place of what was held out last."""
-        self.pop()
-        self.push(value)
+    def clear(self) -> None:
+        """Takes back everything that this thread holds out."""
+        self._stacks.pop(_thread(), None)
 
     @contextlib.contextmanager
     def given(self, value: Any) -> Iterator[None]:
@@ -71,22 +75,23 @@ class Held:
             self.pop()
 
 
+class Alike(NamedTuple):
+    """A batch whose images all have one level, and what is made for it in this call; None is the highest level."""
+
+    level: int | None
+    made: dict[Any, Any]
+
+
 class Crowd:
-    """A batch as the gauge sees it: the images by level, the highest first, and what is made for them in this call."""
+    """A batch of mixed levels: its images by level, the highest first, and what is made for them in this call."""
 
-    def __init__(self, levels: Sequence[int], device: torch.device) -> None:
+    def __init__(self, levels: Tensor) -> None:
         self.made: dict[Any, Any] = {}
-        counts: dict[int, int] = {}
-        for level in levels:
-            counts[level] = counts.get(level, 0) + 1
-        self.groups = sorted(counts.items(), reverse=True) or [(0, 0)]
-        self.order: Tensor | None = None
-        if len(self.groups) > 1:
-            self.order = torch.tensor(levels, device=device).argsort(descending=True, stable=True)
-            self.back = self.order.argsort()
-
-
-UNMEASURED = "held out until the first stage measures the features it is given"
+        self.levels = levels
+        listed = levels.tolist()
+        self.groups = [(level, listed.count(level)) for level in sorted(set(listed), reverse=True)]
+        self.order = levels.argsort(descending=True, stable=True)
+        self.back = self.order.argsort()
 
 
 class Unseen(NamedTuple):
@@ -96,18 +101,98 @@ class Unseen(NamedTuple):
     made: dict[Any, Any]
 
 
-class Gauge(nn.Module):
-    """Says how complex each image is that a net is given, and holds that out to the net's stages.
+UNMEASURED = "held out until the first stage measures the features it is given"
 
-    It is a part of every stage and looks at the input of the net it is attached to. It undoes the normalisation it was calibrated for, measures, and
-    maps the measure to [0, 1]: the share of the calibration images that are simpler. Before `calibrate_` the measure is
-    divided by the largest it can be (entropy by 8 bits). An image with pixels outside of the range is nothing it can
-    judge and counts as complex, so that it passes the whole net.
+
+class Calls:
+    """The calls of a net that are under way: what was found of their images, for the net's stages."""
+
+    def __init__(self, gauge: "Gauge | None" = None) -> None:
+        self.gauge = gauge
+        self._held = Held()
+        self._said = False
+
+    def attach(self, net: nn.Module) -> None:
+        """Makes a net's every call begin with a look at its input."""
+        net.register_forward_pre_hook(self._begin, with_kwargs=True)
+        net.register_forward_hook(self._end, always_call=True)
+
+    @staticmethod
+    def of(net: nn.Module) -> "Calls | None":
+        """Those attached to a net."""
+        owners = (getattr(hook, "__self__", None) for hook in net._forward_pre_hooks.values())
+        return next((owner for owner in owners if isinstance(owner, Calls)), None)
+
+    def detach(self, net: nn.Module) -> None:
+        """Takes back what `attach` did."""
+        for hooks in (net._forward_pre_hooks, net._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                del hooks[key]
+
+    def seen(self, x: Tensor) -> "Alike | Crowd | Unseen":
+        """What was found of the images whose features a stage is given.
+
+        Raises:
+            ValueError: the stage is given another number of images than the net.
+        """
+        found = self._held.get()
+        if found is UNMEASURED and self.gauge is not None:
+            found = self.gauge.see(x)
+            self._held.pop()
+            self._held.push(found)
+        if found is None and self.gauge is not None:
+            if self.gauge.pin is not None:
+                return Alike(self.gauge.pin, {})
+            if not (self._said or tracing()):
+                self._said = True
+                _log.warning(
+                    "a stage runs outside of a call of the net whose images decide its depth, and goes all the way; "
+                    "call the net itself, or net.gauge.pinned(level)"
+                )
+        if found is None:
+            return Alike(None, {})
+        if not isinstance(found, Alike) and found.levels.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"the net was given {found.levels.shape[0]} images, but a stage in it gets features of {x.shape[0]}; "
+                "condense the part of the net that takes as many images as its stages"
+            )
+        return found
+
+    def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._held.clear()  # of a call that was interrupted
+        self._held.push(UNMEASURED)  # first of all, for `_end` comes whatever happens
+        if self.gauge is not None and self.gauge.measure == "features":
+            return
+        found: Any = Alike(None, {})
+        if self.gauge is not None:
+            images = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4]
+            if len(images) != 1:
+                raise ValueError(
+                    f"the net's depth depends on its images, [batch, channels, height, width], and it got {len(images)} such "
+                    "tensors instead of one"
+                )
+            found = self.gauge.see(images[0])
+        self._held.pop()
+        self._held.push(found)
+
+    def _end(self, *_: Any) -> None:
+        self._held.clear()
+
+
+class Gauge(nn.Module):
+    """Says how complex each image is that a net is given.
+
+    It undoes the normalisation it was calibrated for, measures, and maps the measure to [0, 1]: the share of the
+    calibration images that are simpler. Before `calibrate_` the measure is divided by the largest it can be (entropy by
+    8 bits). An image with pixels outside of the range is nothing it can judge and counts as complex, so that it passes
+    the whole net.
 
     Args:
         measure: `"entropy"`, `"variance"`, `"edges"` or `"features"`, as in `PuppetOptions`.
         levels: how many degrees of complexity are told apart.
         channels: of the images.
+    Raises:
+        ValueError: an unknown measure.
     Shape: images [batch, channels, height, width] to [batch].
     """
 
@@ -132,14 +217,24 @@ class Gauge(nn.Module):
         if measure not in self.MEASURES:
             raise ValueError(f"no measure {measure!r}; known: {', '.join(self.MEASURES)}")
         self.measure, self.levels = measure, levels
-        self.calls, self._pinned = Held(), Held()
+        self._pinned = Held()
         self._warned = False
-        _, most, value_range = self.MEASURES[measure]
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
-        self.register_buffer("value_range", torch.tensor(value_range))
-        self.register_buffer("quantiles", torch.linspace(0, most, self.POINTS))
+        self.register_buffer("mean", torch.empty(channels))
+        self.register_buffer("std", torch.empty(channels))
+        self.register_buffer("value_range", torch.empty(2))
+        self.register_buffer("quantiles", torch.empty(self.POINTS))
         self.register_buffer("calibrated", torch.tensor(False))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forgets the calibration."""
+        _, most, (low, high) = self.MEASURES[self.measure]
+        self.mean.zero_()
+        self.std.fill_(1)
+        self.value_range[0], self.value_range[1] = low, high
+        self.quantiles.copy_(torch.linspace(0, most, self.POINTS))
+        self.calibrated.fill_(False)
 
     def value(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
         """The measure of each image, in its own unit: bits for entropy.
@@ -154,12 +249,12 @@ class Gauge(nn.Module):
         pixels = self._pixels(x)
         value = self.MEASURES[self.measure][0](pixels)
         if self.measure == "features":
-            if self.training and not values_unknown(x):
+            if self.training and len(x) and not (tracing() or x.is_meta):
                 self._learn(value, momentum=0.1)
             return self.share_of(value)
         strange = (pixels.flatten(1) - 1 / 2).abs().amax(1) > 0.52
-        if not (values_unknown(x) or self._warned) and strange.any():
-            self._warn(pixels[strange])
+        if not (tracing() or x.is_meta or self._warned) and len(x):
+            self._warn_of(pixels[strange], pixels)
         return torch.where(strange, 1.0, self.share_of(value))
 
     def share_of(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -199,23 +294,30 @@ class Gauge(nn.Module):
             std: what they were divided by after that.
             value_range: the lowest and the highest value of a pixel before that.
         Raises:
-            ValueError: no images, or images that do not lie in `value_range` once the normalisation is undone.
+            ValueError: no images, a normalisation that cannot be, or images that do not lie in `value_range` once it is
+                undone; the calibration is what it was then.
         """
-        device = self.quantiles.device
-        self.mean.copy_(torch.as_tensor(mean))
-        self.std.copy_(torch.as_tensor(std))
         if self.measure == "features":
             return self
-        self.value_range = torch.tensor(value_range, dtype=torch.float32, device=device)
+        new = Gauge(self.measure, self.levels, len(self.mean)).to(self.mean.device)
+        for name, given in (("mean", mean), ("std", std)):
+            numbers = torch.as_tensor(given, dtype=torch.float32).reshape(-1)
+            if len(numbers) not in (1, len(self.mean)):
+                raise ValueError(f"{name} is a number or {len(self.mean)} of them, one a channel, not {len(numbers)}")
+            getattr(new, name).copy_(numbers)
+        if not (new.std > 0).all() or not value_range[0] < value_range[1]:
+            raise ValueError(f"std must be positive and value_range (lowest, highest), got {std} and {value_range}")
+        new.value_range.copy_(torch.tensor(value_range))
         values = []
         for batch in loader:
-            pixels = self._pixels((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+            pixels = new._pixels((batch if isinstance(batch, Tensor) else batch[0]).to(self.mean.device))
             if len(pixels) and (pixels.min() < -0.02 or pixels.max() > 1.02):
-                raise ValueError(f"{self._found(pixels)}; {_FIX}")
+                raise ValueError(f"{new._found(pixels)}; {_FIX}")
             values.append(self.MEASURES[self.measure][0](pixels))
         if not sum(map(len, values)):
             raise ValueError("the loader gave no images to calibrate with")
-        self._learn(torch.cat(values), momentum=1.0)
+        new._learn(torch.cat(values), momentum=1.0)
+        self.load_state_dict(new.state_dict())
         self._warned = False
         return self
 
@@ -226,7 +328,7 @@ class Gauge(nn.Module):
 
     @contextlib.contextmanager
     def pinned(self, level: int) -> Iterator[None]:
-        """Inside of a `with`, calls from this thread treat every image as one of that level.
+        """Inside of a `with`, calls from this thread treat every image as one of that level; it is looked at all the same.
 
         Raises:
             ValueError: there is no such level.
@@ -236,40 +338,38 @@ class Gauge(nn.Module):
         with self._pinned.given(level):
             yield
 
-    def attach(self, net: nn.Module) -> None:
-        """Makes a net's every call begin with a look at its input."""
-        net.register_forward_pre_hook(self._begin, with_kwargs=True)
-        net.register_forward_hook(self._end, always_call=True)
-
-    def see(self, x: Tensor) -> "Crowd | Unseen":
+    def see(self, x: Tensor) -> Alike | Crowd | Unseen:
         """Sorts a batch into levels."""
-        if self.pin is not None:
-            return Crowd([self.pin] * len(x), x.device)
+        pin = self.pin
         levels = self.levels_of(x)
-        return Unseen(levels, {}) if values_unknown(x) else Crowd(levels.tolist(), x.device)
+        if pin is not None:
+            return Alike(pin, {})
+        # Batch norm in training must not see images that have stopped: there the compiler has to break off and look.
+        if x.is_meta or (tracing() and not (self.training and not torch.compiler.is_exporting())):
+            return Unseen(levels, {})
+        crowd = Crowd(levels)
+        return crowd if len(crowd.groups) > 1 else Alike(crowd.groups[0][0] if crowd.groups else 0, {})
 
     def extra_repr(self) -> str:
         return f"measure={self.measure!r}, levels={self.levels}"
 
-    def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.push(UNMEASURED)  # first of all, for `_end` comes whatever happens
-        if self.measure == "features":
-            return
-        images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
-        if images is None:
-            raise ValueError("the net's depth depends on its images, [batch, channels, height, width], and it got none")
-        self.calls.swap(self.see(images))
-
-    def _end(self, *_: Any) -> None:
-        self.calls.pop()
+    def _apply(self, fn: Any, recurse: bool = True) -> "Gauge":
+        """Moves with the net but stays in float32: in bfloat16 the quantiles would fall together."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            old = before[name]
+            if buffer is not None and old is not None and buffer.dtype != old.dtype:
+                self._buffers[name] = old.to(buffer.device) if not old.is_meta else buffer.to(old.dtype)
+        return self
 
     def _pixels(self, x: Tensor) -> Tensor:
         """Images with the normalisation undone and their range brought to [0, 1], in at least float32."""
+        x = x if x.dtype == torch.float64 else x.float()
         if self.measure == "features":
-            return x.float() / self.value_range[1]
+            return x.nan_to_num() / self.value_range[1]  # a net that diverges says so itself
         if len(self.mean) != x.shape[1]:
             raise ValueError(f"the net's depth is set by images of {len(self.mean)} channels, these have {x.shape[1]}")
-        x = x if x.dtype == torch.float64 else x.float()
         low, high = self.value_range.to(x.dtype)
         mean, std = (t.to(x.dtype)[:, None, None] for t in (self.mean, self.std))
         return (x * std + mean - low) / (high - low)
@@ -283,11 +383,18 @@ class Gauge(nn.Module):
     def _found(self, pixels: Tensor) -> str:
         low, high = self.value_range.tolist()
         found = [low + (high - low) * end.item() for end in (pixels.min(), pixels.max())]
-        return f"with mean and std undone, images range from {found[0]:.3g} to {found[1]:.3g}, not within {low:g} to {high:g}"
+        return f"with mean and std undone, images range from {found[0]:.3g} to {found[1]:.3g}, not from {low:g} to {high:g}"
 
-    def _warn(self, pixels: Tensor) -> None:
+    def _warn_of(self, strange: Tensor, pixels: Tensor) -> None:
+        """Says once what is wrong with the range of images, if anything is."""
+        spread = (pixels.max() - pixels.min()).item()
+        if len(strange):
+            message = f"{self._found(strange)}; such images get the full depth. {_FIX}"
+        elif 0 < spread < 0.02:
+            message = f"{self._found(pixels)}; they count as simple. {_FIX}"
+        else:
+            return
         self._warned = True
-        message = f"{self._found(pixels)}; such images get the full depth. {_FIX}"
         if self.calibrated:
             warnings.warn(message, stacklevel=2)
         else:
@@ -295,11 +402,6 @@ class Gauge(nn.Module):
 
 
 _FIX = (
-    "Call pocketcnn.methods.puppet.gauge_of(net).calibrate_(loader, mean=..., std=..., value_range=...) with images as the net is given them, the "
-    "mean and std they were normalised with and the range of their pixels before that"
+    "Call pocketcnn.methods.puppet.gauge_of(net).calibrate_(loader, mean=..., std=..., value_range=...) with images as the "
+    "net is given them, the mean and std they were normalised with and the range of their pixels before that"
 )
-
-
-def values_unknown(x: Tensor) -> bool:
-    """Whether a tensor's values cannot be looked at: the net is being traced, or has no storage."""
-    return x.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting()

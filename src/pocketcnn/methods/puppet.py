@@ -33,7 +33,7 @@ from pocketcnn.methods._blocks import (
     tried_out,
 )
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._gauge import UNMEASURED, Crowd, Gauge, Held, Unseen, values_unknown
+from pocketcnn.methods._gauge import Alike, Calls, Gauge, Held, Unseen, tracing
 from pocketcnn.methods._method import Method, Site
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 from pocketcnn.numerics.odeint import check_solver, odeint
@@ -47,7 +47,7 @@ class PuppetOptions:
     """What makes the kernels, and what the complexity of an image decides."""
 
     size: int | float = 0.08
-    """Numbers of the puppeteer: an integer, or a fraction in (0, 1] of the kernels' numbers."""
+    """Numbers of a puppeteer: an integer, or a fraction in (0, 1] of its kernels' numbers."""
     generator: Generator = "ode"
     """How the state moves: along the ODE, on a straight line, not at all; or stored: ordinary kernels."""
     solver: str = "euler"
@@ -55,11 +55,11 @@ class PuppetOptions:
     num_steps: int = 1
     """Steps of the solver from one kernel to the next."""
     horizon: float = 1.0
-    """The time at which the deepest layer's kernel is read."""
+    """The time at which the last stage ends."""
     depth: Literal["entropy", "fixed"] = "entropy"
     """Whether the image sets how many blocks of a stage it passes, or all images pass all."""
     depth_by: Literal["horizon", "step"] = "horizon"
-    """How a simple image is spared blocks: the path of the state ends early, or has fewer, longer steps."""
+    """How a simple image is spared blocks: each stage reads only its first kernels, or as many at longer steps."""
     start: Literal["fixed", "entropy"] = "fixed"
     """Whether the state starts the same for all images, or where their complexity puts it."""
     measure: Literal["entropy", "variance", "edges", "features"] = "entropy"
@@ -131,8 +131,8 @@ class Puppeteer(nn.Module):
 
         dP/dt = G(P) = tanh(A P) B,
 
-    A mixing its rows and B its columns, from t = 0 to `horizon`; the kernels of the stages are read one after the other at
-    equal distances of time. Each is scaled so that it starts with its Kaiming fan-out variance, as in a plain net.
+    A mixing its rows and B its columns, from t = 0 to `horizon`. Stages share the time equally, so do the blocks of a
+    stage and the kernels of a block, which are read one after the other. Each is scaled so that it starts with its Kaiming fan-out variance, as in a plain net.
 
     Args:
         stages: for each stage and each of its blocks the shapes of the kernels, [out_channels, in_channels / groups,
@@ -175,7 +175,7 @@ class Puppeteer(nn.Module):
         self.rows, self.columns, *self.kernel_size = self.state_shape = self._state_shape(total)
         made = {"device": device, "dtype": dtype}
         self.state = nn.Parameter(torch.empty(self.rows, self.columns * math.prod(self.kernel_size), **made))
-        moves = self.options.generator != "static"
+        moves = self.options.generator != "static" and len(self.slots) > 1
         self.mix_rows = nn.Parameter(torch.empty(self.rows, self.rows, **made)) if moves else None
         self.mix_columns = nn.Parameter(torch.empty(self.columns, self.columns, **made)) if moves else None
         self.gain = nn.Parameter(torch.empty(self.rows, **made)) if self.options.start == "entropy" else None
@@ -220,12 +220,13 @@ class Puppeteer(nn.Module):
         """The kernels of one level, by (stage, block, number in the block), each [out_channels, in_channels // groups,
         kernel_height, kernel_width].
 
-        Without gradients in evaluation mode they are generated once and kept until the stored numbers change.
+        Without gradients in evaluation mode they are generated once and kept until the stored numbers change. A change
+        that goes past torch's own counting (`parameter.data.mul_(2)`) is not noticed; `eval()` forgets what was kept.
         """
         key = self.key(level)
-        if self.training or torch.is_grad_enabled() or values_unknown(self.state):
+        if self.training or torch.is_grad_enabled() or tracing() or self.state.is_meta:
             return self._generate(*key)
-        return self.kept.get(key, list(self.parameters()), lambda: self._generate(*key))
+        return self.kept.get(key, [*self.parameters(), *self.buffers()], lambda: self._generate(*key))
 
     def train(self, mode: bool = True) -> "Puppeteer":
         self.kept.clear()
@@ -282,7 +283,7 @@ class Puppeteer(nn.Module):
         state = self.state.to(accumulation_dtype(self.state)) / self.std
         if start is not None and self.gain is not None:
             state = state * (1 + start * self.gain[:, None])
-        if self.options.generator == "static":
+        if self.mix_rows is None:
             return [state] * len(times)
         if self.options.generator == "linear":
             slope = self._slope(0.0, state)
@@ -331,9 +332,10 @@ class Kept:
         stamp = [(n.data_ptr(), n.dtype, 0 if n.is_inference() else n._version) for n in numbers]
         if stamp != self._stamp:
             self._stamp, self._made = stamp, {}
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        made = self._made  # another thread may begin anew meanwhile
+        if key not in made:
+            made[key] = make()
+        return made[key]
 
 
 class Part(NamedTuple):
@@ -395,8 +397,9 @@ class PuppetStage(nn.Module):
     """Blocks that follow each other, with generated kernels, of which each image passes as many as it is complex.
 
     In training mode a block sees all images that reach it at once, so that its batch norm does; in evaluation mode the
-    images of one level go through together. Where values cannot be looked at (`torch.compile`, `torch.export`), all
-    images pass all blocks and those that should have stopped keep what they had: the same result without the saving.
+    images of one level go through together. While a net is traced (`torch.compile`, `torch.export`) all images pass all
+    blocks and those that should have stopped keep what they had: the same result without the saving. `torch.compile` of
+    a net in training mode breaks off to look at the levels instead, for batch norm's sake.
 
     Args:
         blocks: modules from a map to a map; all but the first keep its size and channels. They become part of the stage;
@@ -404,9 +407,9 @@ class PuppetStage(nn.Module):
         puppeteer: makes the kernels; None makes one for this stage, or keeps the ordinary kernels with
             `generator="stored"`.
         number: which of the puppeteer's stages this is.
-        **options: fields of `PuppetOptions`; with a puppeteer, what was given to that.
+        **options: fields of `PuppetOptions`; a puppeteer has its own.
     Raises:
-        ValueError: no blocks, or an option out of range.
+        ValueError: no blocks, an option out of range, or a puppeteer made for other blocks.
     Shape: that of the blocks.
     """
 
@@ -421,30 +424,33 @@ class PuppetStage(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if puppeteer is not None and options:
+            raise ValueError(f"the puppeteer has its options; leave out {', '.join(options)}")
         self.options = puppeteer.options if puppeteer is not None else PuppetOptions(**options)
+        blocks = list(blocks)[: self.options.max_depth]
         if not blocks:
             raise ValueError("a stage needs at least one block")
-        self.number = number
+        shapes, groups = kernel_shapes(blocks), kernel_groups(blocks)
         if puppeteer is None and self.options.generator != "stored":
             weight = next(blocks[0].parameters())
-            shapes, groups = [kernel_shapes(blocks)], [kernel_groups(blocks)]
-            puppeteer = Puppeteer(shapes, groups=groups, device=weight.device, dtype=weight.dtype, **options)
+            puppeteer = Puppeteer([shapes], groups=[groups], device=weight.device, dtype=weight.dtype, **options)
+        if puppeteer is not None and puppeteer.stages[number : number + 1] != [shapes]:
+            raise ValueError(f"stage {number} of the puppeteer has other kernels than these blocks")
+        self.number = number
         self.puppeteer = puppeteer
-        self.gauge: Gauge | None = None  # says how complex each image is; without one all pass all blocks
+        self.gauge: Gauge | None = None  # what decides which image passes how many blocks; without, all pass all
+        self.calls = Calls()  # the net's own, once the stage is part of one
         self._held = Held()
-        self.blocks = nn.ModuleList(blocks[: self.options.max_depth])
+        self.blocks = nn.ModuleList(blocks)
         if puppeteer is not None:
-            for b, block in enumerate(self.blocks):
+            for b, block in enumerate(blocks):
                 for k, (names, conv) in enumerate(_kernels_of(block)):
                     arguments = conv_arguments(conv)
                     del arguments["device"], arguments["dtype"]
                     generated = GeneratedConv2d(
                         **{**arguments, "bias": conv.bias}, puppeteer=puppeteer, slot=(number, b, k), held=self._held
                     )
-                    generated.train(conv.training)
-                    for name in names:
-                        parent, _, child = name.rpartition(".")
-                        setattr(block.get_submodule(parent), child, generated)
+                    _put(block, names, generated.train(conv.training))
 
     @property
     def needs_entropy(self) -> bool:
@@ -465,81 +471,87 @@ class PuppetStage(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out out_height out_width"]:
-        crowd = self._crowd(x)
-        if isinstance(crowd, Unseen):
-            return self._masked(x, crowd)
-        if crowd.order is not None:
-            x = x.index_select(0, crowd.order)
+        found = self.calls.seen(x)
+        if isinstance(found, Alike):
+            return self._straight(x, self.options.levels - 1 if found.level is None else found.level, found.made)
+        if isinstance(found, Unseen):
+            return self._masked(x, found)
+        x = x[found.order]
         # In training all groups go together, for batch norm; else one after the other, which needs no putting together.
-        waves = [crowd.groups] if self.training else [[group] for group in crowd.groups]
+        waves = [found.groups] if self.training else [[group] for group in found.groups]
         passed = []
         for wave, rows in zip(waves, x.split([sum(count for _, count in wave) for wave in waves]), strict=True):
-            passed += self._pass(rows, wave, crowd)
-        y = passed[0] if len(passed) == 1 else torch.cat(passed)
-        return y if crowd.order is None else y.index_select(0, crowd.back)
+            passed += self._pass(rows, wave, found.made)
+        return torch.cat(passed)[found.back]
 
     def dense(self, entropy: float | None = None) -> nn.Sequential:
         """The ordinary blocks that the stage equals, for images of some entropy where that matters."""
         level = self.options.levels - 1
         if self.gauge is not None and entropy is not None:
-            level = int(
-                self.gauge.level_of(self.gauge.share_of(torch.tensor([float(entropy)]).to(self.gauge.quantiles)))
-            )
-        stage = copy.deepcopy(self).requires_grad_(any(p.requires_grad for p in self.parameters()))
+            value = torch.tensor(float(entropy), device=self.gauge.quantiles.device)
+            level = int(self.gauge.level_of(self.gauge.share_of(value)))
+        stage = copy.deepcopy(self)
         blocks = stage.blocks[: self.depth_of(level)]
-        with stage._held.given(stage._parts([(level, 1)], {})):
-            for block in blocks:
-                for name, module in list(block.named_modules(remove_duplicate=False)):
-                    if isinstance(module, GeneratedConv2d):
-                        parent, _, child = name.rpartition(".")
-                        setattr(block.get_submodule(parent), child, module.dense())
-        return nn.Sequential(*blocks).train(self.training)
+        stage._held.push(stage._parts([(level, 1)], {}))
+        for block in blocks:
+            generated: dict[GeneratedConv2d, list[str]] = {}
+            for name, module in block.named_modules(remove_duplicate=False):
+                if isinstance(module, GeneratedConv2d):
+                    generated.setdefault(module, []).append(name)
+            for conv, names in generated.items():
+                _put(block, names, conv.dense())
+        sequence = nn.Sequential(*blocks)
+        sequence.training = self.training
+        return sequence
 
     def extra_repr(self) -> str:
         return f"min_depth={self.depth_of(0)}, max_depth={self.depth_of(self.options.levels - 1)}"
 
-    def _crowd(self, x: Tensor) -> "Crowd | Unseen":
-        """The batch by levels, as the gauge sees it."""
-        crowd = self.gauge.calls.get() if self.gauge is not None else None
-        if crowd is UNMEASURED and self.gauge is not None:
-            crowd = self.gauge.see(x)
-            self.gauge.calls.swap(crowd)
-        if crowd is None:
-            levels = [self.options.levels - 1] * len(x)
-            crowd = Unseen(torch.tensor(levels, device=x.device), {}) if values_unknown(x) else Crowd(levels, x.device)
-        return crowd
+    def _straight(self, x: Tensor, level: int, made: dict[Any, Any]) -> Tensor:
+        """All images through the blocks of one level."""
+        depth = self.depth_of(level)
+        parts = self._parts([(level, 1)], made)
+        for block in self.blocks[:depth]:
+            x = self._run(block, x, parts)
+        return self._with_idle(x, depth)
 
-    def _pass(self, x: Tensor, groups: Sequence[tuple[int, int]], crowd: Crowd) -> list[Tensor]:
+    def _pass(self, x: Tensor, groups: Sequence[tuple[int, int]], made: dict[Any, Any]) -> list[Tensor]:
         """Sends images through the blocks that are theirs, groups of higher levels first."""
         finished: list[Tensor] = []
         for position, block in enumerate(self.blocks):
             active = [(level, count) for level, count in groups if self.depth_of(level) > position]
             count = sum(count for _, count in active)
+            # Nobody is left, or too little for batch norm: a single number a channel.
             if position and (count == 0 or (self.training and count * x[0, 0].numel() == 1)):
-                # Nobody is left, or too little for batch norm. Gradients of 0, so that every device has the same ones.
-                idle = (
-                    [p.sum() for block in self.blocks[position:] for p in block.parameters()] if self.training else []
-                )
-                return [x + 0 * torch.stack(idle).sum() if idle else x, *finished]
+                return [self._with_idle(x, position), *finished]
             if count < len(x):
                 finished.insert(0, x[count:])
                 x = x[:count]
-            x = self._run(block, x, self._parts(active, crowd.made))
+            x = self._run(block, x, self._parts(active, made))
         return [x, *finished]
 
-    def _masked(self, x: Tensor, crowd: Unseen) -> Tensor:
+    def _with_idle(self, x: Tensor, depth: int) -> Tensor:
+        """In training, lets numbers that no image reached have gradients of 0: every device must have the same ones."""
+        idle = [p for block in self.blocks[depth:] for p in block.parameters() if p.requires_grad]
+        if not (idle and self.training):
+            return x
+        if self.puppeteer is not None:
+            idle += self.puppeteer.parameters()
+        return x + 0 * torch.stack([p.sum() for p in idle]).sum()
+
+    def _masked(self, x: Tensor, found: Unseen) -> Tensor:
         """All images through all blocks; those whose depth is reached keep what they have."""
         levels = range(self.options.levels)
-        depths = torch.tensor([self.depth_of(level) for level in levels], device=x.device)[crowd.levels]
+        depths = torch.tensor([self.depth_of(level) for level in levels], device=x.device)[found.levels]
         for position, block in enumerate(self.blocks):
             reached = [level for level in levels if self.depth_of(level) > position]
-            parts = self._parts([(level, 1) for level in reached], crowd.made)
+            parts = self._parts([(level, 1) for level in reached], found.made)
             given: list[Part] | Mixed = parts
             if len(parts) > 1:
                 places = {key: place for place, key in enumerate(dict.fromkeys(map(self._key, reached)))}
                 # What becomes of images that should have stopped is of no interest.
                 place = torch.tensor([places.get(self._key(level), 0) for level in levels], device=x.device)
-                given = Mixed([part.kernels for part in parts], F.one_hot(place[crowd.levels], len(places)))
+                given = Mixed([part.kernels for part in parts], F.one_hot(place[found.levels], len(places)))
             y = self._run(block, x, given)
             x = torch.where((depths > position)[:, None, None, None], y, x) if position else y
         return x
@@ -563,6 +575,12 @@ class PuppetStage(nn.Module):
             if key not in made:
                 made[key] = self.puppeteer.kernels(level) if self.puppeteer is not None else {}
         return [Part(made[key], count) for key, count in counts.items()]
+
+
+def _put(block: nn.Module, names: Sequence[str], new: nn.Module) -> None:
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(block.get_submodule(parent), child, new)
 
 
 def _kernels_of(block: nn.Module) -> list[tuple[list[str], nn.Conv2d]]:
@@ -590,7 +608,7 @@ def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
     The first may change size and width. One that holds the net's first convolution, the stem, is left alone.
     """
     owners = owners_of_parameters(model)
-    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    stem = first_conv(model)
     found = []
     for prefixes, blocks in neighbours(model):
         if not is_block(blocks[0][1]):
@@ -634,6 +652,11 @@ def _keeps_shape(block: nn.Module) -> bool:
     return not tried_out(block, conv.weight, conv.in_channels)
 
 
+def first_conv(model: nn.Module) -> Any:
+    """The first convolution of a net, condensed or not; None where there is none."""
+    return next((m for m in model.modules() if isinstance(m, nn.Conv2d | AbstractConv2d)), None)
+
+
 def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]:
     """A stage for each site, with one puppeteer and one gauge for all of them."""
     stages: list[list[nn.Module]] = [site.modules[: options.max_depth] for site in sites]
@@ -659,16 +682,22 @@ def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]
 
 
 def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
-    """Gives the stages a gauge, one for the whole net, where the image decides anything."""
-    gauge = gauge_of(model)
-    for stage in built.values():
-        if not isinstance(stage, PuppetStage) or not stage.options.adapts:
+    """Has the stages hear of every call of the net: of its images, where they decide anything, and of each other."""
+    stages = [stage for stage in built.values() if isinstance(stage, PuppetStage)]
+    calls = Calls.of(model)
+    if calls is None:
+        calls = Calls()
+        calls.attach(model)
+    for stage in stages:
+        stage.calls = calls
+        if not stage.options.adapts:
             continue
         wanted = (stage.options.measure, stage.options.levels)
+        gauge = calls.gauge
         if gauge is None:
-            first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-            gauge = Gauge(*wanted, channels=first.in_channels).to(first.weight.device)
-            gauge.attach(model)
+            first = first_conv(model)
+            gauge = Gauge(*wanted, channels=first.in_channels if first is not None else 3)
+            calls.gauge = gauge.to(next(stage.parameters()).device)
         if (gauge.measure, gauge.levels) != wanted:
             raise ValueError(
                 f"the net measures {gauge.measure} at {gauge.levels} levels already, for stages made before"

@@ -36,7 +36,7 @@ def image_entropy(
         value_range: the lowest and the highest value a pixel can have; magnitudes are counted from 0 to the width of it.
         term: `"both"`, or only `"pixel"` or `"frequency"`.
     Returns:
-        One number an image, [batch], in float32 or, for float64 images, in float64; its gradient is 0 everywhere.
+        One number an image, [batch], in float32 or, for float64 images, in float64, without a gradient.
     Raises:
         ValueError: an argument out of range, images of a single pixel, or pixels that are not a number.
     """
@@ -99,9 +99,9 @@ def _checked(x: Tensor, value_range: tuple[float, float]) -> Tensor:
         raise ValueError(f"value_range is (lowest, highest), not {value_range}")
     if x.shape[2] * x.shape[3] < 2:
         raise ValueError(f"an image of one pixel has no structure to measure, got {list(x.shape)}")
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.is_meta) and x.isnan().any():
-        which = x.isnan().flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"pixels that are not a number in images {which[:5]} of the batch")
+    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.is_meta) and not x.isfinite().all():
+        which = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"pixels that are infinite or not a number in images {which[:5]} of the batch")
     return x if x.dtype == torch.float64 else x.float()
 
 

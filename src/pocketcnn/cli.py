@@ -226,7 +226,7 @@ def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> st
     costs = measure_images(net, (data.test.images.float() / 255 - mean) / std, runs=runs)
     cells = [("level", "images", "measure", "depth", "MACs", "ms")]
     for row in costs.levels:
-        ends = f"{row.lowest:.2f} to {row.highest:.2f}" if row.images else "-"
+        ends = "-" if row.lowest is None or row.highest is None else f"{row.lowest:.2f} to {row.highest:.2f}"
         cells.append(
             (f"{row.level}", f"{row.images:,}", ends, f"{row.depth}", f"{row.macs:,}", f"{row.latency_ms:.3f}")
         )
@@ -394,7 +394,8 @@ def picture(words: Sequence[str]) -> None:
                     pixels[0], solver_fields(net, name, x[:1]), title=f"{title}: {name}", channel=given.channel
                 )
                 written += write_figure(shown, given.output, _file_name(f"fields-{title}-{name}"))
-        if gauge_of(net) is not None:
+        gauge = gauge_of(net)
+        if gauge is not None and gauge.measure != "features":  # which no reader could see
             note = checkpoint.read_header(files[title])["notes"]
             pixels, x, labels, classes = _test_images(given.data or note["data"], note)
             shown = draw_levels(pixels, x, labels, classes, net, title=title)

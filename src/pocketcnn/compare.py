@@ -15,14 +15,14 @@ from torch import nn
 from pocketcnn import checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn.cost import count_params, dial_of, measure_latency
-from pocketcnn.cost.params import device_and_dtype, evaluating
+from pocketcnn.cost.images import look_at
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
 from pocketcnn.surgery import condense
 from pocketcnn.train import TrainConfig, fit
 from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import as_served
+from pocketcnn.train.loop import as_served, normalized
 
 _log = logging.getLogger(__name__)
 
@@ -241,13 +241,7 @@ def level_shares(net: nn.Module, data: DataSet) -> list[float]:
     dial = dial_of(net)
     if dial is None:
         return []
-    device = device_and_dtype(net)[0]
-    mean, std = (torch.tensor(value, device=device)[:, None, None] for value in (data.mean, data.std))
-    with evaluating(net):
-        levels = [
-            dial.levels_of((batch.to(device).float() / 255 - mean) / std) for batch in data.test.images.split(500)
-        ]
-    counts = torch.cat(levels).bincount(minlength=dial.levels)
+    counts = look_at(net, normalized(data.test, data))[0].bincount(minlength=dial.levels)
     return (counts / counts.sum()).tolist()
 
 

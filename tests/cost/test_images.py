@@ -39,6 +39,18 @@ def test_images_are_counted_by_level():
     assert ends == sorted(ends)
 
 
+def test_features_are_looked_at_where_the_net_has_them():
+    net = puppet(measure="features").train()
+    x = images(64)
+    for _ in range(30):
+        net(x)
+    net.eval()
+    gauge, seen = gauge_of(net), []
+    net.layer1[0].register_forward_pre_hook(lambda m, args: seen.append(gauge.levels_of(args[0])))
+    costs = pc.measure_images(net, x, runs=1, rounds=1)
+    assert [row.images for row in costs.levels] == seen[0].bincount(minlength=4).tolist()
+
+
 def test_other_nets_have_one_level():
     costs = pc.measure_images(pc.create_model("resnet20", width=0.25), images(5).split(2), runs=1, rounds=1)
     assert [row.images for row in costs.levels] == [5]

@@ -641,3 +641,208 @@ def test_frozen_parts_of_a_block_stay_frozen():
     small = condensed(plain)
     assert not small.layer1[0].blocks[0].bn1.weight.requires_grad
     assert small.layer1[0].puppeteer.state.requires_grad
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a user may do to a net, and what a net may do to its images
+
+
+def quietly(call):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        return call()
+
+
+def test_compiled_training_shows_batch_norm_what_eager_training_does(unchecked_shapes):
+    net = spread(condensed(shallow())).train()
+    other = copy.deepcopy(net)
+    x = mixed(12)
+    net(x)
+    quietly(lambda: torch.compile(other, backend="aot_eager")(x))
+    for (name, one), two in zip(net.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+def test_pins_hold_in_traces(unchecked_shapes):
+    net = trained(spread(condensed(shallow())))
+    x = mixed(6)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), gauge_of(net).pinned(1):
+        expected = net(x)
+        torch.testing.assert_close(quietly(lambda: compiled(x)), expected)
+        exported = torch.export.export(net, (x,)).module()
+    torch.testing.assert_close(exported(x), expected)
+    assert not torch.allclose(net(x), expected)
+
+
+def test_a_compiled_stage_goes_as_deep_as_its_images(unchecked_shapes):
+    net = trained(spread(condensed(shallow())))
+    x = mixed(6)
+    with torch.no_grad():
+        expected = net(x)
+        net[1].compile(backend="aot_eager")
+        torch.testing.assert_close(quietly(lambda: net(x)), expected)
+
+
+def test_fixed_depth_exports_for_every_batch(unchecked_shapes):
+    net = condensed(shallow(), depth="fixed").eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(net, (mixed(6),), dynamic_shapes=({0: batch},)).module()
+    x = mixed(11)
+    torch.testing.assert_close(exported(x), net(x))
+
+
+def test_kernels_are_generated_once_a_call(monkeypatch):
+    for options in ({"depth": "fixed"}, {}, {"start": "entropy"}):
+        net = spread(condensed(**options)) if options != {"depth": "fixed"} else condensed(**options)
+        puppeteer = net.layer1[0].puppeteer
+        calls = []
+        generate = puppeteer._generate
+        monkeypatch.setattr(puppeteer, "_generate", lambda *key, c=calls, g=generate: c.append(key) or g(*key))
+        net.train()(mixed(12))
+        assert len(calls) == len(set(calls)) == (4 if "start" in options else 1)
+
+
+class TwoViews(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = shallow()
+
+    def forward(self, x, y=None):
+        return self.net(torch.cat([x, x.flip(-1)]))
+
+
+def test_a_net_that_changes_the_batch_is_refused():
+    net = spread(pc.condense(TwoViews(), "puppet"))
+    with pytest.raises(ValueError, match="given 6 images, but a stage in it gets features of 12; condense the part"):
+        net(mixed(6))
+    with pytest.raises(ValueError, match="got 2 such tensors instead of one"):
+        net(mixed(2), y=mixed(2))
+    inner = TwoViews()
+    inner.net = pc.condense(inner.net, "puppet")
+    assert inner.eval()(mixed(6)).shape == (12, 10)
+
+
+def test_an_interrupted_call_leaves_nothing_behind():
+    net = trained(spread(condensed()))
+    x = mixed(6)
+    expected = net(x)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = net.layer2.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        net(x)
+    handle.remove()
+    assert torch.equal(net(x), expected)
+    assert net(x[:4]).shape == (4, 10)
+
+
+def test_a_materialized_net_can_be_tuned_saved_and_loaded(tmp_path):
+    plain = resnet()
+    for module in plain.layer1.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False).eval()
+    net = condensed(plain)
+    modes = {name: m.training for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert not modes["layer1.0.blocks.0.bn1"]
+    assert modes["layer2.0.blocks.0.bn1"]
+    dense = pc.materialize(net, entropy=6.0)
+    assert all(m.weight.requires_grad for m in dense.modules() if isinstance(m, nn.Conv2d))
+    assert not dense.layer1[0][0].bn1.weight.requires_grad
+    assert not dense.layer1[0][0].bn1.training
+    assert dense.layer2[0][0].bn1.training
+    pc.save(dense, tmp_path / "dense.safetensors")
+    with pytest.raises(pc.errors.MissingBase):
+        pc.load(tmp_path / "dense.safetensors")
+    loaded = pc.load(tmp_path / "dense.safetensors", base=pc.materialize(condensed(), entropy=6.0))
+    x = mixed(3)
+    assert torch.equal(loaded.eval()(x), dense.eval()(x))
+
+
+def test_materialize_leaves_hooks_of_others_alone():
+    class Watcher(nn.Module):
+        def look(self, module, args):
+            self.seen = True
+
+    watcher = Watcher()
+    net = condensed()
+    net.register_forward_pre_hook(watcher.look)
+    dense = pc.materialize(net, entropy=5.0)
+    assert len(dense._forward_pre_hooks) == 1
+    assert not dense._forward_hooks
+
+
+def test_a_stem_that_is_condensed_is_still_the_stem():
+    net = pc.condense(pc.create_model("plainnet20", width=0.5), "ring", include="conv1")
+    small = pc.condense(net, "puppet")
+    assert pc.plan(net, "puppet").rows[0].layer == "6 x ConvBlock"
+    assert small.eval()(mixed(3)).shape == (3, 10)
+
+
+def test_channels_last_is_kept():
+    net = spread(condensed()).to(memory_format=torch.channels_last).train()
+    seen = []
+    for stage in (net.layer1, net.layer2, net.layer3):
+        stage.register_forward_hook(lambda m, args, y: seen.append(y.is_contiguous(memory_format=torch.channels_last)))
+    net(mixed(12).contiguous(memory_format=torch.channels_last))
+    assert seen == [True] * 3
+
+
+def test_a_failed_calibration_changes_nothing():
+    gauge = Gauge().calibrate_([mixed(20)])
+    before = copy.deepcopy(gauge.state_dict())
+    for options, message in (
+        ({}, "images range from"),
+        ({"std": 0.0}, "std must be positive"),
+        ({"value_range": (1.0, 0.0)}, "value_range"),
+        ({"mean": (0.1, 0.2)}, "a number or 3 of them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gauge.calibrate_([torch.randn(4, 3, 8, 8)], **options)
+        assert all(torch.equal(before[key], value) for key, value in gauge.state_dict().items())
+    gauge.reset_parameters()
+    torch.testing.assert_close(gauge(mixed(1)), image_entropy(mixed(1)) / 8, rtol=0, atol=1)
+
+
+def test_a_range_far_smaller_than_calibrated_is_warned_of():
+    gauge = Gauge().calibrate_([mixed(20) * 255], value_range=(0.0, 255.0))
+    with pytest.warns(UserWarning, match=r"not from 0 to 255; they count as simple"):
+        gauge(mixed(5))
+
+
+def test_the_gauge_stays_in_float32():
+    net = spread(condensed())
+    expected = gauge_of(net).quantiles.clone()
+    net.bfloat16()
+    assert torch.equal(gauge_of(net).quantiles, expected)
+    assert net.eval()(mixed(2).bfloat16()).dtype == torch.bfloat16
+    assert gauge_of(net.to("meta")).quantiles.is_meta
+
+
+def test_a_stage_outside_of_a_call_says_so(caplog):
+    net = condensed().eval()
+    x = torch.randn(2, 8, 6, 6)
+    for _ in range(2):
+        net.layer1(x)
+    assert caplog.text.count("outside of a call") == 1
+    with gauge_of(net).pinned(0):
+        assert not torch.allclose(net.layer1(x), nn.Sequential(*net.layer1[0].blocks)(x))
+
+
+def test_a_puppeteer_and_its_stage_must_fit():
+    puppeteer = Puppeteer(SHAPES)
+    with pytest.raises(ValueError, match="has its options; leave out solver"):
+        PuppetStage(list(resnet().layer1), puppeteer, solver="rk4")
+    with pytest.raises(ValueError, match="stage 1 of the puppeteer has other kernels"):
+        PuppetStage(list(resnet().layer1), puppeteer, number=1)
+    assert len(PuppetStage(list(resnet().layer1), max_depth=2).puppeteer.slots) == 4
+
+
+@pytest.mark.parametrize(("name", "base"), [("puppet_plain", "plainnet20"), ("resnet32_puppet", "resnet32_4stage")])
+def test_the_papers_nets_store_ten_times_less_than_their_twins(name, base):
+    plan = pc.plan(pc.create_model(base), "puppet", input_size=(3, 32, 32))
+    assert plan.before.trainable_params > 10 * plan.after.trainable_params
+    assert plan.after == pc.measure(pc.create_model(name), (3, 32, 32))
+    assert "macs of the simplest image" in str(plan)

@@ -1,9 +1,11 @@
 """What a net costs over a set of images, where the cost depends on the image: how many pass how much of it."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +28,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class LevelCost:
-    """What one image costs at one level: `images` of the set lie there, with measures from `lowest` to `highest`."""
+    """What one image costs at one level: `images` of the set lie there, with measures from `lowest` to `highest`, which are
+    None where there are none."""
 
     level: int
     images: int
-    lowest: float
-    highest: float
+    lowest: float | None
+    highest: float | None
     depth: int
     macs: int
     latency_ms: float
@@ -42,7 +45,7 @@ class ImageCosts:
     """What a net costs over a set of images.
 
     `levels` are those of a net whose depth depends on the image, and a single one for another net. `macs` and
-    `latency_ms` are of one image at a time. `joules` is the mean energy of an image in batches as given, None on a
+    `latency_ms` are of one image at a time. `joules` is the mean energy of an image of the first batch, None on a
     machine without a counter that can be read.
     """
 
@@ -54,78 +57,91 @@ class ImageCosts:
 
 
 def measure_images(
-    model: nn.Module, images: Tensor | Sequence[Tensor], *, runs: int = 20, rounds: int = 5
+    model: nn.Module, images: Tensor | Iterable[Tensor], *, runs: int = 20, rounds: int = 5
 ) -> ImageCosts:
     """Counts and times a net over a set of images.
 
-    Latency is measured at each level, in turns, with one image; images are then counted by level.
+    Latency is measured at each level, in turns, with one image, the look at it included; images are then counted by level.
 
     Args:
         model: any net; left as it was.
-        images: [n, channels, height, width] as the net is given them, or batches of such.
+        images: [n, channels, height, width] as the net is given them, or batches of such, each taken once.
         runs: passes that are timed at a level and in a round.
         rounds: of the levels in turn; the median over them counts.
     Raises:
         ValueError: no images.
     """
-    batches = list(images.split(256)) if isinstance(images, Tensor) else list(images)
-    if not sum(map(len, batches)):
-        raise ValueError("there are no images to measure")
-    device, dtype = device_and_dtype(model)
-    batches = [batch.to(device, dtype) for batch in batches]
-    size = tuple(batches[0].shape[1:])
+    level_of, value, sample = look_at(model, images.split(256) if isinstance(images, Tensor) else images)
+    size = tuple(sample.shape[1:])
     dial = dial_of(model)
-    level_of, value = torch.zeros(sum(map(len, batches)), dtype=torch.long), torch.zeros(sum(map(len, batches)))
-    if dial is not None:
-        with evaluating(model):
-            level_of = torch.cat([dial.levels_of(batch).cpu() for batch in batches])
-            value = torch.cat([dial.value(batch).float().cpu() for batch in batches])
     levels = list(range(dial.levels)) if dial is not None else [0]
 
-    def at(level: int, work: Callable[[], float | int]) -> float | int:
-        if dial is None:
-            return work()
-        with dial.pinned(level):
-            return work()
+    def at(level: int) -> Any:
+        return dial.pinned(level) if dial is not None else contextlib.nullcontext()
 
     times: dict[int, list[float]] = {level: [] for level in levels}
     for _ in range(rounds):
         for level in levels:
-            times[level].append(at(level, lambda: measure_latency(model, size, runs=runs, warmup=3).median_ms))
+            with at(level):
+                times[level].append(measure_latency(model, size, runs=runs, warmup=3).median_ms)
     found = []
     for level in levels:
         here = value[level_of == level]
-        ends = (here.min().item(), here.max().item()) if len(here) else (float("nan"), float("nan"))
-        cost = at(level, lambda: measure(model, size).macs)
-        depth = at(level, lambda: measure(model, size).depth)
-        found.append(LevelCost(level, len(here), *ends, int(depth), int(cost), float(np.median(times[level]))))
+        low, high = (here.min().item(), here.max().item()) if dial is not None and len(here) else (None, None)
+        with at(level):
+            cost = measure(model, size)
+        found.append(LevelCost(level, len(here), low, high, cost.depth, cost.macs, float(np.median(times[level]))))
     each = level_of.numpy()
     return ImageCosts(
         images=len(each),
         levels=tuple(found),
         macs=_spread(np.array([row.macs for row in found])[each]),
         latency_ms=_spread(np.array([row.latency_ms for row in found])[each]),
-        joules=_energy(model, batches),
+        joules=_energy(model, sample),
     )
+
+
+def look_at(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The level and the measure of every image, both [n], 0 for a net that treats all alike; and the first batch.
+
+    Raises:
+        ValueError: no images.
+    """
+    device, dtype = device_and_dtype(model)
+    dial = dial_of(model)
+    record: list[tuple[Tensor, Tensor]] = []
+    sample = None
+    with evaluating(model), dial.recording(model) if dial is not None else contextlib.nullcontext() as recording:
+        for batch in batches:
+            batch = batch.to(device, dtype)
+            sample = batch if sample is None else sample
+            if recording is None:
+                record.append((torch.zeros(len(batch), dtype=torch.long), torch.zeros(len(batch))))
+            else:
+                recording[0](batch)
+        record = record if recording is None else recording[1]
+    if sample is None or not len(sample):
+        raise ValueError("there are no images to measure")
+    levels, values = (torch.cat(list(part)).cpu() for part in zip(*record, strict=True))
+    return levels, values.float(), sample
 
 
 def _spread(values: np.ndarray) -> Spread:
     return Spread(*map(float, (values.min(), values.mean(), np.percentile(values, 95), values.max())))
 
 
-def _energy(model: nn.Module, batches: Sequence[Tensor]) -> float | None:
+def _energy(model: nn.Module, batch: Tensor) -> float | None:
     """Joules an image, by the processor's own counter, with what else the machine does meanwhile."""
-    before = _microjoules()
+    before = _microjoules() if batch.device.type == "cpu" else None
     if before is None:
         return None
     passes, start = 0, time.perf_counter()
     with evaluating(model), torch.inference_mode():
         while passes == 0 or time.perf_counter() - start < 2:
-            for batch in batches:
-                model(batch)
+            model(batch)
             passes += 1
     after = _microjoules()
-    return None if after is None or after < before else (after - before) / 1e6 / passes / sum(map(len, batches))
+    return None if after is None or after < before else (after - before) / 1e6 / passes / len(batch)
 
 
 def _microjoules(root: Path = Path("/sys/class/powercap")) -> int | None:

@@ -75,8 +75,8 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
 
 def dial_of(model: nn.Module) -> Any:
     """What sets how much of a net an image passes; None where every image passes all. It has `levels`, numbered from 0
-    on, `pinned(level)` to hold it at one of them and `pin` to say which, and gives with `levels_of(images)` each image's
-    level, by its `value(images)`."""
+    on, `pinned(level)` to hold it at one of them and `pin` to say which, and `recording(net)` to write down levels and
+    measures of images."""
     return next((module for module in model.modules() if hasattr(module, "pinned")), None)
 
 

@@ -217,7 +217,7 @@ class Gauge(nn.Module):
         if measure not in self.MEASURES:
             raise ValueError(f"no measure {measure!r}; known: {', '.join(self.MEASURES)}")
         self.measure, self.levels = measure, levels
-        self._pinned = Held()
+        self._pinned, self._record = Held(), Held()
         self._warned = False
         self.register_buffer("mean", torch.empty(channels))
         self.register_buffer("std", torch.empty(channels))
@@ -338,10 +338,24 @@ class Gauge(nn.Module):
         with self._pinned.given(level):
             yield
 
+    @contextlib.contextmanager
+    def recording(self, net: nn.Module) -> Iterator[tuple[Callable[[Tensor], Any], list[tuple[Tensor, Tensor]]]]:
+        """Inside of a `with`, writes down the level and the measure of every image that is looked at in this thread.
+
+        Yields:
+            What to call with images so that they are looked at, which is the net only where its features are measured; and
+            the record, a pair of tensors [batch] for each call.
+        """
+        record: list[tuple[Tensor, Tensor]] = []
+        with self._record.given(record):
+            yield (net if self.measure == "features" else self.see), record
+
     def see(self, x: Tensor) -> Alike | Crowd | Unseen:
         """Sorts a batch into levels."""
         pin = self.pin
         levels = self.levels_of(x)
+        if (record := self._record.get()) is not None:
+            record.append((levels, self.value(x).detach()))
         if pin is not None:
             return Alike(pin, {})
         # Batch norm in training must not see images that have stopped: there the compiler has to break off and look.

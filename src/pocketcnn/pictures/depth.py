@@ -134,7 +134,9 @@ def draw_kernels(puppeteer: Puppeteer, *, title: str = "", channels: int = 6) ->
         for i, (a, b) in enumerate(pairwise(kernels))
         if a.shape == b.shape
     ]
-    left.plot(*zip(*pairs, strict=True), ".", label="kernels of equal shape", color="#D55E00")
+    left.plot(
+        [i for i, _ in pairs], [alike for _, alike in pairs], ".", label="kernels of equal shape", color="#D55E00"
+    )
     left.set_ylim(-0.3, 1.05)
     left.xaxis.set_major_locator(plots.MaxNLocator(integer=True))
     left.set_xlabel("from this kernel to the next")

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -172,27 +172,28 @@ def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
     """What the test images cost, where that depends on the image."""
     if dial_of(model) is None:
         return None
+    return dataclasses.asdict(measure_images(model, normalized(data.test, data), runs=10, rounds=3))
+
+
+def normalized(images: Any, data: DataSet, *, every: int = 1, batch: int = 500) -> Iterator[torch.Tensor]:
+    """Batches of every so-many-th image of a split, not augmented, as a net that is trained on the data is given them."""
     normalize = Normalize(data.mean, data.std)
-    costs = measure_images(model, [normalize(batch) for batch in data.test.images.split(500)], runs=10, rounds=3)
-    return dataclasses.asdict(costs)
+    for start in range(0, len(images), batch * every):
+        yield normalize(images.images[start : start + batch * every : every])
 
 
 def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
-    """Shows the training images, as they will be given to the net, to those parts of it that learn from the images alone
-    what to expect: what sets the depth of a net by the entropy of an image.
+    """Shows training images, as they will be given to the net, to those parts of it that learn from the images alone what
+    to expect: what sets the depth of a net by the entropy of an image.
 
     Args:
         model: any net; one without such parts is left alone.
-        data: whose first training images are shown, not augmented.
-        images: how many.
+        data: whose training images are shown, not augmented, evenly from first to last.
+        images: about how many.
     """
     parts: list[Any] = [module for module in model.modules() if hasattr(module, "calibrate_")]
-    if not parts:
-        return
-    device = device_and_dtype(model)[0]
-    normalize = Normalize(data.mean, data.std).to(device)
     for part in parts:
-        shown = (normalize(batch.to(device)) for batch in data.train.images[:images].split(500))
+        shown = normalized(data.train, data, every=max(1, len(data.train) // images))
         part.calibrate_(shown, mean=data.mean, std=data.std)
 
 

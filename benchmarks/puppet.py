@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import pocketcnn as pc
 from pocketcnn.data import load
-from pocketcnn.methods.puppet import gauge_of, puppeteers_of
+from pocketcnn.methods.puppet import PuppetStage, gauge_of, puppeteers_of
 from pocketcnn.train.loop import calibrate
 
 ROUNDS = 15
@@ -39,15 +39,28 @@ def served(net, x):
     return call
 
 
+def kept_kernels(plain, x):
+    """A net of whole depth with kept kernels against the ordinary net it equals."""
+    net = pc.condense(plain, "puppet", depth="fixed").eval()
+    print(f"\n{len(x)} images, whole depth, float32: kept kernels against ordinary ones\n")
+    for name, layout in (("contiguous", torch.contiguous_format), ("channels last", torch.channels_last)):
+        sides = {}
+        for side, model in (("kept", net), ("ordinary", pc.materialize(net))):
+            sides[side] = served(model.to(memory_format=layout), x.contiguous(memory_format=layout))
+        times = in_turns(sides)
+        kept, ordinary = (1e3 * times[side] for side in ("kept", "ordinary"))
+        print(f"{name:<14}kept {kept:.1f} ms, ordinary {ordinary:.1f} ms: {kept / ordinary:.2f}x")
+
+
 def depth_against_time(net, x):
-    """A level at a time: kept kernels against the ordinary net that the level equals."""
+    """A level at a time, with the look at the images, against the ordinary net that the level equals."""
     gauge = gauge_of(net)
     print(f"\n{len(x)} images of one level, float32\n")
     print(f"{'level':>6}{'blocks':>8}{'MACs an image':>15}{'puppet ms':>11}{'ordinary ms':>13}{'ratio':>7}")
     for level in range(gauge.levels):
         # The measure in the middle of the level, which `materialize` asks for.
-        shares = torch.linspace(0, gauge.quantiles[-1].item(), 4001)
-        value = shares[gauge.level_of(gauge.share_of(shares)) == level].median().item()
+        values = torch.linspace(0, gauge.quantiles[-1].item(), 4001)
+        value = values[gauge.level_of(gauge.share_of(values)) == level].median().item()
         dense = pc.materialize(net, entropy=value)
 
         def pinned(level=level):
@@ -55,7 +68,7 @@ def depth_against_time(net, x):
                 net(x)
 
         times = in_turns({"puppet": pinned, "ordinary": served(dense, x)})
-        blocks = sum(m.depth_of(level) for m in net.modules() if hasattr(m, "depth_of"))
+        blocks = sum(m.depth_of(level) for m in net.modules() if isinstance(m, PuppetStage))
         macs = pc.measure(dense, tuple(x.shape[1:])).macs
         mine, theirs = (1e3 * times[name] for name in ("puppet", "ordinary"))
         print(f"{level:>6}{blocks:>8}{macs:>15,}{mine:>11.1f}{theirs:>13.1f}{mine / theirs:>7.2f}")
@@ -148,6 +161,7 @@ def main():
     mean, std = (torch.tensor(value)[:, None, None] for value in (data.mean, data.std))
     x = (data.test.images[: 20 * given.batch].float() / 255 - mean) / std
     print(f"{given.model} on {data.name}, {torch.get_num_threads()} threads")
+    kept_kernels(plain, x[: given.batch])
     depth_against_time(net, x[: given.batch])
     mixed_batches(net, plain, x, given.batch)
     generation(given.model, x[:128].contiguous(memory_format=torch.channels_last), options)

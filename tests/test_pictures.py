@@ -163,3 +163,15 @@ def test_pictures_of_a_net_whose_depth_depends_on_the_image(tmp_path):
         assert all(path.stat().st_size > 1000 for path in write_figure(figure, tmp_path, name))
     with pytest.raises(ValueError, match="does not depend on what can be seen"):
         draw_levels(pixels, pixels / 255, torch.zeros(40), ("a",), pc.create_model("resnet20"))
+
+
+@pytest.mark.parametrize(("options", "drawn"), [({}, {"kernels", "levels", "maps"}), ({"measure": "features"}, {"kernels", "maps"}),
+                                                ({"generator": "stored"}, {"levels", "maps"})])  # fmt: skip
+def test_pictures_of_a_puppet_from_the_command_line(options, drawn, tmp_path):
+    net = pc.condense(pc.create_model("plainnet20", in_channels=1, width=0.25), "puppet", **options)
+    notes = {"data": "digits", "input_size": [1, 8, 8], "mean": [0.3], "std": [0.4]}
+    pc.save(net, tmp_path / "net.safetensors", notes=notes)
+    with pytest.raises(SystemExit) as left:
+        main(["picture", str(tmp_path / "net.safetensors"), "--output", str(tmp_path / "out")])
+    assert left.value.code in (0, None)
+    assert {path.name.split("-")[0].split(".")[0] for path in (tmp_path / "out").iterdir()} == drawn

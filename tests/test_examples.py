@@ -13,6 +13,7 @@ import pocketcnn as pc
 from pocketcnn.data import Augmentation, DataSet, Images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import entropy_and_difficulty as difficulty
 import mnist_illustrative as example
 
 
@@ -75,3 +76,27 @@ def test_rows_apart_never_interact():
 def test_files_of_named_nets_load(tmp_path):
     example.run("pde_w1", tiny(128), seeds=(0,), epochs=1, output=tmp_path)
     assert pc.load(tmp_path / "pde_w1" / "seed0.safetensors")(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_rank_correlation_and_quarters():
+    x = torch.tensor([3.0, -1.0, 10.0, 4.0, 0.0, 7.0, 8.0, 9.0])
+    assert difficulty.rank_correlation(x, x.exp()) == pytest.approx(1)
+    assert difficulty.rank_correlation(x, -x) == pytest.approx(-1)
+    assert [part.tolist() for part in difficulty.quarters(x)] == [[1, 4], [0, 3], [5, 6], [7, 2]]
+
+
+def test_the_table_of_difficulty_counts_each_quarter():
+    """A net that is right about the constants only, which are the simplest quarter."""
+
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            flat = x.flatten(1).std(1) == 0
+            return torch.stack([flat.float(), 1 - flat.float()], 1)
+
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    images[::4] = 7
+    lines = difficulty.table(Constant(), images, (0.5,), (0.3,), torch.zeros(40, dtype=torch.long)).splitlines()
+    assert lines[2].startswith("| entropy | 0.0 | 100.0 | 100.0 | 100.0 | +0.")
+    net = pc.create_model("puppet_plain", in_channels=1, width=0.25).eval()
+    lines = difficulty.table(net, images, (0.5,), (0.3,), torch.zeros(40, dtype=torch.long)).splitlines()
+    assert sum(line.startswith("| level ") for line in lines) == 4

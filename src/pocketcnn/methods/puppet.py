@@ -132,7 +132,8 @@ class Puppeteer(nn.Module):
         dP/dt = G(P) = tanh(A P) B,
 
     A mixing its rows and B its columns, from t = 0 to `horizon`. Stages share the time equally, so do the blocks of a
-    stage and the kernels of a block, which are read one after the other. Each is scaled so that it starts with its Kaiming fan-out variance, as in a plain net.
+    stage and the kernels of a block, which are read one after the other. Each is scaled so that it starts with its
+    Kaiming fan-out variance, as in a plain net.
 
     Args:
         stages: for each stage and each of its blocks the shapes of the kernels, [out_channels, in_channels / groups,
@@ -228,6 +229,12 @@ class Puppeteer(nn.Module):
             return self._generate(*key)
         return self.kept.get(key, [*self.parameters(), *self.buffers()], lambda: self._generate(*key))
 
+    def trajectory(self, level: int) -> list[Tensor]:
+        """The state where the kernels of one level are read, in order: matrices [rows, columns * kernel_height *
+        kernel_width], in units of the state's standard deviation at initialisation."""
+        start, path = self.key(level)
+        return list(self._states(start, list(self._times(path).values())))
+
     def train(self, mode: bool = True) -> "Puppeteer":
         self.kept.clear()
         return super().train(mode)
@@ -245,12 +252,6 @@ class Puppeteer(nn.Module):
         field_numbers = 2 if self.options.generator != "static" else 0
         side = max(1, round((numbers / (height * width + field_numbers)) ** 0.5))
         return side, side, height, width
-
-    def trajectory(self, level: int) -> list[Tensor]:
-        """The state where the kernels of one level are read, in order: matrices [rows, columns * kernel_height *
-        kernel_width], in units of the state's standard deviation at initialisation."""
-        start, path = self.key(level)
-        return list(self._states(start, list(self._times(path).values())))
 
     def _times(self, path: int) -> dict[Slot, float]:
         """When each kernel is read."""

@@ -208,13 +208,13 @@ def test_kernels_are_made_in_full_precision_under_autocast():
     ("options", "message"),
     [
         ({"min_depth": 4, "max_depth": 2}, "min_depth 4 is more than max_depth 2"),
-        ({"min_depth": 0}, "min_depth must be at least 1"),
+        ({"min_depth": 0}, "min_depth and max_depth must be at least 1"),
         ({"solver": "rk5"}, "no solver 'rk5'; known: euler"),
         ({"measure": "beauty"}, "no measure 'beauty'; known: entropy, variance, edges, features"),
         ({"generator": "odd"}, "no generator 'odd'"),
         ({"size": 0.0}, "size is a fraction"),
         ({"size": 1.5}, "size is a fraction"),
-        ({"levels": 0}, "levels and min_depth must be at least 1"),
+        ({"levels": 0}, "num_steps, levels, min_depth and max_depth must be at least 1"),
         ({"horizon": 0.0}, "horizon must be a positive time"),
         ({"seed": -1}, "seed must lie in"),
     ],
@@ -364,7 +364,7 @@ def test_depth_grows_with_entropy():
             depths = [options.depth_of(level, blocks) for level in range(options.levels)]
             assert depths == sorted(depths)
             assert depths[-1] == min(blocks, options.max_depth or blocks)
-            assert depths[0] == min(options.min_depth, depths[-1]) or options.levels == 1
+            assert depths[0] == min(options.min_depth or max(1, blocks // 2), depths[-1]) or options.levels == 1
 
 
 def test_fixed_depth_and_ordinary_kernels_are_the_plain_net():

@@ -66,8 +66,8 @@ class PuppetOptions:
     """What is called complex; features is the entropy of what the first stage is given."""
     levels: int = 4
     """How many degrees of complexity are told apart."""
-    min_depth: int = 1
-    """Blocks that the simplest images pass in each stage."""
+    min_depth: int | None = None
+    """Blocks that the simplest images pass in each stage; None for half of those that the most complex ones pass."""
     max_depth: int | None = None
     """Blocks that the most complex images pass in each stage; None for all it has."""
     generate: Literal["all", "equal"] = "all"
@@ -86,12 +86,13 @@ class PuppetOptions:
         check_solver(self.solver)
         check_seed(self.seed)
         check_size(self.size)
-        if min(self.num_steps, self.levels, self.min_depth) < 1:
+        depths = [depth for depth in (self.min_depth, self.max_depth) if depth is not None]
+        if min(self.num_steps, self.levels, *depths) < 1:
             raise ValueError(
-                f"num_steps, levels and min_depth must be at least 1, got {self.num_steps}, {self.levels}, "
-                f"{self.min_depth}"
+                f"num_steps, levels, min_depth and max_depth must be at least 1, got {self.num_steps}, {self.levels}, "
+                f"{self.min_depth}, {self.max_depth}"
             )
-        if self.max_depth is not None and self.max_depth < self.min_depth:
+        if len(depths) == 2 and depths[0] > depths[1]:
             raise ValueError(f"min_depth {self.min_depth} is more than max_depth {self.max_depth}")
         if not (self.horizon > 0 and math.isfinite(self.horizon)):
             raise ValueError(f"horizon must be a positive time, got {self.horizon}")
@@ -103,10 +104,10 @@ class PuppetOptions:
 
     def depth_of(self, level: int, blocks: int) -> int:
         """How many of a stage's blocks an image of some level passes; never fewer at a higher level."""
-        highest = min(self.max_depth or blocks, blocks)
+        highest = blocks if self.max_depth is None else min(self.max_depth, blocks)
         if self.depth == "fixed" or self.levels == 1:
             return highest
-        lowest = min(self.min_depth, highest)
+        lowest = max(1, highest // 2) if self.min_depth is None else min(self.min_depth, highest)
         return lowest + round((highest - lowest) * level / (self.levels - 1))
 
 

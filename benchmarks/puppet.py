@@ -109,7 +109,7 @@ def mixed_batches(net, plain, x, batch):
     print(f"of which looking at the images {look_ms:.2f} ms")
 
 
-def generation(model, x, options):
+def generation(model, x, mean, std, options):
     """What a training step spends on generating: the same net with ordinary kernels takes the rest."""
     labels = torch.arange(len(x)) % 10
     print(f"\na training step of {len(x)} images\n")
@@ -128,7 +128,7 @@ def generation(model, x, options):
                 memory_format=torch.channels_last
             )
             if gauge_of(net) is not None:
-                gauge_of(net).calibrate_([x])
+                gauge_of(net).calibrate_([x], mean=mean, std=std)
 
             def step(net=net):
                 with torch.autocast("cpu", torch.bfloat16):
@@ -164,7 +164,7 @@ def main():
     kept_kernels(plain, x[: given.batch])
     depth_against_time(net, x[: given.batch])
     mixed_batches(net, plain, x, given.batch)
-    generation(given.model, x[:128].contiguous(memory_format=torch.channels_last), options)
+    generation(given.model, x[:128].contiguous(memory_format=torch.channels_last), data.mean, data.std, options)
 
 
 if __name__ == "__main__":

@@ -398,8 +398,8 @@ class GeneratedConv2d(AbstractConv2d):
 class PuppetStage(nn.Module):
     """Blocks that follow each other, with generated kernels, of which each image passes as many as it is complex.
 
-    In training mode a block sees all images that reach it at once, so that its batch norm does; in evaluation mode the
-    images of one level go through together. While a net is traced (`torch.compile`, `torch.export`) all images pass all
+    In training mode a block sees all images that reach it at once, so that its batch norm does; in evaluation mode
+    images of different kernels go through one after the other. While a net is traced (`torch.compile`, `torch.export`) all images pass all
     blocks and those that should have stopped keep what they had: the same result without the saving. `torch.compile` of
     a net in training mode breaks off to look at the levels instead, for batch norm's sake.
 
@@ -479,8 +479,10 @@ class PuppetStage(nn.Module):
         if isinstance(found, Unseen):
             return self._masked(x, found)
         x = x[found.order]
-        # In training all groups go together, for batch norm; else one after the other, which needs no putting together.
-        waves = [found.groups] if self.training else [[group] for group in found.groups]
+        # In training all groups go together, for batch norm; else only where they share their kernels, for then nothing
+        # has to be put together after each convolution.
+        together = self.training or len({self._key(level) for level, _ in found.groups}) == 1
+        waves = [found.groups] if together else [[group] for group in found.groups]
         passed = []
         for wave, rows in zip(waves, x.split([sum(count for _, count in wave) for wave in waves]), strict=True):
             passed += self._pass(rows, wave, found.made)

@@ -40,6 +40,14 @@ def test_the_tables_of_the_global_layer_are_made_of_the_records():
         assert example.difference(folder, one, other).split(": ", 1)[1] in " ".join(card.split())
 
 
+def test_the_tables_of_puppet_are_made_of_the_records():
+    card = (ROOT / "docs" / "methods" / "puppet.md").read_text(encoding="utf-8")
+    folders = sorted((ROOT / "results" / "puppet").iterdir())
+    assert len(folders) == 4
+    for folder in folders:
+        assert markdown(summarize(read_results(folder), read_speeds(folder))) in card, folder.name
+
+
 def test_every_method_has_a_card_and_every_link_leads_somewhere():
     import pocketcnn as pc
 

@@ -43,3 +43,19 @@ def test_global_layers_in_nets_of_timm(timm, name, replaced, tmp_path):
     pc.save(small, tmp_path / "small.safetensors")
     again = pc.load(tmp_path / "small.safetensors", base=timm.create_model(name, num_classes=7))
     assert torch.equal(again(x), small(x))
+
+
+@pytest.mark.parametrize("name", ["resnet26d", "mobilenetv3_large_100", "convnext_atto"])
+def test_puppets_in_nets_of_timm(timm, name, tmp_path):
+    net = timm.create_model(name, num_classes=7)
+    plan = pc.plan(net, "puppet", input_size=(3, 64, 64))
+    small = pc.condense(net, "puppet").eval()
+    x = torch.rand(4, 3, 64, 64)
+    x[1:3] = x[1:3, :, :1, :1]  # simple images among complex ones
+    together = small(x)
+    torch.testing.assert_close(together, torch.cat([small(image[None]) for image in x]), rtol=1e-3, atol=1e-4)
+    assert plan.after == pc.measure(small, (3, 64, 64))
+    assert plan.after.macs_min < plan.after.macs_max
+    pc.save(small, tmp_path / "small.safetensors")
+    again = pc.load(tmp_path / "small.safetensors", base=timm.create_model(name, num_classes=7))
+    assert torch.equal(again.eval()(x), together)

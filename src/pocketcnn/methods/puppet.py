@@ -710,11 +710,8 @@ def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
 
 
 def gauge_of(model: nn.Module) -> Gauge | None:
-    """What says in a net how complex each image is; None where no image decides anything.
-
-    Example:
-        >>> gauge_of(condense(net, "puppet")).calibrate_(loader, mean=0.5, std=0.2)  # doctest: +SKIP
-    """
+    """What says in a net how complex each image is, and what `calibrate_` is called on; None where no image decides
+    anything."""
     return next((module for module in model.modules() if isinstance(module, Gauge)), None)
 
 

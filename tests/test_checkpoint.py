@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import pocketcnn as pc
-from pocketcnn.errors import BrokenFile, CannotWrite, ForeignFile, MissingBase, NewerFormat
+from pocketcnn.errors import BrokenFile, CannotWrite, ForeignFile, MissingBase, MissingPassphrase, NewerFormat
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_unusable_files_say_what_they_are(small, tmp_path):
         pc.load(path)
     header = {"format": "pocketcnn", "version": 99, "base": None, "steps": [], "frozen": [], "notes": {}}
     save_file({"weight": torch.zeros(3)}, path, metadata={"pocketcnn": json.dumps(header)})
-    with pytest.raises(NewerFormat, match="format version 99, this pocketcnn reads up to 1; upgrade"):
+    with pytest.raises(NewerFormat, match="format version 99, this pocketcnn reads up to 2; upgrade"):
         pc.load(path)
 
 
@@ -200,3 +200,91 @@ def test_a_file_of_the_first_version_still_loads():
     expected = torch.tensor(json.loads((folder / "ring_v1.json").read_text()))
     x = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
+
+
+SECRET = 0x1234_5678_9ABC_DEF0
+
+
+@pytest.fixture
+def secret():
+    return pc.condense(pc.create_model("resnet20", width=0.5), "ring", size=0.1, seed=SECRET).eval()
+
+
+def test_a_passphrase_hides_the_seed(secret, tmp_path):
+    pc.save(secret, tmp_path / "net", passphrase="open sesame")
+    x = torch.randn(2, 3, 16, 16)
+    loaded = pc.load(tmp_path / "net", passphrase="open sesame")
+    assert torch.equal(loaded(x), secret(x))
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in secret.state_dict().items())
+    content = (tmp_path / "net").read_bytes()
+    assert str(SECRET).encode() not in content
+    assert b"open sesame" not in content
+    wrong = pc.load(tmp_path / "net", passphrase="open simsim")
+    assert not torch.allclose(wrong(x), secret(x), atol=0.1)
+    with pytest.raises(MissingPassphrase, match=r"saved with a passphrase; pass it as load\(path, passphrase"):
+        pc.load(tmp_path / "net")
+    pc.save(secret, tmp_path / "other", passphrase="open sesame")
+    assert read_steps(tmp_path / "net") != read_steps(tmp_path / "other"), "each file has a salt of its own"
+    pc.save(loaded, tmp_path / "plain")
+    assert read_steps(tmp_path / "plain")[0]["options"]["seed"] == SECRET, "the net itself keeps its seed"
+
+
+def read_steps(path):
+    return pc.checkpoint.read_header(path)["steps"]
+
+
+def test_several_seeds_are_hidden_apart(tmp_path):
+    net = pc.condense(pc.create_model("resnet20", width=0.25), "ring", include="layer1.*", seed=SECRET)
+    net = pc.condense(net, "ring", include="layer2.*", seed=SECRET).eval()
+    pc.save(net, tmp_path / "net", passphrase="p")
+    one, other = (step["options"]["seed"] for step in read_steps(tmp_path / "net"))
+    assert len({one, other, SECRET}) == 3
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(pc.load(tmp_path / "net", passphrase="p")(x), net(x))
+
+
+def test_passphrases_that_make_no_sense(secret, tmp_path, caplog):
+    with pytest.raises(ValueError, match="an empty passphrase protects nothing"):
+        pc.save(secret, tmp_path / "net", passphrase="")
+    with pytest.raises(ValueError, match="this net has none"):
+        pc.save(pc.create_model("resnet20"), tmp_path / "net", passphrase="p")
+    pc.save(secret, tmp_path / "net")
+    with pytest.raises(ValueError, match="saved without a passphrase; leave it out"):
+        pc.load(tmp_path / "net", passphrase="p")
+    assert "can be found by trying" not in caplog.text
+    weak = pc.condense(pc.create_model("resnet20", width=0.25), "ring", seed=7)
+    pc.save(weak, tmp_path / "net", passphrase="p")
+    assert "a seed below 2**32 can be found by trying" in caplog.text
+
+
+def test_a_damaged_key_is_said(secret, tmp_path):
+    pc.save(secret, tmp_path / "net", passphrase="p")
+    for change in ({"salt": "xyz"}, {"n": 1 << 30}, {"r": "many"}):
+        header = pc.checkpoint.read_header(tmp_path / "net")
+        rewrite(tmp_path / "net", tmp_path / "bad", {**header, "key": {**header["key"], **change}})
+        with pytest.raises(BrokenFile, match="what it says of its passphrase is damaged"):
+            pc.load(tmp_path / "bad", passphrase="p")
+
+
+def rewrite(path, target, header):
+    """The file with another header."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    save_file(tensors, target, metadata={"pocketcnn": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (dict(scheme="spiral"), "no ring scheme 'spiral'"),
+        (dict(level="galaxy"), "no level 'galaxy'"),
+        (dict(twist=3), "ring has no option 'twist'"),
+    ],
+)
+def test_options_of_a_newer_version_are_said(secret, tmp_path, change, what):
+    pc.save(secret, tmp_path / "net")
+    header = pc.checkpoint.read_header(tmp_path / "net")
+    header["steps"][0]["options"].update(change)
+    rewrite(tmp_path / "net", tmp_path / "newer", header)
+    with pytest.raises(NewerFormat, match=f"does not know what it asks for .*{what}.*upgrade pocketcnn"):
+        pc.load(tmp_path / "newer")

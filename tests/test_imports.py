@@ -18,13 +18,14 @@ ARROWS = {
     "cost": set(),
     "surgery": {"methods", "cost"},
     "recipes": {"methods", "models", "surgery"},
-    "checkpoint": {"cost", "recipes", "surgery"},
+    "storage": set(),
+    "checkpoint": {"cost", "recipes", "storage", "surgery"},
     "data": set(),
     "train": {"checkpoint", "cost", "data", "surgery"},
     "compare": {"checkpoint", "cost", "data", "methods", "recipes", "surgery", "train"},
     "report": {"methods"},
-    "pictures": {"cost", "methods"},
-    "cli": {"checkpoint", "compare", "cost", "data", "methods", "recipes", "pictures", "report", "train"},
+    "pictures": {"cost", "methods", "numerics"},
+    "cli": {"checkpoint", "compare", "cost", "data", "methods", "recipes", "pictures", "report", "storage", "train"},
 }
 OPEN = {"errors", "_optional", "_files", "_plots"}
 CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, in the compiled kernels only

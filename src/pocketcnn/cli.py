@@ -4,9 +4,12 @@ Nothing here imports torch until a verb needs it, so `pocketcnn --help` answers 
 """
 
 import contextlib
+import copy
 import dataclasses
+import getpass
 import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pocketcnn import __version__
-from pocketcnn.errors import BadUsage, NonFiniteLoss, PocketError, UnknownModel
+from pocketcnn.errors import BadUsage, MissingPassphrase, NonFiniteLoss, PocketError, UnknownModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -279,6 +282,61 @@ def plan(words: Sequence[str]) -> None:
     ))  # fmt: skip
 
 
+# --- pack ------------------------------------------------------------------------------------------------------------
+
+
+def pack(words: Sequence[str]) -> None:
+    """Write a model file again, smaller or locked: int8 or float16 weights, small weights left out, a passphrase."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Pack:
+        model: Positional[Path]
+        """A model file, or the folder of a run."""
+        output: Path = Path("packed.safetensors")
+        """The model file to write."""
+        storage: Literal["float32", "float16", "int8"] = "float32"
+        """Type of the weights in the file; they are rounded to it."""
+        prune: float = 0.0
+        """Share of each weight tensor that is set to zero, the smallest numbers first."""
+        lock: bool = False
+        """Hide the seeds of rings and puppets behind a passphrase: POCKETCNN_PASSPHRASE, or asked for."""
+        data: str | None = None
+        """Also measure the accuracy before and after on this data set's test images."""
+
+    given = _parse(Pack, words, "pack")
+    from pocketcnn import checkpoint
+    from pocketcnn.storage import prune_
+
+    (path,) = _model_files((given.model,), ("net",)).values()
+    net, notes = _load(path), checkpoint.read_header(path)["notes"]
+    nets = [("before", path.stat().st_size, net)]
+    packed = copy.deepcopy(net)
+    if given.prune:
+        prune_(packed, given.prune)
+    size = checkpoint.save(
+        packed,
+        given.output,
+        notes=notes,
+        storage=given.storage,
+        passphrase=_passphrase(given.output) if given.lock else None,
+    )
+    nets.append(("after", size, _load(given.output)))
+    data = None
+    if given.data is not None:
+        from pocketcnn.data import load
+
+        data = load(given.data)
+    for title, length, net in nets:
+        accuracy = ""
+        if data is not None:
+            from pocketcnn.train import evaluate
+
+            accuracy = f"  test accuracy {100 * evaluate(net, data)['test_accuracy']:.2f} %"
+        print(f"{title:<6} {length:>14,} bytes  ({length / nets[0][1]:.3f}x){accuracy}")
+    print(f"{given.output}: {size:,} bytes")
+
+
 # --- models, data, report --------------------------------------------------------------------------------------------
 
 
@@ -355,7 +413,7 @@ def report(words: Sequence[str]) -> None:
 
 
 def picture(words: Sequence[str]) -> None:
-    """Draw what trained nets make of images: feature maps side by side, and the fields inside Global layers."""
+    """Draw what trained nets make of images: feature maps, and what is inside layers that make or share their kernels."""
     from tyro.conf import Positional
 
     @dataclass
@@ -365,7 +423,7 @@ def picture(words: Sequence[str]) -> None:
         data: str | None = None
         """Whose test images are shown; what the first net was trained on by default."""
         images: tuple[int, ...] = (0, 1, 2)
-        """Numbers of the test images; the fields are drawn for the first."""
+        """Numbers of the test images; fields and the kernels of pixels are drawn for the first."""
         image_file: Path | None = None
         """An image file instead."""
         layer: str | None = None
@@ -379,30 +437,116 @@ def picture(words: Sequence[str]) -> None:
 
     given = _parse(Picture, words, "picture")
     from pocketcnn import checkpoint
+    from pocketcnn.methods.condconv import CondConv2d
+    from pocketcnn.methods.involution import Involution2d
     from pocketcnn.methods.pde import GlobalLayer
     from pocketcnn.methods.puppet import gauge_of, puppeteers_of
-    from pocketcnn.pictures import draw_fields, draw_kernels, draw_levels, draw_maps, solver_fields, write_figure
+    from pocketcnn.methods.ring import RingConv2d
+    from pocketcnn.pictures import (
+        draw_fields,
+        draw_kernels,
+        draw_levels,
+        draw_maps,
+        draw_pixel_kernels,
+        draw_ring,
+        draw_routing,
+        solver_fields,
+        write_figure,
+    )  # fmt: skip
 
     files = _model_files(given.models, given.titles)
-    nets = {title: checkpoint.load(path) for title, path in files.items()}
-    pixels, x = _images_for(given, {title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
+    nets = {title: _load(path) for title, path in files.items()}
+    notes = _common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
+    pixels, x = _images_for(given, notes)
     written = write_figure(draw_maps(pixels, nets, x, layer=given.layer, channel=given.channel), given.output, "maps")
+
+    def write(figure: Any, name: str) -> None:
+        written.extend(write_figure(figure, given.output, _file_name(name)))
+
     for title, net in nets.items():
         for name, module in net.named_modules():
             if isinstance(module, GlobalLayer):
-                shown = draw_fields(
-                    pixels[0], solver_fields(net, name, x[:1]), title=f"{title}: {name}", channel=given.channel
-                )
-                written += write_figure(shown, given.output, _file_name(f"fields-{title}-{name}"))
+                fields = solver_fields(net, name, x[:1])
+                shown = draw_fields(pixels[0], fields, title=f"{title}: {name}", channel=given.channel)
+                write(shown, f"fields-{title}-{name}")
         gauge = gauge_of(net)
         if gauge is not None and gauge.measure != "features":  # which no reader could see
-            note = checkpoint.read_header(files[title])["notes"]
-            pixels, x, labels, classes = _test_images(given.data or note["data"], note)
-            shown = draw_levels(pixels, x, labels, classes, net, title=title)
-            written += write_figure(shown, given.output, _file_name(f"levels-{title}"))
+            write(draw_levels(*_test_images(given.data, notes, 10_000), net, title=title), f"levels-{title}")
         for number, puppeteer in enumerate(puppeteers_of(net)):
-            shown = draw_kernels(puppeteer, title=title)
-            written += write_figure(shown, given.output, _file_name(f"kernels-{title}-{number}"))
+            write(draw_kernels(puppeteer, title=title), f"kernels-{title}-{number}")
+        kinds = {type(module) for module in net.modules()}
+        if CondConv2d in kinds:
+            _, many, labels, classes = _test_images(given.data, notes, 1000)
+            write(draw_routing(net, many, labels, classes, title=title), f"routing-{title}")
+        if Involution2d in kinds:
+            write(draw_pixel_kernels(net, pixels[0], x[:1], title=title), f"pixels-{title}")
+        if RingConv2d in kinds:
+            write(draw_ring(net, title=title), f"ring-{title}")
+    for path in written:
+        print(path)
+
+
+def similarity(words: Sequence[str]) -> None:
+    """Compare how trained nets see the same images (CKA), layer by layer, and how alike the filters of a layer are."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Similarity:
+        models: Positional[tuple[Path, ...]]
+        """Model files, or folders of runs; the others are compared with the first."""
+        data: str | None = None
+        """Whose test images the nets see; what the first net was trained on by default."""
+        images: int = 512
+        """How many, spread over the test split; all of it where it has fewer."""
+        threshold: float = 0.3
+        """Filters of a layer count as correlated from this |r| on; filters too short to tell that from chance are not counted."""
+        titles: tuple[str, ...] = ()
+        """What the nets are called; the names of their folders by default."""
+        output: Path = Path("runs/similarity")
+        """Folder for the PNG and SVG files."""
+
+    given = _parse(Similarity, words, "similarity")
+    if given.images < 2:
+        raise BadUsage(f"similarity needs at least 2 images, got {given.images}")
+    from pocketcnn import checkpoint
+    from pocketcnn.pictures import (
+        alignments,
+        draw_correlated,
+        draw_similarity,
+        filter_similarity,
+        ring_fraction,
+        same_stations,
+        station_grams,
+        write_figure,
+    )  # fmt: skip
+
+    files = _model_files(given.models, given.titles)
+    nets = {title: _load(path) for title, path in files.items()}
+    notes = _common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
+    filters = {title: filter_similarity(net, given.threshold) for title, net in nets.items()}
+    x = _test_images(given.data, notes, given.images)[1]
+    grams = {title: station_grams(net, x) for title, net in nets.items()}
+    reference = next(iter(nets))
+    cells = [("net", f"as {reference}", "own layers", f"filters |r|>={given.threshold:g}", "mean |r|")]
+    for title, found in filters.items():
+        shared = list(same_stations(grams[reference], grams[title]).values())
+        own = alignments(grams[title], grams[title])
+        others = own.numel() - len(own)
+        cells.append((
+            title,
+            f"{sum(shared) / len(shared):.3f}" if shared else "-",
+            f"{float(own.sum() - own.trace()) / others:.3f}" if others else "-",
+            *((f"{100 * found[0]:.1f}%", f"{found[1]:.3f}") if found else ("-", "-")),
+        ))  # fmt: skip
+    print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
+    print(_columns(cells))
+    written = write_figure(draw_similarity(grams), given.output, "cka")
+    sizes = {title: ring_fraction(net) for title, net in nets.items()}
+    points = [(size, found[0]) for title, found in filters.items() if found and (size := sizes[title])]
+    if points:
+        plain = filters[reference] if sizes[reference] is None else None
+        shown = draw_correlated({"ring": points}, plain=plain and plain[0], threshold=given.threshold)
+        written += write_figure(shown, given.output, "correlated")
     for path in written:
         print(path)
 
@@ -411,20 +555,22 @@ def _file_name(words: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", words)
 
 
-def _test_images(name: str, notes: dict[str, Any]) -> tuple[Any, Any, Any, Sequence[str]]:
-    """Up to 10,000 test images as uint8 and normalised, their labels, and the names of the classes."""
+def _test_images(name: str | None, notes: dict[str, Any], most: int) -> tuple[Any, Any, Any, Sequence[str]]:
+    """Test images spread over the split as uint8 and normalised, their labels, and the names of the classes."""
     import torch
 
     from pocketcnn.data import load
 
-    data = load(name)
-    pixels = data.test.images[:10_000]
-    mean, std = (torch.tensor(notes[key])[:, None, None] for key in ("mean", "std"))
-    return pixels, (pixels.float() / 255 - mean) / std, data.test.labels[:10_000], data.classes
+    data = load(name or notes["data"])
+    count = len(data.test)
+    chosen = torch.arange(min(count, most)) * count // min(count, most)  # a split may be sorted by class
+    pixels = data.test.images[chosen]
+    return pixels, _normalised(pixels, notes), data.test.labels[chosen], data.classes
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
-    verb.__name__: verb for verb in (compare, train, measure, condense, plan, models, data, report, picture)
+    verb.__name__: verb
+    for verb in (compare, train, measure, condense, plan, pack, models, data, report, picture, similarity)
 }
 
 
@@ -614,6 +760,23 @@ def _device_options(given: DeviceArguments) -> dict[str, Any]:
     return {name: getattr(given, name) for name in ("devices", "num_nodes", "accelerator", "logger")}
 
 
+def _load(path: Path) -> "nn.Module":
+    """The net of a model file, with its passphrase where it has one."""
+    from pocketcnn import checkpoint
+
+    locked = "key" in checkpoint.read_header(path)
+    return checkpoint.load(path, passphrase=_passphrase(path) if locked else None)
+
+
+def _passphrase(path: Path) -> str:
+    """From the environment, or asked for on a terminal; never from the command line, which others can read."""
+    if given := os.environ.get("POCKETCNN_PASSPHRASE"):
+        return given
+    if not sys.stdin.isatty():
+        raise MissingPassphrase(f"{path}: needs a passphrase; set POCKETCNN_PASSPHRASE, or start from a terminal")
+    return getpass.getpass(f"passphrase of {path}: ")
+
+
 def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[str, Any]]:
     """A net by name or from a file, and the notes in the file."""
     from pocketcnn import checkpoint, recipes
@@ -621,7 +784,7 @@ def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[
     if Path(name).is_file():
         if options := _model_options(given):
             raise BadUsage(f"{name}: a model file is what it is; leave out {', '.join(options)}")
-        return checkpoint.load(name), checkpoint.read_header(name)["notes"]
+        return _load(Path(name)), checkpoint.read_header(name)["notes"]
     if name.endswith(".safetensors"):
         raise FileNotFoundError(f"{name}: no such model file")
     name, options = recipes.parse_options(name)
@@ -648,19 +811,22 @@ def _model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path
     return files
 
 
-def _images_for(given: Any, notes_of: dict[str, dict[str, Any]]) -> tuple[Any, Any]:
-    """Images as uint8 and normalised as the nets were trained to see them, by the notes in their files."""
-    import torch
-
-    from pocketcnn.data import load, read_image
-
+def _common_notes(notes_of: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the files of trained nets, by their titles, say about the images that all of them were trained on."""
     names = ("input_size", "mean", "std")
     for title, notes in notes_of.items():
         if not {"data", *names} <= notes.keys():
             raise BadUsage(f"{title}: not a trained net's file: it does not say what its images look like")
     notes = next(iter(notes_of.values()))
     if other := next((t for t, n in notes_of.items() if any(n[name] != notes[name] for name in names)), None):
-        raise BadUsage(f"{other} was trained on other images than {next(iter(notes_of))}; draw them one by one")
+        raise BadUsage(f"{other} was trained on other images than {next(iter(notes_of))}; take them one by one")
+    return notes
+
+
+def _images_for(given: Any, notes: dict[str, Any]) -> tuple[Any, Any]:
+    """The images of an image file, or the test images of some numbers, as uint8 and normalised."""
+    from pocketcnn.data import load, read_image
+
     channels, height, _ = notes["input_size"]
     if given.image_file is not None:
         pixels = read_image(given.image_file, image_size=height, channels=channels)[None]
@@ -669,10 +835,17 @@ def _images_for(given: Any, notes_of: dict[str, dict[str, Any]]) -> tuple[Any, A
         if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
             raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
         pixels = test.images[list(given.images)]
+    return pixels, _normalised(pixels, notes)
+
+
+def _normalised(pixels: Any, notes: dict[str, Any]) -> Any:
+    """Images as nets were trained to see them, by the notes in their files."""
+    import torch
+
     if list(pixels.shape[1:]) != notes["input_size"]:
         raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {notes['input_size']}")
     mean, std = (torch.tensor(notes[name])[:, None, None] for name in ("mean", "std"))
-    return pixels, (pixels.float() / 255 - mean) / std
+    return (pixels.float() / 255 - mean) / std
 
 
 def _input_size(given: SurgeryArguments, notes: dict[str, Any]) -> tuple[int, int, int]:
@@ -709,6 +882,13 @@ def _unknown_verb(word: str) -> PocketError:
     near = difflib.get_close_matches(word, VERBS, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
     return BadUsage(f"no verb {word!r}{guess} Known: {', '.join(VERBS)}.")
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, one line each, columns aligned: the first to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    return "\n".join("  ".join(line) for line in lines)
 
 
 def _number(value: Any) -> str:

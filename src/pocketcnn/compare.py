@@ -154,7 +154,7 @@ def compare(
     if seeds < 1:
         raise ValueError(f"seeds is how many runs each row gets, at least 1, not {seeds}")
     listed = [{**dataclasses.asdict(row), "label": row.label} for row in rows]
-    folders = {row.label: output / re.sub(r"[^\w.=,+-]+", "-", row.label) for row in rows}
+    folders = {row.label: folder_of(output, row.label) for row in rows}
     if len(set(folders.values())) < len(rows):
         raise ValueError(f"two rows would share a folder: {', '.join(folders)}; compare them in two output folders")
     plan = {"data": data.name, "seeds": list(range(config.seed, config.seed + seeds)), "rows": listed, "diverged": []}
@@ -188,6 +188,11 @@ def compare(
             on_result(results)
     write_json(output / "comparison.json", {**plan, "diverged": failures})
     return Outcome(results, failures, measure_speeds(finished, data, output))
+
+
+def folder_of(output: Path, label: str) -> Path:
+    """Where in a comparison's folder the runs of a row are, a folder for each seed."""
+    return output / re.sub(r"[^\w.=,+-]+", "-", label)
 
 
 def measure_speeds(

@@ -61,12 +61,20 @@ class CannotMaterialize(PocketError):
     """The net holds layers whose kernels depend on the image: no ordinary convolution equals them."""
 
 
+class NotEnoughMemory(PocketError):
+    """What was asked for takes more memory than there is."""
+
+
 class MissingExtra(PocketError, ImportError):
     """An optional package is missing or broken."""
 
 
 class MissingBase(PocketError):
     """A model file describes changes to a net this package did not make; the net itself must be given."""
+
+
+class MissingPassphrase(PocketError):
+    """A model file was saved with a passphrase, which must be given to load it."""
 
 
 class BrokenFile(PocketError):

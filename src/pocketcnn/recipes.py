@@ -14,6 +14,7 @@ from pocketcnn.errors import UnknownMethod, UnknownModel
 from pocketcnn.methods import METHODS, get_method
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models import PLAIN, mnist_net
+from pocketcnn.models.equilibrium import EquilibriumNet
 from pocketcnn.surgery import Provenance, condense, remember
 
 PLAIN_METHOD = "plain"  # beside the methods' names: the net as it is
@@ -55,10 +56,7 @@ RECIPES: dict[str, Recipe] = {
         f"rednet{depth}": Recipe(
             f"resnet{depth}",
             {"stem": "deep"},
-            [
-                ("involution", {"include": "conv1.3", "kernel_size": 3}),
-                ("involution", {"include": _SECOND_CONVS, "kernel_size": 7}),
-            ],
+            [("involution", {"include": ("conv1.3", _SECOND_CONVS), "kernel_size": {"conv1.3": 3, _SECOND_CONVS: 7}})],
             _REDNET,
         )
         for depth in (26, 38, 50, 101, 152)
@@ -96,7 +94,7 @@ def _mnist_net(feature: str = "conv", width: float = 1, diffusivity: Any = "cons
     return mnist_net.MnistNet(features[feature], round(width), **options)
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {**PLAIN, "mnist_net": _mnist_net}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {**PLAIN, "mnist_net": _mnist_net, "equilibrium": EquilibriumNet}
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
@@ -176,10 +174,12 @@ def parse_options(text: str) -> tuple[str, dict[str, Any]]:
     Example:
         >>> parse_options("mnist_net:feature=pde,width=8")
         ('mnist_net', {'feature': 'pde', 'width': 8})
+        >>> parse_options("ring:level={'layer1': 'early', 'layer[23]': 'late'}")
+        ('ring', {'level': {'layer1': 'early', 'layer[23]': 'late'}})
     """
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, re.split(r",(?![^{]*\})", rest)):  # at commas, but not inside of braces
         key, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")

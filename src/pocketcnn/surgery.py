@@ -6,7 +6,6 @@ Works on any `nn.Module`: a shared module is replaced wherever it is referenced,
 
 import copy
 import dataclasses
-import fnmatch
 import math
 import textwrap
 import typing
@@ -20,7 +19,7 @@ from torch import nn
 from pocketcnn.cost import Cost, count_params, macs_by_module, measure
 from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnstableStep, UnsupportedLayer
 from pocketcnn.methods import METHODS, Method, Site, get_method
-from pocketcnn.methods._method import is_condensed
+from pocketcnn.methods._method import is_condensed, matches
 
 Patterns = str | Sequence[str]
 Where = Callable[[nn.Module, str], bool]
@@ -231,6 +230,16 @@ def condense(
     return _apply(model, record, settings, chosen)
 
 
+def check_step(step: Step) -> None:
+    """Checks that this version knows a recorded step's method and options.
+
+    Raises:
+        UnknownMethod: it does not know the method.
+        ValueError: or an option, or its value.
+    """
+    _resolve(step.method, dict(step.options))
+
+
 def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
     """Applies recorded steps to a plain net: what loading a file does.
 
@@ -333,6 +342,9 @@ def _is_a(value: Any, hint: Any) -> bool:
     """Whether an option has the type of its field; which words a field knows, the options check themselves."""
     if typing.get_origin(hint) is typing.Literal:
         return isinstance(value, str)
+    if typing.get_origin(hint) is dict:
+        of_keys, of_values = typing.get_args(hint)
+        return isinstance(value, dict) and all(_is_a(k, of_keys) and _is_a(v, of_values) for k, v in value.items())
     if parts := typing.get_args(hint):
         return any(_is_a(value, part) for part in parts)
     if isinstance(value, bool):
@@ -343,6 +355,8 @@ def _is_a(value: Any, hint: Any) -> bool:
 def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) is dict:
+        return "a mapping of {} to {}".format(*map(_in_words, typing.get_args(hint)))
     if parts := typing.get_args(hint):
         return " or ".join(map(_in_words, parts))
     return {type(None): "None"}.get(hint, getattr(hint, "__name__", str(hint)))
@@ -383,11 +397,7 @@ def _select(
 def _matches(record: Method, sites: Sequence[Site], patterns: Patterns | None, what: str) -> set[str]:
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
-        hits = {
-            site.name
-            for site in sites
-            if any(fnmatch.fnmatchcase(name, p) for name in site.names for p in (pattern, f"{pattern}.*"))
-        }
+        hits = {site.name for site in sites if matches(site, pattern)}
         if not hits:
             examples = ", ".join(site.name for site in sites[:4]) or "none"
             raise ValueError(f"{what} pattern {pattern!r} matches no {record.places[0]}; there are {examples}, ...")

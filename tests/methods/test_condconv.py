@@ -3,7 +3,10 @@ import torch
 from torch import nn
 
 import oracles
-from pocketcnn.methods.condconv import CondConv2d, CondConvOptions
+import pocketcnn as pc
+from pocketcnn.errors import NotEnoughMemory
+from pocketcnn.methods.condconv import CondConv2d, CondConvOptions, Router
+from pocketcnn.numerics.dynamic_conv import COMPUTATIONS
 
 
 @pytest.mark.parametrize(
@@ -61,3 +64,130 @@ def test_bad_options_are_refused():
         CondConvOptions(0)
     with pytest.raises(ValueError, match="num_experts"):
         CondConv2d(4, 4, 3, num_experts=0)
+
+
+@pytest.mark.parametrize("batch", [1, 37])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(in_channels=4, out_channels=6, kernel_size=3, stride=2, padding=1),
+        dict(in_channels=4, out_channels=6, kernel_size=1, bias=False),  # pointwise
+        dict(in_channels=6, out_channels=6, kernel_size=3, padding=1, groups=6),  # depthwise
+        dict(in_channels=6, out_channels=12, kernel_size=(1, 3), padding=(0, 2), dilation=2, groups=3),
+    ],
+    ids=["strided", "pointwise", "depthwise", "grouped"],
+)
+def test_all_computations_are_equal_forward_and_backward(arguments, batch):
+    torch.manual_seed(0)
+    layer = CondConv2d(**arguments, num_experts=3, dtype=torch.float64)
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    x = torch.randn(batch, arguments["in_channels"], 7, 6, dtype=torch.float64, requires_grad=True)
+    found = {}
+    for computation in COMPUTATIONS:
+        layer.computation = computation
+        y = layer(x)
+        names = [name for name, _ in layer.named_parameters()]
+        grads = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+        found[computation] = dict(zip(["y", "x", *names], [y.detach(), *grads], strict=True))
+    experts = layer.experts.view(3, *layer.weight_shape)
+    slow = oracles.condconv2d(
+        x.detach(),
+        layer.routing_weights(x.detach()),
+        experts,
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+    )
+    torch.testing.assert_close(found["unfold"]["y"], slow.detach(), rtol=1e-12, atol=1e-12)
+    for computation in COMPUTATIONS:
+        for name, wanted in found["unfold"].items():
+            torch.testing.assert_close(
+                found[computation][name], wanted, rtol=1e-10, atol=1e-10, msg=f"{computation} {name}"
+            )
+
+
+@pytest.mark.parametrize("options", [dict(computation=c) for c in COMPUTATIONS] + [dict(routing="block")], ids=str)
+def test_nets_are_exported_with_a_dynamic_batch(options, unchecked_shapes):
+    net = pc.condense(pc.create_model("resnet20", width=0.25), "condconv", **options).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(net, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: batch},)).module()
+    for count in (1, 37):
+        x = torch.randn(count, 3, 8, 8)
+        torch.testing.assert_close(program(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_a_block_share_the_routing_of_the_first():
+    net = pc.condense(pc.create_model("resnet20", width=0.5), "condconv", routing="block", num_experts=3)
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, CondConv2d)}
+    routers = {}
+    for name, layer in layers.items():
+        routers.setdefault(layer.router, []).append(name)
+    assert len(routers) == 9
+    assert ["layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0"] in routers.values()
+    assert [layers[name].router_shared for name in ("layer2.0.conv1", "layer2.0.conv2")] == [False, True]
+    seen = {}
+    for name, layer in layers.items():
+        layer.register_forward_hook(
+            lambda m, args, y, name=name: seen.__setitem__(name, (args[0], m.routing_weights(args[0])))
+        )
+    net(torch.randn(5, 3, 8, 8))
+    first, weights = seen["layer2.0.conv1"]
+    torch.testing.assert_close(weights, torch.sigmoid(layers["layer2.0.conv1"].router(first).logit()))
+    assert torch.equal(seen["layer2.0.conv2"][1], weights)
+    assert torch.equal(seen["layer2.0.downsample.0"][1], weights)
+    with pytest.raises(RuntimeError, match="needs the block's first condensed layer to be called before"):
+        pc.condense(pc.create_model("resnet20"), "condconv", routing="block").layer1[0].conv2(torch.randn(1, 16, 4, 4))
+
+
+def test_softmax_with_temperature_and_dropout():
+    router = Router(4, 3, "softmax", temperature=2.0, dropout=0.5)
+    x = torch.randn(200, 4, 2, 2)
+    router.eval()
+    expected = ((x.mean((2, 3)) @ router.weight.T + router.bias) / 2).softmax(1)
+    torch.testing.assert_close(router(x), expected)
+    router.train()
+    torch.manual_seed(0)
+    drawn = router(x)
+    kept = drawn != 0
+    assert 0.4 < float(kept.float().mean()) < 0.6
+    torch.testing.assert_close(drawn[kept], 2 * expected[kept])
+
+
+def test_only_the_last_layers():
+    net = pc.create_model("resnet20")
+    half = pc.plan(net, "condconv", last=0.25)
+    chosen = [row.name for row in half.rows if row.becomes not in ("", "-")]
+    assert chosen == ["layer3.0.downsample.0", "layer3.1.conv1", "layer3.1.conv2", "layer3.2.conv1", "layer3.2.conv2"]
+    assert {row.reason for row in half.rows if row.name.startswith("layer1")} == {
+        "not among the last 25 % of the layers"
+    }
+
+
+def test_memory_is_estimated_before_it_is_taken():
+    with pytest.raises(
+        NotEnoughMemory, match=r"1,000,000,000 experts take .* GB, cpu has .* num_experts up to [\d,]+ would fit"
+    ):
+        pc.condense(pc.create_model("resnet20"), "condconv", num_experts=10**9)
+    with pytest.raises(NotEnoughMemory, match="experts take"):
+        CondConv2d(64, 64, 3, num_experts=10**9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(last=0.0), r"last is a share of the layers, in \(0, 1\], not 0.0"),
+        (dict(dropout=1.0), r"dropout must lie in \[0, 1\), not 1.0"),
+        (dict(temperature=2.0), "a temperature belongs to activation='softmax', not 'sigmoid'"),
+        (dict(activation="softmax", temperature=0.0), "temperature must be a positive number, not 0.0"),
+        (dict(routing="stage"), "no routing 'stage'; known: layer, block"),
+        (dict(computation="fft"), "no computation 'fft'; known: auto, mix_kernels, mix_outputs, unfold"),
+    ],
+)
+def test_options_that_make_no_sense(options, message, unchecked_shapes):
+    with pytest.raises(ValueError, match=message):
+        CondConvOptions(**options)
+    with pytest.raises(ValueError, match="the router weighs 3 experts, this layer has 4"):
+        CondConv2d(4, 4, 3, router=Router(4, 3))

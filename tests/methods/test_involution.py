@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import oracles
+import pocketcnn as pc
 from pocketcnn.methods.involution import Involution2d, InvolutionOptions
 
 
@@ -79,3 +80,47 @@ def test_bad_arguments_are_refused():
         Involution2d(16, 16, 5)(torch.randn(1, 16, 4, 4))
     with pytest.raises(ValueError, match="needs x: it has a kernel of its own for every pixel"):
         Involution2d(16, 16, 3).dense_weight()
+
+
+def kernels(net):
+    """K of each involution by name."""
+    return {name: m.kernel_size[0] for name, m in net.named_modules() if isinstance(m, Involution2d)}
+
+
+def test_kernel_sizes_by_pattern():
+    net = pc.condense(pc.create_model("resnet20"), "involution", kernel_size={"layer1": 5, "layer3.*": 7})
+    assert kernels(net) == {f"layer{s}.{b}.conv2": k for s, k in ((1, 5), (2, 3), (3, 7)) for b in range(3)}
+    with pytest.raises(ValueError, match="kernel_size: pattern 'stage1' matches nothing"):
+        pc.condense(pc.create_model("resnet20"), "involution", kernel_size={"stage1": 5})
+    with pytest.raises(ValueError, match=r"layer1.0.conv1 matches both 'layer1' and '\*.conv1'"):
+        pc.condense(pc.create_model("resnet20"), "involution", kernel_size={"layer1": 5, "*.conv1": 3})
+    with pytest.raises(ValueError, match="must be odd and positive, so that it has a centre, not 4"):
+        pc.condense(pc.create_model("resnet20"), "involution", kernel_size={"layer1": 4})
+
+
+def test_where_involutions_go(unchecked_shapes):
+    basic, bottleneck = pc.create_model("resnet20"), pc.create_model("resnet26", width=0.25)
+    assert set(kernels(pc.condense(basic, "involution"))) == {
+        f"layer{s}.{b}.conv2" for s in (1, 2, 3) for b in range(3)
+    }
+    everywhere = kernels(pc.condense(basic, "involution", layers="all"))
+    assert "layer1.0.conv1" in everywhere
+    assert "layer2.0.conv1" not in everywhere, "it changes the channel count"
+    assert set(kernels(pc.condense(bottleneck, "involution"))) == {
+        name for name, m in bottleneck.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    } & {name for name, _ in bottleneck.named_modules() if name.startswith("layer")}
+    with pytest.raises(ValueError, match="no layers 'some'; known: alternate, all"):
+        pc.condense(basic, "involution", layers="some")
+
+
+def test_a_rednet_takes_options_and_odd_sizes():
+    net = pc.create_model("rednet26", num_classes=5, width=0.25, reduction=2, group_channels=8).eval()
+    layers = [m for m in net.modules() if isinstance(m, Involution2d)]
+    assert [m.kernel_size[0] for m in layers] == [3] + 8 * [7]
+    assert {(m.reduction, m.group_channels) for m in layers} == {(2, 8)}
+    assert [m.stride for m in layers].count((2, 2)) == 3
+    with torch.no_grad():
+        net.train()(torch.randn(4, 3, 65, 47))
+        for size in ((33, 33), (31, 50), (7, 5)):
+            assert net.eval()(torch.randn(2, 3, *size)).shape == (2, 5)
+    assert set(kernels(pc.create_model("rednet26", width=0.25, kernel_size=5)).values()) == {5}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
-from pocketcnn.methods.ring import ParameterRing, RingConv2d, RingOptions
+from pocketcnn.methods.ring import ParameterRing, RingConv2d, RingOptions, lengths
 
 
 def test_kernel_equals_reading_number_by_number():
@@ -134,3 +134,124 @@ def test_slot_of_another_shape_is_refused():
         RingConv2d(4, 8, 3, ring=ring)
     with pytest.raises(ValueError, match="none of its 1 slots"):
         RingConv2d(4, 4, 3, ring=ring, slot=1)
+
+
+@pytest.mark.parametrize("size", [1.0, 300_000])
+def test_a_full_ring_is_the_plain_net_in_other_words(size):
+    """With N >= M each stored number is read once at most: any plain net can be written on the ring, and takes the same
+    steps of gradient descent where all layers have the ring's variance."""
+    plain = pc.create_model("resnet20", width=0.5).double()
+    full = pc.condense(plain, "ring", size=size)
+    layers = {name: m for name, m in full.named_modules() if isinstance(m, RingConv2d)}
+    ring = next(iter(layers.values())).ring
+    assert len(ring.indices.unique()) == len(ring.indices)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            window = ring.window(layer.slot)
+            scaled = plain.get_submodule(name).weight.flatten() / ring.scales[layer.slot] * ring.signs[window]
+            ring.values[ring.indices[window].long()] = scaled
+    x = torch.randn(3, 3, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(full(x), plain(x), rtol=1e-10, atol=1e-10)
+    for net in (full, plain):
+        net(x).square().sum().backward()
+    for name, layer in layers.items():
+        window = ring.window(layer.slot)
+        grad = ring.values.grad[ring.indices[window].long()] * ring.signs[window] / ring.scales[layer.slot]
+        torch.testing.assert_close(grad, plain.get_submodule(name).weight.grad.flatten(), rtol=1e-8, atol=1e-10)
+
+
+def rings_of(net):
+    """Rings of a net, and the names of the layers that read each."""
+    found = {}
+    for name, module in net.named_modules():
+        if isinstance(module, RingConv2d):
+            found.setdefault(module.ring, []).append(name)
+    return found
+
+
+def test_levels_divide_the_layers_among_rings():
+    net = pc.create_model("resnet20")
+    assert len(rings_of(pc.condense(net, "ring"))) == 1
+    stages = rings_of(pc.condense(net, "ring", level="stage", size=0.1))
+    assert [{name.split(".")[0] for name in names} for names in stages.values()] == [{"layer1"}, {"layer2"}, {"layer3"}]
+    assert [len(ring.values) for ring in stages] == [1382, 5120, 20480]  # a tenth of 13,824, 51,200 and 204,800
+    blocks = rings_of(pc.condense(net, "ring", level="block"))
+    assert [{name.rsplit(".", 2)[0] if "downsample" in name else name.rsplit(".", 1)[0] for name in names}
+            for names in blocks.values()] == [{f"layer{s}.{b}"} for s in (1, 2, 3) for b in (0, 1, 2)]  # fmt: skip
+    assert any("layer2.0.downsample.0" in names for names in blocks.values())
+
+
+def test_rings_by_pattern():
+    net = pc.create_model("resnet20")
+    level, size = {"layer1": "early", "layer[23].*": "late"}, {"early": 0.5, "late": 100}
+    made = pc.condense(net, "ring", level=level, size=size, include=["layer1", "layer2"])
+    found = rings_of(made)
+    assert [len(ring.values) for ring in found] == [6912, 100]
+    assert all(name.startswith("layer2") for name in list(found.values())[1])
+    partly = pc.plan(net, "ring", level={"layer3": "only"})
+    assert {row.reason for row in partly.rows if row.name.startswith("layer1")} == {"no pattern of level matches it"}
+
+
+def test_an_integer_is_divided_among_the_rings():
+    sizes = {"a": 30, "b": 70, "c": 1}
+    assert lengths(10, sizes) == {"a": 3, "b": 6, "c": 1}
+    for total in (3, 4, 50, 101, 1000):
+        found = lengths(total, sizes)
+        assert sum(found.values()) == total
+        assert min(found.values()) >= 1
+    assert (
+        sum(
+            len(ring.values)
+            for ring in rings_of(pc.condense(pc.create_model("resnet20"), "ring", size=1000, level="block"))
+        )
+        == 1000
+    )
+
+
+def test_repeated_sub_networks_read_the_whole_ring_in_their_own_way():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), *(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()) for _ in range(3)), nn.Conv2d(8, 2, 1)
+    )
+    one = 8 * 8 * 9
+    reuse = pc.condense(net, "ring", include="[123].*", subnets="[123]", size=one, scheme="identity")
+    kernels = [reuse[stage][0].dense_weight() for stage in (1, 2, 3)]
+    assert torch.equal(kernels[0], kernels[1])
+    assert torch.equal(kernels[0], kernels[2])
+    shared = pc.condense(net, "ring", include="[123].*", subnets="[123]", size=one)
+    ring = shared[1][0].ring
+    for stage in (1, 2, 3):
+        assert torch.equal(ring.indices[ring.window(stage - 1)].sort().values, torch.arange(one).int())
+    kernels = [shared[stage][0].dense_weight().detach() for stage in (1, 2, 3)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs(float(torch.corrcoef(torch.stack([kernels[a].flatten(), kernels[b].flatten()]))[0, 1])) < 0.15
+    assert torch.equal(kernels[0].abs().flatten().sort().values, kernels[1].abs().flatten().sort().values)
+
+
+@pytest.mark.parametrize("scheme", ["block", "affine", "identity"])
+def test_schemes_travel_in_files(scheme, tmp_path):
+    net = pc.condense(pc.create_model("resnet20", width=0.5), "ring", scheme=scheme, level="stage", seed=5).eval()
+    pc.save(net, tmp_path / "net")
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(pc.load(tmp_path / "net")(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            dict(level={"layer9": "a"}),
+            "level: pattern 'layer9' matches nothing that could be replaced; there are conv1, layer1",
+        ),
+        (dict(level={"layer1": "a", "layer1.0": "b"}), "layer1.0.conv1 matches both 'layer1' and 'layer1.0'"),
+        (dict(level="galaxy"), "no level 'galaxy'; known: net, stage, block, or rings by pattern"),
+        (dict(level={}), "level names no ring at all"),
+        (dict(level=3), "level must be str or a mapping of str to str, not 3"),
+        (dict(subnets="stages.*"), "subnets: pattern 'stages.\\*' matches no module with convolutions"),
+        (dict(size=2, level="stage"), "2 numbers are too few for 3 rings"),
+        (dict(size={"early": 3}), "size gives lengths for early, but the rings are net"),
+        (dict(size={"net": 0}), "size as a length must be at least 1, not 0"),
+    ],
+)
+def test_rings_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        pc.condense(pc.create_model("resnet20"), "ring", **options)

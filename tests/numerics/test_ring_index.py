@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import pytest
 import torch
@@ -7,20 +8,90 @@ from hypothesis import strategies as st
 
 import oracles
 from pocketcnn.numerics import channel_indices, ring_indices, ring_kernel
+from pocketcnn.numerics.ring_index import SCHEMES, affine_constants, affine_indices
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 
-@settings(deadline=None)
-@given(sizes, st.integers(1, 150), st.integers(0, 2**64 - 1))
-def test_every_number_is_used_floor_or_one_more_times(sizes, ring_size, seed):
-    indices, signs = ring_indices(sizes, ring_size, seed=seed)
+@settings(deadline=None, max_examples=200)
+@given(sizes, st.integers(1, 150), st.integers(0, 2**64 - 1), st.sampled_from(SCHEMES))
+def test_every_number_is_used_floor_or_one_more_times(sizes, ring_size, seed, scheme):
+    indices, signs = ring_indices(sizes, ring_size, seed=seed, scheme=scheme)
     total = sum(sizes)
     assert len(indices) == len(signs) == total
     used = torch.bincount(indices, minlength=ring_size)
     assert len(used) == ring_size
     assert set(used.tolist()) <= {total // ring_size, total // ring_size + 1}
     assert set(signs.tolist()) <= {-1, 1}
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.integers(0, 99),
+)
+def test_block_has_one_permutation_and_one_pattern_of_signs_a_layer(layers, ring_size, seed):
+    """Layer by layer and filter by filter, as the paper's first form is defined."""
+    sizes, lengths = [filters * length for filters, length in layers], [length for _, length in layers]
+    indices, signs = ring_indices(sizes, ring_size, seed=seed, scheme="block", filter_sizes=lengths)
+    start = 0
+    for filters, length in layers:
+        patterns = set()
+        for number in range(filters):
+            here = range(start + number * length, start + (number + 1) * length)
+            # Which of the consecutive places each number of the filter reads: the layer's permutation.
+            assert sorted(indices[list(here)].tolist()) == sorted(p % ring_size for p in here)
+            if ring_size >= length:
+                order = tuple((int(indices[p]) - here[0]) % ring_size for p in here)
+                patterns.add((order, tuple(signs[list(here)].tolist())))
+        assert len(patterns) <= 1
+        start += filters * length
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.integers(0, 2**64 - 1))
+def test_affine_is_arithmetic_of_python_integers(ring_size, seed):
+    found = affine_constants(ring_size, seed)
+    assert all(math.gcd(step, ring_size) == 1 for step in (*found.steps, found.shift))
+    positions = [0, 1, ring_size - 1, ring_size, 5 * ring_size + 3, 2**31 - 2, 2**31 - 1, 2**31 + 5]
+    places, signs = affine_indices(torch.tensor(positions), found)
+    a, b, c = found.signs
+    for p, place, sign in zip(positions, places.tolist(), signs.tolist(), strict=True):
+        turn, rest = divmod(p, ring_size)
+        assert place == (found.steps[turn % len(found.steps)] * rest + found.start + turn * found.shift) % ring_size
+        drawn = (a * (p % (2**31 - 1)) ** 2 + b * p + c) % (2**31 - 1)
+        # Each of the three terms is reduced by itself, their sum once more.
+        assert sign == (1 if drawn <= (2**31 - 1) // 2 else -1)
+
+
+def test_affine_signs_are_fair_and_neighbours_do_not_agree_more_than_by_chance():
+    _, signs = ring_indices([200_000], 20_000, seed=3, scheme="affine")
+    signs = signs.float()
+    assert abs(float(signs.mean())) < 0.02
+    for lag in (1, 2, 3, 9, 144, 20_000, 40_000):  # neighbours, taps, filters, turns around the ring
+        assert abs(float((signs[lag:] * signs[:-lag]).mean())) < 0.02
+
+
+def test_identity_is_plain_reuse():
+    indices, signs = ring_indices([4, 3], 5, seed=9, scheme="identity")
+    assert indices.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert signs.tolist() == [1] * 7
+
+
+def test_the_affine_scheme_can_be_exported_without_a_table():
+    found = affine_constants(1000, seed=5)
+
+    class Read(torch.nn.Module):
+        def forward(self, ring: torch.Tensor) -> torch.Tensor:
+            places, signs = affine_indices(torch.arange(3000), found)
+            return ring[places] * signs
+
+    ring = torch.randn(1000)
+    program = torch.export.export(Read(), (ring,))
+    indices, signs = ring_indices([1000, 2000], 1000, seed=5, scheme="affine")
+    assert torch.equal(program.module()(ring), ring[indices] * signs)
+    assert sum(tensor.numel() for tensor in program.constants.values()) <= 16  # the steps, and no table of 3,000
 
 
 @settings(deadline=None)
@@ -59,9 +130,19 @@ def test_a_seed_means_the_same_for_ever(golden):
         ([4096] * 3, 777, 12345),
     ):
         indices, signs = ring_indices(sizes, ring_size, seed=seed)
-        content = indices.numpy().astype("<i8").tobytes() + signs.numpy().astype("<i1").tobytes()
-        lines.append(f"{sizes} {ring_size} {seed} {hashlib.sha256(content).hexdigest()}")
+        lines.append(f"{sizes} {ring_size} {seed} {_digest(indices, signs)}")
     golden("ring_indices.txt", "\n".join(lines) + "\n")
+    lines = []
+    for scheme in ("affine", "block", "identity"):
+        for sizes, ring_size, seed in (([12, 30], 4, 0), ([1000, 60], 3000, 2**40 + 5), ([4096] * 3, 777, 12345)):
+            found = ring_indices(sizes, ring_size, seed=seed, scheme=scheme, filter_sizes=[s // 2 for s in sizes])
+            lines.append(f"{scheme} {sizes} {ring_size} {seed} {_digest(*found)}")
+    golden("ring_schemes.txt", "\n".join(lines) + "\n")
+
+
+def _digest(indices, signs):
+    content = indices.numpy().astype("<i8").tobytes() + signs.numpy().astype("<i1").tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 test_a_seed_means_the_same_for_ever = pytest.mark.golden(test_a_seed_means_the_same_for_ever)
@@ -74,7 +155,14 @@ test_a_seed_means_the_same_for_ever = pytest.mark.golden(test_a_seed_means_the_s
         (dict(sizes=[], ring_size=3, seed=0), "at least 1 number off the ring"),
         (dict(sizes=[3, 0], ring_size=3, seed=0), r"got sizes \[3, 0\]"),
         (dict(sizes=[3], ring_size=3, seed=-1), "seed must lie in"),
-        (dict(sizes=[3], ring_size=3, seed=0, scheme="spiral"), "no ring scheme 'spiral'; known: random"),
+        (
+            dict(sizes=[3], ring_size=3, seed=0, scheme="spiral"),
+            "no ring scheme 'spiral'; known: random, block, affine, identity",
+        ),
+        (
+            dict(sizes=[10], ring_size=3, seed=0, scheme="block", filter_sizes=[4]),
+            "10 numbers is no whole number of filters",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

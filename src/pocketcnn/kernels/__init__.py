@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pocketcnn import numerics
 from pocketcnn.kernels import torch_ops
-from pocketcnn.numerics import ring_indices, ring_kernel, stencil
+from pocketcnn.numerics import condconv2d, ring_indices, ring_kernel, stencil
 from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype
 from pocketcnn.numerics.stencil import Coefficient, as_field, check_advect_diffuse
 
@@ -51,22 +51,6 @@ def advect_diffuse(
     else:
         compute = torch_ops.advect_diffuse
     return compute(source, *fields, initial, previous, num_steps, dt, dx, dy, boundary)
-
-
-def condconv2d(
-    x: Tensor,
-    routing_weights: Tensor,
-    experts: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-) -> Tensor:
-    """As `pocketcnn.numerics.condconv2d`."""
-    compute = numerics.condconv2d if torch.compiler.is_exporting() else torch_ops.condconv2d
-    return compute(x, routing_weights, experts, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def involution2d(

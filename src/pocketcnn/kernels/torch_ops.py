@@ -11,45 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pocketcnn.numerics import stencil
-from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype, check_involution, output_size, pair
-
-
-def condconv2d(
-    x: Tensor,
-    routing_weights: Tensor,
-    experts: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-) -> Tensor:
-    """`numerics.condconv2d` by ordinary convolutions, whichever of two ways is cheaper.
-
-    One grouped convolution, in which the images of the batch become groups of channels; or, for batches of small maps,
-    where a kernel for every image is much to make and little to use, all experts on all images and a mixture of their
-    outputs. A single image always takes the first way, so what it costs is what the definition costs.
-    """
-    batch, in_channels, *size = x.shape
-    num_experts, out_channels, group_channels, *kernel_size = experts.shape
-    if in_channels != group_channels * groups or out_channels % groups:
-        raise ValueError(
-            f"experts of {out_channels} x {group_channels} channels in {groups} groups do not fit {in_channels} input channels"
-        )
-    height, width = output_size((size[0], size[1]), (kernel_size[0], kernel_size[1]), stride, padding, dilation)
-    if batch > 1 and height * width <= 8 * num_experts and groups == 1:
-        biases = None if bias is None else bias.flatten()
-        y = F.conv2d(x, experts.flatten(0, 1), biases, stride, padding, dilation)
-        y = y.unflatten(1, (num_experts, out_channels)).to(accumulation_dtype(x))
-        return (y * routing_weights.to(y.dtype)[:, :, None, None, None]).sum(dim=1).to(x.dtype)
-    if batch == 0:  # no groups to convolve in
-        return x.new_empty(0, out_channels, height, width)
-    kernels = (routing_weights @ experts.flatten(1)).to(x.dtype)
-    kernels = kernels.reshape(batch * out_channels, group_channels, *kernel_size)
-    biases = None if bias is None else (routing_weights @ bias).to(x.dtype).reshape(-1)
-    y = F.conv2d(x.reshape(1, batch * in_channels, *size), kernels, biases, stride, padding, dilation, batch * groups)
-    return y.reshape(batch, out_channels, height, width)
+from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype, check_involution, pair
 
 
 def involution2d(

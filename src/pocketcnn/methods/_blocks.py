@@ -50,6 +50,13 @@ def is_block(module: nn.Module) -> bool:
     return any(isinstance(part, nn.Conv2d) or is_condensed(part) for part in module.modules())
 
 
+def block_of(model: nn.Module, name: str) -> str:
+    """The name of the block that holds a module: the outermost module around it that is a block; its own if none is."""
+    words = name.split(".")
+    prefixes = (".".join(words[:end]) for end in range(1, len(words)))
+    return next((prefix for prefix in prefixes if is_block(model.get_submodule(prefix))), name)
+
+
 def structure(block: nn.Module) -> dict[str, Any]:
     """Equal for blocks that differ in nothing but their weights, and in how often a part is dropped in training."""
     found: dict[str, Any] = {}

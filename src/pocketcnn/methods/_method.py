@@ -1,7 +1,8 @@
 """What a condensing method is to the rest of the package, and the walk over a net that its `sites` starts from."""
 
+import fnmatch
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,34 @@ def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[S
                 reason = "the classifier: the last layer is left alone by default"
         sites.append(Site(tuple(paths[module]), module, reason, possible))
     return sites
+
+
+def matches(site: Site, pattern: str) -> bool:
+    """Whether a dotted-name pattern matches a site by one of its names, or a module that holds it."""
+    return any(fnmatch.fnmatchcase(name, p) for name in site.names for p in (pattern, f"{pattern}.*"))
+
+
+def sites_by_pattern(sites: Sequence[Site], patterns: Iterable[str], option: str) -> dict[str, str]:
+    """The pattern that matches each site, by the site's name; those that no pattern matches are left out.
+
+    Raises:
+        ValueError: a pattern matches no place that the method could take, or a place matches two.
+    """
+    found: dict[str, str] = {}
+    could = [site for site in sites if site.possible]
+    for pattern in patterns:
+        hits = [site.name for site in could if matches(site, pattern)]
+        if not hits:
+            names = ", ".join(site.name for site in could[:4]) or "none"
+            raise ValueError(
+                f"{option}: pattern {pattern!r} matches nothing that could be replaced; there are {names}, ..."
+            )
+        if twice := next((name for name in hits if name in found), None):
+            raise ValueError(
+                f"{option}: {twice} matches both {found[twice]!r} and {pattern!r}; make them exclude each other"
+            )
+        found.update(dict.fromkeys(hits, pattern))
+    return found
 
 
 def is_condensed(module: nn.Module) -> bool:

@@ -7,31 +7,125 @@ bytes: the experts are all stored.
 Source: Yang, Bender, Le, Ngiam: CondConv: Conditionally Parameterized Convolutions for Efficient Inference,
 NeurIPS 2019 (arXiv 1904.04971). Each expert is initialised as a layer of its own (not the stacked tensor as one).
 The router's initialisation is open in the paper: ours is a linear layer's, with zero bias, so routing starts near 1/2.
+Layers of a block can share one routing, as in the authors' nets, where the block's input decides; ours is made of the input
+of the block's first condensed layer.
 """
 
+import dataclasses
+import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pocketcnn import kernels
+from pocketcnn.errors import NotEnoughMemory
+from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
+from pocketcnn.methods._gauge import Held
 from pocketcnn.methods._method import Method, Site, conv_sites
-from pocketcnn.numerics.dynamic_conv import Pair
+from pocketcnn.numerics.dynamic_conv import COMPUTATIONS, Pair
+
+Activation = Literal["sigmoid", "softmax"]
+Routing = Literal["layer", "block"]
+Computation = Literal["auto", "mix_kernels", "mix_outputs", "unfold"]
 
 
 @dataclass(frozen=True)
 class CondConvOptions:
-    """How many kernels are mixed."""
+    """How many kernels are mixed, in which layers, and what decides the mixture."""
 
     num_experts: int = 4
     """How many kernels each layer stores and mixes for every image."""
+    last: float = 1.0
+    """The share of the layers that is replaced, counted from the last, in (0, 1]."""
+    routing: Routing = "layer"
+    """Whether each "layer" has a router, or the layers of a "block" share that of its first."""
+    activation: Activation = "sigmoid"
+    """What makes weights of the router's outputs: each by itself, or together, so that they sum to 1."""
+    temperature: float = 1.0
+    """What the router's outputs are divided by before a softmax; higher mixes more evenly."""
+    dropout: float = 0.0
+    """Share of the routing weights that training drops."""
+    computation: Computation = "auto"
+    """Which of several equal ways to compute; auto chooses by shape."""
 
     def __post_init__(self) -> None:
         if self.num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, not {self.num_experts}")
+        if not 0 < self.last <= 1:
+            raise ValueError(f"last is a share of the layers, in (0, 1], not {self.last}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
+        if self.temperature != 1 and self.activation != "softmax":
+            raise ValueError(f"a temperature belongs to activation='softmax', not {self.activation!r}")
+        for name, known in (("routing", get_args(Routing)), ("activation", get_args(Activation)),
+                            ("computation", COMPUTATIONS)):  # fmt: skip
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"no {name} {value!r}; known: {', '.join(known)}")
+
+
+class Router(nn.Linear):
+    """Looks at an image and says how much of each expert it takes.
+
+    Args:
+        in_channels: of the image.
+        num_experts: how many weights there are.
+        activation: `"sigmoid"` or `"softmax"`.
+        temperature: of the softmax.
+        dropout: share of the weights that training drops; the others grow to make up for it.
+        device: as in `nn.Linear`; so is `dtype`.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_experts: int,
+        activation: str = "sigmoid",
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, num_experts, device=device, dtype=dtype)
+        self.activation, self.temperature, self.dropout = activation, temperature, dropout
+        self.held = Held()
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
+        logits = super().forward(x.mean(dim=(2, 3)))
+        weights = logits.sigmoid() if self.activation == "sigmoid" else (logits / self.temperature).softmax(dim=1)
+        return F.dropout(weights, self.dropout, self.training) if self.dropout else weights
+
+    def lead(self, x: Tensor) -> Tensor:
+        """The weights for a batch, held out to the layers of the block that share them, until the next batch."""
+        weights = self(x)
+        self.held.clear()
+        self.held.push(weights)
+        return weights
+
+    def follow(self) -> Tensor:
+        """The weights that the block's first layer found.
+
+        Raises:
+            RuntimeError: it was not called before.
+        """
+        if (weights := self.held.get()) is None:
+            raise RuntimeError("routing='block' needs the block's first condensed layer to be called before the others")
+        return weights
+
+    def extra_repr(self) -> str:
+        options = CondConvOptions()
+        names = [n for n in ("activation", "temperature", "dropout") if getattr(self, n) != getattr(options, n)]
+        return ", ".join([super().extra_repr(), *(f"{name}={getattr(self, name)}" for name in names)])
 
 
 class CondConv2d(AbstractConv2d):
@@ -50,8 +144,14 @@ class CondConv2d(AbstractConv2d):
         device: as in `nn.Conv2d`.
         dtype: as in `nn.Conv2d`.
         num_experts: how many kernels are stored.
+        activation: of the router, `"sigmoid"` or `"softmax"`.
+        temperature: of the softmax.
+        dropout: share of the routing weights that training drops.
+        computation: see `pocketcnn.numerics.condconv2d`.
+        router: of a layer called before, whose weights this one takes too; its own by default.
     Raises:
         ValueError: an argument out of range.
+        NotEnoughMemory: the experts take more memory than the machine has.
     Cost: that of the convolution, and num_experts * (in_channels + kernel numbers) multiply-adds an image.
     """
 
@@ -73,14 +173,28 @@ class CondConv2d(AbstractConv2d):
         dtype: torch.dtype | None = None,
         *,
         num_experts: int = CondConvOptions.num_experts,
+        activation: Activation = CondConvOptions.activation,
+        temperature: float = CondConvOptions.temperature,
+        dropout: float = CondConvOptions.dropout,
+        computation: Computation = CondConvOptions.computation,
+        router: Router | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        self.num_experts = CondConvOptions(num_experts).num_experts
+        CondConvOptions(
+            num_experts, activation=activation, temperature=temperature, dropout=dropout, computation=computation
+        )  # checks them
+        self.num_experts, self.computation = num_experts, computation
+        self.router_shared = router is not None
+        if router is not None and router.out_features != num_experts:
+            raise ValueError(f"the router weighs {router.out_features} experts, this layer has {num_experts}")
         # One row an expert: a five-dimensional parameter would break `model.to(memory_format=torch.channels_last)`.
         numbers = torch.Size(self.weight_shape).numel()
+        check_memory([numbers], num_experts, device, dtype)
         self.experts = nn.Parameter(torch.empty(num_experts, numbers, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_experts, out_channels, device=device, dtype=dtype)) if bias else None
-        self.router = nn.Linear(in_channels, num_experts, device=device, dtype=dtype)
+        if router is None:
+            router = Router(in_channels, num_experts, activation, temperature, dropout, device, dtype)
+        self.router = router
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -92,8 +206,8 @@ class CondConv2d(AbstractConv2d):
             nn.init.zeros_(self.bias)
 
     def routing_weights(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
-        """How much of each expert each image takes, in (0, 1)."""
-        return self.router(x.mean(dim=(2, 3))).sigmoid()
+        """How much of each expert each image takes; of a shared router, what it found of the block's first input."""
+        return self.router.follow() if self.router_shared else self.router.lead(x)
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
         """The kernel of each image, [batch, out_channels, in_channels // groups, kernel_height, kernel_width].
@@ -123,20 +237,70 @@ class CondConv2d(AbstractConv2d):
             padding=padding,
             dilation=self.dilation,
             groups=self.groups,
+            computation=self.computation,
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, num_experts={self.num_experts}"
+        shown = f"{super().extra_repr()}, num_experts={self.num_experts}"
+        return shown if self.computation == "auto" else f"{shown}, computation={self.computation!r}"
+
+
+def check_memory(
+    numbers: Iterable[int], num_experts: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> None:
+    """Estimates what the experts of some layers take before any of it is taken.
+
+    Args:
+        numbers: of one kernel of each layer.
+        num_experts: of each layer.
+        device: where they will live.
+        dtype: of the numbers.
+    Raises:
+        NotEnoughMemory: more than there is, with the number of experts that would fit.
+    """
+    kind = torch.device(device) if device is not None else torch.get_default_device()
+    if kind.type == "cuda":
+        memory = torch.cuda.mem_get_info(kind)[1]
+    elif kind.type == "cpu" and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    each = sum(numbers) * (dtype or torch.get_default_dtype()).itemsize
+    if each * num_experts > memory:
+        raise NotEnoughMemory(
+            f"{num_experts:,} experts take {each * num_experts / 1e9:,.1f} GB, {kind} has {memory / 1e9:,.1f} GB in all; "
+            f"num_experts up to {memory // each:,} would fit, and training takes about four times as much"
+        )
 
 
 def sites(model: nn.Module, options: CondConvOptions) -> list[Site]:
-    """Every convolution; stem and classifier are left alone by default."""
-    return conv_sites(model, obstacle=lambda conv: "")
+    """Every convolution, or the last ones; stem and classifier are left alone by default. A site's detail is its block."""
+    found = conv_sites(model, obstacle=lambda conv: "")
+    chosen = [site.name for site in found if not site.reason]
+    early = set(chosen[: len(chosen) - math.ceil(options.last * len(chosen))])
+    reason = f"not among the last {100 * options.last:.4g} % of the layers"
+    return [
+        dataclasses.replace(
+            site, detail=block_of(model, site.name), reason=reason if site.name in early else site.reason
+        )
+        for site in found
+    ]
 
 
 def build(sites: Sequence[Site], options: CondConvOptions) -> dict[str, nn.Module]:
     """A layer of experts for each site."""
-    return {site.name: CondConv2d(**conv_arguments(site.module), num_experts=options.num_experts) for site in sites}
+    weights = [site.module.weight for site in sites]
+    check_memory([weight.numel() for weight in weights], options.num_experts, weights[0].device, weights[0].dtype)
+    routers: dict[str, Router] = {}
+    built: dict[str, nn.Module] = {}
+    for site in sites:
+        settings: dict[str, Any] = dataclasses.asdict(options)
+        del settings["last"], settings["routing"]
+        layer = CondConv2d(**conv_arguments(site.module), **settings, router=routers.get(site.detail))
+        if options.routing == "block":
+            routers.setdefault(site.detail, layer.router)
+        built[site.name] = layer
+    return built
 
 
 METHOD = Method(

@@ -12,7 +12,7 @@ deep net of them overflows in evaluation mode until batch norm has seen images.
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -21,16 +21,20 @@ from torch.nn import functional as F
 
 from pocketcnn import kernels
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._method import Method, Site, conv_sites
+from pocketcnn.methods._method import Method, Site, conv_sites, sites_by_pattern
 from pocketcnn.numerics.dynamic_conv import Pair, pair
+
+Layers = Literal["alternate", "all"]
 
 
 @dataclass(frozen=True)
 class InvolutionOptions:
     """The kernel's extent and its generator."""
 
-    kernel_size: int | None = None
-    """Extent of the per-pixel kernels, odd; None keeps that of the replaced convolution."""
+    kernel_size: int | dict[str, int] | None = None
+    """Extent of the per-pixel kernels, odd, for all or by dotted-name pattern; None keeps that of the convolution."""
+    layers: Layers = "alternate"
+    """Of convolutions in a row, every second, so that one of two mixes channels, or "all"."""
     group_channels: int = 16
     """How many channels share a kernel."""
     num_groups: int | None = None
@@ -41,8 +45,11 @@ class InvolutionOptions:
     """Whether the generator's second convolution has a bias."""
 
     def __post_init__(self) -> None:
-        if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
-            raise ValueError(f"kernel_size must be odd and positive, so that it has a centre, not {self.kernel_size}")
+        sizes = self.kernel_size.values() if isinstance(self.kernel_size, dict) else [self.kernel_size]
+        if wrong := [size for size in sizes if size is not None and (size < 1 or size % 2 == 0)]:
+            raise ValueError(f"kernel_size must be odd and positive, so that it has a centre, not {wrong[0]}")
+        if self.layers not in get_args(Layers):
+            raise ValueError(f"no layers {self.layers!r}; known: {', '.join(get_args(Layers))}")
         if min(self.group_channels, self.reduction) < 1 or (self.num_groups is not None and self.num_groups < 1):
             raise ValueError(
                 "group_channels, num_groups and reduction must be at least 1, "
@@ -185,25 +192,30 @@ def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
     """Convolutions larger than 1x1 that keep the channel count, but never two in a row, counted from the last.
 
     An involution mixes no channels, so an ordinary convolution must stand before it: of a basic block the second
-    convolution is replaced, of a bottleneck the 3x3 (as in the comparison report and the paper).
+    convolution is replaced, of a bottleneck the 3x3 (as in the comparison report and the paper). A site's detail is the
+    kernel_size asked for, None for that of the convolution.
     """
 
     def obstacle(conv: nn.Conv2d) -> str:
         if conv.kernel_size == (1, 1):
             return "involution gathers neighbours, a 1x1 convolution has none"
-        if options.kernel_size is None and any(k % 2 == 0 for k in conv.kernel_size):
-            return f"involution needs an odd kernel, this one is {conv.kernel_size}; kernel_size= sets another"
-        if options.kernel_size is not None and not _keeps_centres(conv):
-            return f"kernel_size={options.kernel_size} needs a convolution with 'same' padding, this one has {conv.padding}"
         if options.num_groups and conv.in_channels == conv.out_channels and conv.in_channels % options.num_groups:
             return f"{conv.in_channels} channels do not divide into {options.num_groups} groups"
         return _obstacle(conv.in_channels, conv.out_channels, _group_channels(conv.in_channels, options))
 
     found = conv_sites(model, obstacle)
+    asked = options.kernel_size
+    pattern_of = sites_by_pattern(found, asked, "kernel_size") if isinstance(asked, dict) else {}
+    for number, site in enumerate(found):
+        size = asked.get(pattern_of.get(site.name, "")) if isinstance(asked, dict) else asked
+        reason = _misfit(site.module, size) if site.possible else ""
+        found[number] = dataclasses.replace(
+            site, detail=size, reason=reason or site.reason, possible=site.possible and not reason
+        )
     next_is_involution = False
     for i in reversed(range(len(found))):
         site = found[i]
-        if not site.reason and next_is_involution:
+        if not site.reason and next_is_involution and options.layers == "alternate":
             found[i] = dataclasses.replace(
                 site, reason="the next layer becomes an involution; one of two mixes channels"
             )
@@ -211,10 +223,15 @@ def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
     return found
 
 
-def _keeps_centres(conv: nn.Conv2d) -> bool:
-    """Whether windows are centred on the pixels of the image: the padding is half the kernel's reach."""
+def _misfit(conv: nn.Conv2d, kernel_size: int | None) -> str:
+    """Why an involution of this extent cannot take the place of a convolution; empty where it can."""
+    if kernel_size is None and any(k % 2 == 0 for k in conv.kernel_size):
+        return f"involution needs an odd kernel, this one is {conv.kernel_size}; kernel_size= sets another"
+    # Windows must be centred on the pixels of the image: the padding is half the kernel's reach.
     reach = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
-    return conv.padding in (reach, "same")
+    if kernel_size is not None and conv.padding not in (reach, "same"):
+        return f"kernel_size={kernel_size} needs a convolution with 'same' padding, this one has {conv.padding}"
+    return ""
 
 
 def build(sites: Sequence[Site], options: InvolutionOptions) -> dict[str, nn.Module]:
@@ -223,10 +240,10 @@ def build(sites: Sequence[Site], options: InvolutionOptions) -> dict[str, nn.Mod
     for site in sites:
         arguments = conv_arguments(site.module)
         del arguments["groups"]
-        if options.kernel_size is not None:
-            arguments["kernel_size"] = options.kernel_size
+        if site.detail is not None:
+            arguments["kernel_size"] = site.detail
             if not isinstance(arguments["padding"], str):
-                arguments["padding"] = tuple(d * (options.kernel_size - 1) // 2 for d in pair(site.module.dilation))
+                arguments["padding"] = tuple(d * (site.detail - 1) // 2 for d in pair(site.module.dilation))
         built[site.name] = Involution2d(
             **arguments,
             group_channels=_group_channels(site.module.in_channels, options),

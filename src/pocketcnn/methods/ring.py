@@ -1,14 +1,17 @@
 """Recurrent Parameter Generators: all layers read their kernels off one short ring of shared numbers.
 
 A seed gives every number of every kernel a place on the ring and a sign; only the ring is stored and trained, and the
-file needs the seed but no index. Each layer scales what it reads to its own Kaiming fan-out variance.
+file needs the seed but no index. Each layer scales what it reads to its own Kaiming fan-out variance. A net can have one
+ring, one for each stage or block, or rings for layers by name; and sub-networks that repeat can each read all of a ring.
 
 Source: Wang, Chen, Yu, Cheung, LeCun: Compact and Optimal Deep Learning with Recurrent Parameter Generators,
 WACV 2023 (arXiv 2107.07110). We differ from the authors' code in that any ring size works, places and signs are
 rebuilt from one seed instead of being stored, and batch norm, stem and classifier are never on the ring.
 """
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,34 +20,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn import kernels
+from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._method import Method, Site, conv_sites
+from pocketcnn.methods._method import Method, Site, conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics.dynamic_conv import Pair
 from pocketcnn.numerics.ring_index import SCHEMES
+
+LEVELS = ("net", "stage", "block")
 
 
 @dataclass(frozen=True)
 class RingOptions:
-    """How long the ring is and how it is read."""
+    """How many rings there are, how long they are and how they are read."""
 
-    size: int | float = 0.25
-    """Length of the ring: an integer, or a fraction in (0, 1] of the numbers replaced."""
+    size: int | float | dict[str, int | float] = 0.25
+    """Length: an integer for all rings together, a fraction in (0, 1] of the numbers replaced, or either by ring."""
     seed: int = 0
     """Rebuilds the place and the sign of every number; stored in the model file."""
     scheme: str = "random"
-    """How places are assigned: "random" shuffles even coverage and flips fair coins for signs."""
+    """How places and signs are assigned: "random" (shuffled), "block" (by filter), "affine" (arithmetic), "identity"."""
+    level: str | dict[str, str] = "net"
+    """One ring for the "net", each "stage" or each "block"; or by dotted-name pattern the name of the layers' ring."""
+    subnets: str = ""
+    """Pattern of modules that are repeated sub-networks: each reads the whole ring by places and signs of its own."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool):
-            raise ValueError(f"size is a fraction or a length, not {self.size}")
-        if isinstance(self.size, float) and not 0 < self.size <= 1:
-            raise ValueError(f"size as a fraction must lie in (0, 1], not {self.size}; an integer is the ring's length")
-        if self.size < 1 and not isinstance(self.size, float):
-            raise ValueError(f"size as a length must be at least 1, not {self.size}")
+        for size in self.size.values() if isinstance(self.size, dict) else [self.size]:
+            if isinstance(size, bool):
+                raise ValueError(f"size is a fraction or a length, not {size}")
+            if isinstance(size, float) and not 0 < size <= 1:
+                raise ValueError(f"size as a fraction must lie in (0, 1], not {size}; an integer is the ring's length")
+            if size < 1 and not isinstance(size, float):
+                raise ValueError(f"size as a length must be at least 1, not {size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
         if self.scheme not in SCHEMES:
             raise ValueError(f"no ring scheme {self.scheme!r}; known: {', '.join(SCHEMES)}")
+        if isinstance(self.level, str) and self.level not in LEVELS:
+            raise ValueError(f"no level {self.level!r}; known: {', '.join(LEVELS)}, or rings by pattern")
+        if not self.level:
+            raise ValueError("level names no ring at all")
 
 
 class ParameterRing(nn.Module):
@@ -59,23 +74,27 @@ class ParameterRing(nn.Module):
         seed: rebuilds places and signs.
         scheme: see `pocketcnn.numerics.ring_indices`.
         groups: the number of groups of each layer's convolution; 1 for all when not given.
+        subnets: the number of the sub-network that each layer is part of; 0 for all when not given. Each sub-network's
+            layers have a list of places of their own, which starts anew.
         device: where the parameters live; `dtype` is their type.
         dtype: of the parameters.
     Raises:
         ValueError: no shapes, or an option out of range.
     """
 
+    weights = ("values",)  # of one axis, and weights all the same
     indices: Tensor
     signs: Tensor
 
     def __init__(
         self,
         shapes: Sequence[tuple[int, ...]],
-        size: int | float = RingOptions.size,
+        size: int | float = 0.25,
         *,
         seed: int = 0,
         scheme: str = "random",
         groups: Sequence[int] | None = None,
+        subnets: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -86,6 +105,7 @@ class ParameterRing(nn.Module):
         self.shapes = [tuple(shape) for shape in shapes]
         self.seed, self.scheme = options.seed, options.scheme
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
+        self.subnets = list(subnets or [0] * len(shapes))
         total = sum(self.sizes)
         length = max(1, round(size * total)) if isinstance(size, float) else size
         variances = [
@@ -103,19 +123,34 @@ class ParameterRing(nn.Module):
         """Draws the ring anew from torch's random numbers and rebuilds places and signs from the seed."""
         nn.init.normal_(self.values, std=self.std)
         if not self.indices.is_meta:
-            indices, signs = kernels.ring_indices(self.sizes, len(self.values), seed=self.seed, scheme=self.scheme)
-            self.indices.copy_(indices)
-            self.signs.copy_(signs)
+            for number in dict.fromkeys(self.subnets):
+                slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
+                indices, signs = kernels.ring_indices(
+                    [self.sizes[slot] for slot in slots],
+                    len(self.values),
+                    seed=(self.seed + number) % 2**64,
+                    scheme=self.scheme,
+                    filter_sizes=[self.sizes[slot] // self.shapes[slot][0] for slot in slots],
+                )
+                window = torch.cat([torch.arange(self.sizes[slot]) + sum(self.sizes[:slot]) for slot in slots])
+                self.indices[window] = indices.to(self.indices)
+                self.signs[window] = signs.to(self.signs)
+
+    def window(self, slot: int) -> slice:
+        """Where in `indices` and `signs` the layer in that slot has its own."""
+        start = sum(self.sizes[:slot])
+        return slice(start, start + self.sizes[slot])
 
     def read(self, slot: int) -> Tensor:
         """The kernel of the layer in that slot."""
-        start = sum(self.sizes[:slot])
-        window = slice(start, start + self.sizes[slot])
+        window = self.window(slot)
         flat = kernels.ring_kernel(self.values, self.indices[window], self.signs[window], self.scales[slot])
         return flat.view(self.shapes[slot])
 
     def extra_repr(self) -> str:
-        return f"{len(self.values)} numbers read {sum(self.sizes)} times, seed={self.seed}, scheme={self.scheme!r}"
+        subnets = f", {len(set(self.subnets))} sub-networks" if len(set(self.subnets)) > 1 else ""
+        read = f"{len(self.values)} numbers read {sum(self.sizes)} times"
+        return f"{read}, seed={self.seed}, scheme={self.scheme!r}{subnets}"
 
 
 class RingConv2d(AbstractConv2d):
@@ -136,7 +171,8 @@ class RingConv2d(AbstractConv2d):
         ring: the ring to read; without one the layer makes its own of `size` and `seed`.
         slot: which of the ring's readers this layer is.
         size: length of the layer's own ring, an integer or a fraction in (0, 1] of the kernel's numbers.
-        seed: of the layer's own ring.
+        seed: of the layer's own ring; so is `scheme`.
+        scheme: see `pocketcnn.numerics.ring_indices`.
     Raises:
         ValueError: an argument out of range, or a slot whose shape is not that of the kernel.
     Cost: that of the convolution, and one gather of the kernel's numbers.
@@ -160,12 +196,15 @@ class RingConv2d(AbstractConv2d):
         *,
         ring: ParameterRing | None = None,
         slot: int = 0,
-        size: int | float = RingOptions.size,
+        size: int | float = 0.25,
         seed: int = 0,
+        scheme: str = "random",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         if ring is None:
-            ring = ParameterRing([self.weight_shape], size, seed=seed, groups=[groups], device=device, dtype=dtype)
+            ring = ParameterRing(
+                [self.weight_shape], size, seed=seed, scheme=scheme, groups=[groups], device=device, dtype=dtype
+            )
         if not 0 <= slot < len(ring.shapes) or ring.shapes[slot] != self.weight_shape:
             held = ring.shapes[slot] if 0 <= slot < len(ring.shapes) else f"none of its {len(ring.shapes)} slots"
             raise ValueError(f"slot {slot} of the ring holds {held}, this layer reads {self.weight_shape}")
@@ -197,29 +236,108 @@ class RingConv2d(AbstractConv2d):
 
 
 def sites(model: nn.Module, options: RingOptions) -> list[Site]:
-    """Every convolution, 1x1 shortcuts included; stem and classifier are left alone by default."""
-    return conv_sites(model, obstacle=lambda conv: "")
+    """Every convolution, 1x1 shortcuts included; stem and classifier are left alone by default.
+
+    A site's detail is the name of the ring it reads and the number of the sub-network it is part of.
+    """
+    found = conv_sites(model, obstacle=lambda conv: "")
+    rings = _rings(model, options.level, found)
+    numbers = _subnets(model, options.subnets, found)
+    return [
+        dataclasses.replace(site, detail=(rings[site.name], numbers[site.name]))
+        if site.name in rings
+        else dataclasses.replace(site, reason=site.reason or "no pattern of level matches it", possible=False)
+        for site in found
+    ]
+
+
+def _rings(model: nn.Module, level: str | dict[str, str], found: Sequence[Site]) -> dict[str, str]:
+    """The name of the ring that each site reads, by the site's name: "net", a stage's or block's name, or as given."""
+    if isinstance(level, dict):
+        return {name: level[pattern] for name, pattern in sites_by_pattern(found, level, "level").items()}
+    if level == "net":
+        return {site.name: "net" for site in found}
+    rings = {}
+    for site in found:
+        block = block_of(model, site.name)
+        # A convolution in no block is a stage of its own.
+        rings[site.name] = block if level == "block" or block == site.name else block.rpartition(".")[0] or block
+    return rings
+
+
+def _subnets(model: nn.Module, pattern: str, found: Sequence[Site]) -> dict[str, int]:
+    """The number of the sub-network that each site is part of, from 0; sites in none share one more."""
+    if not pattern:
+        return dict.fromkeys((site.name for site in found), 0)
+    names = [name for name, _ in model.named_modules() if name and fnmatch.fnmatchcase(name, pattern)]
+    # What lies inside a sub-network may match too: the outermost module counts.
+    outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    members = {name: [site for site in found if site.possible and matches(site, name)] for name in outer}
+    if not any(members.values()):
+        raise ValueError(f"subnets: pattern {pattern!r} matches no module with convolutions that could be replaced")
+    numbers = dict.fromkeys((site.name for site in found), len(outer))
+    for number, sites in enumerate(members.values()):
+        numbers.update((site.name, number) for site in sites)
+    return numbers
+
+
+def lengths(size: int | float | dict[str, int | float], numbers: Mapping[str, int]) -> dict[str, int]:
+    """The length of each ring.
+
+    Args:
+        size: as in `RingOptions`: an integer is divided among the rings in proportion to what they replace.
+        numbers: how many numbers each ring replaces, by its name.
+    Raises:
+        ValueError: a ring without a size or a size without a ring, or fewer numbers than rings.
+    Example:
+        >>> lengths(10, {"early": 30, "late": 70}), lengths({"early": 0.5, "late": 4}, {"early": 30, "late": 70})
+        ({'early': 3, 'late': 7}, {'early': 15, 'late': 4})
+    """
+    if isinstance(size, dict):
+        if wrong := sorted(size.keys() ^ numbers.keys()):
+            raise ValueError(
+                f"size gives lengths for {', '.join(size)}, but the rings are {', '.join(numbers)}; see {wrong[0]}"
+            )
+        return {name: max(1, round(of * numbers[name])) if isinstance(of, float) else of for name, of in size.items()}
+    if isinstance(size, float):
+        return {name: max(1, round(size * count)) for name, count in numbers.items()}
+    if size < len(numbers):
+        raise ValueError(f"{size} numbers are too few for {len(numbers)} rings; size must be at least 1 for each")
+    # Each ring has one number; the rest is divided, and what rounding leaves goes to the largest remainders.
+    shares = {name: (size - len(numbers)) * count / sum(numbers.values()) for name, count in numbers.items()}
+    shared = {name: 1 + int(share) for name, share in shares.items()}
+    left = size - sum(shared.values())
+    for name in sorted(shares, key=lambda name: int(shares[name]) - shares[name])[:left]:
+        shared[name] += 1
+    return shared
 
 
 def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
-    """One ring for all the sites, and a layer that reads it for each."""
-    convs = [site.module for site in sites]
-    kinds = {(conv.weight.device, conv.weight.dtype) for conv in convs}
-    if len(kinds) > 1:
-        raise ValueError(f"one ring cannot serve layers of different devices or dtypes: {sorted(map(str, kinds))}")
-    ring = ParameterRing(
-        [tuple(conv.weight.shape) for conv in convs],
-        options.size,
-        seed=options.seed,
-        scheme=options.scheme,
-        groups=[conv.groups for conv in convs],
-        device=convs[0].weight.device,
-        dtype=convs[0].weight.dtype,
-    )
-    return {
-        site.name: RingConv2d(**conv_arguments(conv), ring=ring, slot=slot)
-        for slot, (site, conv) in enumerate(zip(sites, convs, strict=True))
-    }
+    """The rings, and for each site a layer that reads its own."""
+    readers: dict[str, list[Site]] = {}
+    for site in sites:
+        readers.setdefault(site.detail[0], []).append(site)
+    numbers = {name: sum(site.module.weight.numel() for site in group) for name, group in readers.items()}
+    sizes = lengths(options.size, numbers)
+    built: dict[str, nn.Module] = {}
+    for number, (name, group) in enumerate(readers.items()):
+        convs = [site.module for site in group]
+        kinds = {(conv.weight.device, conv.weight.dtype) for conv in convs}
+        if len(kinds) > 1:
+            raise ValueError(f"one ring cannot serve layers of different devices or dtypes: {sorted(map(str, kinds))}")
+        ring = ParameterRing(
+            [tuple(conv.weight.shape) for conv in convs],
+            sizes[name],
+            seed=(options.seed + (number << 32)) % 2**64,  # far from the seeds of a ring's sub-networks
+            scheme=options.scheme,
+            groups=[conv.groups for conv in convs],
+            subnets=[site.detail[1] for site in group],
+            device=convs[0].weight.device,
+            dtype=convs[0].weight.dtype,
+        )
+        for slot, (site, conv) in enumerate(zip(group, convs, strict=True)):
+            built[site.name] = RingConv2d(**conv_arguments(conv), ring=ring, slot=slot)
+    return built
 
 
 METHOD = Method(

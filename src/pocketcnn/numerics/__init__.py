@@ -7,18 +7,34 @@ from pocketcnn.numerics.dynamic_conv import condconv2d, involution2d
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 from pocketcnn.numerics.odeint import odeint
 from pocketcnn.numerics.ring_index import channel_indices, ring_indices, ring_kernel
+from pocketcnn.numerics.similarity import (
+    LogLinear,
+    centred_gram,
+    correlated_filters,
+    filter_correlations,
+    kernel_alignment,
+    linear_cka,
+    log_linear_fit,
+)
 from pocketcnn.numerics.stencil import advect_diffuse, courant, limit_velocity, perona_malik
 
 __all__ = [
+    "LogLinear",
     "advect_diffuse",
+    "centred_gram",
     "channel_indices",
     "condconv2d",
+    "correlated_filters",
     "courant",
     "edge_density",
+    "filter_correlations",
     "image_entropy",
     "image_variance",
     "involution2d",
+    "kernel_alignment",
     "limit_velocity",
+    "linear_cka",
+    "log_linear_fit",
     "odeint",
     "perona_malik",
     "ring_indices",

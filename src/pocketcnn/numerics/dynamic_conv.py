@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 Pair = int | tuple[int, int]
 
+COMPUTATIONS = ("auto", "mix_kernels", "mix_outputs", "unfold")
+
 
 def pair(value: Pair) -> tuple[int, int]:
     """`(height, width)` from one number or two."""
@@ -44,11 +46,18 @@ def condconv2d(
     padding: Pair = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    computation: str = "auto",
 ) -> Float[Tensor, "batch out_channels out_height out_width"]:
     """Convolves each image with its own mixture of expert kernels.
 
     Image b sees the kernel `sum_e routing_weights[b, e] * experts[e]`, and the biases are mixed alike. Convolution is
-    linear in the kernel, so this equals mixing the experts' outputs, at the price of one convolution.
+    linear in the kernel, so this equals mixing the experts' outputs, at the price of one convolution. All computations
+    give the same to rounding: `"unfold"` multiplies the unfolded image by its kernel, the slow and obvious one;
+    `"mix_kernels"` is one convolution in which the images of the batch are groups of channels; `"mix_outputs"` convolves
+    all images with all experts. `"auto"` takes the last for batches of small maps, where a kernel for every image is much
+    to make and little to use, else the one before.
+
+    While a net is exported `"auto"` and `"mix_kernels"` unfold: a number of groups cannot depend on the batch.
 
     Args:
         x: the images.
@@ -59,11 +68,14 @@ def condconv2d(
         padding: zeros on each side.
         dilation: distance between kernel taps.
         groups: as in `torch.nn.functional.conv2d`.
+        computation: how, one of the above.
     Returns:
         The convolved images, in the dtype of `x`.
     Raises:
-        ValueError: channels, groups and experts do not fit together, or the kernel does not fit in the image.
-    Cost: num_experts * prod(kernel shape) multiply-adds an image to mix, then those of one convolution.
+        ValueError: channels, groups and experts do not fit together, the kernel does not fit in the image, or there is no
+            such computation.
+    Cost: num_experts * prod(kernel shape) multiply-adds an image to mix, then those of one convolution; mixing outputs,
+        those of num_experts convolutions.
     Source: Yang et al., CondConv: Conditionally Parameterized Convolutions for Efficient Inference, section 3.
     """
     batch, in_channels, *size = x.shape
@@ -74,8 +86,31 @@ def condconv2d(
         )
     if routing_weights.shape != (batch, num_experts):
         raise ValueError(f"routing weights must be [{batch}, {num_experts}], got {list(routing_weights.shape)}")
+    if computation not in COMPUTATIONS:
+        raise ValueError(f"no computation {computation!r}; known: {', '.join(COMPUTATIONS)}")
     height, width = output_size((size[0], size[1]), (kernel_size[0], kernel_size[1]), stride, padding, dilation)
+    if torch.compiler.is_exporting():
+        computation = "mix_outputs" if computation == "mix_outputs" else "unfold"
+    elif batch == 0:  # no groups to convolve in, nothing to unfold
+        return x.new_empty(0, out_channels, height, width)
+    elif computation == "auto":
+        # A single image always has its kernel mixed, so what it costs is what the definition costs.
+        small = batch > 1 and height * width <= 8 * num_experts and groups == 1
+        computation = "mix_outputs" if small else "mix_kernels"
+    if computation == "mix_outputs":
+        # The outputs of a convolution lie group by group, and within a group expert by expert.
+        kernels = experts.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+        y = F.conv2d(x, kernels, None, stride, padding, dilation, groups)
+        y = y.unflatten(1, (groups, num_experts, -1)).to(accumulation_dtype(x))
+        y = torch.einsum("be,bgeohw->bgohw", routing_weights.to(y.dtype), y).flatten(1, 2).to(x.dtype)
+        return y if bias is None else y + (routing_weights @ bias).to(y.dtype)[:, :, None, None]
     kernels = (routing_weights @ experts.flatten(1)).to(x.dtype)
+    if computation == "mix_kernels":
+        kernels = kernels.reshape(batch * out_channels, group_channels, *kernel_size)
+        biases = None if bias is None else (routing_weights @ bias).to(x.dtype).reshape(-1)
+        images = x.reshape(1, batch * in_channels, *size)
+        y = F.conv2d(images, kernels, biases, stride, padding, dilation, batch * groups)
+        return y.reshape(batch, out_channels, height, width)
     patches = F.unfold(x, tuple(kernel_size), dilation, padding, stride)  # [batch, channels * taps, pixels]
     kernels = kernels.reshape(batch, groups, out_channels // groups, -1)
     y = (kernels @ patches.reshape(batch, groups, -1, height * width)).reshape(batch, out_channels, height, width)

@@ -1,39 +1,56 @@
 """Where each number of each layer is read on a parameter ring, and with which sign.
 
 Source: Wang et al., Compact and Optimal Deep Learning with Recurrent Parameter Generators, WACV 2023, section 3.
-The paper draws the sampling and the shuffling from two seeds; here one seed gives three independent streams
-(sampling, shuffling, signs) of numpy's `RandomState`, whose output numpy has promised never to change.
+The paper draws the sampling and the shuffling from two seeds; here one seed gives independent streams (sampling,
+shuffling, signs, ...) of numpy's `RandomState`, whose output numpy has promised never to change.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-SCHEMES = ("random",)
-_SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS = range(4)
+SCHEMES = ("random", "block", "affine", "identity")
+_SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS, _FILTERS, _AFFINE = range(6)
+_TURNS = 16  # after so many turns around the ring the steps come again, from other starts
+_PRIME = 2**31 - 1  # squares of smaller numbers fit in 64 bits
 
 
 def ring_indices(
-    sizes: Sequence[int], ring_size: int, *, seed: int, scheme: str = "random"
+    sizes: Sequence[int],
+    ring_size: int,
+    *,
+    seed: int,
+    scheme: str = "random",
+    filter_sizes: Sequence[int] | None = None,
 ) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
     """The place on the ring and the sign of every number that the layers read.
 
-    The layers read M = sum(sizes) numbers off a ring of N. The list of places holds floor(M / N) full copies of
-    0 .. N-1, then M mod N more drawn without replacement, and is shuffled once; so every stored number is used
-    floor(M / N) or floor(M / N) + 1 times. Layers take consecutive slices. Each use has its own fair-coin sign.
+    The layers read M = sum(sizes) numbers off a ring of N, in consecutive slices of one list of places. In every scheme
+    each of the N is used floor(M / N) or floor(M / N) + 1 times.
+
+    `"random"`, the paper's: the list holds floor(M / N) full copies of 0 .. N-1, then M mod N more drawn without
+    replacement, and is shuffled once; each use has its own fair-coin sign.
+    `"block"`, the paper's first form: the list goes round and round the ring; each layer has one permutation and one
+    pattern of signs of the numbers of a filter, the same for all of its filters.
+    `"affine"`: places and signs are arithmetic, see `affine_indices`; an exported net needs no table of them.
+    `"identity"`: round and round the ring, all signs positive: plain reuse, to compare with.
 
     Args:
         sizes: how many numbers each layer reads, in the order of the layers; each at least 1.
         ring_size: N, how many numbers the ring stores, at least 1; it may exceed M.
         seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
-        scheme: how places are assigned; `"random"` is the one above.
+        scheme: how places are assigned, one of the above.
+        filter_sizes: for `"block"`, how many numbers a filter of each layer has; by default a layer is one filter.
     Returns:
         `(indices, signs)`: int64 places in [0, N) and int8 signs, -1 or 1, both flat, on the CPU, of length M.
     Raises:
-        ValueError: a size below 1, no sizes, a ring size below 1, a seed out of range or an unknown scheme.
+        ValueError: a size below 1, no sizes, a ring size below 1, a seed out of range, an unknown scheme, or a layer
+            that is no whole number of filters.
     Cost: no multiply-adds; about 30 ns for each of the M numbers.
     Example:
         >>> indices, signs = ring_indices([4, 3], ring_size=3, seed=0)
@@ -48,14 +65,80 @@ def ring_indices(
         raise ValueError(f"every layer reads at least 1 number off the ring; got sizes {list(sizes)}")
     check_seed(seed)
     total = sum(sizes)
-    copies, rest = divmod(total, ring_size)
-    places = np.empty(total, dtype=np.int64)
-    places[: copies * ring_size] = np.tile(np.arange(ring_size), copies)
-    places[copies * ring_size :] = _stream(seed, _SAMPLING).permutation(ring_size)[:rest]
-    _stream(seed, _SHUFFLING).shuffle(places)
-    packed = np.frombuffer(_stream(seed, _SIGNS).bytes(-(-total // 8)), dtype=np.uint8)
-    signs = 1 - 2 * np.unpackbits(packed)[:total].astype(np.int8)
+    if scheme == "affine":
+        return affine_indices(torch.arange(total), affine_constants(ring_size, seed))
+    if scheme == "random":
+        copies, rest = divmod(total, ring_size)
+        places = np.empty(total, dtype=np.int64)
+        places[: copies * ring_size] = np.tile(np.arange(ring_size), copies)
+        places[copies * ring_size :] = _stream(seed, _SAMPLING).permutation(ring_size)[:rest]
+        _stream(seed, _SHUFFLING).shuffle(places)
+        return torch.from_numpy(places), torch.from_numpy(_coins(_stream(seed, _SIGNS), total))
+    places, signs = np.arange(total) % ring_size, np.ones(total, dtype=np.int8)
+    if scheme == "block":
+        stream, start = _stream(seed, _FILTERS), 0
+        for size, length in zip(sizes, filter_sizes or sizes, strict=True):
+            if length < 1 or size % length:
+                raise ValueError(f"a layer of {size} numbers is no whole number of filters of {length}")
+            layer = slice(start, start + size)
+            places[layer] = places[layer].reshape(-1, length)[:, stream.permutation(length)].ravel()
+            signs[layer] = np.tile(_coins(stream, length), size // length)
+            start += size
     return torch.from_numpy(places), torch.from_numpy(signs)
+
+
+class AffineConstants(NamedTuple):
+    """What `affine_indices` computes with; all of it follows from the ring's size and the seed."""
+
+    ring_size: int
+    steps: tuple[int, ...]  # coprime to the ring's size: going round in such steps meets every place once
+    start: int
+    shift: int
+    signs: tuple[int, int, int]  # coefficients of a quadratic polynomial
+
+
+def affine_constants(ring_size: int, seed: int) -> AffineConstants:
+    """The constants of the scheme `"affine"` for a ring and a seed."""
+    stream = _stream(seed, _AFFINE)
+
+    def number(below: int) -> int:
+        return int.from_bytes(stream.bytes(8), "little") % below
+
+    def step() -> int:
+        while math.gcd(found := number(ring_size), ring_size) > 1:
+            pass
+        return found
+
+    steps = tuple(step() for _ in range(_TURNS))
+    signs = (1 + number(_PRIME - 1), number(_PRIME), number(_PRIME))
+    return AffineConstants(ring_size, steps, number(ring_size), step(), signs)
+
+
+def affine_indices(
+    positions: Int[Tensor, " n"], constants: AffineConstants
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Places and signs of the numbers at some positions of the layers' list, by arithmetic alone.
+
+    Turn c = position // N goes round the ring in steps that are coprime to N, from a start of its own: position p reads
+    place (step_c * (p mod N) + start + c * shift) mod N. Multiplying by a number coprime to N permutes 0 .. N-1, so
+    every whole turn meets each place once and the last, unfinished one meets none twice: each place is used
+    floor(M / N) or floor(M / N) + 1 times. The sign is positive where a quadratic polynomial of the position, modulo the
+    prime 2**31 - 1, lies in the lower half.
+
+    Args:
+        positions: int64, from 0.
+        constants: see `affine_constants`.
+    Returns:
+        int64 places and int8 signs, of the positions' shape.
+    """
+    size = constants.ring_size
+    turn = positions // size
+    step = torch.tensor(constants.steps, device=positions.device)[turn % len(constants.steps)]
+    places = (step * (positions % size) + constants.start + turn * constants.shift) % size
+    a, b, c = constants.signs
+    p = positions % _PRIME
+    drawn = (a * (p * p % _PRIME) % _PRIME + b * p % _PRIME + c) % _PRIME
+    return places, torch.where(drawn <= _PRIME // 2, 1, -1).to(torch.int8)
 
 
 def channel_indices(
@@ -86,9 +169,7 @@ def channel_indices(
     state = np.arange(np.prod(state_shape)).reshape(state_shape)
 
     def draw(count: int, total: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = stream.permutation(total)[:count]
-        coins = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), dtype=np.uint8))[:count]
-        return chosen, 1 - 2 * coins.astype(np.int8)
+        return stream.permutation(total)[:count], _coins(stream, count)
 
     places, signs = [], []
     for shape in shapes:
@@ -123,6 +204,12 @@ def check_seed(seed: int) -> None:
 def _stream(seed: int, purpose: int) -> np.random.RandomState:
     # RandomState takes words of 32 bits; the third keeps the purposes apart.
     return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, purpose])
+
+
+def _coins(stream: np.random.RandomState, count: int) -> np.ndarray:
+    """Fair-coin signs, -1 or 1."""
+    bits = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), dtype=np.uint8))[:count]
+    return 1 - 2 * bits.astype(np.int8)
 
 
 def ring_kernel(

@@ -13,7 +13,7 @@ from pocketcnn._plots import pyplot
 from pocketcnn.cost.macs import dial_of
 from pocketcnn.cost.params import evaluating
 from pocketcnn.methods.puppet import Puppeteer, PuppetStage
-from pocketcnn.pictures.maps import _show_image
+from pocketcnn.pictures.maps import _show_image, _spread
 
 _EXAMPLES = 8
 _UNITS = {"entropy": "entropy, bits", "variance": "variance, share of the largest", "edges": "share of pixels on edges"}
@@ -108,7 +108,7 @@ def draw_kernels(puppeteer: Puppeteer, *, title: str = "", channels: int = 6) ->
         states = torch.stack([state.float() for state in puppeteer.trajectory(puppeteer.options.levels - 1)])
         kernels = list(puppeteer.kernels(puppeteer.options.levels - 1).values())
     count = len(states)
-    chosen = sorted({round(i * (count - 1) / 7) for i in range(8)})
+    chosen = _spread(range(count), 8)
     plots = pyplot()
     figure = plots.figure(figsize=(10.5, 5.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))

@@ -1,10 +1,10 @@
 """Feature maps of nets side by side, and the fields inside a Global layer."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pocketcnn.methods.pde import GlobalLayer
 _PANEL = 1.55  # inches
 _MAPS, _GREY, _SPEED, _SPREAD = "viridis", "gray", "magma", "cividis"
 _STRIP = 8  # at most so many steps are shown
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,7 @@ def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
     if not isinstance(module, GlobalLayer):
         known = [name for name, part in net.named_modules() if isinstance(part, GlobalLayer)]
         raise ValueError(f"{layer!r} is no Global layer; the net has {', '.join(known) or 'none'}")
-    inputs: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    try:
-        with evaluating(net):
-            net(x)
-    finally:
-        handle.remove()
-    h = inputs[0]
+    h = _at_inputs(net, x, {layer: lambda h: h})[layer]
     with evaluating(module):
         pairs = [
             tuple(torch.as_tensor(value).expand(h.shape).float() for value in values)
@@ -108,6 +102,29 @@ def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
         after = module(h).float()
     velocity, diffusivity = ((p[0], p[1]) if any(bool(f.any()) for f in p) else None for p in pairs)
     return Fields(h.float(), velocity, diffusivity, steps, after)
+
+
+def _at_inputs(net: nn.Module, x: Tensor, watched: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
+    """What functions make of the inputs of modules, by their names, when a batch comes by in evaluation mode.
+
+    A function is called as its module is, before anything can change the input in place; a module that the batch never
+    reaches is left out.
+    """
+    known = dict(net.named_modules())
+    found: dict[str, Tensor] = {}
+    handles = [
+        known[name].register_forward_pre_hook(
+            lambda _, given, name=name, function=function: found.__setitem__(name, function(given[0]))
+        )
+        for name, function in watched.items()
+    ]
+    try:
+        with evaluating(net):
+            net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def draw_maps(
@@ -194,10 +211,7 @@ def draw_fields(image: Tensor, fields: Fields, *, title: str = "", channel: int 
             both = _limits([along_x, along_y])
             panels += [("diffusivity Dx", along_x, _SPREAD, both), ("diffusivity Dy", along_y, _SPREAD, both)]
     panels.append(("output", plane(fields.after), _MAPS, None))
-    last = len(fields.steps) - 1
-    chosen = (
-        sorted({round(i * last / (_STRIP - 1)) for i in range(_STRIP)}) if last >= _STRIP else list(range(last + 1))
-    )
+    chosen = _spread(range(len(fields.steps)), _STRIP)
     plots = pyplot()
     width = max(len(panels) + 1, len(chosen))
     figure = plots.figure(figsize=(_PANEL * width + 0.6, 2 * _PANEL + 1.25), layout="constrained")
@@ -239,6 +253,12 @@ def write_figure(figure: Any, folder: str | Path, name: str) -> list[Path]:
         write_atomically(paths[-1], buffer.getvalue())
     pyplot().close(figure)
     return paths
+
+
+def _spread(items: Sequence[Item], most: int) -> list[Item]:
+    """All items, or `most` of them at equal distances from the first to the last."""
+    count = min(len(items), most)
+    return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _plane(maps: Tensor, channel: int | None, name: str) -> Tensor:
@@ -311,7 +331,7 @@ def _bar(
         bar.ax.clear()
         bar.ax.set_axis_off()
         return
-    bar.locator = pyplot().MaxNLocator(3)
+    bar.locator = pyplot().MaxNLocator(3, steps=[1, 2, 5, 10])
     bar.update_ticks()
     if label:
         bar.set_label(label, fontsize=8)

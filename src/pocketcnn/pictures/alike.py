@@ -1,0 +1,257 @@
+"""How alike nets see images, how alike the filters of their layers are, and what accuracy costs in stored numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pocketcnn._plots import pyplot
+from pocketcnn.cost.params import evaluating
+from pocketcnn.methods._conv import AbstractConv2d
+from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlations, kernel_alignment, log_linear_fit
+from pocketcnn.pictures.inside import _BATCH, _name_ticks
+from pocketcnn.pictures.maps import _MAPS, _bar, feature_maps
+
+_FEW = 14  # so many points can each have its value beside it
+_CHANCE = 4  # standard deviations
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, as in reports
+_MARKERS = "osD^vP"
+
+
+def station_grams(net: nn.Module, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Centred Gram matrices of the features at the stations of a net, [n, n] in float64, by the stations' names.
+
+    The features of an image are all numbers of its map, channels * height * width, as Kornblith et al. take them.
+
+    Args:
+        net: left as it was.
+        x: n normalised images, at least 2; their maps are held all at once.
+        names: of modules that give maps; None for those of `stations`.
+    Raises:
+        ValueError: fewer than 2 images, or as in `feature_maps`.
+    Cost: n² multiply-adds for each number of an image's maps.
+    """
+    maps = [feature_maps(net, batch, names) for batch in x.split(_BATCH)]
+    return {name: centred_gram(torch.cat([batch[name].flatten(1) for batch in maps])) for name in maps[0]}
+
+
+def similarity(
+    net_a: nn.Module,
+    net_b: nn.Module,
+    x: Tensor,
+    names_a: Sequence[str] | None = None,
+    names_b: Sequence[str] | None = None,
+) -> Tensor:
+    """Linear CKA of the maps of two nets: a row for each station of the first, a column for each of the second.
+
+    Args:
+        net_a: left as it was; so is `net_b`.
+        net_b: may be the same net.
+        x: normalised images; a few hundred are enough.
+        names_a: of modules of the first net that give maps; None for those of `stations`.
+        names_b: of the second.
+    Raises:
+        ValueError: as in `station_grams`.
+    """
+    return alignments(station_grams(net_a, x, names_a), station_grams(net_b, x, names_b))
+
+
+def alignments(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """As `similarity`, of what `station_grams` gave, which many comparisons can use."""
+    return torch.tensor([[kernel_alignment(mine, other) for other in b.values()] for mine in a.values()])
+
+
+def same_stations(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, float]:
+    """Linear CKA at the stations that both nets have, by name, in the order of the first."""
+    return {name: kernel_alignment(a[name], b[name]) for name in a if name in b}
+
+
+def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
+    """Each net against itself above; below, each but the first against the first, and at the stations they share.
+
+    Args:
+        grams: for each net's title, what `station_grams` gave for the same images; the first is the reference.
+    Returns:
+        A matplotlib figure.
+    """
+    titles = list(grams)
+    reference, *others = titles
+    most = max(map(len, grams.values()))
+    plots = pyplot()
+    side = min(max(0.17 * most, 2.2), 4.2)
+    figure, axes = plots.subplots(
+        2 if others else 1, len(titles), squeeze=False, layout="constrained",
+        figsize=((side + 0.75) * len(titles) + 0.8, (side + 0.95) * (2 if others else 1)),
+    )  # fmt: skip
+    for axis, title in zip(axes[0], titles, strict=True):
+        drawn = _matrix(axis, grams[title], grams[title])
+        axis.set_title(f"{title} with itself", fontsize=9)
+    if others:
+        lines = axes[1, 0]
+        stations = list(grams[reference])
+        for place, title in enumerate(others):
+            shared = same_stations(grams[reference], grams[title])
+            lines.plot(
+                [stations.index(name) for name in shared], list(shared.values()), f"{_MARKERS[place % 6]}-",
+                color=_PALETTE[place % 6], markersize=4, linewidth=1.2, label=title,
+            )  # fmt: skip
+        _name_ticks(lines.xaxis, stations)
+        lines.tick_params(axis="x", labelrotation=90, labelsize=7)
+        lines.tick_params(axis="y", labelsize=7)
+        lines.set_xlim(-0.5, len(stations) - 0.5)
+        lines.set_ylim(top=1.01)
+        lines.set_box_aspect(1)
+        lines.set_title(f"the same place as in {reference}", fontsize=9)
+        lines.legend(fontsize=7, frameon=False, loc="best")
+    for axis, title in zip(axes[-1, 1:], others, strict=True):
+        _matrix(axis, grams[reference], grams[title])
+        axis.set_title(f"{title} with {reference}", fontsize=9)
+        axis.set_ylabel(reference, fontsize=8)
+        axis.set_xlabel(title, fontsize=8)
+    _bar(figure, drawn, axes, "right", "linear CKA")
+    return figure
+
+
+def _matrix(axis: Any, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Any:
+    drawn = axis.imshow(alignments(rows, columns).numpy(), cmap=_MAPS, vmin=0, vmax=1, interpolation="nearest")
+    axis.grid(False)
+    axis.tick_params(labelsize=7, length=2)
+    axis.tick_params(axis="x", labelrotation=90)
+    _name_ticks(axis.yaxis, list(rows))
+    _name_ticks(axis.xaxis, list(columns))
+    return drawn
+
+
+def layer_kernels(net: nn.Module) -> dict[str, Tensor]:
+    """The kernels [out_channels, ...] that every image meets, by the layers' names: stored, or made as they are used.
+
+    Left out are layers whose kernel depends on the image, and convolutions inside a layer that make its kernel. Where
+    kernels depend on a level, they are those of the highest.
+    """
+    makers = {name: layer for name, layer in net.named_modules() if isinstance(layer, AbstractConv2d)}
+    kernels = {}
+    with evaluating(net):
+        for name, layer in net.named_modules():
+            if name in makers and not makers[name].why_not_dense:
+                kernels[name] = makers[name].dense_weight()
+            elif isinstance(layer, nn.Conv2d) and not any(name.startswith(f"{maker}.") for maker in makers):
+                kernels[name] = layer.weight.detach()
+    return kernels
+
+
+def filter_similarity(net: nn.Module, threshold: float) -> tuple[float, float] | None:
+    """How alike the filters within the layers of a net are.
+
+    Of `layer_kernels` it leaves out those whose filters are so short that random ones would be alike: of n numbers,
+    these have an r of standard deviation 1 / sqrt(n), and the threshold must be four of them.
+
+    Args:
+        net: left as it was.
+        threshold: the least |r| at which a filter counts as correlated with another one of its layer, in (0, 1).
+    Returns:
+        The share of filters that are correlated with another one, and the mean |r| of all pairs in one layer; None for
+        a net without such layers.
+    Raises:
+        ValueError: a threshold out of range.
+    """
+    counted = [(kernel, correlated_filters(kernel, threshold)) for kernel in layer_kernels(net).values()]
+    counted = [(k, n) for k, n in counted if len(k) > 1 and k[0].numel() * threshold**2 >= _CHANCE**2]
+    if not counted:
+        return None
+    strength = sum(float(filter_correlations(kernel).abs().triu(1).sum()) for kernel, _ in counted)
+    pairs = sum(len(kernel) * (len(kernel) - 1) // 2 for kernel, _ in counted)
+    return sum(count for _, count in counted) / sum(len(kernel) for kernel, _ in counted), strength / pairs
+
+
+def draw_correlated(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, plain: float | None = None, threshold: float
+) -> Any:
+    """The share of correlated filters against the size of the ring.
+
+    Args:
+        series: by title, pairs of a ring's size as a fraction of the numbers read and a share in [0, 1].
+        plain: the plain net's share, a horizontal line.
+        threshold: the |r| that counts, for the label.
+    Returns:
+        A matplotlib figure.
+    """
+    plots = pyplot()
+    figure, axes = plots.subplots(figsize=(5.2, 4.0), layout="constrained")
+    for place, (title, points) in enumerate(series.items()):
+        sizes, shares = zip(*sorted(points), strict=True)
+        axes.plot(
+            sizes, [100 * share for share in shares], f"{_MARKERS[place % 6]}-", color=_PALETTE[place % 6], label=title
+        )
+    if plain is not None:
+        axes.axhline(100 * plain, color="#222222", linewidth=1, linestyle="--", label="plain")
+    _log_axis(plots, axes, lambda value, _: f"{100 * value:.3g}%")
+    top = max(axes.get_ylim()[1], 1.0)
+    axes.set_ylim(-0.03 * top, top)  # a share of 0 is seen whole
+    axes.set_xlabel("numbers stored on the ring, of those read off it")
+    axes.set_ylabel(f"% of filters with |r| ≥ {threshold:g}\nto another one of the layer")
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def draw_law(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, fitted: Sequence[str] = (), unit: str = "stored numbers"
+) -> Any:
+    """Accuracy against stored numbers, and the log-linear law that some series follow.
+
+    Args:
+        series: by title, pairs of a count of stored numbers and an accuracy in [0, 1]. Few points have their accuracy
+            beside them.
+        fitted: titles of the series whose law is fitted and drawn, each of at least 3 points; the points of the others
+            are joined.
+        unit: what is counted.
+    Returns:
+        A matplotlib figure.
+    Raises:
+        ValueError: no series of a title that is to be fitted, or as in `log_linear_fit`.
+    """
+    if unknown := [title for title in fitted if title not in series]:
+        raise ValueError(f"no series {unknown[0]!r} to fit; there are {', '.join(series)}")
+    plots = pyplot()
+    figure, axes = plots.subplots(figsize=(6.2, 4.6), layout="constrained")
+    few = sum(map(len, series.values())) <= _FEW
+    for place, (title, points) in enumerate(series.items()):
+        colour = _PALETTE[place % 6]
+        numbers, accuracies = zip(*sorted(points), strict=True)
+        label = title
+        if title in fitted:
+            law = log_linear_fit(numbers, [100 * accuracy for accuracy in accuracies])
+            label = f"{title}: {law.slope:+.1f} points a decade, R² {law.r_squared:.3f}"
+            ends = np.array([numbers[0], numbers[-1]], dtype=float)
+            axes.plot(ends, law.intercept + law.slope * np.log10(ends), color=colour, linewidth=1.2)
+        axes.plot(
+            numbers, [100 * accuracy for accuracy in accuracies], _MARKERS[place % 6], color=colour, label=label,
+            markerfacecolor=colour if title in fitted else "white",
+            linestyle="none" if title in fitted else ":", linewidth=0.8,
+        )  # fmt: skip
+        for number, accuracy in zip(numbers, accuracies, strict=True) if few else ():
+            axes.annotate(
+                f"{100 * accuracy:.1f}", (number, 100 * accuracy), (0, 6 if place % 2 == 0 else -13),
+                textcoords="offset points", ha="center", fontsize=7, color=colour,
+            )  # fmt: skip
+    axes.margins(y=0.1)
+    _log_axis(plots, axes, plots.matplotlib.ticker.EngFormatter(sep=" "))
+    axes.set_xlabel(unit)
+    axes.set_ylabel("test accuracy in %")
+    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+def _log_axis(plots: Any, axes: Any, formatter: Any) -> None:
+    """A logarithmic x axis with ticks at 1, 2 and 5, over a decade at least."""
+    ticker = plots.matplotlib.ticker
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(formatter)
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.margins(x=0.08)
+    low, high = axes.get_xlim()
+    if high / low < 10:
+        middle = (low * high) ** 0.5
+        axes.set_xlim(middle / 10**0.5, middle * 10**0.5)

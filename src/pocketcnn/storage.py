@@ -1,0 +1,185 @@
+"""Weights in fewer bytes: float16, or int8 with a scale, chosen after training; and small weights set to zero.
+
+Weights are the parameters of two or more axes, and those that a module names in `weights`: a ring has one axis. Batch
+norm and biases stay as they are. An int8 weight has one scale for each index of its first axis (an output channel, an
+expert), a ring one in all; both are symmetric, and the largest number is kept to rounding. Weights of which enough are zero
+are stored as a mask of bits and the numbers that are left.
+
+Source: the plain baseline that compact nets are compared with, as in Jacob et al., Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018; only the storage is quantised here, not the arithmetic.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Storage = Literal["float32", "float16", "int8"]
+_SCALES, _MASKS = "storage.scales", "storage.masks"  # one tensor each: a name in a file takes a hundred bytes
+_WORTH = 128  # bytes that a mask must save
+
+
+def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The distinct weights of a net, by their first name."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.dim() > 1 or name.rpartition(".")[2] in getattr(module, "weights", ()):
+                found.setdefault(id(parameter), (name, parameter))
+    return dict(found.values())
+
+
+@torch.no_grad()
+def prune_(model: nn.Module, fraction: float, names: Collection[str] | None = None) -> float:
+    """Sets the smallest weights of a net to zero, in magnitude, each weight tensor by itself.
+
+    Args:
+        model: changed in place.
+        fraction: how many of each tensor's numbers, in [0, 1).
+        names: of the weights to prune, as in `weights_of`; all by default.
+    Returns:
+        The share of these weights that is zero now.
+    Raises:
+        ValueError: a fraction out of range, a name that is no weight's, or a net without weights.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"the fraction pruned must lie in [0, 1), not {fraction}")
+    known = weights_of(model)
+    if wrong := [name for name in names or () if name not in known]:
+        raise ValueError(f"{wrong[0]} is no weight of this {type(model).__name__}; it has {', '.join(known)}")
+    weights = [known[name] for name in (known if names is None else names)]
+    if not weights:
+        raise ValueError(f"{type(model).__name__} has no weights to prune")
+    for weight in weights:
+        smallest = weight.abs().flatten().argsort(stable=True)[: round(fraction * weight.numel())]
+        flat = weight.flatten()
+        flat[smallest] = 0
+        weight.copy_(flat.view_as(weight))
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def hold_zeros_(model: nn.Module) -> None:
+    """Keeps the weights that are zero now at zero while the net is trained on: no gradient reaches them.
+
+    Neither momentum nor weight decay moves a number whose value and gradients are zero. Copies and loaded nets are free.
+    """
+    for weight in weights_of(model).values():
+        if weight.requires_grad:
+            kept = weight.detach() != 0
+            weight.register_hook(lambda grad, kept=kept: grad * kept)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`(int8 numbers, float32 scales)` of a weight: numbers * scales is near it.
+
+    Args:
+        weight: any shape; one scale for each index of the first axis, one in all where there is but one axis.
+    Raises:
+        ValueError: a number that is not finite.
+    Example:
+        >>> quantize(torch.tensor([1.0, -0.5, 0.0]))[0]
+        tensor([127, -64,   0], dtype=torch.int8)
+    """
+    rows = _rows(weight.float())
+    scales = rows.abs().amax(dim=1) / 127
+    if not torch.isfinite(scales).all():
+        raise ValueError("weights that are not finite cannot be stored as int8")
+    scales = torch.where(scales == 0, 1.0, scales)
+    return (rows / scales[:, None]).round().to(torch.int8).view(weight.shape), scales
+
+
+def dequantize(numbers: Tensor, scales: Tensor) -> Tensor:
+    """The float32 weight that `quantize` left."""
+    return (_rows(numbers).float() * scales[:, None]).view(numbers.shape)
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """[scales, numbers of each]."""
+    return weight.reshape(1, -1) if weight.dim() < 2 else weight.flatten(1)
+
+
+def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file with the weights in another type, and what its header must say of it.
+
+    Args:
+        tensors: what a file holds, by name.
+        model: whose weights they are.
+        storage: `"float32"`, `"float16"` or `"int8"`.
+    Raises:
+        ValueError: no such storage, weights of several types, or numbers too large for it.
+    """
+    if storage not in get_args(Storage):
+        raise ValueError(f"no storage {storage!r}; known: {', '.join(get_args(Storage))}")
+    weights = [name for name in tensors if name in weights_of(model) and tensors[name].is_floating_point()]
+    kinds = {str(tensors[name].dtype).removeprefix("torch.") for name in weights}
+    if len(kinds) > 1:
+        raise ValueError(f"weights of several types ({', '.join(sorted(kinds))}) cannot share a storage")
+    packed, scales, masks, sparse = dict(tensors), [], [], []
+    for name in weights:
+        weight = tensors[name].detach().cpu()
+        if storage == "int8":
+            small, scale = quantize(weight)
+            scales.append(scale)
+        else:
+            small = weight.to(getattr(torch, storage))
+            if not torch.isfinite(small).all() and torch.isfinite(weight).all():
+                raise ValueError(f"{name}: its largest number, {weight.abs().max():.3g}, does not fit in {storage}")
+        nonzero = small.flatten() != 0
+        if small.nbytes - int(nonzero.sum()) * small.itemsize - -(-len(nonzero) // 8) > _WORTH:
+            masks.append(_bits(nonzero))
+            small = small.flatten()[nonzero]
+            sparse.append(name)
+        packed[name] = small
+    if scales:
+        packed[_SCALES] = torch.cat(scales)
+    if masks:
+        packed[_MASKS] = torch.cat(masks)
+    return packed, {"weights": storage, "dtype": next(iter(kinds), "float32"), "sparse": sparse}
+
+
+def unpack(
+    stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], model: nn.Module, entry: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """What `pack` was given, as near as the storage keeps it.
+
+    Args:
+        stored: the tensors of the file.
+        wanted: the tensors of a net like the one that was packed, in its order.
+        model: that net.
+        entry: what the header says.
+    Raises:
+        ValueError: the tensors do not fit together.
+    """
+    tensors = {name: tensor for name, tensor in stored.items() if name not in (_SCALES, _MASKS)}
+    scales, masks = stored.get(_SCALES, torch.empty(0)), stored.get(_MASKS, torch.empty(0, dtype=torch.uint8))
+    dtype = getattr(torch, entry["dtype"])
+    for name in (name for name in wanted if name in weights_of(model) and name in tensors):
+        tensor, like = tensors[name], wanted[name]
+        if name in entry["sparse"]:
+            count = -(-like.numel() // 8)
+            kept = _flags(masks[:count], like.numel())
+            masks = masks[count:]
+            if int(kept.sum()) != len(tensor):
+                raise ValueError(f"{name}: {len(tensor)} numbers for {int(kept.sum())} places")
+            whole = torch.zeros(like.numel(), dtype=tensor.dtype)
+            whole[kept] = tensor
+            tensor = whole.view(like.shape)
+        if entry["weights"] == "int8" and tensor.dtype == torch.int8:
+            count = len(_rows(like))
+            if tensor.shape != like.shape or len(scales) < count:
+                raise ValueError(f"{name} is {list(tensor.shape)} in the file, {list(like.shape)} in the net")
+            tensor = dequantize(tensor, scales[:count])
+            scales = scales[count:]
+        tensors[name] = tensor.to(dtype)
+    return tensors
+
+
+def _bits(flags: Tensor) -> Tensor:
+    """Eight flags a byte, the first in its lowest bit."""
+    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -len(flags) % 8)).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8)).sum(dim=1, dtype=torch.uint8)
+
+
+def _flags(packed: Tensor, count: int) -> Tensor:
+    return ((packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[:count].bool()

@@ -1,0 +1,229 @@
+"""Does a ring beat what an engineer would do instead? Rings from the smallest up, beside plain nets of equal size.
+
+    python examples/ring_sweep.py --data cifar10 --output runs/ring-sweep
+    python examples/ring_sweep.py --table results/ring/sweep
+
+Rivals, under the same recipe: for each ring the plain net narrowed to as many stored numbers; the plain net whose int8 file
+has as many bytes as the ring's float32 file; and the plain net pruned by magnitude and then trained on for some epochs, which
+the others are not. Every net is stored in float32, float16 and int8 after training, and every ring pruned without training
+on; each file's accuracy is measured on the test images. Finished runs are read, not repeated.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import pocketcnn as pc
+from pocketcnn import compare, storage
+from pocketcnn._files import read_json, write_atomically, write_json
+from pocketcnn.cost import count_params
+from pocketcnn.data import load
+from pocketcnn.methods.ring import ParameterRing
+from pocketcnn.numerics import log_linear_fit
+from pocketcnn.pictures import draw_law, write_figure
+from pocketcnn.train import TrainConfig, evaluate, fit
+
+MODEL = "resnet20"
+SIZES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+STORAGES = ("float32", "float16", "int8")
+RING_PRUNED = (0.2, 0.4, 0.6, 0.8)  # of each ring's numbers, not trained on
+PRUNED = (0.5, 0.8, 0.9, 0.95, 0.98)  # of the plain net's weights, trained on
+WIDTHS = 64  # widths of int8 rivals are multiples of 1/64
+
+
+def stored_bytes(net, **how):
+    """Length of the file that a net is stored in."""
+    with tempfile.TemporaryDirectory() as folder:
+        return pc.save(net, Path(folder) / "net.safetensors", **how)
+
+
+def width_of_bytes(wanted, options):
+    """The width at which the plain net's int8 file is nearest to so many bytes."""
+
+    def size(step):
+        return stored_bytes(pc.create_model(MODEL, **options, width=step / WIDTHS), storage="int8")
+
+    low, high = 1, 4 * WIDTHS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= wanted else (low, middle)
+    return min((low, high), key=lambda step: abs(size(step) - wanted)) / WIDTHS
+
+
+def contestants(data, sizes, widest):
+    """The rows of the sweep, and of each ring's label its rivals' labels, of equal numbers and of equal bytes in int8.
+
+    Args:
+        data: what is trained on.
+        sizes: of the rings.
+        widest: int8 rivals wider than this are left out, None in their place.
+    """
+    options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
+    methods = ["plain", *(f"ring:size={size}" for size in sizes)]
+    rows = compare.contestants([MODEL], methods, options, equal_size=True)
+    narrower = {row.rival_of: row.label for row in rows if row.rival_of}
+    rivals = {}
+    for ring in [row for row in rows if row.method == "ring"]:
+        width = width_of_bytes(stored_bytes(ring.build(0)), options)
+        row = compare.Contestant(MODEL, "plain", {}, {**options, "width": width})
+        if width <= widest and row.label not in {other.label for other in rows}:
+            rows.append(row)
+        rivals[ring.label] = {
+            "numbers": narrower.get(ring.label, f"{MODEL} plain"),
+            "bytes": row.label if width <= widest else None,
+            "width": width,
+        }
+    return rows, rivals
+
+
+def files_of(small, data, kinds=STORAGES, **entry):
+    """A record for each storage of a net: bytes of the file and of its rings, test accuracy, and what else is given."""
+    found = []
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "net.safetensors"
+            size = pc.save(small, path, storage=kind)
+            accuracy = evaluate(pc.load(path), data)["test_accuracy"]
+        rings = {f"{n}.values": m.values for n, m in small.named_modules() if isinstance(m, ParameterRing)}
+        packed = storage.pack(rings, small, kind)[0]
+        found.append(
+            {**entry, "numbers": count_params(small)[1], "storage": kind, "bytes": size,
+             "ring_bytes": sum(tensor.nbytes for tensor in packed.values()), "accuracy": accuracy}
+        )  # fmt: skip
+    return found
+
+
+def measure(output, data, rows):
+    """Adds every finished net in every storage, and its rings pruned, to `files.json`."""
+    path = output / "files.json"
+    found = read_json(path) if path.exists() else []
+    for row in rows:
+        file = compare.folder_of(output, row.label) / "seed0" / "model.safetensors"
+        if not file.exists() or row.label in {entry["net"] for entry in found}:
+            continue
+        entry = {"net": row.label, "kind": row.method, "pruned": 0.0}
+        found += files_of(pc.load(file), data, **entry)
+        for fraction in RING_PRUNED if row.method == "ring" else ():
+            net = pc.load(file)
+            storage.prune_(net, fraction, [n for n in storage.weights_of(net) if n.endswith("ring.values")])
+            found += files_of(net, data, ["int8"], **{**entry, "pruned": fraction})
+        write_json(path, found)
+        print(row.label, *(f"{e['storage']} {100 * e['accuracy']:.2f}" for e in found if e["net"] == row.label))
+
+
+def prune(output, data, config):
+    """Prunes the plain net and trains it on, to each of several shares of zeros, into `files.json`."""
+    path = output / "files.json"
+    found = read_json(path)
+    for fraction in PRUNED:
+        if fraction in {entry["pruned"] for entry in found if entry["kind"] == "pruned"}:
+            continue
+        net = pc.load(compare.folder_of(output, f"{MODEL} plain") / "seed0" / "model.safetensors")
+        storage.prune_(net, fraction)
+        before = evaluate(net, data)["test_accuracy"]
+        storage.hold_zeros_(net.train())
+        with tempfile.TemporaryDirectory() as folder:
+            fit(net, data, config, folder, name=f"{MODEL} pruned by {fraction}")
+        entry = {"net": f"{MODEL} pruned", "kind": "pruned", "pruned": fraction, "before": before}
+        found += files_of(net.eval(), data, **entry, train=dataclasses.asdict(config))
+        write_json(path, found)
+
+
+def law(folder):
+    """The rings' accuracy over the numbers stored in all: slope per decade, intercept, R squared."""
+    points = [(entry["numbers"], entry["accuracy"]) for entry in _rings(folder)]
+    return log_linear_fit(*zip(*points, strict=True))
+
+
+def _rings(folder):
+    """The rings as they were trained, the smallest first."""
+    entries = [e for e in read_json(folder / "files.json") if e["kind"] == "ring" and not e["pruned"]]
+    return sorted((e for e in entries if e["storage"] == "float32"), key=lambda e: e["numbers"])
+
+
+def figures(folder):
+    """Accuracy over stored numbers with the rings' law, and over bytes of the file; returns the paths."""
+    entries = read_json(folder / "files.json")
+    numbers, sizes = {}, {}
+    for entry in sorted(entries, key=lambda entry: entry["bytes"]):
+        kind = {"ring": "ring", "plain": "plain, narrower", "pruned": "plain, pruned and trained on"}[entry["kind"]]
+        if entry["storage"] == "float32" and entry["kind"] != "pruned":
+            numbers.setdefault(kind, []).append((entry["numbers"], entry["accuracy"]))
+        if entry["storage"] != "float16" and (entry["kind"] == "pruned" or not entry["pruned"]):
+            sizes.setdefault(f"{kind}, {entry['storage']}", []).append((entry["bytes"], entry["accuracy"]))
+    sizes.pop("plain, pruned and trained on, float32", None)
+    return [
+        *write_figure(draw_law(numbers, fitted=("ring",)), folder, "law"),
+        *write_figure(draw_law(sizes, unit="bytes of the file"), folder, "bytes"),
+    ]
+
+
+def tables(folder):
+    """Each ring beside its rivals; the files it could be; rings and plain nets pruned. As Markdown."""
+    entries, rivals = read_json(folder / "files.json"), read_json(folder / "rivals.json")
+    found = {(entry["net"], entry["storage"], entry["pruned"]): entry for entry in entries}
+
+    def cell(net, kind, pruned=0.0):
+        entry = found.get((net, kind, pruned))
+        return f"{100 * entry['accuracy']:.2f} ({entry['bytes']:,})" if entry else "not run"
+
+    rings = [entry["net"] for entry in _rings(folder)]
+    of_size = {net: net.split("size=")[1] for net in rings}
+    rows = [["ring of size", "numbers", "ring", "plain of equal numbers", "int8 plain of equal bytes", "int8 ring",
+             "int8 plain of equal numbers"]]  # fmt: skip
+    for net in rings:
+        rival = rivals[net]
+        numbers = f"{found[net, 'float32', 0.0]['numbers']:,}"
+        rows.append([of_size[net], numbers, cell(net, "float32"), cell(rival["numbers"], "float32"),
+                     cell(rival["bytes"], "int8"), cell(net, "int8"), cell(rival["numbers"], "int8")])  # fmt: skip
+    files = [["ring of size", *STORAGES, "int8 / float32 bytes of the ring", "of the file"]]
+    for net in rings:
+        full, small = found[net, "float32", 0.0], found[net, "int8", 0.0]
+        ratios = [f"{small[key] / full[key]:.3f}" for key in ("ring_bytes", "bytes")]
+        files.append([of_size[net], *(cell(net, kind) for kind in STORAGES), *ratios])
+    pruned = [["int8 ring of size", *(f"{100 * share:.0f} % pruned" for share in (0.0, *RING_PRUNED))]]
+    pruned += [[of_size[net], *(cell(net, "int8", share) for share in (0.0, *RING_PRUNED))] for net in rings]
+    plain = [["plain net pruned by", "before training on", "float32", "int8"]]
+    for share in PRUNED:
+        if (entry := found.get((f"{MODEL} pruned", "int8", share))) is not None:
+            kinds = [cell(f"{MODEL} pruned", kind, share) for kind in ("float32", "int8")]
+            plain.append([f"{100 * share:.0f} %", f"{100 * entry['before']:.2f}", *kinds])
+    return "\n".join(_markdown(rows) for rows in (rows, files, pruned, plain) if len(rows) > 1)
+
+
+def _markdown(rows):
+    ruled = [rows[0], ["---:"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in ruled) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="SIZE")
+    parser.add_argument("--widest", type=float, default=4.0, help="leave out int8 rivals wider than this")
+    parser.add_argument(
+        "--prune-epochs", type=int, default=2, help="of training the pruned plain net on; 0 leaves it out"
+    )
+    parser.add_argument("--limit", type=int, help="use at most so many training images")
+    parser.add_argument("--output", type=Path, default=Path("runs/ring-sweep"))
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the tables of finished runs, train nothing")
+    given = parser.parse_args()
+    if given.table:
+        print(tables(given.table))
+        return
+    data = load(given.data, limit=given.limit)
+    rows, rivals = contestants(data, given.sizes, given.widest)
+    config = TrainConfig(epochs=given.epochs, precision="bfloat16", channels_last="on")
+    compare.compare(data, rows, config, given.output)
+    write_json(given.output / "rivals.json", rivals)
+    measure(given.output, data, rows)
+    if given.prune_epochs:
+        prune(given.output, data, dataclasses.replace(config, epochs=given.prune_epochs, lr=0.02))
+    write_atomically(given.output / "table.md", tables(given.output))
+    print(tables(given.output), law(given.output), *figures(given.output), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,7 @@ def main() -> None:
         routing = torch.rand(batch, 4, requires_grad=True)
         sides = {
             "convolution": partial(F.conv2d, x, weight, padding=1),
-            "definition": partial(numerics.condconv2d, x, routing, experts, padding=1),
+            "definition": partial(numerics.condconv2d, x, routing, experts, padding=1, computation="unfold"),
             "twin": partial(kernels.condconv2d, x, routing, experts, padding=1),
         }
         show(f"condconv {batch}x{channels}x{side}x{side}", medians(sides))

@@ -28,7 +28,7 @@ MODEL = "resnet20"
 SIZES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STORAGES = ("float32", "float16", "int8")
 RING_PRUNED = (0.2, 0.4, 0.6, 0.8)  # of each ring's numbers, not trained on
-PRUNED = (0.5, 0.8, 0.9, 0.95, 0.98)  # of the plain net's weights, trained on
+PRUNED = (0.8, 0.9, 0.95)  # of the plain net's weights, trained on
 WIDTHS = 64  # widths of int8 rivals are multiples of 1/64
 
 
@@ -204,7 +204,7 @@ def main():
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="SIZE")
     parser.add_argument("--widest", type=float, default=4.0, help="leave out int8 rivals wider than this")
     parser.add_argument(
-        "--prune-epochs", type=int, default=2, help="of training the pruned plain net on; 0 leaves it out"
+        "--prune-epochs", type=int, default=1, help="of training the pruned plain net on; 0 leaves it out"
     )
     parser.add_argument("--limit", type=int, help="use at most so many training images")
     parser.add_argument("--output", type=Path, default=Path("runs/ring-sweep"))

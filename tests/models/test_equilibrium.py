@@ -32,8 +32,8 @@ def test_any_weights_have_an_equilibrium_that_is_found(training):
     assert (residuals < (1e-2 if training else 5e-4)).all()
     assert 1 < steps < 60
     features = net.bn1(net.stem(x))
-    inner = F.conv2d(z, net.conv1.weight / operator_norm(net.conv1.weight), padding=1).relu()
-    again = features + 0.8 * F.conv2d(inner, net.conv2.weight / operator_norm(net.conv2.weight), padding=1)
+    inner = (features + F.conv2d(z, net.conv1.weight / operator_norm(net.conv1.weight), padding=1)).relu()
+    again = 0.8 * F.conv2d(inner, net.conv2.weight / operator_norm(net.conv2.weight), padding=1)
     torch.testing.assert_close(
         (again - z).flatten(1).norm(dim=1) / again.flatten(1).norm(dim=1), residuals, rtol=0.05, atol=1e-6
     )

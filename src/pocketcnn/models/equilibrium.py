@@ -1,13 +1,13 @@
 """A deep equilibrium net: one block of weights, applied until its features no longer change.
 
 The other way to use few weights many times, and the one that the ring's paper compares itself with. The features z* solve
-z = x + c W2 relu(W1 z) for the image's features x. Each convolution is divided by its operator norm, so the right side
+z = c W2 relu(x + W1 z) for the image's features x. Each convolution is divided by its operator norm, so the right side
 shrinks distances by c < 1: there is one solution for every image, and plain iteration finds it (Banach). The gradient goes
-through a few applications at z* (the unrolled phantom gradient), and training keeps the features of those only.
+through one application at z* (Jacobian-free backpropagation), so that training keeps the features of that one only.
 
-Sources: Bai, Kolter, Koltun: Deep Equilibrium Models, NeurIPS 2019 (arXiv 1909.01377); Geng et al.: On Training Implicit
-Models, NeurIPS 2021 (arXiv 2111.05177); the norm by Sedghi, Gupta, Long: The Singular Values of Convolutional Layers, ICLR
-2019 (arXiv 1805.10408). Theirs has normalisation inside of the block, no such bound, and a
+Sources: Bai, Kolter, Koltun: Deep Equilibrium Models, NeurIPS 2019 (arXiv 1909.01377); Fung et al.: JFB: Jacobian-Free
+Backpropagation for Implicit Networks, AAAI 2022 (arXiv 2103.12803); the norm by Sedghi, Gupta, Long: The Singular Values of
+Convolutional Layers, ICLR 2019 (arXiv 1805.10408). Bai's has normalisation inside of the block, no such bound, and a
 quasi-Newton solver; with it, in first tries of ours, a quarter of the images had no equilibrium that any solver found.
 """
 
@@ -47,7 +47,6 @@ class EquilibriumNet(nn.Module):
         max_steps: applications in evaluation, at most.
         train_tolerance: and in training, where a rough solution will do.
         train_steps: and in training.
-        gradient_steps: applications that the gradient goes through; 1 is Jacobian-free backpropagation.
     Raises:
         ValueError: a number out of range.
     Shape: images [batch, in_channels, height, width] to logits [batch, num_classes].
@@ -64,15 +63,14 @@ class EquilibriumNet(nn.Module):
         max_steps: int = 60,
         train_tolerance: float = 1e-2,
         train_steps: int = 12,
-        gradient_steps: int = 6,
     ) -> None:
         super().__init__()
-        if min(num_classes, in_channels, max_steps, train_steps, gradient_steps) < 1 or min(tolerance, train_tolerance, width) <= 0:
+        if min(num_classes, in_channels, max_steps, train_steps) < 1 or min(tolerance, train_tolerance, width) <= 0:
             raise ValueError("classes, channels, steps, tolerances and width of an equilibrium net must be positive")
         if not 0 < contraction < 1:
             raise ValueError(f"contraction must lie in (0, 1), or there may be no equilibrium, not {contraction}")
         channels = max(1, round(40 * width))
-        self.contraction, self.gradient_steps = contraction, gradient_steps
+        self.contraction = contraction
         self.tolerances, self.max_steps = (tolerance, train_tolerance), (max_steps, train_steps)
         self.stem = nn.Conv2d(in_channels, channels, 3, 2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -91,7 +89,7 @@ class EquilibriumNet(nn.Module):
         outer = self.contraction * self.conv2.weight / operator_norm(self.conv2.weight)
 
         def block(z: Tensor) -> Tensor:
-            return x + F.conv2d(torch.relu(F.conv2d(z, inner, padding=1)), outer, padding=1)
+            return F.conv2d(torch.relu(x + F.conv2d(z, inner, padding=1)), outer, padding=1)
 
         tolerance, max_steps = self.tolerances[self.training], self.max_steps[self.training]
         with torch.no_grad():
@@ -102,11 +100,8 @@ class EquilibriumNet(nn.Module):
                 residuals = residuals / value.flatten(1).float().norm(dim=1).clamp(min=1e-12)
                 if steps >= max_steps or bool((residuals < tolerance).all()):
                     break
-        if torch.is_grad_enabled():
-            z = value
-            for _ in range(self.gradient_steps):
-                z = block(z)
-        return z, residuals, steps
+        # With a gradient, one application more.
+        return (block(value) if torch.is_grad_enabled() else z), residuals, steps
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_classes"]:
         z, _, _ = self.equilibrium(x)

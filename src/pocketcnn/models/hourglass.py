@@ -27,12 +27,12 @@ class Hourglass(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.enter = _block(channels, channels)
-        self.down1 = _block(channels, channels, stride=2)
-        self.down2 = _block(channels, channels, stride=2)
-        self.bottom = _block(channels, channels)
-        self.up1 = _block(channels, channels)
-        self.up2 = _block(channels, channels)
+        self.enter = conv_block(channels, channels)
+        self.down1 = conv_block(channels, channels, stride=2)
+        self.down2 = conv_block(channels, channels, stride=2)
+        self.bottom = conv_block(channels, channels)
+        self.up1 = conv_block(channels, channels)
+        self.up2 = conv_block(channels, channels)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         full = self.enter(x)
@@ -66,7 +66,7 @@ class StackedHourglass(nn.Module):
                 "num_stages, channels, num_joints and in_channels must be at least 1, "
                 f"got {num_stages}, {channels}, {num_joints}, {in_channels}"
             )
-        self.stem = nn.Sequential(*_block(in_channels, channels, stride=2), *_block(channels, channels))
+        self.stem = nn.Sequential(*conv_block(in_channels, channels, stride=2), *conv_block(channels, channels))
         self.stages = nn.ModuleList(Hourglass(channels) for _ in range(num_stages))
         self.heads = nn.ModuleList(_head(channels, num_joints) for _ in range(num_stages))
         self.merges = nn.ModuleList(nn.Conv2d(num_joints, channels, 1, bias=False) for _ in range(num_stages - 1))
@@ -92,7 +92,8 @@ def _head(channels: int, num_joints: int) -> nn.Conv2d:
     return head
 
 
-def _block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution, Kaiming fan-out, with batch norm and ReLU."""
     conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

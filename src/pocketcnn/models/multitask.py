@@ -7,6 +7,8 @@ The encoders are repeated sub-networks that work side by side, where the stages 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pocketcnn.models.hourglass import conv_block
+
 TASKS = ("classification", "reconstruction", "rotation")
 
 
@@ -23,10 +25,10 @@ class Encoder(nn.Module):
     def __init__(self, channels: int, in_channels: int = 1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            *_block(in_channels, channels, stride=2),
-            *_block(channels, 2 * channels, stride=2),
-            *_block(2 * channels, 2 * channels),
-            *_block(2 * channels, 2 * channels, stride=2),
+            *conv_block(in_channels, channels, stride=2),
+            *conv_block(channels, 2 * channels, stride=2),
+            *conv_block(2 * channels, 2 * channels),
+            *conv_block(2 * channels, 2 * channels, stride=2),
         )
 
     def forward(self, x: Float[Tensor, "batch in_channels 28 28"]) -> Float[Tensor, "batch features 4 4"]:
@@ -80,9 +82,3 @@ class MultiTask(nn.Module):
 
 def _pooled(features: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes))
-
-
-def _block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

@@ -8,7 +8,8 @@ through one application at z* (Jacobian-free backpropagation), so that training 
 Sources: Bai, Kolter, Koltun: Deep Equilibrium Models, NeurIPS 2019 (arXiv 1909.01377); Fung et al.: JFB: Jacobian-Free
 Backpropagation for Implicit Networks, AAAI 2022 (arXiv 2103.12803); the norm by Sedghi, Gupta, Long: The Singular Values of
 Convolutional Layers, ICLR 2019 (arXiv 1805.10408). Bai's has normalisation inside of the block, no such bound, and a
-quasi-Newton solver; with it, in first tries of ours, a quarter of the images had no equilibrium that any solver found.
+quasi-Newton solver; in a first try of ours, a block with group norm had no equilibrium for a quarter of the images that
+Anderson's acceleration found in 60 applications.
 """
 
 import torch

@@ -1,0 +1,107 @@
+"""A ring beside a deep equilibrium net of equal stored numbers: accuracy, the solver's residual, and time.
+
+    pocketcnn compare --data cifar10 --models equilibrium --methods plain --epochs 5 --output runs/equilibrium
+    pocketcnn compare --data cifar10 --models resnet20 --methods ring:size=0.1 --epochs 5 --output runs/ring
+    python examples/equilibrium.py runs/equilibrium/equilibrium-plain/seed0 runs/ring/resnet20-ring-size=0.1/seed0 --data cifar10
+
+Both nets see all test images, in float32. Of the equilibrium net, each image's relative residual |f(z) - z| / |f(z)| where the
+solver stopped is looked at, and how often it applied its block. Times are medians, the nets in turns; the ring's kernels are
+read once before, as one would serve it.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import pocketcnn as pc
+from pocketcnn._files import make_folder, write_atomically, write_json
+from pocketcnn.cost import count_params
+from pocketcnn.data import load
+from pocketcnn.train.loop import as_served, environment, evaluate, normalized
+
+LIMIT = 1e-3  # the residual that every test image must come below
+ROUNDS = 9
+
+
+@torch.inference_mode()
+def residuals(net, x, batch=250):
+    """Each image's relative residual, and how often the block was applied to its batch."""
+    found = [net.equilibrium(part)[1:] for part in x.split(batch)]
+    return torch.cat([each for each, _ in found]), torch.tensor([float(steps) for _, steps in found])
+
+
+@torch.inference_mode()
+def milliseconds(nets, x):
+    """Median time of a forward pass of each net, in turns; the first round warms up."""
+    times = {name: [] for name in nets}
+    for _ in range(ROUNDS + 1):
+        for name, net in nets.items():
+            start = time.perf_counter()
+            net(x)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: median(taken[1:]) for name, taken in times.items()}
+
+
+def measure(folders, data):
+    """A record for each net, by name."""
+    nets = {name: pc.load(folder / "model.safetensors") for name, folder in folders.items()}
+    x = torch.cat(list(normalized(data.test, data)))
+    served = {name: as_served(net) for name, net in nets.items()}
+    one, many = milliseconds(served, x[:1]), milliseconds(served, x[:128])
+    found = {}
+    for name, net in nets.items():
+        found[name] = {
+            "numbers": count_params(net)[1],
+            "bytes": (folders[name] / "model.safetensors").stat().st_size,
+            "accuracy": evaluate(net, data)["test_accuracy"],
+            "macs": pc.measure(net, data.input_size).macs,
+            "ms_one": one[name],
+            "ms_128": many[name],
+        }
+    errors, steps = residuals(nets["equilibrium"], x)
+    found["equilibrium"] |= {
+        "largest_residual": errors.max().item(),
+        "median_residual": errors.median().item(),
+        "share_above_limit": (errors > LIMIT).double().mean().item(),
+        "steps_mean": steps.mean().item(),
+        "steps_max": steps.max().item(),
+    }
+    return found
+
+
+def table(found):
+    """The records as Markdown."""
+    lines = ["| net | numbers | file, bytes | test accuracy % | MACs of an image | ms, 1 image | ms, 128 images |",
+             "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    lines += [
+        f"| {name} | {one['numbers']:,} | {one['bytes']:,} | {100 * one['accuracy']:.2f} | {one['macs']:,} "
+        f"| {one['ms_one']:.2f} | {one['ms_128']:.1f} |"
+        for name, one in found.items()
+    ]
+    solved = found["equilibrium"]
+    lines.append(
+        f"\nResiduals of the equilibrium net: largest {solved['largest_residual']:.1e}, median "
+        f"{solved['median_residual']:.1e}, above {LIMIT:.0e}: {100 * solved['share_above_limit']:.2f} % of the test images; "
+        f"its block is applied {solved['steps_mean']:.1f} times to a batch of 250, {solved['steps_max']:.0f} times at most."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("equilibrium", type=Path, help="folder of a run")
+    parser.add_argument("ring", type=Path, help="folder of a run")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--output", type=Path, default=Path("runs/ring-and-equilibrium"))
+    given = parser.parse_args()
+    found = measure({"equilibrium": given.equilibrium, "ring": given.ring}, load(given.data))
+    write_json(make_folder(given.output) / "result.json", {**found, "environment": environment()})
+    write_atomically(given.output / "table.md", table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,8 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+import torch
+
 import pocketcnn as pc
 from pocketcnn import compare, storage
 from pocketcnn._files import read_json, write_atomically, write_json
@@ -62,15 +64,15 @@ def contestants(data, sizes, widest):
     options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
     methods = ["plain", *(f"ring:size={size}" for size in sizes)]
     rows = compare.contestants([MODEL], methods, options, equal_size=True)
-    narrower = {row.rival_of: row.label for row in rows if row.rival_of}
     rivals = {}
     for ring in [row for row in rows if row.method == "ring"]:
         width = width_of_bytes(stored_bytes(ring.build(0)), options)
         row = compare.Contestant(MODEL, "plain", {}, {**options, "width": width})
         if width <= widest and row.label not in {other.label for other in rows}:
             rows.append(row)
+        narrow = compare.width_of_size(MODEL, count_params(ring.build(0))[1], options)
         rivals[ring.label] = {
-            "numbers": narrower.get(ring.label, f"{MODEL} plain"),
+            "numbers": compare.Contestant(MODEL, "plain", {}, {**options, "width": narrow}).label,
             "bytes": row.label if width <= widest else None,
             "width": width,
         }
@@ -110,6 +112,20 @@ def measure(output, data, rows):
             found += files_of(net, data, ["int8"], **{**entry, "pruned": fraction})
         write_json(path, found)
         print(row.label, *(f"{e['storage']} {100 * e['accuracy']:.2f}" for e in found if e["net"] == row.label))
+
+
+def key(output, data, row, passphrases=("a wrong one", "another", "and a third")):
+    """Accuracy of a net's file with the right passphrase and with wrong ones, as `key.json`."""
+    net = pc.load(compare.folder_of(output, row.label) / "seed0" / "model.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.safetensors"
+        pc.save(net, path, passphrase="the right one")
+        right = pc.load(path, passphrase="the right one")
+        equal = all(map(torch.equal, net.state_dict().values(), right.state_dict().values()))
+        wrong = [evaluate(pc.load(path, passphrase=words), data)["test_accuracy"] for words in passphrases]
+    found = {"net": row.label, "equal_bits": equal, "right": evaluate(right, data)["test_accuracy"], "wrong": wrong}
+    write_json(output / "key.json", found)
+    return found
 
 
 def prune(output, data, config):
@@ -219,6 +235,7 @@ def main():
     compare.compare(data, rows, config, given.output)
     write_json(given.output / "rivals.json", rivals)
     measure(given.output, data, rows)
+    print(key(given.output, data, next(row for row in rows if row.method == "ring")))
     if given.prune_epochs:
         prune(given.output, data, dataclasses.replace(config, epochs=given.prune_epochs, lr=0.02))
     write_atomically(given.output / "table.md", tables(given.output))

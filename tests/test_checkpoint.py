@@ -223,6 +223,8 @@ def test_a_passphrase_hides_the_seed(secret, tmp_path):
     assert not torch.allclose(wrong(x), secret(x), atol=0.1)
     with pytest.raises(MissingPassphrase, match=r"saved with a passphrase; pass it as load\(path, passphrase"):
         pc.load(tmp_path / "net")
+    with pytest.raises(MissingPassphrase, match="saved with a passphrase"):
+        pc.load(tmp_path / "net", passphrase="")
     pc.save(secret, tmp_path / "other", passphrase="open sesame")
     assert read_steps(tmp_path / "net") != read_steps(tmp_path / "other"), "each file has a salt of its own"
     pc.save(loaded, tmp_path / "plain")
@@ -248,6 +250,9 @@ def test_passphrases_that_make_no_sense(secret, tmp_path, caplog):
         pc.save(secret, tmp_path / "net", passphrase="")
     with pytest.raises(ValueError, match="this net has none"):
         pc.save(pc.create_model("resnet20"), tmp_path / "net", passphrase="p")
+    reuse = pc.condense(pc.create_model("resnet20", width=0.25), "ring", scheme="identity", seed=SECRET)
+    with pytest.raises(ValueError, match="this net has none that matters"):
+        pc.save(reuse, tmp_path / "net", passphrase="p")
     pc.save(secret, tmp_path / "net")
     with pytest.raises(ValueError, match="saved without a passphrase; leave it out"):
         pc.load(tmp_path / "net", passphrase="p")

@@ -20,7 +20,9 @@ def tiny(count=128):
         return Images(torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8), torch.arange(n) % 4)
 
     classes = ("a", "b", "c", "d")
-    return DataSet("tiny", classes, images(count), images(40), images(40), (0.5,) * 3, (0.3,) * 3, Augmentation(), "tiny")
+    return DataSet(
+        "tiny", classes, images(count), images(40), images(40), (0.5,) * 3, (0.3,) * 3, Augmentation(), "tiny"
+    )
 
 
 @pytest.fixture
@@ -53,12 +55,17 @@ def test_the_sweep_sets_each_ring_beside_its_rivals(swept, capsys):
     assert written == ring_sweep.tables(swept)
     assert "not run" in written
     assert {path.name for path in swept.glob("*.svg")} >= {"law.svg", "bytes.svg"}
+    locked = json.loads((swept / "key.json").read_text())
+    assert locked["equal_bits"]
+    assert locked["right"] == found[locked["net"], "float32", 0.0]["accuracy"]
+    assert len(locked["wrong"]) == 3
     before = files
     ring_sweep.main()
     assert json.loads((swept / "files.json").read_text()) == before, "what is finished is read"
     assert ring_sweep.law(swept).slope == pytest.approx(
         ring_sweep.log_linear_fit(
-            [found[r, "float32", 0.0]["numbers"] for r in rivals], [found[r, "float32", 0.0]["accuracy"] for r in rivals]
+            [found[r, "float32", 0.0]["numbers"] for r in rivals],
+            [found[r, "float32", 0.0]["accuracy"] for r in rivals],
         ).slope
     )
 
@@ -101,11 +108,44 @@ def test_pack_writes_a_smaller_file_and_says_what_it_costs(tmp_path, capsys, mon
     assert shown.out.count("test accuracy") == 2
     assert packed.stat().st_size < path.stat().st_size
     assert pc.checkpoint.read_header(packed)["notes"] == notes
-    code, shown = run("--lock")
+    code, shown = run("--lock", "new")
     assert code == 2
     assert "MissingPassphrase" in shown.err
-    monkeypatch.setenv("POCKETCNN_PASSPHRASE", "open sesame")
-    assert run("--lock")[0] == 0
+    monkeypatch.setenv("POCKETCNN_NEW_PASSPHRASE", "open sesame")
+    assert run("--lock", "new")[0] == 0
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(pc.load(packed, passphrase="open sesame")(x), net(x))
     assert run("--prune", "1.5")[0] == 2
+
+    # What was locked stays locked, unless that is asked for.
+    locked, path = packed, packed.rename(tmp_path / "locked.safetensors")
+    monkeypatch.setenv("POCKETCNN_PASSPHRASE", "open sesame")
+    path = path.with_name("locked.safetensors")
+    assert run()[0] == 0
+    assert torch.equal(pc.load(locked, passphrase="open sesame")(x), net(x))
+    assert run("--lock", "none")[0] == 0
+    assert torch.equal(pc.load(locked)(x), net(x))
+    with pytest.raises(SystemExit) as left:
+        main(["condense", "--model", str(path), "--method", "condconv", "--include", "conv1", "--output", str(locked)])
+    assert left.value.code == 0
+    with pytest.raises(pc.errors.MissingPassphrase):
+        pc.load(locked)
+
+
+def test_a_new_passphrase_is_asked_for_twice(tmp_path, capsys, monkeypatch):
+    from pocketcnn import cli
+
+    monkeypatch.delenv("POCKETCNN_NEW_PASSPHRASE", raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    answers = iter(["one", "two", "three", "three"])
+    monkeypatch.setattr(cli.getpass, "getpass", lambda words: next(answers))
+    net, path = pc.condense(pc.create_model("resnet20", width=0.25), "ring", seed=2**50), tmp_path / "net.safetensors"
+    pc.save(net, path)
+    codes = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["pack", str(path), "--output", str(tmp_path / "packed"), "--lock", "new"])
+        codes.append(left.value.code)
+    assert codes == [2, 0]
+    assert "the two passphrases differ; nothing was written" in capsys.readouterr().err
+    pc.load(tmp_path / "packed", passphrase="three")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import pocketcnn as pc
 from pocketcnn import storage
 from pocketcnn.cost.params import distinct_tensors
-from pocketcnn.errors import BrokenFile
+from pocketcnn.errors import BrokenFile, NewerFormat
 
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 
@@ -160,3 +160,38 @@ def test_a_file_that_was_tampered_with_is_refused(ring_net, tmp_path):
         save_file(tensors, tmp_path / "bad", metadata=metadata)
         with pytest.raises(BrokenFile, match="its weights do not fit ResNet"):
             pc.load(tmp_path / "bad")
+
+
+def test_foreign_modules_with_weights_of_their_own():
+    class Fusion(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.ones(3))
+            self.gain = torch.nn.Parameter(torch.ones(4, 1, 1))
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    assert list(storage.weights_of(Fusion())) == ["conv.weight"]
+    layer = pc.methods.condconv.CondConv2d(4, 4, 3)
+    assert list(storage.weights_of(layer)) == ["experts", "router.weight"], "a bias is none, although it has two axes"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "what"),
+    [
+        (dict(weights="int4"), NewerFormat, "stored as int4, which this version does not know; upgrade"),
+        (dict(dtype="quint8"), BrokenFile, "no weights are quint8"),
+        (dict(sparse=["conv1.weight"]), BrokenFile, "its weights do not fit ResNet"),
+        (dict(dtype=3), BrokenFile, "no weights are 3"),
+    ],
+)
+def test_unknown_storages_are_refused(ring_net, tmp_path, change, error, what):
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    pc.save(ring_net, tmp_path / "net", storage="int8")
+    header = pc.checkpoint.read_header(tmp_path / "net")
+    header["storage"].update(change)
+    save_file(load_file(tmp_path / "net"), tmp_path / "bad", metadata={"pocketcnn": json.dumps(header)})
+    with pytest.raises(error, match=what):
+        pc.load(tmp_path / "bad")

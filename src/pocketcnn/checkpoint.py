@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import struct
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pocketcnn.errors import (
     MissingBase,
     MissingPassphrase,
     NewerFormat,
+    NotEnoughMemory,
     PocketError,
 )
 from pocketcnn.recipes import create_model
@@ -94,17 +96,26 @@ def save(
     return len(content)
 
 
+def _needs_seed(options: dict[str, Any]) -> bool:
+    return "seed" in options and options.get("scheme") != "identity"
+
+
 def _hide(header: dict[str, Any], passphrase: str) -> None:
     """Hides the seeds of a header's steps, or brings hidden ones back: the same numbers lie over them."""
     if not passphrase:
         raise ValueError("an empty passphrase protects nothing")
-    seeded = [step["options"] for step in header["steps"] if "seed" in step["options"]]
+    # A ring that is read round and round has a seed, but does without.
+    seeded = [step["options"] for step in header["steps"] if _needs_seed(step["options"])]
     if not seeded:
-        raise ValueError("a passphrase hides the seeds of rings and puppets; this net has none")
+        raise ValueError("a passphrase hides the seeds of rings and puppets; this net has none that matters")
     key = header["key"]
     settings = {name: int(key[name]) for name in _SCRYPT}
     drawn = hashlib.scrypt(
-        passphrase.encode(), salt=bytes.fromhex(key["salt"]), maxmem=_MEMORY, dklen=8 * len(seeded), **settings
+        unicodedata.normalize("NFC", passphrase).encode(),
+        salt=bytes.fromhex(key["salt"]),
+        maxmem=_MEMORY,
+        dklen=8 * len(seeded),
+        **settings,
     )
     for number, options in enumerate(seeded):
         options["seed"] ^= int.from_bytes(drawn[8 * number : 8 * number + 8], "little")
@@ -139,7 +150,7 @@ def load(
     if passphrase is not None and "key" not in header:
         raise ValueError(f"{path}: saved without a passphrase; leave it out")
     if "key" in header:
-        if passphrase is None:
+        if not passphrase:
             raise MissingPassphrase(f"{path}: saved with a passphrase; pass it as load(path, passphrase=...)")
         try:
             _hide(header, passphrase)
@@ -162,6 +173,8 @@ def load(
         with torch.random.fork_rng():
             net = base if base is not None else create_model(header["base"]["name"], **header["base"]["options"])
             model = rebuild(net, steps) if steps else copy.deepcopy(net)
+    except NotEnoughMemory:
+        raise
     except (ValueError, PocketError) as error:
         raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {error}") from error
     if header["base"] is not None:
@@ -190,7 +203,9 @@ def fill_(model: nn.Module, path: Path, storage: dict[str, Any] | None = None) -
     if storage is not None:
         try:
             stored = unpack(stored, wanted, model, storage)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except NewerFormat as error:
+            raise NewerFormat(f"{path}: {error}; upgrade pocketcnn") from error
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise BrokenFile(f"{path}: its weights do not fit {type(model).__name__}: {error}") from error
     if keys := sorted(stored.keys() ^ wanted.keys()):
         raise BrokenFile(

@@ -6,6 +6,7 @@ Nothing here imports torch until a verb needs it, so `pocketcnn --help` answers 
 import contextlib
 import copy
 import dataclasses
+import functools
 import getpass
 import io
 import logging
@@ -259,7 +260,8 @@ def condense(words: Sequence[str]) -> None:
     net, notes = _named_or_file(given.model, given)
     small = pc.condense(net, given.method, include=given.include, exclude=given.exclude, **options)
     before, after = pc.measure(net, _input_size(given, notes)), pc.measure(small, _input_size(given, notes))
-    size = pc.save(small, given.output, notes=notes)
+    passphrase = _passphrase_of(Path(given.model)) if Path(given.model).is_file() else None
+    size = pc.save(small, given.output, notes=notes, passphrase=passphrase)
     for key in ("trainable_params", "macs", "depth", "size_bytes"):
         old, new = getattr(before, key), getattr(after, key)
         print(f"{key:<16} {old:>14,} -> {new:>14,}  ({new / old:.3g}x)")
@@ -299,8 +301,9 @@ def pack(words: Sequence[str]) -> None:
         """Type of the weights in the file; they are rounded to it."""
         prune: float = 0.0
         """Share of each weight tensor that is set to zero, the smallest numbers first."""
-        lock: bool = False
-        """Hide the seeds of rings and puppets behind a passphrase: POCKETCNN_PASSPHRASE, or asked for."""
+        lock: Literal["keep", "new", "none"] = "keep"
+        """What hides the seeds of rings and puppets: the passphrase that the file has, if any; a new one, of
+        POCKETCNN_NEW_PASSPHRASE or asked for; or none."""
         data: str | None = None
         """Also measure the accuracy before and after on this data set's test images."""
 
@@ -314,14 +317,11 @@ def pack(words: Sequence[str]) -> None:
     packed = copy.deepcopy(net)
     if given.prune:
         prune_(packed, given.prune)
-    size = checkpoint.save(
-        packed,
-        given.output,
-        notes=notes,
-        storage=given.storage,
-        passphrase=_passphrase(given.output) if given.lock else None,
-    )
-    nets.append(("after", size, _load(given.output)))
+    passphrase = None
+    if given.lock != "none":
+        passphrase = _passphrase_of(path) if given.lock == "keep" else _new_passphrase(given.output)
+    size = checkpoint.save(packed, given.output, notes=notes, storage=given.storage, passphrase=passphrase)
+    nets.append(("after", size, checkpoint.load(given.output, passphrase=passphrase)))
     data = None
     if given.data is not None:
         from pocketcnn.data import load
@@ -764,17 +764,33 @@ def _load(path: Path) -> "nn.Module":
     """The net of a model file, with its passphrase where it has one."""
     from pocketcnn import checkpoint
 
-    locked = "key" in checkpoint.read_header(path)
-    return checkpoint.load(path, passphrase=_passphrase(path) if locked else None)
+    return checkpoint.load(path, passphrase=_passphrase_of(path))
 
 
-def _passphrase(path: Path) -> str:
+@functools.cache  # asked for once
+def _passphrase_of(path: Path) -> str | None:
+    """What opens a file; None where it is not locked."""
+    from pocketcnn import checkpoint
+
+    return _secret("POCKETCNN_PASSPHRASE", f"passphrase of {path}") if "key" in checkpoint.read_header(path) else None
+
+
+def _new_passphrase(path: Path) -> str:
+    """What is to open a file from now on; a slip of the finger would lock it for ever, so it is asked for twice."""
+    words = f"new passphrase of {path}"
+    given = _secret("POCKETCNN_NEW_PASSPHRASE", words)
+    if given != _secret("POCKETCNN_NEW_PASSPHRASE", f"{words}, once more"):
+        raise BadUsage("the two passphrases differ; nothing was written")
+    return given
+
+
+def _secret(variable: str, words: str) -> str:
     """From the environment, or asked for on a terminal; never from the command line, which others can read."""
-    if given := os.environ.get("POCKETCNN_PASSPHRASE"):
+    if given := os.environ.get(variable):
         return given
     if not sys.stdin.isatty():
-        raise MissingPassphrase(f"{path}: needs a passphrase; set POCKETCNN_PASSPHRASE, or start from a terminal")
-    return getpass.getpass(f"passphrase of {path}: ")
+        raise MissingPassphrase(f"{words} is needed; set {variable}, or start from a terminal")
+    return getpass.getpass(f"{words}: ")
 
 
 def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[str, Any]]:

@@ -121,7 +121,7 @@ def width_of_size(model: str, numbers: int, model_options: Mapping[str, Any]) ->
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) <= numbers else (low, middle)
-    return min((low, high), key=lambda step: abs(size(step) - numbers)) / 256
+    return min((256, low, high), key=lambda step: abs(size(step) - numbers)) / 256  # of equal ones the plain net itself
 
 
 def compare(

@@ -1,7 +1,7 @@
 """Weights in fewer bytes: float16, or int8 with a scale, chosen after training; and small weights set to zero.
 
-Weights are the parameters of two or more axes, and those that a module names in `weights`: a ring has one axis. Batch
-norm and biases stay as they are. An int8 weight has one scale for each index of its first axis (an output channel, an
+Weights are the parameters of two or more axes, biases apart, and those that a module's class names in `stored_weights`: a
+ring has one axis. Batch norm and biases stay as they are. An int8 weight has one scale for each index of its first axis (an output channel, an
 expert), a ring one in all; both are symmetric, and the largest number is kept to rounding. Weights of which enough are zero
 are stored as a mask of bits and the numbers that are left.
 
@@ -15,9 +15,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from pocketcnn.errors import NewerFormat
+
 Storage = Literal["float32", "float16", "int8"]
 _SCALES, _MASKS = "storage.scales", "storage.masks"  # one tensor each: a name in a file takes a hundred bytes
 _WORTH = 128  # bytes that a mask must save
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -25,7 +28,10 @@ def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.dim() > 1 or name.rpartition(".")[2] in getattr(module, "weights", ()):
+            own = name.rpartition(".")[2]
+            # Of one number a row, as in a scale for each channel, a scale would be as long as the row.
+            wide = parameter.dim() > 1 and parameter.numel() > len(parameter) and own != "bias"
+            if wide or own in getattr(type(module), "stored_weights", ()):
                 found.setdefault(id(parameter), (name, parameter))
     return dict(found.values())
 
@@ -67,7 +73,7 @@ def hold_zeros_(model: nn.Module) -> None:
     for weight in weights_of(model).values():
         if weight.requires_grad:
             kept = weight.detach() != 0
-            weight.register_hook(lambda grad, kept=kept: grad * kept)
+            weight.register_hook(lambda grad, kept=kept: torch.where(kept.to(grad.device), grad, 0))
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +117,8 @@ def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> t
     """
     if storage not in get_args(Storage):
         raise ValueError(f"no storage {storage!r}; known: {', '.join(get_args(Storage))}")
-    weights = [name for name in tensors if name in weights_of(model) and tensors[name].is_floating_point()]
+    known = weights_of(model)
+    weights = [name for name in tensors if name in known and tensors[name].is_floating_point()]
     kinds = {str(tensors[name].dtype).removeprefix("torch.") for name in weights}
     if len(kinds) > 1:
         raise ValueError(f"weights of several types ({', '.join(sorted(kinds))}) cannot share a storage")
@@ -150,17 +157,23 @@ def unpack(
         entry: what the header says.
     Raises:
         ValueError: the tensors do not fit together.
+        NewerFormat: a storage that this version does not know.
     """
+    if entry["weights"] not in get_args(Storage):
+        raise NewerFormat(f"its weights are stored as {entry['weights']}, which this version does not know")
+    if entry["dtype"] not in _FLOATS:
+        raise ValueError(f"no weights are {entry['dtype']}")
     tensors = {name: tensor for name, tensor in stored.items() if name not in (_SCALES, _MASKS)}
     scales, masks = stored.get(_SCALES, torch.empty(0)), stored.get(_MASKS, torch.empty(0, dtype=torch.uint8))
     dtype = getattr(torch, entry["dtype"])
-    for name in (name for name in wanted if name in weights_of(model) and name in tensors):
+    known = weights_of(model)
+    for name in (name for name in wanted if name in known and name in tensors):
         tensor, like = tensors[name], wanted[name]
         if name in entry["sparse"]:
             count = -(-like.numel() // 8)
             kept = _flags(masks[:count], like.numel())
             masks = masks[count:]
-            if int(kept.sum()) != len(tensor):
+            if len(kept) != like.numel() or int(kept.sum()) != len(tensor):
                 raise ValueError(f"{name}: {len(tensor)} numbers for {int(kept.sum())} places")
             whole = torch.zeros(like.numel(), dtype=tensor.dtype)
             whole[kept] = tensor
@@ -172,6 +185,8 @@ def unpack(
             tensor = dequantize(tensor, scales[:count])
             scales = scales[count:]
         tensors[name] = tensor.to(dtype)
+    if len(scales) or len(masks):
+        raise ValueError(f"{len(scales)} scales and {len(masks)} bytes of masks are left over")
     return tensors
 
 

@@ -227,6 +227,24 @@ def test_repeated_sub_networks_read_the_whole_ring_in_their_own_way():
     assert torch.equal(kernels[0].abs().flatten().sort().values, kernels[1].abs().flatten().sort().values)
 
 
+def test_an_affine_ring_is_exported_without_tables(unchecked_shapes):
+    """The exported program computes places and signs; no more numbers are in it than the net stores."""
+    net = pc.condense(
+        pc.create_model("resnet20", width=0.5), "ring", size=0.1, scheme="affine", subnets="layer?"
+    ).eval()
+    x = torch.randn(2, 3, 8, 8)
+    program = torch.export.export(net, (x,))
+    torch.testing.assert_close(program.module()(x), net(x), rtol=1e-5, atol=1e-5)
+    used = {spec.arg.name for spec in program.graph_signature.input_specs}
+    nodes = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    tables = [node for node in nodes & used if "indices" in node or "signs" in node]
+    assert not tables
+    small = [
+        tensor.numel() for name, tensor in program.constants.items() if "indices" not in name and "signs" not in name
+    ]
+    assert max(small, default=0) <= 16  # the steps around the ring
+
+
 @pytest.mark.parametrize("scheme", ["block", "affine", "identity"])
 def test_schemes_travel_in_files(scheme, tmp_path):
     net = pc.condense(pc.create_model("resnet20", width=0.5), "ring", scheme=scheme, level="stage", seed=5).eval()
@@ -250,8 +268,24 @@ def test_schemes_travel_in_files(scheme, tmp_path):
         (dict(size=2, level="stage"), "2 numbers are too few for 3 rings"),
         (dict(size={"early": 3}), "size gives lengths for early, but the rings are net"),
         (dict(size={"net": 0}), "size as a length must be at least 1, not 0"),
+        (dict(size={}), "size names no ring at all"),
     ],
 )
 def test_rings_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         pc.condense(pc.create_model("resnet20"), "ring", **options)
+
+
+def test_blocks_side_by_side_are_one_stage():
+    blocks = [nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)) for _ in range(2)]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), *blocks, nn.Flatten(), nn.LazyLinear(2))
+    assert len(rings_of(pc.condense(net, "ring", level="stage"))) == 1
+    assert len(rings_of(pc.condense(net, "ring", level="block"))) == 2
+
+
+def test_a_ring_that_no_sub_network_reads_to_its_end_is_said(caplog):
+    ring = ParameterRing([(4, 4, 3, 3)] * 2, size=200, subnets=[0, 1])
+    assert "a ring of 200 numbers, but no sub-network reads more than 144 of it" in caplog.text
+    assert len(ring.indices) == 288
+    with pytest.raises(ValueError, match="2 layers need as many numbers of sub-networks, got 1"):
+        ParameterRing([(4, 4, 3, 3)] * 2, subnets=[0])

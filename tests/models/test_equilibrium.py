@@ -24,19 +24,38 @@ def test_any_weights_have_an_equilibrium_that_is_found(training):
     torch.manual_seed(0)
     net = pc.create_model("equilibrium", width=0.5, contraction=0.8, train_steps=100).train(training)
     with torch.no_grad():
-        for conv in (net.conv1, net.conv2):
-            conv.weight.mul_(50)  # whatever their size
+        for kernel in (net.inner, net.outer):
+            kernel.mul_(50)  # whatever their size
     x = 10 * torch.randn(5, 3, 16, 16)
     with torch.no_grad():
         z, residuals, steps = net.equilibrium(x)
     assert (residuals < (1e-2 if training else 5e-4)).all()
     assert 1 < steps < 60
     features = net.bn1(net.stem(x))
-    inner = (features + F.conv2d(z, net.conv1.weight / operator_norm(net.conv1.weight), padding=1)).relu()
-    again = 0.8 * F.conv2d(inner, net.conv2.weight / operator_norm(net.conv2.weight), padding=1)
+    inner = (features + F.conv2d(z, net.inner / operator_norm(net.inner), padding=1)).relu()
+    again = 0.8 * F.conv2d(inner, net.outer / operator_norm(net.outer), padding=1)
     torch.testing.assert_close(
         (again - z).flatten(1).norm(dim=1) / again.flatten(1).norm(dim=1), residuals, rtol=0.05, atol=1e-6
     )
+
+
+def test_kept_kernels_follow_the_weights():
+    net = pc.create_model("equilibrium", width=0.25).eval()
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        before = net(x)
+        assert torch.equal(net(x), before)
+        net.inner.copy_(torch.randn_like(net.inner))
+        changed = net(x)
+        net._kept = None
+        assert torch.equal(net(x), changed)
+    assert not torch.allclose(before, changed)
+
+
+def test_the_block_is_no_convolution_that_a_method_could_replace():
+    net = pc.create_model("equilibrium", width=0.25)
+    with pytest.raises(pc.errors.NothingToCondense):
+        pc.condense(net, "ring")
 
 
 def test_every_number_has_a_gradient_and_a_file_keeps_the_net(tmp_path):

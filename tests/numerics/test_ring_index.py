@@ -79,21 +79,6 @@ def test_identity_is_plain_reuse():
     assert signs.tolist() == [1] * 7
 
 
-def test_the_affine_scheme_can_be_exported_without_a_table():
-    found = affine_constants(1000, seed=5)
-
-    class Read(torch.nn.Module):
-        def forward(self, ring: torch.Tensor) -> torch.Tensor:
-            places, signs = affine_indices(torch.arange(3000), found)
-            return ring[places] * signs
-
-    ring = torch.randn(1000)
-    program = torch.export.export(Read(), (ring,))
-    indices, signs = ring_indices([1000, 2000], 1000, seed=5, scheme="affine")
-    assert torch.equal(program.module()(ring), ring[indices] * signs)
-    assert sum(tensor.numel() for tensor in program.constants.values()) <= 16  # the steps, and no table of 3,000
-
-
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 30), st.floats(0.1, 2))
 def test_ring_kernel_equals_loop(ring_size, count, scale):

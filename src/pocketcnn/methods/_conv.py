@@ -1,6 +1,7 @@
 """The shell that layers standing for an `nn.Conv2d` share: its arguments, their checks and its padding."""
 
 import abc
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.numerics.dynamic_conv import Pair, pair
+from pocketcnn.numerics.dynamic_conv import Pair, divisors_of, pair
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -35,7 +36,10 @@ class AbstractConv2d(nn.Module, abc.ABC):
         if min(in_channels, out_channels, groups) < 1:
             raise ValueError(f"channels and groups must be at least 1, got {in_channels}, {out_channels}, {groups}")
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"{in_channels} and {out_channels} channels do not both divide into {groups} groups")
+            raise ValueError(
+                f"{in_channels} and {out_channels} channels do not both divide into {groups} groups; "
+                f"{divisors_of(math.gcd(in_channels, out_channels))} would fit"
+            )
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"no padding mode {padding_mode!r}; known: {', '.join(PADDING_MODES)}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups

@@ -7,15 +7,15 @@ bytes: the experts are all stored.
 Source: Yang, Bender, Le, Ngiam: CondConv: Conditionally Parameterized Convolutions for Efficient Inference,
 NeurIPS 2019 (arXiv 1904.04971). Each expert is initialised as a layer of its own (not the stacked tensor as one).
 The router's initialisation is open in the paper: ours is a linear layer's, with zero bias, so routing starts near 1/2.
-Layers of a block can share one routing, as in the authors' nets, where the block's input decides; ours is made of the input
-of the block's first condensed layer.
+Layers of a block can share one routing, which the block's input decides, as in the authors' nets.
 """
 
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -45,7 +45,7 @@ class CondConvOptions:
     last: float = 1.0
     """The share of the layers that is replaced, counted from the last, in (0, 1]."""
     routing: Routing = "layer"
-    """Whether each "layer" has a router, or the layers of a "block" share that of its first."""
+    """Whether each "layer" has a router, or the layers of a "block" share one that looks at the block's input."""
     activation: Activation = "sigmoid"
     """What makes weights of the router's outputs: each by itself, or together, so that they sum to 1."""
     temperature: float = 1.0
@@ -97,7 +97,12 @@ class Router(nn.Linear):
     ) -> None:
         super().__init__(in_channels, num_experts, device=device, dtype=dtype)
         self.activation, self.temperature, self.dropout = activation, temperature, dropout
+        self.block = ""  # where in the net the block is that this router looks at; a router of one layer has none
         self.held = Held()
+
+    def reset_parameters(self) -> None:
+        """As in `nn.Linear`, with a bias of 0."""
+        super().reset_parameters()
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
@@ -105,21 +110,32 @@ class Router(nn.Linear):
         weights = logits.sigmoid() if self.activation == "sigmoid" else (logits / self.temperature).softmax(dim=1)
         return F.dropout(weights, self.dropout, self.training) if self.dropout else weights
 
-    def lead(self, x: Tensor) -> Tensor:
-        """The weights for a batch, held out to the layers of the block that share them, until the next batch."""
-        weights = self(x)
-        self.held.clear()
-        self.held.push(weights)
-        return weights
+    def watch(self, block: nn.Module) -> None:
+        """Looks at what a block is given from now on, for the layers in it."""
+        block.register_forward_pre_hook(self._look)
+        block.register_forward_hook(self._forget)
 
-    def follow(self) -> Tensor:
-        """The weights that the block's first layer found.
+    def _look(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self.held.clear()  # what a call that failed has left
+        x = arguments[0]
+        if x.shape[1] != self.in_features:
+            raise ValueError(
+                f"routing='block': {self.block} is given {x.shape[1]} channels, its first condensed layer {self.in_features}; "
+                "take routing='layer' there"
+            )
+        self.held.push(self(x))
+
+    def _forget(self, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        self.held.clear()
+
+    def found(self) -> Tensor:
+        """The weights of the batch that the block is working on.
 
         Raises:
-            RuntimeError: it was not called before.
+            RuntimeError: the block is not being called.
         """
         if (weights := self.held.get()) is None:
-            raise RuntimeError("routing='block' needs the block's first condensed layer to be called before the others")
+            raise RuntimeError(f"this layer takes the routing of its block, {self.block}, and works only inside of it")
         return weights
 
     def extra_repr(self) -> str:
@@ -148,7 +164,8 @@ class CondConv2d(AbstractConv2d):
         temperature: of the softmax.
         dropout: share of the routing weights that training drops.
         computation: see `pocketcnn.numerics.condconv2d`.
-        router: of a layer called before, whose weights this one takes too; its own by default.
+        router: one that watches the block which the layer is part of; by default the layer has its own, made with the
+            three options above, which a given router has already.
     Raises:
         ValueError: an argument out of range.
         NotEnoughMemory: the experts take more memory than the machine has.
@@ -200,14 +217,14 @@ class CondConv2d(AbstractConv2d):
     def reset_parameters(self) -> None:
         """Each expert as a Kaiming fan-out layer of its own, the router as a linear layer; biases 0."""
         nn.init.normal_(self.experts, std=(2 / fan_out(self.weight_shape, self.groups)) ** 0.5)
-        self.router.reset_parameters()
-        nn.init.zeros_(self.router.bias)
+        if not self.router_shared:
+            self.router.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def routing_weights(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
-        """How much of each expert each image takes; of a shared router, what it found of the block's first input."""
-        return self.router.follow() if self.router_shared else self.router.lead(x)
+        """How much of each expert each image takes; with a shared router, what it found of the block's input."""
+        return self.router.found() if self.router_shared else self.router(x)
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
         """The kernel of each image, [batch, out_channels, in_channels // groups, kernel_height, kernel_width].
@@ -263,25 +280,34 @@ def check_memory(
         memory = torch.cuda.mem_get_info(kind)[1]
     elif kind.type == "cpu" and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+        if limit.is_file() and (words := limit.read_text().strip()).isdigit():
+            memory = min(memory, int(words))
     else:
         return
     each = sum(numbers) * (dtype or torch.get_default_dtype()).itemsize
     if each * num_experts > memory:
         raise NotEnoughMemory(
             f"{num_experts:,} experts take {each * num_experts / 1e9:,.1f} GB, {kind} has {memory / 1e9:,.1f} GB in all; "
-            f"num_experts up to {memory // each:,} would fit, and training takes about four times as much"
+            f"{memory // each:,} would fit, and training takes about four times as much"
         )
 
 
 def sites(model: nn.Module, options: CondConvOptions) -> list[Site]:
-    """Every convolution, or the last ones; stem and classifier are left alone by default. A site's detail is its block."""
+    """Every convolution, or the last ones; stem and classifier are left alone by default.
+
+    A site's detail is the block that it is part of, where its routing is shared; else empty.
+    """
     found = conv_sites(model, obstacle=lambda conv: "")
     chosen = [site.name for site in found if not site.reason]
-    early = set(chosen[: len(chosen) - math.ceil(options.last * len(chosen))])
+    early = set(chosen[: len(chosen) - math.ceil(round(options.last * len(chosen), 6))])
     reason = f"not among the last {100 * options.last:.4g} % of the layers"
+    blocks = {site.name: block_of(model, site.name) if options.routing == "block" else site.name for site in found}
     return [
         dataclasses.replace(
-            site, detail=block_of(model, site.name), reason=reason if site.name in early else site.reason
+            site,
+            detail="" if blocks[site.name] == site.name else blocks[site.name],
+            reason=reason if site.name in early else site.reason,
         )
         for site in found
     ]
@@ -291,16 +317,28 @@ def build(sites: Sequence[Site], options: CondConvOptions) -> dict[str, nn.Modul
     """A layer of experts for each site."""
     weights = [site.module.weight for site in sites]
     check_memory([weight.numel() for weight in weights], options.num_experts, weights[0].device, weights[0].dtype)
+    settings: dict[str, Any] = dataclasses.asdict(options)
+    del settings["last"], settings["routing"]
+    routing = {name: settings[name] for name in ("num_experts", "activation", "temperature", "dropout")}
     routers: dict[str, Router] = {}
     built: dict[str, nn.Module] = {}
     for site in sites:
-        settings: dict[str, Any] = dataclasses.asdict(options)
-        del settings["last"], settings["routing"]
-        layer = CondConv2d(**conv_arguments(site.module), **settings, router=routers.get(site.detail))
-        if options.routing == "block":
-            routers.setdefault(site.detail, layer.router)
-        built[site.name] = layer
+        arguments = conv_arguments(site.module)
+        if site.detail and site.detail not in routers:
+            where = {name: arguments[name] for name in ("device", "dtype")}
+            routers[site.detail] = Router(site.module.in_channels, **routing, **where)
+            routers[site.detail].block = site.detail
+        built[site.name] = CondConv2d(**arguments, **settings, router=routers.get(site.detail))
     return built
+
+
+def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
+    """Lets the routers that several layers share look at their blocks."""
+    for router in {
+        id(layer.router): layer.router for layer in built.values() if isinstance(layer, CondConv2d)
+    }.values():
+        if router.block:
+            router.watch(model.get_submodule(router.block))
 
 
 METHOD = Method(
@@ -310,4 +348,5 @@ METHOD = Method(
     options=CondConvOptions,
     sites=sites,
     build=build,
+    finish=finish,
 )

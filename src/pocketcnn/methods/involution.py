@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Site, conv_sites, sites_by_pattern
-from pocketcnn.numerics.dynamic_conv import Pair, pair
+from pocketcnn.numerics.dynamic_conv import Pair, divisors_of, pair
 
 Layers = Literal["alternate", "all"]
 
@@ -179,7 +179,7 @@ def _obstacle(in_channels: int, out_channels: int, group_channels: int) -> str:
     if in_channels != out_channels:
         return f"involution keeps the channel count, but this layer has {in_channels} in and {out_channels} out"
     if in_channels % group_channels:
-        fitting = [n for n in range(1, in_channels + 1) if in_channels % n == 0]
+        fitting = divisors_of(in_channels)
         return f"{in_channels} channels do not divide into groups of {group_channels}; group sizes that fit: {fitting}"
     return ""
 
@@ -189,7 +189,7 @@ def _group_channels(channels: int, options: InvolutionOptions) -> int:
 
 
 def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
-    """Convolutions larger than 1x1 that keep the channel count, but never two in a row, counted from the last.
+    """Convolutions larger than 1x1 that keep the channel count; by default never two in a row, counted from the last.
 
     An involution mixes no channels, so an ordinary convolution must stand before it: of a basic block the second
     convolution is replaced, of a bottleneck the 3x3 (as in the comparison report and the paper). A site's detail is the
@@ -200,7 +200,8 @@ def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
         if conv.kernel_size == (1, 1):
             return "involution gathers neighbours, a 1x1 convolution has none"
         if options.num_groups and conv.in_channels == conv.out_channels and conv.in_channels % options.num_groups:
-            return f"{conv.in_channels} channels do not divide into {options.num_groups} groups"
+            fitting = divisors_of(conv.in_channels)
+            return f"{conv.in_channels} channels do not divide into {options.num_groups} groups; {fitting} would fit"
         return _obstacle(conv.in_channels, conv.out_channels, _group_channels(conv.in_channels, options))
 
     found = conv_sites(model, obstacle)

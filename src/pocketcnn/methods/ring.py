@@ -11,6 +11,7 @@ rebuilt from one seed instead of being stored, and batch norm, stem and classifi
 
 import dataclasses
 import fnmatch
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,10 @@ from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Site, conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics.dynamic_conv import Pair
-from pocketcnn.numerics.ring_index import SCHEMES
+from pocketcnn.numerics.ring_index import SCHEMES, affine_constants, affine_indices
 
 LEVELS = ("net", "stage", "block")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,11 @@ class RingOptions:
     level: str | dict[str, str] = "net"
     """One ring for the "net", each "stage" or each "block"; or by dotted-name pattern the name of the layers' ring."""
     subnets: str = ""
-    """Pattern of modules that are repeated sub-networks: each reads the whole ring by places and signs of its own."""
+    """Pattern of modules that are repeated sub-networks: each reads the ring by places and signs of its own."""
 
     def __post_init__(self) -> None:
+        if self.size == {}:
+            raise ValueError("size names no ring at all")
         for size in self.size.values() if isinstance(self.size, dict) else [self.size]:
             if isinstance(size, bool):
                 raise ValueError(f"size is a fraction or a length, not {size}")
@@ -75,14 +79,15 @@ class ParameterRing(nn.Module):
         scheme: see `pocketcnn.numerics.ring_indices`.
         groups: the number of groups of each layer's convolution; 1 for all when not given.
         subnets: the number of the sub-network that each layer is part of; 0 for all when not given. Each sub-network's
-            layers have a list of places of their own, which starts anew.
+            layers have a list of places of their own, which starts anew; so what no sub-network is long enough to read
+            may be read by none.
         device: where the parameters live; `dtype` is their type.
         dtype: of the parameters.
     Raises:
         ValueError: no shapes, or an option out of range.
     """
 
-    weights = ("values",)  # of one axis, and weights all the same
+    stored_weights = ("values",)  # of one axis, and weights all the same
     indices: Tensor
     signs: Tensor
 
@@ -106,8 +111,15 @@ class ParameterRing(nn.Module):
         self.seed, self.scheme = options.seed, options.scheme
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
         self.subnets = list(subnets or [0] * len(shapes))
+        if len(self.subnets) != len(shapes):
+            raise ValueError(f"{len(shapes)} layers need as many numbers of sub-networks, got {len(self.subnets)}")
         total = sum(self.sizes)
         length = max(1, round(size * total)) if isinstance(size, float) else size
+        longest = max(
+            sum(n for n, s in zip(self.sizes, self.subnets, strict=True) if s == k) for k in set(self.subnets)
+        )
+        if len(set(self.subnets)) > 1 and length > longest:
+            _log.warning("a ring of %d numbers, but no sub-network reads more than %d of it", length, longest)
         variances = [
             2 / fan_out(shape, g) for shape, g in zip(self.shapes, groups or [1] * len(self.shapes), strict=True)
         ]
@@ -128,13 +140,16 @@ class ParameterRing(nn.Module):
                 indices, signs = kernels.ring_indices(
                     [self.sizes[slot] for slot in slots],
                     len(self.values),
-                    seed=(self.seed + number) % 2**64,
+                    seed=self._seed_of(number),
                     scheme=self.scheme,
                     filter_sizes=[self.sizes[slot] // self.shapes[slot][0] for slot in slots],
                 )
                 window = torch.cat([torch.arange(self.sizes[slot]) + sum(self.sizes[:slot]) for slot in slots])
                 self.indices[window] = indices.to(self.indices)
                 self.signs[window] = signs.to(self.signs)
+
+    def _seed_of(self, subnet: int) -> int:
+        return (self.seed + (subnet << 48)) % 2**64  # far from the seeds of other rings and other runs
 
     def window(self, slot: int) -> slice:
         """Where in `indices` and `signs` the layer in that slot has its own."""
@@ -143,9 +158,19 @@ class ParameterRing(nn.Module):
 
     def read(self, slot: int) -> Tensor:
         """The kernel of the layer in that slot."""
-        window = self.window(slot)
-        flat = kernels.ring_kernel(self.values, self.indices[window], self.signs[window], self.scales[slot])
-        return flat.view(self.shapes[slot])
+        if self.scheme == "affine" and torch.compiler.is_exporting():
+            indices, signs = self._computed(slot)  # an exported net needs no tables
+        else:
+            window = self.window(slot)
+            indices, signs = self.indices[window], self.signs[window]
+        return kernels.ring_kernel(self.values, indices, signs, self.scales[slot]).view(self.shapes[slot])
+
+    def _computed(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Places and signs of a slot of the affine scheme, by arithmetic."""
+        subnet = self.subnets[slot]
+        before = sum(n for n, s in zip(self.sizes[:slot], self.subnets[:slot], strict=True) if s == subnet)
+        positions = torch.arange(before, before + self.sizes[slot], device=self.values.device)
+        return affine_indices(positions, affine_constants(len(self.values), self._seed_of(subnet)))
 
     def extra_repr(self) -> str:
         subnets = f", {len(set(self.subnets))} sub-networks" if len(set(self.subnets)) > 1 else ""
@@ -260,8 +285,8 @@ def _rings(model: nn.Module, level: str | dict[str, str], found: Sequence[Site])
     rings = {}
     for site in found:
         block = block_of(model, site.name)
-        # A convolution in no block is a stage of its own.
-        rings[site.name] = block if level == "block" or block == site.name else block.rpartition(".")[0] or block
+        # A stage is what holds the block; a convolution in no block is a stage of its own.
+        rings[site.name] = block if level == "block" or block == site.name else block.rpartition(".")[0] or "net"
     return rings
 
 
@@ -328,7 +353,7 @@ def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
         ring = ParameterRing(
             [tuple(conv.weight.shape) for conv in convs],
             sizes[name],
-            seed=(options.seed + (number << 32)) % 2**64,  # far from the seeds of a ring's sub-networks
+            seed=(options.seed + (number << 32)) % 2**64,
             scheme=options.scheme,
             groups=[conv.groups for conv in convs],
             subnets=[site.detail[1] for site in group],

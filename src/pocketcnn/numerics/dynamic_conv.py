@@ -18,6 +18,11 @@ def pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
+def divisors_of(channels: int) -> list[int]:
+    """Numbers of groups, or of channels in a group, that fit."""
+    return [number for number in range(1, channels + 1) if channels % number == 0]
+
+
 def output_size(
     size: tuple[int, int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> tuple[int, int]:
@@ -92,7 +97,7 @@ def condconv2d(
     if torch.compiler.is_exporting():
         computation = "mix_outputs" if computation == "mix_outputs" else "unfold"
     elif batch == 0:  # no groups to convolve in, nothing to unfold
-        return x.new_empty(0, out_channels, height, width)
+        computation = "mix_outputs"
     elif computation == "auto":
         # A single image always has its kernel mixed, so what it costs is what the definition costs.
         small = batch > 1 and height * width <= 8 * num_experts and groups == 1
@@ -100,9 +105,10 @@ def condconv2d(
     if computation == "mix_outputs":
         # The outputs of a convolution lie group by group, and within a group expert by expert.
         kernels = experts.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
-        y = F.conv2d(x, kernels, None, stride, padding, dilation, groups)
-        y = y.unflatten(1, (groups, num_experts, -1)).to(accumulation_dtype(x))
-        y = torch.einsum("be,bgeohw->bgohw", routing_weights.to(y.dtype), y).flatten(1, 2).to(x.dtype)
+        outputs = F.conv2d(x, kernels, None, stride, padding, dilation, groups)
+        wide = outputs.unflatten(1, (groups, num_experts, -1)).to(accumulation_dtype(outputs))
+        y = (wide * routing_weights.to(wide.dtype)[:, None, :, None, None, None]).sum(dim=2)
+        y = y.flatten(1, 2).to(outputs.dtype)
         return y if bias is None else y + (routing_weights @ bias).to(y.dtype)[:, :, None, None]
     kernels = (routing_weights @ experts.flatten(1)).to(x.dtype)
     if computation == "mix_kernels":
@@ -161,7 +167,7 @@ def check_involution(
     batch, channels, *size = x.shape
     groups = kernels.shape[1]
     if channels % groups:
-        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+        raise ValueError(f"{channels} channels do not divide into {groups} groups; {divisors_of(channels)} would fit")
     out = output_size((size[0], size[1]), kernel_size, stride, padding, dilation)
     wanted = (batch, groups, pair(kernel_size)[0] * pair(kernel_size)[1], *out)
     if kernels.shape != wanted:

@@ -66,7 +66,7 @@ def ring_indices(
     check_seed(seed)
     total = sum(sizes)
     if scheme == "affine":
-        return affine_indices(torch.arange(total), affine_constants(ring_size, seed))
+        return affine_indices(torch.arange(total, device="cpu"), affine_constants(ring_size, seed))
     if scheme == "random":
         copies, rest = divmod(total, ring_size)
         places = np.empty(total, dtype=np.int64)
@@ -77,6 +77,8 @@ def ring_indices(
     places, signs = np.arange(total) % ring_size, np.ones(total, dtype=np.int8)
     if scheme == "block":
         stream, start = _stream(seed, _FILTERS), 0
+        if filter_sizes is not None and len(filter_sizes) != len(sizes):
+            raise ValueError(f"{len(sizes)} layers need as many sizes of filters, got {len(filter_sizes)}")
         for size, length in zip(sizes, filter_sizes or sizes, strict=True):
             if length < 1 or size % length:
                 raise ValueError(f"a layer of {size} numbers is no whole number of filters of {length}")

@@ -22,7 +22,7 @@ _BLUE, _ORANGE = "#0072B2", "#D55E00"
 def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """The routing weights of each image in each CondConv layer, [batch, experts], by the layer's name.
 
-    Of layers that share a router, the one that owns it stands for all.
+    Of layers that share a router, the first stands for all.
 
     Args:
         net: left as it was.
@@ -30,11 +30,12 @@ def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: the net has no CondConv layer.
     """
-    routers = {
-        name: layer.routing_weights
-        for name, layer in net.named_modules()
-        if isinstance(layer, CondConv2d) and not getattr(layer, "router_shared", False)
-    }
+    routers: dict[str, Any] = {}
+    seen: set[nn.Module] = set()
+    for name, layer in net.named_modules():
+        if isinstance(layer, CondConv2d) and layer.router not in seen:
+            seen.add(layer.router)
+            routers[name] = layer.routing_weights
     if not routers:
         raise ValueError(f"{type(net).__name__} has no CondConv layer")
     batches = [_at_inputs(net, batch, routers) for batch in x.split(_BATCH)]

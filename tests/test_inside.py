@@ -259,6 +259,21 @@ def test_similarity_from_the_command_line(tmp_path, capsys):
     assert [re.sub(".*/", "", line) for line in lines[5:]] == ["cka.png", "cka.svg", "correlated.png", "correlated.svg"]
 
 
+def test_the_rings_law_is_drawn_where_their_runs_left_records(tmp_path):
+    folders = []
+    for size in (0.1, 0.3, 0.9):
+        folders.append(tmp_path / f"ring{size}")
+        folders[-1].mkdir()
+        pc.save(small("ring", size=size), folders[-1] / "model.safetensors", notes=NOTES)
+    words = ["similarity", *map(str, folders), "--images", "20", "--output", str(tmp_path / "out")]
+    assert not run(*words)
+    assert not (tmp_path / "out" / "law.svg").exists()
+    for folder in folders:
+        (folder / "result.json").write_text('{"test_accuracy": 0.5}')
+    assert not run(*words)
+    assert (tmp_path / "out" / "law.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

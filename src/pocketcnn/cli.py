@@ -487,7 +487,7 @@ def picture(words: Sequence[str]) -> None:
 
 
 def similarity(words: Sequence[str]) -> None:
-    """Compare how trained nets see the same images (CKA), layer by layer, and how alike the filters of a layer are."""
+    """Compare how trained nets see the same images (CKA), how alike the filters of a layer are, and the rings' law of size."""
     from tyro.conf import Positional
 
     @dataclass
@@ -512,6 +512,7 @@ def similarity(words: Sequence[str]) -> None:
     from pocketcnn.pictures import (
         alignments,
         draw_correlated,
+        draw_law,
         draw_similarity,
         filter_similarity,
         ring_fraction,
@@ -547,8 +548,24 @@ def similarity(words: Sequence[str]) -> None:
         plain = filters[reference] if sizes[reference] is None else None
         shown = draw_correlated({"ring": points}, plain=plain and plain[0], threshold=given.threshold)
         written += write_figure(shown, given.output, "correlated")
+    law = _accuracies(files, nets, sizes)
+    if len(law.get("ring", [])) > 2:
+        written += write_figure(draw_law(law, fitted=["ring"]), given.output, "law")
     for path in written:
         print(path)
+
+
+def _accuracies(files: dict[str, Path], nets: dict[str, Any], rings: dict[str, float | None]) -> dict[str, Any]:
+    """Stored numbers and test accuracies of nets whose run has left its record beside them, those with rings apart."""
+    from pocketcnn._files import read_json
+    from pocketcnn.cost import count_params
+
+    found: dict[str, Any] = {}
+    for title, path in files.items():
+        if (record := path.with_name("result.json")).is_file():
+            point = count_params(nets[title])[1], read_json(record)["test_accuracy"]
+            found.setdefault("ring" if rings[title] else "others", []).append(point)
+    return found
 
 
 def _file_name(words: str) -> str:

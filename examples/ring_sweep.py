@@ -146,9 +146,9 @@ def prune(output, data, config):
         write_json(path, found)
 
 
-def law(folder):
-    """The rings' accuracy over the numbers stored in all: slope per decade, intercept, R squared."""
-    points = [(entry["numbers"], entry["accuracy"]) for entry in _rings(folder)]
+def law(folder, axis="numbers"):
+    """The rings' accuracy over what is stored in all, or over the ring alone (`"ring_bytes"`): slope per decade, R squared."""
+    points = [(entry[axis], entry["accuracy"]) for entry in _rings(folder)]
     return log_linear_fit(*zip(*points, strict=True))
 
 
@@ -239,7 +239,8 @@ def main():
     if given.prune_epochs:
         prune(given.output, data, dataclasses.replace(config, epochs=given.prune_epochs, lr=0.02))
     write_atomically(given.output / "table.md", tables(given.output))
-    print(tables(given.output), law(given.output), *figures(given.output), sep="\n")
+    laws = [f"over {axis}: {law(given.output, axis)}" for axis in ("numbers", "ring_bytes")]
+    print(tables(given.output), *laws, *figures(given.output), sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+from pocketcnn._files import read_json
 from pocketcnn.report import markdown, read_results, read_speeds, summarize
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,40 @@ def test_the_tables_of_puppet_are_made_of_the_records():
     assert len(folders) == 4
     for folder in folders:
         assert markdown(summarize(read_results(folder), read_speeds(folder))) in card, folder.name
+
+
+def test_the_tables_of_the_ring_are_made_of_the_records(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import equilibrium
+    import keypoints
+    import multitask
+    import ring_sweep
+
+    card, folder = (ROOT / "docs" / "methods" / "ring.md").read_text(encoding="utf-8"), ROOT / "results" / "ring"
+    assert ring_sweep.tables(folder / "sweep") in card
+    for axis in ("numbers", "ring_bytes"):
+        law = ring_sweep.law(folder / "sweep", axis)
+        assert f"{100 * law.slope:.1f} points a decade, R² {law.r_squared:.2f}" in " ".join(card.split())
+    for part in ("levels", "schemes"):
+        assert markdown(summarize(read_results(folder / part), read_speeds(folder / part))) in card, part
+    assert keypoints.table(folder / "keypoints") in card
+    assert multitask.table(folder / "multitask") in card
+    found = read_json(folder / "equilibrium" / "result.json")
+    assert equilibrium.table({name: found[name] for name in ("equilibrium", "ring")}) in card
+    assert (folder / "similarity" / "table.txt").read_text(encoding="utf-8") in card
+    key = read_json(folder / "sweep" / "key.json")
+    assert key["equal_bits"]
+    assert all(abs(accuracy - 0.1) < 0.03 for accuracy in key["wrong"])
+    wrong = ", ".join(f"{100 * accuracy:.2f}" for accuracy in key["wrong"])
+    assert f"{100 * key['right']:.2f} %" in card
+    assert wrong in card
+
+
+def test_the_tables_of_the_comparison_are_made_of_the_records():
+    folder = ROOT / "results" / "dynamic" / "comparison"
+    table = markdown(summarize(read_results(folder), read_speeds(folder)))
+    for method in ("condconv", "involution"):
+        assert table in (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
 
 
 def test_every_method_has_a_card_and_every_link_leads_somewhere():

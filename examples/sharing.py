@@ -95,8 +95,8 @@ def records(folder):
 
 
 def spread(values, digits):
-    """Mean ± standard deviation over seeds."""
-    return f"{mean(values):.{digits}f} ± {stdev(values) if values[1:] else 0:.{digits}f}"
+    """Mean ± standard deviation over seeds; of one seed, what it is."""
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if values[1:] else "")
 
 
 def table(folder, columns):

@@ -42,3 +42,14 @@ def test_gaps_within_the_noise_are_said_to_be():
     rows += [record("rival", "plain", a, s, 1.0, "resnet20 ring") for s, a in enumerate((0.81, 0.88))]
     [sentence] = findings(summarize(rows))
     assert "within the noise of these seeds" in sentence
+
+
+def test_a_legend_stays_inside_of_its_figure():
+    from pocketcnn.report.figures import _LINE, _legend
+
+    label = "resnet18 stem=small involution:include=layer*.conv2,kernel_size=3,num_groups=8,generator_bias=False,reduction=4"
+    [summary] = summarize([record(label, "involution", 0.8, 0)])
+    lines = _legend(summary).splitlines()
+    assert "".join(lines) == label
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= _LINE

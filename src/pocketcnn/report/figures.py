@@ -1,6 +1,7 @@
 """Figures of a comparison, as SVG text: what accuracy costs, and how it was learned."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from pocketcnn._plots import pyplot
 from pocketcnn.methods import METHODS
 from pocketcnn.report.tables import Summary
+
+_LINE = 84  # characters of a legend across a figure
 
 _AXES = (
     ("file_bytes", "file size in bytes"),
@@ -76,7 +79,7 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
             axes.set_xlim(middle / 10**0.5, middle * 10**0.5)
         axes.set_xlabel(title)
         axes.set_ylabel("test accuracy in %")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        _legend_below(figure, summaries)
         figures.append(_svg(plots, figure))
     return figures
 
@@ -107,8 +110,14 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy in %")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    _legend_below(figure, summaries)
     return _svg(plots, figure)
+
+
+def _legend_below(figure: Any, summaries: Sequence[Summary]) -> None:
+    """In two columns, or one where the names are too long for that."""
+    longest = max(len(line) for summary in summaries for line in _legend(summary).splitlines())
+    figure.legend(loc="outside lower center", ncols=2 if longest <= _LINE / 2 else 1, frameon=False, fontsize=8)
 
 
 def _short(value: float) -> str:
@@ -120,7 +129,14 @@ def _short(value: float) -> str:
 
 
 def _legend(summary: Summary) -> str:
-    return f"plain, size of {summary.rival_of.split(' ', 1)[-1]}" if summary.rival_of else summary.label
+    label = f"plain, size of {summary.rival_of.split(' ', 1)[-1]}" if summary.rival_of else summary.label
+    lines = [""]
+    for part in re.split("(?<=,)", label):  # a long list of options is broken at its commas
+        if lines[-1] and len(lines[-1]) + len(part) > _LINE:
+            lines.append(part)
+        else:
+            lines[-1] += part
+    return "\n".join(lines)
 
 
 def _svg(plots: Any, figure: Any) -> str:

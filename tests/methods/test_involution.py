@@ -124,3 +124,11 @@ def test_a_rednet_takes_options_and_odd_sizes():
         for size in ((33, 33), (31, 50), (7, 5)):
             assert net.eval()(torch.randn(2, 3, *size)).shape == (2, 5)
     assert set(kernels(pc.create_model("rednet26", width=0.25, kernel_size=5)).values()) == {5}
+
+
+def test_groups_that_would_fit_are_named():
+    plan = pc.plan(pc.create_model("resnet20"), "involution", num_groups=3)
+    reasons = {row.reason for row in plan.rows if row.name == "layer1.0.conv2"}
+    assert reasons == {"16 channels do not divide into 3 groups; [1, 2, 4, 8, 16] would fit"}
+    with pytest.raises(ValueError, match=r"8 and 12 channels do not both divide into 3 groups; \[1, 2, 4\] would fit"):
+        pc.methods.condconv.CondConv2d(8, 12, 3, groups=3)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format golden clean
+.PHONY: demo test bench check format golden clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,9 @@ demo: .venv/stamp  ## train and compare plain, ring, condconv and involution net
 
 test: .venv/stamp  ## the whole test suite
 	$(BIN)/pytest
+
+bench: .venv/stamp  ## time every method side by side, about 20 minutes: results/bench
+	$(BIN)/pocketcnn bench --output results/bench
 
 check: .venv/stamp  ## lint, format, types
 	$(BIN)/ruff check .

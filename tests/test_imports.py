@@ -13,10 +13,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "pocketcnn"
 ARROWS = {
     "numerics": set(),
     "kernels": {"numerics"},
-    "methods": {"numerics", "kernels"},
+    "methods": {"numerics", "kernels", "folding"},
     "models": set(),
     "cost": set(),
-    "surgery": {"methods", "cost"},
+    "folding": {"cost"},
+    "surgery": {"methods", "cost", "folding"},
     "recipes": {"methods", "models", "surgery"},
     "storage": set(),
     "checkpoint": {"cost", "recipes", "storage", "surgery"},
@@ -24,13 +25,27 @@ ARROWS = {
     "train": {"checkpoint", "cost", "data", "surgery"},
     "compare": {"checkpoint", "cost", "data", "methods", "recipes", "surgery", "train"},
     "report": {"methods"},
+    "bench": {"cost", "data", "kernels", "methods", "models", "numerics", "recipes", "surgery", "train"},
     "pictures": {"cost", "methods", "numerics"},
-    "cli": {"checkpoint", "compare", "cost", "data", "methods", "recipes", "pictures", "report", "storage", "train"},
+    "cli": {
+        "bench",
+        "checkpoint",
+        "compare",
+        "cost",
+        "data",
+        "methods",
+        "recipes",
+        "pictures",
+        "report",
+        "storage",
+        "train",
+    },
 }
 OPEN = {"errors", "_optional", "_files", "_plots"}
 CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba"},
+    "bench": {"numba"},
     "train": {"lightning", "torchmetrics"},
     "data": {"PIL"},
     "report": {"matplotlib", "jinja2"},

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "pocketcnn.recipes": ("create_model", "list_models"),
-    "pocketcnn.surgery": ("plan", "condense", "materialize", "Plan"),
+    "pocketcnn.surgery": ("plan", "condense", "materialize", "fold_norm", "Plan"),
     "pocketcnn.checkpoint": ("save", "load"),
     "pocketcnn.cost": (
         "measure",
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pocketcnn.recipes import list_models as list_models
     from pocketcnn.surgery import Plan as Plan
     from pocketcnn.surgery import condense as condense
+    from pocketcnn.surgery import fold_norm as fold_norm
     from pocketcnn.surgery import materialize as materialize
     from pocketcnn.surgery import plan as plan
 

@@ -69,10 +69,17 @@ def save(
         The length of the file in bytes.
     Raises:
         ValueError: no such storage, or a passphrase that is empty or has no seed to hide.
-        CannotWrite: the folder does not exist or is not writable, or the disk is full; the old file is intact.
+        CannotWrite: the folder does not exist or is not writable, the disk is full, or the net's batch norms are folded
+            (`fold_norm`), which no file describes; the old file is intact.
     """
     path, model = Path(path), getattr(model, "_orig_mod", model)  # torch.compile wraps the net
     made = provenance(model)
+    if any(getattr(provenance(module), "folded", False) for module in model.modules()):
+        raise CannotWrite(
+            f"{path}: this {type(model).__name__} has batch norms folded into its convolutions, and could not be rebuilt "
+            "from a file; save the net it was made of, and fold what load gives, by fold_norm or "
+            "materialize(..., fold_norm=True)"
+        )
     if not path.parent.is_dir():
         raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
     header = {

@@ -243,6 +243,29 @@ def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> st
     return "\n".join([f"\n{costs.images:,} test images of {data.name}, one at a time", *lines, f"energy: {energy}"])
 
 
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def bench(words: Sequence[str]) -> None:
+    """Time every method side by side: written out, compiled, ours, against the machine's limit and the plain nets."""
+
+    @dataclass
+    class Bench:
+        only: tuple[Literal["layers", "nets", "goals"], ...] = ("layers", "nets", "goals")
+        """Sections to measure; goals that need another one are left out."""
+        quick: bool = False
+        """Small shapes, few rounds and no compiler: a minute or two, to try it out."""
+        output: Path = Path("runs/bench")
+        """Folder for bench.json, table.md and bench.svg."""
+
+    given = _parse(Bench, words, "bench")
+    from pocketcnn import bench
+
+    bench.run(bench.QUICK if given.quick else bench.FULL, given.output, only=given.only)
+    print((given.output / "table.md").read_text(encoding="utf-8"))
+    print(f"records: {given.output / 'bench.json'}")
+
+
 # --- condense, plan --------------------------------------------------------------------------------------------------
 
 
@@ -587,7 +610,7 @@ def _test_images(name: str | None, notes: dict[str, Any], most: int) -> tuple[An
 
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     verb.__name__: verb
-    for verb in (compare, train, measure, condense, plan, pack, models, data, report, picture, similarity)
+    for verb in (compare, train, measure, bench, condense, plan, pack, models, data, report, picture, similarity)
 }
 
 

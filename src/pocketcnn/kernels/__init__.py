@@ -3,7 +3,9 @@
 While a model is exported (`torch.export`) the definition is used: it holds for every batch size and backend.
 """
 
-from typing import Any
+import functools
+import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +16,45 @@ from pocketcnn.numerics import condconv2d, ring_indices, ring_kernel, stencil
 from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype
 from pocketcnn.numerics.stencil import Coefficient, as_field, check_advect_diffuse
 
-__all__ = ["advect_diffuse", "condconv2d", "involution2d", "ring_indices", "ring_kernel"]
+__all__ = [
+    "advect_diffuse",
+    "advect_diffuse_formed",
+    "compiled",
+    "condconv2d",
+    "depthwise_moments",
+    "involution2d",
+    "ring_indices",
+    "ring_kernel",
+]
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether there are compiled kernels for tensors like this one; while a net is exported there are none.
+
+    The first call imports numba, which takes half a second. Where it is missing or broken this is said once, and the
+    definitions take over.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_exporting() and _has_numba()
+
+
+@torch.compiler.assume_constant_result
+def _has_numba() -> bool:
+    return _import_numba()
+
+
+@functools.cache
+def _import_numba() -> bool:
+    try:
+        from pocketcnn.kernels import cpu  # noqa: F401, registers its operators
+    except Exception as error:  # a broken package may raise anything
+        warnings.warn(
+            f"numba cannot be used ({type(error).__name__}: {error}): layers that solve equations or have a kernel for every "
+            "pixel run several times slower; pip install numba",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def advect_diffuse(
@@ -42,15 +82,44 @@ def advect_diffuse(
     }
     check_advect_diffuse(source, coefficients, initial, previous, num_steps, dt, dx, dy, boundary, values=False)
     fields = [as_field(value, source, accumulation_dtype(source)) for value in coefficients.values()]
+    settings = (num_steps, dt, dx, dy, boundary)
     if torch.compiler.is_exporting():
-        compute: Any = stencil.march
-    elif source.device.type == "cpu":
-        from pocketcnn.kernels import cpu  # here, because importing numba takes half a second
+        return stencil.march(source, *fields, initial, previous, *settings)
+    if compiled(source):
+        return torch.ops.pocketcnn.advect_diffuse(source, *fields, initial, previous, None, [-1] * 4, False, *settings)
+    return torch_ops.advect_diffuse(source, *fields, initial, previous, *settings)
 
-        compute = cpu.advect_diffuse
-    else:
-        compute = torch_ops.advect_diffuse
-    return compute(source, *fields, initial, previous, num_steps, dt, dx, dy, boundary)
+
+def advect_diffuse_formed(
+    source: Tensor,
+    formed: Tensor,
+    uses: Sequence[int],
+    coefficients: Sequence[Coefficient],
+    *,
+    rectified: bool = True,
+    initial: Tensor | None = None,
+    num_steps: int = 5,
+    dt: float = 0.2,
+    dx: float = 1.0,
+    dy: float = 1.0,
+    boundary: str = "periodic",
+) -> Tensor:
+    """As `pocketcnn.numerics.advect_diffuse_formed`, with the differences of `advect_diffuse`."""
+    settings = (num_steps, dt, dx, dy, boundary)
+    if not compiled(source):
+        made = stencil.form(source, formed, uses, coefficients, rectified)
+        return advect_diffuse(
+            source, *made, initial=initial, num_steps=num_steps, dt=dt, dx=dx, dy=dy, boundary=boundary
+        )
+    check_advect_diffuse(source, {}, initial, None, *settings)
+    dtype = accumulation_dtype(source)
+    fields = [as_field(0.0 if use >= 0 else c, source, dtype) for use, c in zip(uses, coefficients, strict=True)]
+    return torch.ops.pocketcnn.advect_diffuse(source, *fields, initial, None, formed, list(uses), rectified, *settings)
+
+
+def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """As `pocketcnn.numerics.depthwise_moments`."""
+    return (torch.ops.pocketcnn if compiled(x) else numerics).depthwise_moments(x, weights)
 
 
 def involution2d(

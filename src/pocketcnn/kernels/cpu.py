@@ -1,31 +1,40 @@
-"""The solver of `numerics.advect_diffuse` as loops over planes, compiled by numba for the CPU.
+"""The solver of `numerics.advect_diffuse`, and what forms its coefficients, compiled by numba for the CPU.
 
-A plane is one channel of one image. It takes all its steps while its few kilobytes lie in the first caches; the
-backward pass takes the steps again, plane by plane, and so needs nothing but the arguments of the forward pass. Planes are
-shared out among as many threads as torch uses. `benchmarks/advect_diffuse.py` measures what this earns.
+A tile is `LANES` planes (a plane is one channel of one image), laid side by side so that one vector instruction works on
+the same pixel of all of them, whatever the size of the image and its layout in memory. A tile takes all its steps while it
+lies in the caches of a core; the backward pass takes them again, and so needs nothing but the arguments of the forward pass.
+Coefficients that depthwise convolutions make of the image are formed inside of a tile and never written out. Tiles are
+shared out among as many threads as torch uses. `pocketcnn bench` measures what this earns.
 """
 
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from pocketcnn.kernels._lanes import (
+    LANES,
+    compiled,
+    larger,
+    load,
+    number_at,
+    put_number,
+    spread,
+    store,
+    where_positive,
+)
+from pocketcnn.kernels._threads import fork, share
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 from pocketcnn.numerics.stencil import BOUNDARIES
 
 _PERIODIC, _REPLICATE, _REFLECT, _ZERO = range(len(BOUNDARIES))
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
 
-# Places in the stack of a plane's weights, as `numerics.stencil.stencil_weights` orders them.
-_BEFORE, _NOW, _RIGHT, _LEFT, _BELOW, _ABOVE, _ADDED, _SCALE = range(8)
-# And in the stack of sums over the steps that gradients of coefficients are made of.
-_OF_ADDED, _OF_NOW, _ACROSS_X, _ACROSS_Y, _ALONG_X, _ALONG_Y, _OF_SCALE = range(7)
+# Rows of a tile's memory, each a plane of lanes in a frame of one pixel: the image, with zeros around it; velocities; the
+# weights of a step, as `numerics.stencil.stencil_weights` orders them; and from _FIELDS on what the passes need.
+_IMAGE, _U, _V, _BEFORE, _NOW, _RIGHT, _LEFT, _BELOW, _ABOVE, _ADDED, _FIELDS = range(11)
+# A coefficient that is formed: nine weights, then what their sum is multiplied by, and what is added to that.
+_TAPS, _SCALE, _SHIFT = 9, 9, 10
 
 
 @torch.library.custom_op("pocketcnn::advect_diffuse", mutates_args=(), device_types="cpu")
@@ -37,21 +46,27 @@ def advect_diffuse(
     diffusivity_y: Tensor,
     initial: Tensor | None,
     previous: Tensor | None,
+    formed: Tensor | None,
+    uses: list[int],
+    rectified: bool,
     num_steps: int,
     dt: float,
     dx: float,
     dy: float,
     boundary: str,
 ) -> Tensor:
-    fields, coefficients = _arguments(source, initial, previous, (velocity_x, velocity_y, diffusivity_x, diffusivity_y))
-    out = torch.empty_like(fields[0])
-    grid = _grid(fields[0], num_steps, dt, dx, dy, boundary)
-    _share(_forward_planes, fields[0], *map(_planes, fields), *coefficients, grid, num_steps, _planes(out))
+    """`kernels.advect_diffuse`, of coefficients that are tensors; or, in places where `uses` names a row of `formed`
+    [coefficients, 11, channels], that are formed of the source: see `kernels.advect_diffuse_formed`."""
+    coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
+    given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
+    out = given.like_source()
+    grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
+    share(_forward, given.tiles, source.numel(), *given.arguments, *grid, _flat(out))
     return out.to(source.dtype)
 
 
 @torch.library.custom_op("pocketcnn::advect_diffuse_backward", mutates_args=(), device_types="cpu")
-def _backward_op(
+def _advect_diffuse_backward(
     grad: Tensor,
     source: Tensor,
     velocity_x: Tensor,
@@ -60,6 +75,9 @@ def _backward_op(
     diffusivity_y: Tensor,
     initial: Tensor | None,
     previous: Tensor | None,
+    formed: Tensor | None,
+    uses: list[int],
+    rectified: bool,
     num_steps: int,
     dt: float,
     dx: float,
@@ -67,348 +85,666 @@ def _backward_op(
     boundary: str,
     wanted: list[bool],
 ) -> list[Tensor]:
-    given = (source, velocity_x, velocity_y, diffusivity_x, diffusivity_y)
-    fields, coefficients = _arguments(source, initial, previous, given[1:])
-    dtype = fields[0].dtype
-    nothing = torch.empty(0, *source.shape[1:], dtype=dtype)
-    grads = [torch.empty(source.shape, dtype=dtype) if want else nothing for want in wanted]
-    grid = _grid(fields[0], num_steps, dt, dx, dy, boundary)
-    _share(
-        _backward_planes, fields[0], _planes(_dense(grad, dtype)), *map(_planes, fields), *coefficients, grid, num_steps,
-        initial is None, previous is None, *map(_planes, grads),
+    coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
+    given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
+    grads = [
+        given.like_source(coefficient=1 <= place <= 4) if want else given.nothing(coefficient=1 <= place <= 4)
+        for place, want in enumerate(wanted[:7])
+    ]
+    sums = np.zeros((torch.get_num_threads(), len(given.formed), 10, source.shape[1]))
+    grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
+    share(
+        _backward_parts, given.tiles, source.numel(), *given.arguments, *grid, _flat(given.in_layout(grad)), sums,
+        *map(_flat, grads),
     )  # fmt: skip
-    starts = tuple(source if start is None else start for start in (initial, previous))
-    summed = []
-    for want, gradient, argument in zip(wanted, grads, (*given, *starts), strict=True):
-        summed.append(gradient.sum_to_size(argument.shape).to(argument.dtype) if want else source.new_empty(0))
-    return summed
+    arguments = (source, *coefficients, initial, previous)
+    summed = [
+        gradient.sum_to_size(argument.shape).to(argument.dtype) if want and argument is not None else source.new_empty(0)
+        for want, gradient, argument in zip(wanted, grads, arguments, strict=False)
+    ]
+    if formed is None:
+        return [*summed, source.new_empty(0)]
+    return [*summed, _gradient_of_formed(torch.from_numpy(sums.sum(0)), given.formed).to(formed.dtype)]
+
+
+def _gradient_of_formed(sums: Tensor, formed: Tensor) -> Tensor:
+    """Of weights, scale and shift, from the sums over all pixels of the gradient of the value that is formed, times the
+    pixel under each of the nine weights, and by itself."""
+    weights, scale = formed[:, :_TAPS].double(), formed[:, _SCALE].double()
+    under, alone = sums[:, :_TAPS], sums[:, _TAPS]
+    return torch.cat([under * scale[:, None], (under * weights).sum(1, keepdim=True), alone[:, None]], dim=1)
 
 
 @advect_diffuse.register_fake
 def _(source, *rest):
-    return torch.empty(source.shape, dtype=source.dtype, device=source.device)
+    return torch.empty_like(_dense(source))
 
 
-@_backward_op.register_fake
+@_advect_diffuse_backward.register_fake
 def _(grad, *arguments):
-    given, wanted = arguments[:7], arguments[-1]
+    tensors, wanted = (*arguments[:8],), arguments[-1]
+    source = tensors[0]
     return [
-        argument.new_empty(argument.shape) if want else given[0].new_empty(0)
-        for want, argument in zip(wanted, given, strict=True)
-    ]
+        torch.empty_like(_dense(source) if t.shape == source.shape else t, dtype=t.dtype)
+        if want and t is not None else source.new_empty(0)
+        for want, t in zip(wanted, tensors, strict=True)
+    ]  # fmt: skip
 
 
 def _save_for_backward(ctx, inputs, output):
-    *tensors, initial, previous, num_steps, dt, dx, dy, boundary = inputs
-    ctx.save_for_backward(*tensors, initial, previous)
-    ctx.settings = (num_steps, dt, dx, dy, boundary)
+    ctx.settings = inputs[8:]
+    ctx.save_for_backward(*inputs[:8])
 
 
 def _backward(ctx, grad):
-    wanted = list(ctx.needs_input_grad[:7])
-    grads = _backward_op(grad, *ctx.saved_tensors, *ctx.settings, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None, None, None
+    wanted = list(ctx.needs_input_grad[:8])
+    grads = _advect_diffuse_backward(grad, *ctx.saved_tensors, *ctx.settings, wanted)
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * len(ctx.settings)
 
 
 advect_diffuse.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _arguments(
-    source: Tensor, initial: Tensor | None, previous: Tensor | None, coefficients: tuple[Tensor, ...]
-) -> tuple[tuple[Tensor, Tensor, Tensor], list[Any]]:
-    """Source, H[0] and H[-1] in rows of pixels; and each coefficient flat, with its four strides."""
-    dtype = accumulation_dtype(source)
-    dense = _dense(source, dtype)
-    fields = (
-        dense,
-        dense if initial is None else _dense(initial, dtype),
-        dense if previous is None else _dense(previous, dtype),
-    )
-    flat: list[Any] = []
-    for coefficient in coefficients:
-        tensor = _dense(coefficient, dtype)
-        strides = [0 if n == 1 else s for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
-        flat += [tensor.flatten().numpy(), np.array(strides, dtype=np.int64)]
-    return fields, flat
+class _Given:
+    """The arguments of a pass as the kernels take them: flat arrays of one layout, and the strides of coefficients."""
+
+    def __init__(
+        self,
+        source: Tensor,
+        coefficients: tuple[Tensor, ...],
+        initial: Tensor | None,
+        previous: Tensor | None,
+        formed: Tensor | None,
+        uses: list[int],
+        rectified: bool,
+    ) -> None:
+        self.dtype = accumulation_dtype(source)
+        self.stored = torch.bfloat16 if source.dtype == torch.bfloat16 else self.dtype
+        self.returned = source.dtype
+        self.source = _dense(source.detach().to(self.stored))
+        channels_last = not self.source.is_contiguous()
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        kinds = {c.dtype for c in coefficients}
+        self.of_coefficients = torch.bfloat16 if kinds == {torch.bfloat16} == {self.stored} else self.dtype
+        tensors = [_dense(c.detach().to(self.of_coefficients)) for c in coefficients]
+        strides = [self.source.stride(), *(_broadcast_strides(t) for t in tensors)]
+        self.formed = torch.empty(0, 11, source.shape[1], dtype=self.dtype)
+        if formed is not None:
+            self.formed = formed.detach().to(self.dtype).contiguous()
+        planes = source.shape[0] * source.shape[1]
+        self.tiles = -(-planes // LANES)
+        starts = [self.source if start is None else self.in_layout(start) for start in (initial, previous)]
+        self.arguments = (
+            _flat(self.source), *map(_flat, tensors), *map(_flat, starts), initial is None, previous is None,
+            np.array(strides, dtype=np.int64), self.formed.numpy(), np.array(uses, dtype=np.int64), rectified,
+        )  # fmt: skip
+
+    def in_layout(self, tensor: Tensor) -> Tensor:
+        """A tensor of the source's shape, as the source is laid out and stored."""
+        return tensor.detach().to(self.stored).contiguous(memory_format=self.layout)
+
+    def like_source(self, coefficient: bool = False) -> Tensor:
+        """An array to be filled."""
+        return torch.empty_like(self.source, dtype=self.of_coefficients if coefficient else self.stored)
+
+    def nothing(self, coefficient: bool = False) -> Tensor:
+        """In the place of a gradient that nobody wants."""
+        return torch.empty(0, dtype=self.of_coefficients if coefficient else self.stored)
 
 
-def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype).contiguous()
+@torch.library.custom_op("pocketcnn::depthwise_moments", mutates_args=(), device_types="cpu")
+def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`kernels.depthwise_moments`."""
+    image, table, grid, tiles = _of_convolutions(x, weights)
+    sums = np.zeros((torch.get_num_threads(), len(weights), 2, x.shape[1]))
+    share(_moments, tiles, x.numel(), _flat(image), _strides(image), table.numpy(), *grid, sums)
+    mean, square = torch.from_numpy(sums.sum(0) / max(1, x.numel() // max(1, x.shape[1]))).unbind(1)
+    return mean.to(table.dtype), (square - mean * mean).clamp_(min=0).to(table.dtype)
 
 
-def _planes(tensor: Tensor) -> np.ndarray:
-    return tensor.view(-1, *tensor.shape[2:]).numpy()
+@torch.library.custom_op("pocketcnn::depthwise_moments_backward", mutates_args=(), device_types="cpu")
+def _depthwise_moments_backward(
+    grad_mean: Tensor, grad_variance: Tensor, mean: Tensor, x: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    image, table, grid, tiles = _of_convolutions(x, weights)
+    count = max(1, x.numel() // max(1, x.shape[1]))
+    # The gradient of a convolution's output y is a line: what it is multiplied by, and what is added.
+    slope = 2 / count * grad_variance.to(table.dtype)
+    lines = torch.stack([slope, grad_mean.to(table.dtype) / count - slope * mean], dim=1)
+    table = torch.cat([table, lines], dim=1).contiguous()
+    sums = np.zeros((torch.get_num_threads(), len(weights), 10, x.shape[1]))
+    out = torch.empty_like(image)
+    share(_moments_back, tiles, x.numel(), _flat(image), _strides(image), table.numpy(), *grid, sums, _flat(out))
+    return out.to(x.dtype), torch.from_numpy(sums.sum(0)[:, :_TAPS]).to(weights.dtype)
 
 
-def _grid(source: Tensor, num_steps: int, dt: float, dx: float, dy: float, boundary: str) -> tuple[Any, ...]:
-    """Channels, boundary, and the numbers in the formula, in the dtype of the fields: one with another would widen all."""
-    number = np.float64 if source.dtype == torch.float64 else np.float32
+@depthwise_moments.register_fake
+def _(x, weights):
+    made = weights.new_empty(weights.shape[::2], dtype=accumulation_dtype(x))
+    return made, made.clone()
+
+
+@_depthwise_moments_backward.register_fake
+def _(grad_mean, grad_variance, mean, x, weights):
+    return torch.empty_like(_dense(x)), torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
+
+
+def _save_moments(ctx, inputs, output):
+    ctx.save_for_backward(output[0], *inputs)
+
+
+def _moments_backward(ctx, grad_mean, grad_variance):
+    return _depthwise_moments_backward(grad_mean, grad_variance, *ctx.saved_tensors)
+
+
+depthwise_moments.register_autograd(_moments_backward, setup_context=_save_moments)
+
+
+def _of_convolutions(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, tuple[np.ndarray, np.ndarray], int]:
+    """The image as it is stored, the weights [kernels, 9, channels], the grid, and how many tiles there are."""
+    dtype = accumulation_dtype(x)
+    image = _dense(x.detach().to(torch.bfloat16 if x.dtype == torch.bfloat16 else dtype))
+    table = weights.detach().to(dtype).contiguous()
+    return image, table, _grid(image, 0, 1.0, 1.0, 1.0, "zero"), -(-x.shape[0] * x.shape[1] // LANES)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The same numbers in rows of pixels or of channels, without gaps."""
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor
+    return tensor.contiguous()
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    """All numbers in the order of memory; those of bfloat16 as int16."""
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy()
+
+
+def _strides(tensor: Tensor) -> np.ndarray:
+    return np.array(tensor.stride(), dtype=np.int64)
+
+
+def _broadcast_strides(tensor: Tensor) -> list[int]:
+    return [0 if n == 1 else stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def _grid(source: Tensor, num_steps: int, dt: float, dx: float, dy: float, boundary: str) -> tuple[np.ndarray, np.ndarray]:
+    """The sizes, and the numbers in the formula in the dtype of the arithmetic: one with another would widen all."""
+    batch, channels, height, width = source.shape
+    numbers = [1, dt / dx, dt / dy, 2 * dt / dx**2, 2 * dt / dy**2, 2 * dt]
     return (
-        source.shape[1], BOUNDARIES.index(boundary), number(1), number(dt / dx), number(dt / dy),
-        number(2 * dt / dx**2), number(2 * dt / dy**2), number(2 * dt),
+        np.array([batch * channels, channels, height, width, BOUNDARIES.index(boundary), num_steps], dtype=np.int64),
+        np.array(numbers, dtype=np.float64 if source.dtype == torch.float64 else np.float32),
+    )
+
+
+@compiled
+def _opened(sizes, numbers):
+    """What `_grid` packed: planes, channels, height, width, boundary, and the numbers in the formula."""
+    return (
+        sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5],
     )  # fmt: skip
 
 
-def _share(kernel: Callable[..., None], source: Tensor, *arguments: Any) -> None:
-    """Runs a kernel over all planes, in as many threads as torch uses."""
-    planes, threads = source.shape[0] * source.shape[1], torch.get_num_threads()
-    parts = min(threads, max(1, source.numel() // _NUMBERS_A_THREAD), planes)
-    if parts <= 1:
-        kernel(0, planes, *arguments)
-        return
-    bounds = [planes * part // parts for part in range(parts + 1)]
-    pool = _pool(os.getpid(), threads)
-    others = [pool.submit(kernel, bounds[i], bounds[i + 1], *arguments) for i in range(1, parts)]
-    kernel(bounds[0], bounds[1], *arguments)
-    for other in others:
-        other.result()
-
-
-# A thread is worth waking for some 50 microseconds of work.
-_NUMBERS_A_THREAD = 2**14
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """One pool a process: threads do not survive a fork."""
-    return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="pocketcnn")
-
-
-@_compiled
-def _forward_planes(first, last, source, initial, previous, u, us, v, vs, dx, dxs, dy, dys, grid, num_steps, out):
-    height, width = source.shape[1], source.shape[2]
-    weights = np.empty((8, height, width), source.dtype)
-    velocity = np.zeros((2, height + 2, width + 2), source.dtype)
-    fields = np.zeros((3, height + 2, width + 2), source.dtype)
-    for plane in range(first, last):
-        _weigh(plane, source[plane], u, us, v, vs, dx, dxs, dy, dys, grid, velocity, weights)
-        _put(previous[plane], fields[0])
-        _put(initial[plane], fields[1])
-        for step in range(num_steps):
-            _step(weights, fields[step % 3], fields[(step + 1) % 3], fields[(step + 2) % 3], grid[1])
-        _take(fields[(num_steps + 1) % 3], out[plane])
-
-
-@_compiled
-def _backward_planes(
-    first, last, grad, source, initial, previous, u, us, v, vs, dx, dxs, dy, dys, grid, num_steps,
-    starts_at_source, was_at_source, grad_source, grad_u, grad_v, grad_dx, grad_dy, grad_initial, grad_previous,
+@compiled
+def _forward_tiles(
+    first, last, part, source, u, v, dx, dy, initial, previous, starts_at_source, was_at_source, strides, formed, uses,
+    rectified, sizes, numbers, out,
 ):  # fmt: skip
-    _channels, boundary, _one, rx, ry, cx, cy, two_dt = grid
-    height, width = source.shape[1], source.shape[2]
-    weights = np.empty((8, height, width), source.dtype)
-    sums = np.empty((7, height, width), source.dtype)
-    velocity = np.zeros((2, height + 2, width + 2), source.dtype)
-    fields = np.zeros((num_steps + 2, height + 2, width + 2), source.dtype)
-    flows = np.zeros((3, height + 2, width + 2), source.dtype)  # gradients of three fields in turns
-    flowing = grad_u.shape[0] + grad_v.shape[0] > 0
-    spreading = grad_dx.shape[0] + grad_dy.shape[0] > 0
-    for plane in range(first, last):
-        _weigh(plane, source[plane], u, us, v, vs, dx, dxs, dy, dys, grid, velocity, weights)
-        _put(previous[plane], fields[0])
-        _put(initial[plane], fields[1])
+    grid, num_steps = _opened(sizes, numbers), sizes[5]
+    size = _size(grid)
+    memory = np.zeros((_FIELDS + 3) * size, formed.dtype)
+    lanes, bases = np.empty(max(1, formed.shape[0]) * 11 * LANES, formed.dtype), np.empty(LANES, np.int64)
+    for tile in range(first, last):
+        _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
+        _start(source, previous, was_at_source, strides, bases, grid, memory, _FIELDS * size)
+        _start(source, initial, starts_at_source, strides, bases, grid, memory, (_FIELDS + 1) * size)
         for step in range(num_steps):
-            _step(weights, fields[step], fields[step + 1], fields[step + 2], boundary)
-        sums[:] = 0
-        flows[:] = 0
-        _put(grad[plane], flows[(num_steps + 1) % 3])
-        for step in range(num_steps - 1, -1, -1):
-            later = flows[(step + 2) % 3]
-            _step_back(weights, later, flows[(step + 1) % 3], flows[step % 3], boundary)
-            _collect(later, fields[step], fields[step + 1], fields[step + 2], sums, flowing, spreading)
-            later[:] = 0
-        if grad_initial.shape[0]:
-            _take(flows[1], grad_initial[plane])
-        if grad_previous.shape[0]:
-            _take(flows[0], grad_previous[plane])
-        scale = weights[_SCALE]
-        if grad_source.shape[0]:
-            _multiply(sums[_OF_ADDED], scale, two_dt, grad_source[plane])
-            if starts_at_source:
-                _add(flows[1], grad_source[plane])
-            if was_at_source:
-                _add(flows[0], grad_source[plane])
-        if spreading:
-            # A diffusivity also scales the whole step: later + before = scale * (what does not depend on it).
-            sums[_ALONG_X] -= sums[_OF_SCALE]
-            sums[_ALONG_Y] -= sums[_OF_SCALE]
-            if grad_dx.shape[0]:
-                _multiply(sums[_ALONG_X], scale, cx, grad_dx[plane])
-            if grad_dy.shape[0]:
-                _multiply(sums[_ALONG_Y], scale, cy, grad_dy[plane])
-        if flowing:
-            _spread_divergence(sums[_OF_NOW], scale, rx, ry, flows, boundary)
-            if grad_u.shape[0]:
-                _multiply(sums[_ACROSS_X], scale, rx, grad_u[plane])
-                _add(flows[0], grad_u[plane])
-            if grad_v.shape[0]:
-                _multiply(sums[_ACROSS_Y], scale, ry, grad_v[plane])
-                _add(flows[1], grad_v[plane])
+            before, now, later = _FIELDS + step % 3, _FIELDS + (step + 1) % 3, _FIELDS + (step + 2) % 3
+            _step(memory, before * size, now * size, later * size, grid)
+        _give(tile, memory, (_FIELDS + (num_steps + 1) % 3) * size, out, strides[0], bases, grid)
 
 
-@_compiled
-def _weigh(plane, source, u, us, v, vs, dx, dxs, dy, dys, grid, velocity, weights):
-    """The weights of a plane: `numerics.stencil.stencil_weights`, what is added at each step, and the scale."""
-    channels, boundary, one, rx, ry, cx, cy, two_dt = grid
-    height, width = source.shape
-    image, channel = plane // channels, plane % channels
-    _load(u, us, image, channel, velocity[0], 1, height, width)
-    _load(v, vs, image, channel, velocity[1], 1, height, width)
-    _load(dx, dxs, image, channel, weights[_RIGHT], 0, height, width)
-    _load(dy, dys, image, channel, weights[_BELOW], 0, height, width)
-    _fill(velocity[0], boundary)
-    _fill(velocity[1], boundary)
-    for y in range(height):  # a few rows at a time, so that the compiler can tell them apart and vectorise
-        for x in range(width):
-            weights[_RIGHT, y, x] *= cx
-        for x in range(width):
-            weights[_BELOW, y, x] *= cy
-        for x in range(width):
-            weights[_SCALE, y, x] = one / (one + weights[_RIGHT, y, x] + weights[_BELOW, y, x])
-        for x in range(width):
-            weights[_BEFORE, y, x] = weights[_SCALE, y, x] + weights[_SCALE, y, x] - one
-        for x in range(width):
-            slope = rx * (velocity[0, y + 1, x] - velocity[0, y + 1, x + 2])
-            slope += ry * (velocity[1, y, x + 1] - velocity[1, y + 2, x + 1])
-            weights[_NOW, y, x] = slope * weights[_SCALE, y, x]
-        for x in range(width):
-            straight, drift = weights[_RIGHT, y, x], rx * velocity[0, y + 1, x + 1]
-            weights[_RIGHT, y, x] = (straight - drift) * weights[_SCALE, y, x]
-            weights[_LEFT, y, x] = (straight + drift) * weights[_SCALE, y, x]
-        for x in range(width):
-            straight, drift = weights[_BELOW, y, x], ry * velocity[1, y + 1, x + 1]
-            weights[_BELOW, y, x] = (straight - drift) * weights[_SCALE, y, x]
-            weights[_ABOVE, y, x] = (straight + drift) * weights[_SCALE, y, x]
-        for x in range(width):
-            weights[_ADDED, y, x] = two_dt * source[y, x] * weights[_SCALE, y, x]
+@compiled
+def _backward_tiles(
+    first, last, part, source, u, v, dx, dy, initial, previous, starts_at_source, was_at_source, strides, formed, uses,
+    rectified, sizes, numbers, grad, sums, grad_source, grad_u, grad_v, grad_dx, grad_dy, grad_initial, grad_previous,
+):  # fmt: skip
+    grid, num_steps = _opened(sizes, numbers), sizes[5]
+    size = _size(grid)
+    flows = _FIELDS + num_steps + 2  # the gradients of the fields; of one more, which is 0
+    made = flows + num_steps + 3  # the gradients of source, u, v, Dx, Dy; and a row to work in
+    memory = np.zeros((made + 6) * size, formed.dtype)
+    lanes, bases = np.empty(max(1, formed.shape[0]) * 11 * LANES, formed.dtype), np.empty(LANES, np.int64)
+    for tile in range(first, last):
+        _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
+        _start(source, previous, was_at_source, strides, bases, grid, memory, _FIELDS * size)
+        _start(source, initial, starts_at_source, strides, bases, grid, memory, (_FIELDS + 1) * size)
+        for step in range(num_steps):
+            field = _FIELDS + step
+            _step(memory, field * size, (field + 1) * size, (field + 2) * size, grid)
+        _take(grad, strides[0], bases, grid, memory, (flows + num_steps + 1) * size)
+        for step in range(num_steps, 0, -1):
+            _step_back(memory, (flows + step) * size, grid)
+        if num_steps:
+            _carry(memory, (flows + 2) * size, flows * size, grid)
+        _collect(memory, flows * size, made * size, grid, num_steps, starts_at_source, was_at_source)
+        for place in range(4):
+            if uses[place] >= 0:
+                row, values = made + 1 + place, uses[place] * 11 * LANES
+                if place >= 2:
+                    _mask(memory, row * size, (_RIGHT if place == 2 else _BELOW) * size, (_LEFT if place == 2 else _ABOVE) * size, grid)
+                elif rectified:
+                    _mask(memory, row * size, (_U + place) * size, (_U + place) * size, grid)
+                _add_under(tile, memory, row * size, grid, sums[part, uses[place]])
+                _add_spread(memory, row * size, made * size, lanes, values, _SCALE, grid)
+        if grad_source.size:
+            _give(tile, memory, made * size, grad_source, strides[0], bases, grid)
+        if grad_u.size:
+            _give(tile, memory, (made + 1) * size, grad_u, strides[0], bases, grid)
+        if grad_v.size:
+            _give(tile, memory, (made + 2) * size, grad_v, strides[0], bases, grid)
+        if grad_dx.size:
+            _give(tile, memory, (made + 3) * size, grad_dx, strides[0], bases, grid)
+        if grad_dy.size:
+            _give(tile, memory, (made + 4) * size, grad_dy, strides[0], bases, grid)
+        if grad_initial.size:
+            _give(tile, memory, (flows + 1) * size, grad_initial, strides[0], bases, grid)
+        if grad_previous.size:
+            _give(tile, memory, flows * size, grad_previous, strides[0], bases, grid)
 
 
-@_compiled
-def _step(weights, before, now, later, boundary):
-    _fill(now, boundary)
-    height, width = weights.shape[1], weights.shape[2]
+@compiled
+def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sums):
+    grid = _opened(sizes, numbers)
+    planes, channels, height, width = grid[:4]
+    size, pitch = _size(grid), (width + 2) * LANES
+    memory = np.zeros(size, table.dtype)
+    lanes, bases = np.empty(table.shape[0] * 9 * LANES, table.dtype), np.empty(LANES, np.int64)
+    row = np.empty(2 * LANES, table.dtype)
+    totals = np.empty(2 * LANES)
+    for tile in range(first, last):
+        _place(tile, strides, bases, grid)
+        _take(source, strides, bases, grid, memory, 0)
+        _gather(tile, table, lanes, grid)
+        for kernel in range(table.shape[0]):
+            w = kernel * 9 * LANES
+            w0, w1, w2 = load(lanes, w), load(lanes, w + LANES), load(lanes, w + 2 * LANES)
+            w3, w4, w5 = load(lanes, w + 3 * LANES), load(lanes, w + 4 * LANES), load(lanes, w + 5 * LANES)
+            w6, w7, w8 = load(lanes, w + 6 * LANES), load(lanes, w + 7 * LANES), load(lanes, w + 8 * LANES)
+            # Sums are taken of distances from a value of the tile: squares of what lies far from 0 would cancel.
+            o = pitch + LANES
+            pivot = (
+                load(memory, o) * w4 + load(memory, o + LANES) * w5
+                + load(memory, o + pitch) * w7 + load(memory, o + pitch + LANES) * w8
+            )  # fmt: skip
+            totals[:] = 0
+            for y in range(height):
+                o = (y + 1) * pitch + LANES
+                a0, a1 = load(memory, o - pitch - LANES), load(memory, o - pitch)
+                b0, b1 = load(memory, o - LANES), load(memory, o)
+                c0, c1 = load(memory, o + pitch - LANES), load(memory, o + pitch)
+                first_sum = second_sum = spread(table.dtype.type(0))
+                for _x in range(width):
+                    a2, b2, c2 = load(memory, o - pitch + LANES), load(memory, o + LANES), load(memory, o + pitch + LANES)
+                    value = a0 * w0 + a1 * w1 + a2 * w2 + (b0 * w3 + b1 * w4 + b2 * w5) + (c0 * w6 + c1 * w7 + c2 * w8)
+                    value = value - pivot
+                    first_sum += value
+                    second_sum += value * value
+                    a0, a1, b0, b1, c0, c1 = a1, a2, b1, b2, c1, c2
+                    o += LANES
+                store(row, 0, first_sum)
+                store(row, LANES, second_sum)
+                for lane in range(2 * LANES):
+                    totals[lane] += row[lane]
+            store(row, 0, pivot)
+            count = height * width
+            for lane in range(min(LANES, planes - tile * LANES)):
+                channel, far = (tile * LANES + lane) % channels, np.float64(row[lane])
+                sums[part, kernel, 0, channel] += totals[lane] + count * far
+                sums[part, kernel, 1, channel] += totals[LANES + lane] + far * (2 * totals[lane] + count * far)
+
+
+@compiled
+def _moment_tiles_back(first, last, part, source, strides, table, sizes, numbers, sums, out):
+    grid = _opened(sizes, numbers)
+    size = _size(grid)
+    memory = np.zeros(3 * size, table.dtype)  # the image, the gradient of a convolution, and that of the image
+    lanes, bases = np.empty(table.shape[0] * 11 * LANES, table.dtype), np.empty(LANES, np.int64)
+    for tile in range(first, last):
+        _place(tile, strides, bases, grid)
+        _take(source, strides, bases, grid, memory, 0)
+        _gather(tile, table, lanes, grid)
+        memory[2 * size :] = 0
+        for kernel in range(table.shape[0]):
+            _form(memory, size, lanes, kernel * 11 * LANES, False, grid)
+            _add_under(tile, memory, size, grid, sums[part, kernel])
+            _add_spread(memory, size, 2 * size, lanes, kernel * 11 * LANES, -1, grid)
+        _give(tile, memory, 2 * size, out, strides, bases, grid)
+
+
+@compiled
+def _forward(team, parts, first, last, part, *arguments):
+    fork(_forward_tiles, team, parts, first, last, part, arguments)
+
+
+@compiled
+def _backward_parts(team, parts, first, last, part, *arguments):
+    fork(_backward_tiles, team, parts, first, last, part, arguments)
+
+
+@compiled
+def _moments(team, parts, first, last, part, *arguments):
+    fork(_moment_tiles, team, parts, first, last, part, arguments)
+
+
+@compiled
+def _moments_back(team, parts, first, last, part, *arguments):
+    fork(_moment_tiles_back, team, parts, first, last, part, arguments)
+
+
+@compiled
+def _size(grid):
+    """How many numbers a row of a tile's memory has."""
+    return (grid[2] + 2) * (grid[3] + 2) * LANES
+
+
+@compiled
+def _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases):
+    """The image of a tile, its velocities, and the weights of its steps."""
+    _, _, height, width, boundary, one, rx, ry, cx, cy, two_dt = grid
+    size, pitch = _size(grid), (width + 2) * LANES
+    _place(tile, strides[0], bases, grid)
+    _take(source, strides[0], bases, grid, memory, _IMAGE * size)
+    _gather(tile, formed, lanes, grid)
+    # Diffusivities wait where the weights will be that are made of them.
+    _coefficient(tile, u, strides[1], uses[0], rectified, grid, memory, _U * size, lanes, bases)
+    _coefficient(tile, v, strides[2], uses[1], rectified, grid, memory, _V * size, lanes, bases)
+    _coefficient(tile, dx, strides[3], uses[2], True, grid, memory, _RIGHT * size, lanes, bases)
+    _coefficient(tile, dy, strides[4], uses[3], True, grid, memory, _BELOW * size, lanes, bases)
+    _place(tile, strides[0], bases, grid)
+    _fill(memory, _U * size, grid)
+    _fill(memory, _V * size, grid)
+    ones, along_x, along_y, spread_x, spread_y, adds = (
+        spread(one), spread(rx), spread(ry), spread(cx), spread(cy), spread(two_dt)
+    )  # fmt: skip
     for y in range(height):
         for x in range(width):
-            later[y + 1, x + 1] = (
-                weights[_BEFORE, y, x] * before[y + 1, x + 1]
-                + weights[_NOW, y, x] * now[y + 1, x + 1]
-                + weights[_RIGHT, y, x] * now[y + 1, x + 2]
-                + weights[_LEFT, y, x] * now[y + 1, x]
-                + weights[_BELOW, y, x] * now[y + 2, x + 1]
-                + weights[_ABOVE, y, x] * now[y, x + 1]
-                + weights[_ADDED, y, x]
-            )
+            o = (y + 1) * pitch + (x + 1) * LANES
+            ax, ay = load(memory, _U * size + o) * along_x, load(memory, _V * size + o) * along_y
+            bx, by = load(memory, _RIGHT * size + o) * spread_x, load(memory, _BELOW * size + o) * spread_y
+            scale = ones / (ones + bx + by)
+            slope = (load(memory, _U * size + o - LANES) - load(memory, _U * size + o + LANES)) * along_x
+            slope += (load(memory, _V * size + o - pitch) - load(memory, _V * size + o + pitch)) * along_y
+            store(memory, _BEFORE * size + o, scale + scale - ones)
+            store(memory, _NOW * size + o, slope * scale)
+            store(memory, _RIGHT * size + o, (bx - ax) * scale)
+            store(memory, _LEFT * size + o, (bx + ax) * scale)
+            store(memory, _BELOW * size + o, (by - ay) * scale)
+            store(memory, _ABOVE * size + o, (by + ay) * scale)
+            store(memory, _ADDED * size + o, load(memory, _IMAGE * size + o) * adds * scale)
 
 
-@_compiled
-def _step_back(weights, later, now, before, boundary):
-    """The transpose of `_step`: adds what a gradient of the later field is for the two earlier ones."""
-    height, width = weights.shape[1], weights.shape[2]
+@compiled
+def _coefficient(tile, flat, strides, use, rectify, grid, memory, row, lanes, bases):
+    """A velocity or diffusivity of a tile, formed of the image or read, whatever it broadcasts along."""
+    if use >= 0:
+        _form(memory, row, lanes, use * 11 * LANES, rectify, grid)
+    else:
+        _place(tile, strides, bases, grid)
+        _take(flat, strides, bases, grid, memory, row)
+
+
+@compiled
+def _form(memory, row, lanes, values, rectify, grid):
+    """A 3x3 convolution of the image in the memory's first row, scaled and shifted, and perhaps cut off below 0."""
+    height, width = grid[2], grid[3]
+    pitch = (width + 2) * LANES
+    w0, w1, w2 = load(lanes, values), load(lanes, values + LANES), load(lanes, values + 2 * LANES)
+    w3, w4, w5 = load(lanes, values + 3 * LANES), load(lanes, values + 4 * LANES), load(lanes, values + 5 * LANES)
+    w6, w7, w8 = load(lanes, values + 6 * LANES), load(lanes, values + 7 * LANES), load(lanes, values + 8 * LANES)
+    scale, shift = load(lanes, values + _SCALE * LANES), load(lanes, values + _SHIFT * LANES)
+    zero = scale - scale
+    for y in range(height):
+        o = (y + 1) * pitch + LANES
+        a0, a1 = load(memory, o - pitch - LANES), load(memory, o - pitch)
+        b0, b1 = load(memory, o - LANES), load(memory, o)
+        c0, c1 = load(memory, o + pitch - LANES), load(memory, o + pitch)
+        for _x in range(width):
+            a2, b2, c2 = load(memory, o - pitch + LANES), load(memory, o + LANES), load(memory, o + pitch + LANES)
+            value = a0 * w0 + a1 * w1 + a2 * w2 + (b0 * w3 + b1 * w4 + b2 * w5) + (c0 * w6 + c1 * w7 + c2 * w8)
+            value = value * scale + shift
+            store(memory, row + o, larger(value, zero) if rectify else value)
+            a0, a1, b0, b1, c0, c1 = a1, a2, b1, b2, c1, c2
+            o += LANES
+
+
+@compiled
+def _add_under(tile, memory, row, grid, sums):
+    """Adds up a gradient times the pixel under each of the nine weights, and by itself, channel by channel."""
+    planes, channels, height, width = grid[:4]
+    pitch = (width + 2) * LANES
+    zero = load(memory, row) - load(memory, row)  # frames are 0
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = s9 = zero
+    for y in range(height):
+        o = (y + 1) * pitch + LANES
+        a0, a1 = load(memory, o - pitch - LANES), load(memory, o - pitch)
+        b0, b1 = load(memory, o - LANES), load(memory, o)
+        c0, c1 = load(memory, o + pitch - LANES), load(memory, o + pitch)
+        for _x in range(width):
+            a2, b2, c2 = load(memory, o - pitch + LANES), load(memory, o + LANES), load(memory, o + pitch + LANES)
+            flow = load(memory, row + o)
+            s0, s1, s2 = s0 + flow * a0, s1 + flow * a1, s2 + flow * a2
+            s3, s4, s5 = s3 + flow * b0, s4 + flow * b1, s5 + flow * b2
+            s6, s7, s8, s9 = s6 + flow * c0, s7 + flow * c1, s8 + flow * c2, s9 + flow
+            a0, a1, b0, b1, c0, c1 = a1, a2, b1, b2, c1, c2
+            o += LANES
+    found = np.empty(10 * LANES, memory.dtype)
+    for place, total in enumerate((s0, s1, s2, s3, s4, s5, s6, s7, s8, s9)):
+        store(found, place * LANES, total)
+    first, count = tile * LANES % channels, min(LANES, planes - tile * LANES)
+    for place in range(10):
+        row, channel = sums[place], first
+        if first + count <= channels:
+            for lane in range(count):
+                row[first + lane] += found[place * LANES + lane]
+        else:
+            for lane in range(count):
+                row[channel] += found[place * LANES + lane]
+                channel = channel + 1 if channel + 1 < channels else 0
+
+
+@compiled
+def _add_spread(memory, row, target, lanes, values, scale_place, grid):
+    """The transpose of a 3x3 convolution: adds what a gradient in `row` is for the image to `target`."""
+    height, width = grid[2], grid[3]
+    pitch = (width + 2) * LANES
+    w0, w1, w2 = load(lanes, values), load(lanes, values + LANES), load(lanes, values + 2 * LANES)
+    w3, w4, w5 = load(lanes, values + 3 * LANES), load(lanes, values + 4 * LANES), load(lanes, values + 5 * LANES)
+    w6, w7, w8 = load(lanes, values + 6 * LANES), load(lanes, values + 7 * LANES), load(lanes, values + 8 * LANES)
+    if scale_place >= 0:
+        scale = load(lanes, values + scale_place * LANES)
+        w0, w1, w2, w3, w4 = w0 * scale, w1 * scale, w2 * scale, w3 * scale, w4 * scale
+        w5, w6, w7, w8 = w5 * scale, w6 * scale, w7 * scale, w8 * scale
+    for y in range(height):
+        o = row + (y + 1) * pitch + LANES
+        a0, a1 = load(memory, o - pitch - LANES), load(memory, o - pitch)
+        b0, b1 = load(memory, o - LANES), load(memory, o)
+        c0, c1 = load(memory, o + pitch - LANES), load(memory, o + pitch)
+        for _x in range(width):
+            a2, b2, c2 = load(memory, o - pitch + LANES), load(memory, o + LANES), load(memory, o + pitch + LANES)
+            value = a0 * w8 + a1 * w7 + a2 * w6 + (b0 * w5 + b1 * w4 + b2 * w3) + (c0 * w2 + c1 * w1 + c2 * w0)
+            place = target - row + o
+            store(memory, place, load(memory, place) + value)
+            a0, a1, b0, b1, c0, c1 = a1, a2, b1, b2, c1, c2
+            o += LANES
+
+
+@compiled
+def _mask(memory, row, above, and_above, grid):
+    """Keeps a gradient only where a number, or the sum of two, is above 0."""
+    height, width = grid[2], grid[3]
     for y in range(height):
         for x in range(width):
-            before[y + 1, x + 1] += weights[_BEFORE, y, x] * later[y + 1, x + 1]
-        for x in range(width):
-            now[y + 1, x + 1] += weights[_NOW, y, x] * later[y + 1, x + 1]
-        for x in range(width):
-            now[y + 1, x + 2] += weights[_RIGHT, y, x] * later[y + 1, x + 1]
-        for x in range(width):
-            now[y + 1, x] += weights[_LEFT, y, x] * later[y + 1, x + 1]
-        for x in range(width):
-            now[y + 2, x + 1] += weights[_BELOW, y, x] * later[y + 1, x + 1]
-        for x in range(width):
-            now[y, x + 1] += weights[_ABOVE, y, x] * later[y + 1, x + 1]
-    _fold(now, boundary)
+            o = ((y + 1) * (width + 2) + x + 1) * LANES
+            sign = load(memory, above + o) + load(memory, and_above + o)
+            store(memory, row + o, where_positive(sign, load(memory, row + o)))
 
 
-@_compiled
-def _collect(flow, before, now, later, sums, flowing, spreading):
-    """Adds, from one step, the gradient times everything that a coefficient is multiplied by."""
-    height, width = sums.shape[1], sums.shape[2]
+@compiled
+def _step(memory, before, now, later, grid):
+    _fill(memory, now, grid)
+    height, width = grid[2], grid[3]
+    size, pitch = _size(grid), (width + 2) * LANES
     for y in range(height):
-        for x in range(width):
-            sums[_OF_ADDED, y, x] += flow[y + 1, x + 1]
-        if flowing:
-            for x in range(width):
-                sums[_OF_NOW, y, x] += flow[y + 1, x + 1] * now[y + 1, x + 1]
-            for x in range(width):
-                sums[_ACROSS_X, y, x] += flow[y + 1, x + 1] * (now[y + 1, x] - now[y + 1, x + 2])
-            for x in range(width):
-                sums[_ACROSS_Y, y, x] += flow[y + 1, x + 1] * (now[y, x + 1] - now[y + 2, x + 1])
-        if spreading:
-            for x in range(width):
-                sums[_ALONG_X, y, x] += flow[y + 1, x + 1] * (now[y + 1, x] + now[y + 1, x + 2])
-            for x in range(width):
-                sums[_ALONG_Y, y, x] += flow[y + 1, x + 1] * (now[y, x + 1] + now[y + 2, x + 1])
-            for x in range(width):
-                sums[_OF_SCALE, y, x] += flow[y + 1, x + 1] * (later[y + 1, x + 1] + before[y + 1, x + 1])
+        o = (y + 1) * pitch + LANES
+        left, middle = load(memory, now + o - LANES), load(memory, now + o)
+        for _x in range(width):
+            right = load(memory, now + o + LANES)
+            value = load(memory, _ADDED * size + o) + load(memory, _BEFORE * size + o) * load(memory, before + o)
+            value += load(memory, _NOW * size + o) * middle
+            value += load(memory, _RIGHT * size + o) * right
+            value += load(memory, _LEFT * size + o) * left
+            value += load(memory, _BELOW * size + o) * load(memory, now + o + pitch)
+            value += load(memory, _ABOVE * size + o) * load(memory, now + o - pitch)
+            store(memory, later + o, value)
+            left, middle = middle, right
+            o += LANES
 
 
-@_compiled
-def _spread_divergence(of_now, scale, rx, ry, flows, boundary):
-    """Gradients of u and v through their divergence, into flows[0] and flows[1]: neighbours take part in it."""
-    height, width = of_now.shape
-    flows[:] = 0
+@compiled
+def _step_back(memory, row, grid):
+    """The gradient of a field, of those of the two after it, which are in the next two rows with frames of 0."""
+    height, width, boundary = grid[2], grid[3], grid[4]
+    size, pitch = _size(grid), (width + 2) * LANES
+    right, left, below, above = _RIGHT * size, _LEFT * size, _BELOW * size, _ABOVE * size
+    later, last = row + size, row + 2 * size
     for y in range(height):
-        for x in range(width):
-            flows[2, y + 1, x + 1] = of_now[y, x] * scale[y, x]
-        for x in range(width):
-            flows[0, y + 1, x + 2] -= rx * flows[2, y + 1, x + 1]
-        for x in range(width):
-            flows[0, y + 1, x] += rx * flows[2, y + 1, x + 1]
-        for x in range(width):
-            flows[1, y + 2, x + 1] -= ry * flows[2, y + 1, x + 1]
-        for x in range(width):
-            flows[1, y, x + 1] += ry * flows[2, y + 1, x + 1]
-    _fold(flows[0], boundary)
-    _fold(flows[1], boundary)
-
-
-@_compiled
-def _multiply(total, scale, factor, out):
-    for y in range(total.shape[0]):
-        for x in range(total.shape[1]):
-            out[y, x] = total[y, x] * scale[y, x] * factor
-
-
-@_compiled
-def _add(framed, plane):
-    for y in range(plane.shape[0]):
-        for x in range(plane.shape[1]):
-            plane[y, x] += framed[y + 1, x + 1]
-
-
-@_compiled
-def _fill(field, boundary):
-    """Makes the frame of a field what the boundary says; corners are never read."""
-    height, width = field.shape[0] - 2, field.shape[1] - 2
-    top, bottom, left, right = _mirrored(height, width, boundary)
+        o = (y + 1) * pitch + LANES
+        from_left, middle = load(memory, later + o - LANES), load(memory, later + o)  # the first is 0
+        for _x in range(width):
+            next_one = load(memory, later + o + LANES)
+            value = from_left + load(memory, _BEFORE * size + o) * load(memory, last + o)
+            value += load(memory, _NOW * size + o) * middle
+            value += load(memory, left + o + LANES) * next_one
+            value += load(memory, below + o - pitch) * load(memory, later + o - pitch)
+            value += load(memory, above + o + pitch) * load(memory, later + o + pitch)
+            store(memory, row + o, value)
+            from_left, middle = load(memory, right + o) * middle, next_one
+            o += LANES
     if boundary == _ZERO:
         return
+    # What pixels at the border took from beyond it they took from the pixels that the frame repeats.
+    top, bottom, leftmost, rightmost = _mirrored(height, width, boundary)
+    for y in range(1, height + 1):
+        o = y * pitch
+        _add_product(memory, row + o + leftmost * LANES, left + o + LANES, later + o + LANES)
+        _add_product(memory, row + o + rightmost * LANES, right + o + width * LANES, later + o + width * LANES)
     for x in range(1, width + 1):
-        field[0, x], field[height + 1, x] = field[top, x], field[bottom, x]
+        o = x * LANES
+        _add_product(memory, row + top * pitch + o, above + pitch + o, later + pitch + o)
+        _add_product(memory, row + bottom * pitch + o, below + height * pitch + o, later + height * pitch + o)
+
+
+@compiled
+def _add_product(memory, target, a, b):
+    store(memory, target, load(memory, target) + load(memory, a) * load(memory, b))
+
+
+@compiled
+def _carry(memory, later, row, grid):
+    """The gradient of H[-1], which only the first step looks at."""
+    size = _size(grid)
+    for o in range(0, size, LANES):
+        store(memory, row + o, load(memory, _BEFORE * size + o) * load(memory, later + o))
+
+
+@compiled
+def _collect(memory, flows, made, grid, num_steps, starts_at_source, was_at_source):
+    """The gradients of source, velocities and diffusivities, of what they multiplied in all the steps."""
+    _, _, height, width, boundary, one, rx, ry, cx, cy, two_dt = grid
+    size, pitch = _size(grid), (width + 2) * LANES
+    half, along_x, along_y = spread((one / (one + one))), spread(rx), spread(ry)
+    spread_x, spread_y, adds = spread(cx), spread(cy), spread(two_dt)
+    work = made + 5 * size
+    for y in range(height):
+        for x in range(width):
+            o = (y + 1) * pitch + (x + 1) * LANES
+            zero = half - half
+            of_added = of_now = of_left = of_right = of_above = of_below = of_scale = zero
+            before, middle = load(memory, _FIELDS * size + o), load(memory, (_FIELDS + 1) * size + o)
+            for step in range(num_steps):
+                flow, now = load(memory, flows + (step + 2) * size + o), (_FIELDS + step + 1) * size + o
+                after = load(memory, now + size)
+                of_added += flow
+                of_now += flow * middle
+                of_left += flow * load(memory, now - LANES)
+                of_right += flow * load(memory, now + LANES)
+                of_above += flow * load(memory, now - pitch)
+                of_below += flow * load(memory, now + pitch)
+                of_scale += flow * (after + before)
+                before, middle = middle, after
+            scale = half * load(memory, _BEFORE * size + o) + half
+            of_source = of_added * scale * adds
+            if starts_at_source:
+                of_source += load(memory, flows + size + o)
+            if was_at_source:
+                of_source += load(memory, flows + o)
+            store(memory, made + o, of_source)
+            store(memory, work + o, of_now * scale)
+            store(memory, made + size + o, (of_left - of_right) * scale * along_x)
+            store(memory, made + 2 * size + o, (of_above - of_below) * scale * along_y)
+            # A diffusivity also scales the whole step: later + before = scale * (what does not depend on it).
+            store(memory, made + 3 * size + o, (of_left + of_right - of_scale) * scale * spread_x)
+            store(memory, made + 4 * size + o, (of_above + of_below - of_scale) * scale * spread_y)
+    # Velocities act through their divergence too, in which neighbours take part.
+    for y in range(height):
+        for x in range(width):
+            o = (y + 1) * pitch + (x + 1) * LANES
+            slope_x = load(memory, work + o + LANES) - load(memory, work + o - LANES)
+            slope_y = load(memory, work + o + pitch) - load(memory, work + o - pitch)
+            store(memory, made + size + o, load(memory, made + size + o) + slope_x * along_x)
+            store(memory, made + 2 * size + o, load(memory, made + 2 * size + o) + slope_y * along_y)
+    if boundary == _ZERO:
+        return
+    top, bottom, leftmost, rightmost = _mirrored(height, width, boundary)
     for y in range(1, height + 1):
-        field[y, 0], field[y, width + 1] = field[y, left], field[y, right]
+        o = y * pitch
+        target = made + size + o
+        value = load(memory, target + leftmost * LANES) + load(memory, work + o + LANES) * along_x
+        store(memory, target + leftmost * LANES, value)
+        value = load(memory, target + rightmost * LANES) - load(memory, work + o + width * LANES) * along_x
+        store(memory, target + rightmost * LANES, value)
+    for x in range(1, width + 1):
+        o = x * LANES
+        target = made + 2 * size + o
+        value = load(memory, target + top * pitch) + load(memory, work + pitch + o) * along_y
+        store(memory, target + top * pitch, value)
+        value = load(memory, target + bottom * pitch) - load(memory, work + height * pitch + o) * along_y
+        store(memory, target + bottom * pitch, value)
 
 
-@_compiled
-def _fold(field, boundary):
-    """The transpose of `_fill`: what reached the frame goes to the pixels it repeats, and the frame is cleared."""
-    height, width = field.shape[0] - 2, field.shape[1] - 2
+@compiled
+def _fill(memory, row, grid):
+    """Makes the frame of a field what the boundary says; corners are never read."""
+    height, width, boundary = grid[2], grid[3], grid[4]
+    if boundary == _ZERO:
+        return
+    pitch = (width + 2) * LANES
     top, bottom, left, right = _mirrored(height, width, boundary)
-    if boundary != _ZERO:
-        for x in range(1, width + 1):
-            field[top, x] += field[0, x]
-            field[bottom, x] += field[height + 1, x]
-        for y in range(1, height + 1):
-            field[y, left] += field[y, 0]
-            field[y, right] += field[y, width + 1]
-    field[0] = 0
-    field[height + 1] = 0
+    for x in range(1, width + 1):
+        o = row + x * LANES
+        store(memory, o, load(memory, o + top * pitch))
+        store(memory, o + (height + 1) * pitch, load(memory, o + bottom * pitch))
     for y in range(1, height + 1):
-        field[y, 0] = field[y, width + 1] = 0
+        o = row + y * pitch
+        store(memory, o, load(memory, o + left * LANES))
+        store(memory, o + (width + 1) * LANES, load(memory, o + right * LANES))
 
 
-@_compiled
+@compiled
 def _mirrored(height, width, boundary):
     """Rows and columns that the frame repeats: above, below, left, right."""
     if boundary == _PERIODIC:
@@ -418,30 +754,85 @@ def _mirrored(height, width, boundary):
     return 2, height - 1, 2, width - 1
 
 
-@_compiled
-def _load(flat, strides, image, channel, out, frame, height, width):
-    """A coefficient's plane, whatever it broadcasts along, into `out` inside a frame."""
-    start = image * strides[0] + channel * strides[1]
+@compiled
+def _place(tile, strides, bases, grid):
+    """Where in a flat array each lane's plane begins; lanes past the last plane repeat it."""
+    planes, channels = grid[0], grid[1]
+    image, channel = tile * LANES // channels, tile * LANES % channels
+    for lane in range(LANES):
+        bases[lane] = image * strides[0] + channel * strides[1]
+        if tile * LANES + lane + 1 < planes:
+            channel += 1
+            if channel == channels:
+                image, channel = image + 1, 0
+
+
+@compiled
+def _gather(tile, table, lanes, grid):
+    """A table's numbers for the channels of a tile: [..., channels] to one vector for each row."""
+    channels, first = grid[1], tile * LANES % grid[1]
+    for kernel in range(table.shape[0]):
+        for place in range(table.shape[1]):
+            row, o = table[kernel, place], (kernel * table.shape[1] + place) * LANES
+            if first + LANES <= channels:
+                store(lanes, o, load(row, first))
+            else:
+                channel = first
+                for lane in range(LANES):
+                    lanes[o + lane] = row[channel]
+                    channel = channel + 1 if channel + 1 < channels else 0
+
+
+@compiled
+def _neighbours(bases):
+    """Whether the lanes' planes lie side by side in memory: channels last."""
+    together = True
+    for lane in range(1, LANES):
+        together &= bases[lane] == bases[0] + lane
+    return together
+
+
+@compiled
+def _start(source, start, is_source, strides, bases, grid, memory, row):
+    """The field at a step before the first; its frame may be anything."""
+    if is_source:
+        for o in range(0, _size(grid), LANES):
+            store(memory, row + o, load(memory, _IMAGE + o))
+    else:
+        _take(start, strides[0], bases, grid, memory, row)
+
+
+@compiled
+def _take(flat, strides, bases, grid, memory, row):
+    """Brings planes into a row of a tile's memory, inside of its frame."""
+    height, width = grid[2], grid[3]
+    pitch, together = (width + 2) * LANES, _neighbours(bases)
     for y in range(height):
-        row = start + y * strides[2]
-        if strides[3] == 0:
+        o = row + (y + 1) * pitch + LANES
+        if together:
+            place = bases[0] + y * strides[2]
             for x in range(width):
-                out[y + frame, x + frame] = flat[row]
+                store(memory, o + x * LANES, load(flat, place + x * strides[3]))
         else:
-            values = flat[row : row + width]  # contiguous, since a coefficient is dense
+            for lane in range(LANES):
+                place = bases[lane] + y * strides[2]
+                for x in range(width):
+                    memory[o + x * LANES + lane] = number_at(flat, place + x * strides[3])
+
+
+@compiled
+def _give(tile, memory, row, flat, strides, bases, grid):
+    """Brings a row of a tile's memory back into planes."""
+    planes, height, width = grid[0], grid[2], grid[3]
+    pitch, together = (width + 2) * LANES, _neighbours(bases)
+    for y in range(height):
+        o = row + (y + 1) * pitch + LANES
+        if together:
+            place = bases[0] + y * strides[2]
             for x in range(width):
-                out[y + frame, x + frame] = values[x]
-
-
-@_compiled
-def _put(plane, framed):
-    for y in range(plane.shape[0]):
-        for x in range(plane.shape[1]):
-            framed[y + 1, x + 1] = plane[y, x]
-
-
-@_compiled
-def _take(framed, plane):
-    for y in range(plane.shape[0]):
-        for x in range(plane.shape[1]):
-            plane[y, x] = framed[y + 1, x + 1]
+                store(flat, place + x * strides[3], load(memory, o + x * LANES))
+        else:
+            for lane in range(min(LANES, planes - tile * LANES)):
+                place = bases[lane] + y * strides[2]
+                for x in range(width):
+                    put_number(flat, place + x * strides[3], memory[o + x * LANES + lane])

@@ -16,12 +16,14 @@ from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn import kernels
 from pocketcnn.errors import UnstableStep
+from pocketcnn.folding import fold_
 from pocketcnn.methods._blocks import (
     difference,
     is_block,
@@ -256,18 +258,47 @@ class GlobalLayer(nn.Module):
         options = self.options
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"this layer solves for {self.channels} channels, the input is {list(x.shape)}")
+        initial = self.initial(x) if self.initial is not None else None if options.source else x
+        settings: dict[str, Any] = {n: getattr(options, n) for n in ("dt", "dx", "dy", "boundary")}
+        settings |= {"initial": initial, "num_steps": num_steps}
+        if parts := self._convolutions(x):
+            makers = (self.velocity_x, self.velocity_y or self.velocity_x, self.diffusivity_x, self.diffusivity_y)
+            uses = [-1 if maker is None else parts.index(maker) for maker in makers]
+            # What no convolution makes is a number, or made of the input some other way.
+            flows, spreads = uses[0] < 0, uses[2] < 0
+            coefficients = (
+                *(self.velocities(x) if flows else (0.0, 0.0)), *(self.diffusivities(x) if spreads else (0.0, 0.0))
+            )  # fmt: skip
+            rectified = options.velocity_activation == "relu"
+            formed = formed_by(parts, x)
+            return kernels.advect_diffuse_formed(x, formed, uses, coefficients, rectified=rectified, **settings)
         return kernels.advect_diffuse(
             x if options.source else x.new_zeros(x.shape),
             *self.velocities(x),
             *self.diffusivities(x),
-            initial=self.initial(x) if self.initial is not None else None if options.source else x,
             previous=None if options.source else x,
-            num_steps=num_steps,
-            dt=options.dt,
-            dx=options.dx,
-            dy=options.dy,
-            boundary=options.boundary,
+            **settings,
         )
+
+    def _convolutions(self, x: Tensor) -> list[nn.Sequential]:
+        """The depthwise convolutions and batch norms that make all coefficients, if compiled kernels can take them over;
+        not if somebody watches them run."""
+        made = (self.velocity_x, self.velocity_y, self.diffusivity_x, self.diffusivity_y)
+        parts = [part for part in made if part is not None]
+        options = self.options
+        whole = options.source and options.velocity_limit is None and len(x) and kernels.compiled(x)
+        return parts if whole and all(map(_is_formed, parts)) else []
+
+    def fold_norm_(self) -> None:
+        """Folds the batch norms of coefficients and residual blocks into their convolutions; the last one follows the
+        solver."""
+        for part in (self.velocity_x, self.velocity_y, self.diffusivity_x, self.diffusivity_y):
+            if part is not None and type(part[0]) is nn.Conv2d and type(part[1]) is nn.BatchNorm2d:
+                fold_(*part)
+        for block in self.modules():
+            if isinstance(block, ResidualBlock) and type(block.bn1) is nn.BatchNorm2d:
+                fold_(block.conv1, block.bn1)
+                fold_(block.conv2, block.bn2)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         return F.relu(self.bn(self.solve(x, self.options.num_steps)))
@@ -285,6 +316,68 @@ class GlobalLayer(nn.Module):
         shown = {field.name: getattr(self.options, field.name) for field in fields(PdeOptions)}
         changed = [n for n, v in shown.items() if n not in never and v != getattr(PdeOptions, n)]
         return ", ".join([str(self.channels), *(f"{n}={shown[n]}" for n in shown if n in always or n in changed)])
+
+
+def _is_formed(part: nn.Sequential) -> bool:
+    """Whether a convolution and what follows it are what `formed_by` reads: a depthwise one of 3x3, and a batch norm or
+    nothing, which nobody watches."""
+    conv, norm = part
+    plain = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3) and conv.groups == conv.in_channels
+    plain = plain and (type(norm) is nn.Identity or (type(norm) is nn.BatchNorm2d and norm.running_mean is not None))
+    return plain and not any(m._forward_hooks or m._forward_pre_hooks for m in (part, conv, norm))
+
+
+def formed_by(
+    parts: Sequence[nn.Sequential], x: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "kernels 11 channels"]:
+    """Depthwise convolutions and their batch norms as `pocketcnn.numerics.advect_diffuse_formed` takes them.
+
+    Batch norms in training mode look at the convolutions of `x`, and remember what they see, as batch norms do.
+
+    Raises:
+        ValueError: a batch norm in training mode and one number a channel.
+    """
+    convs, norms = zip(*parts, strict=True)
+    weights = torch.stack([conv.weight.flatten(1).T for conv in convs])
+    biases = [conv.bias for conv in convs]
+    learning = [type(norm) is nn.BatchNorm2d and norm.training for norm in norms]
+    if any(learning):
+        count = x.numel() // x.shape[1]
+        if count == 1:
+            raise ValueError(f"batch norm needs more than one number a channel to learn from, the input is {list(x.shape)}")
+        means, variances = kernels.depthwise_moments(x, weights)
+    rows = []
+    for i, (norm, bias, learns) in enumerate(zip(norms, biases, learning, strict=True)):
+        mean, variance = (means[i], variances[i]) if learns else (None, None)
+        if learns and bias is not None:
+            mean = mean + bias
+        if learns:
+            _remember(norm, mean.detach(), variance.detach() * (count / (count - 1)))
+        rows.append(_as_line(norm, bias, mean, variance, weights))
+    return torch.cat([weights, torch.stack(rows)], dim=1)
+
+
+def _as_line(
+    norm: nn.Module, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, like: Tensor
+) -> Tensor:
+    """What a batch norm, or nothing, does after a convolution without its bias: multiply, then add; [2, channels]."""
+    shift = like.new_zeros(like.shape[2]) if bias is None else bias
+    if not isinstance(norm, nn.BatchNorm2d):
+        return torch.stack([torch.ones_like(shift), shift])
+    mean, variance = (norm.running_mean, norm.running_var) if mean is None else (mean, variance)
+    scale = (variance + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (shift - mean) * scale
+    return torch.stack([scale, shift if norm.bias is None else shift + norm.bias])
+
+
+@torch.no_grad()
+def _remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Moves the running statistics of a batch norm as it does itself."""
+    norm.num_batches_tracked += 1
+    share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.float()
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
 
 
 class ResidualBlock(nn.Module):

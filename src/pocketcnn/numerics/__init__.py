@@ -16,16 +16,25 @@ from pocketcnn.numerics.similarity import (
     linear_cka,
     log_linear_fit,
 )
-from pocketcnn.numerics.stencil import advect_diffuse, courant, limit_velocity, perona_malik
+from pocketcnn.numerics.stencil import (
+    advect_diffuse,
+    advect_diffuse_formed,
+    courant,
+    depthwise_moments,
+    limit_velocity,
+    perona_malik,
+)
 
 __all__ = [
     "LogLinear",
     "advect_diffuse",
+    "advect_diffuse_formed",
     "centred_gram",
     "channel_indices",
     "condconv2d",
     "correlated_filters",
     "courant",
+    "depthwise_moments",
     "edge_density",
     "filter_correlations",
     "image_entropy",

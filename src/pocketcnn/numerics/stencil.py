@@ -5,11 +5,12 @@ diffusion scheme); Perona & Malik, 1990 (edge-stopping diffusivity). Fields are 
 along the width, y along the height. Images and channels never mix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 
@@ -94,6 +95,84 @@ def advect_diffuse(
     dtype = accumulation_dtype(source)
     u, v, along_x, along_y = (as_field(value, source, dtype) for value in coefficients.values())
     return march(source, u, v, along_x, along_y, initial, previous, num_steps, dt, dx, dy, boundary)
+
+
+def advect_diffuse_formed(
+    source: Float[Tensor, "batch channels height width"],
+    formed: Float[Tensor, "kernels 11 channels"],
+    uses: Sequence[int],
+    coefficients: Sequence[Coefficient],
+    *,
+    rectified: bool = True,
+    initial: Float[Tensor, "batch channels height width"] | None = None,
+    num_steps: int = 5,
+    dt: float = 0.2,
+    dx: float = 1.0,
+    dy: float = 1.0,
+    boundary: str = "periodic",
+) -> Float[Tensor, "batch channels height width"]:
+    """`advect_diffuse`, of coefficients that depthwise convolutions make of the source.
+
+    Args:
+        source: as there; the convolutions are 3x3 and pad it with zeros.
+        formed: for each convolution and channel nine weights, row by row; what their sum is multiplied by; and what is
+            added then. A batch norm becomes the last two.
+        uses: which convolution makes u, v, Dx and Dy; -1 for none. Several may use the same.
+        coefficients: u, v, Dx and Dy where no convolution makes them, as in `advect_diffuse`.
+        rectified: whether velocities that are formed are cut off below 0; diffusivities always are.
+        initial: as in `advect_diffuse`; so are the others.
+        num_steps: as there.
+        dt: as there.
+        dx: as there.
+        dy: as there.
+        boundary: as there.
+    Returns:
+        As there.
+    Raises:
+        ValueError: as there.
+    Cost: as there, and 10 multiply-adds a number for each convolution.
+    """
+    values = form(source, formed, uses, coefficients, rectified)
+    return advect_diffuse(
+        source, *values, initial=initial, num_steps=num_steps, dt=dt, dx=dx, dy=dy, boundary=boundary
+    )
+
+
+def form(
+    source: Tensor, formed: Tensor, uses: Sequence[int], coefficients: Sequence[Coefficient], rectified: bool
+) -> list[Coefficient]:
+    """u, v, Dx and Dy of `advect_diffuse_formed`."""
+    made = _convolved(source, formed[:, :9])
+    values = list(coefficients)
+    for place, use in enumerate(uses):
+        if use >= 0:
+            scale, shift = (formed[use, row, :, None, None].to(made[use].dtype) for row in (9, 10))
+            value = made[use] * scale + shift
+            values[place] = value.relu() if rectified or place > 1 else value
+    return values
+
+
+def depthwise_moments(
+    x: Float[Tensor, "batch channels height width"], weights: Float[Tensor, "kernels 9 channels"]
+) -> tuple[Float[Tensor, "kernels channels"], Float[Tensor, "kernels channels"]]:
+    """Mean and variance, over images and pixels, of what 3x3 depthwise convolutions make of some images.
+
+    Args:
+        x: the images, padded with zeros.
+        weights: of the convolutions, row by row.
+    Returns:
+        Means and variances (divided by the count, not by one less), in at least float32.
+    Cost: 11 multiply-adds a number for each convolution.
+    """
+    variance, mean = torch.var_mean(torch.stack(_convolved(x, weights)), dim=(1, 3, 4), correction=0)
+    return mean, variance
+
+
+def _convolved(x: Tensor, weights: Tensor) -> list[Tensor]:
+    """3x3 depthwise convolutions, of weights [kernels, 9, channels]."""
+    dtype, channels = accumulation_dtype(x), x.shape[1]
+    kernels = weights.to(dtype).transpose(1, 2).reshape(-1, channels, 1, 3, 3)
+    return [F.conv2d(x.to(dtype), kernel, padding=1, groups=channels) for kernel in kernels]
 
 
 def march(

@@ -1,0 +1,60 @@
+"""One run that measures every method side by side: written out, compiled, as the library does it, against the machine.
+
+`run` times layers, nets and what the goals need beyond these, and leaves `bench.json`, `table.md` and, of the layers,
+`bench.svg` in a folder. Sides are called in turns, so ratios hold where times drift.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketcnn._files import make_folder, write_atomically, write_json
+from pocketcnn.bench import goals, layers, limits, nets, report
+from pocketcnn.bench.report import Results
+from pocketcnn.bench.settings import FULL, QUICK, SECTIONS, Settings
+
+__all__ = ["FULL", "QUICK", "SECTIONS", "Results", "Settings", "run"]
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, folder: str | Path, *, only: Collection[str] = SECTIONS) -> Results:
+    """Measures, and writes what was found.
+
+    Args:
+        settings: how much is measured.
+        folder: of the three files; made when missing.
+        only: which of `SECTIONS`; goals that need records of the others are left out.
+    Raises:
+        CannotWrite: the folder is not writable.
+        ValueError: no such section.
+    """
+    if unknown := sorted(set(only) - set(SECTIONS)):
+        raise ValueError(f"no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
+    from pocketcnn.train.loop import environment
+
+    folder = make_folder(Path(folder))
+    where = {**environment(), "numba": metadata.version("numba"), "cpu": torch.backends.cpu.get_cpu_capability()}
+    _log.info("%s, %d threads", where["processor"], where["threads"])
+    machine = limits.measure_machine(seconds=settings.layer_seconds)
+    of_layers = tuple(layers.measure_layers(settings, machine)) if "layers" in only else ()
+    of_nets = tuple(nets.measure_nets(settings)) if "nets" in only else ()
+    alone = tuple(goals.measure_goals(settings, of_nets)) if "goals" in only else ()
+    found = (*goals.of_layers(of_layers, settings), *goals.of_nets(of_nets), *alone)
+    results = Results(where, settings, machine, found, of_nets, of_layers)
+    write_json(folder / "bench.json", _record(results))
+    write_atomically(folder / "table.md", report.markdown(results))
+    if of_layers:
+        write_atomically(folder / "bench.svg", report.figure(of_layers))
+    return results
+
+
+def _record(results: Results) -> dict[str, Any]:
+    """Everything as plain numbers and words; of a goal also whether it is met."""
+    judged = [{**dataclasses.asdict(goal), "met": goal.met} for goal in results.goals]
+    return {**dataclasses.asdict(results), "goals": judged}

@@ -1,0 +1,273 @@
+"""The goals: what the records of layers and nets say of them, and what is measured for them alone."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketcnn._optional import optional_import
+from pocketcnn.bench.layers import NUM_STEPS, RING_SIZE, LayerRecord, advect_diffuse_by_rolls
+from pocketcnn.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner, served
+from pocketcnn.bench.settings import Settings
+from pocketcnn.bench.timing import Spread, in_turns
+from pocketcnn.cost import measure_memory
+from pocketcnn.data import DataSet, augment
+from pocketcnn.data.augment import default_augmentation
+from pocketcnn.data.images import Images
+from pocketcnn.methods.pde import GlobalLayer
+from pocketcnn.methods.puppet import Gauge, gauge_of
+from pocketcnn.methods.ring import ParameterRing
+from pocketcnn.recipes import create_model
+from pocketcnn.surgery import condense, fold_norm, materialize
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number measured, and what it should be at least or at most; without either it is only reported.
+
+    Where `noise` is given, the goal is met when it is reached within that.
+    """
+
+    what: str
+    measured: float
+    unit: str
+    least: float | None = None
+    most: float | None = None
+    noise: float = 0.0
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None where there is none."""
+        if self.least is not None:
+            return self.measured + self.noise >= self.least
+        return None if self.most is None else self.measured - self.noise <= self.most
+
+
+def of_layers(records: Sequence[LayerRecord], settings: Settings) -> Iterator[Goal]:
+    """What the records of layers say: of the solver, of involution and of CondConv, in float32."""
+    found = {(r.method, r.shape, r.passes): r for r in records if r.dtype == "float32"}
+    for passes, least in (("forward", 20.0), ("forward + backward", 12.0)):
+        if record := found.get(("pde", settings.solver_shape, passes)):
+            yield Goal(
+                f"pde: solver, {_shape(record)}, {NUM_STEPS} steps, {passes}, faster than rolls by",
+                1 / record.ratios["obvious"].median, "x", least=least, note=_both_layouts(record),
+            )  # fmt: skip
+    both, batches = "forward + backward", [shape for shape in settings.shapes if shape[0] > 1]
+    wanted = [(f"involution K{size}", shape, most) for size, most in ((3, 0.6), (7, 1.5)) for shape in batches[:1]]
+    wanted += [("condconv", shape, most) for shape, most in zip(batches, (1.3, 1.3, 2.0), strict=False)]
+    for method, shape, most in wanted:
+        if record := found.get((method, shape, both)):
+            yield Goal(
+                f"{method}, {_shape(record)}, {both}, time of a 3x3 convolution's",
+                record.ratios[record.conv].median, "x", most=most, note=_both_layouts(record),
+            )  # fmt: skip
+
+
+def _shape(record: LayerRecord) -> str:
+    return "x".join(map(str, record.shape))
+
+
+def _both_layouts(record: LayerRecord) -> str:
+    sides = ("obvious", "ours", "ours, channels last", "conv", "conv, channels last")
+    return "; ".join(f"{side} {record.sides[side].median:.3g} ms" for side in sides)
+
+
+def of_nets(records: Sequence[NetRecord]) -> Iterator[Goal]:
+    """What the records of nets say: how much faster the Global net is than the plain one."""
+    for mode, least in (("inference", 3.0), ("training", 2.5)):
+        small, plain, floor = (find(records, name, mode) for name in ("resnet32_global", DEEP, FLOOR))
+        if small and plain and floor:
+            note = "; ".join(f"{r.images_per_second.median:,.0f} images/s {r.configuration}" for r in (small, plain))
+            note += f"; without Global layers {floor.speed.median:.2f}x"
+            yield Goal(
+                f"pde: resnet32_global, {mode}, faster than {DEEP} by", small.speed.median, "x", least, note=note
+            )
+
+
+def measure_goals(settings: Settings, nets: Sequence[NetRecord]) -> Iterator[Goal]:
+    """Measures what neither layers nor nets are timed for."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    for goals in (
+        ring_reading(settings), ring_served(settings), mixed_depth(settings), solver_memory(settings),
+        data_path(settings, nets), first_use() if settings.first_use else (),
+    ):  # fmt: skip
+        for goal in goals:
+            _log.info("%s %.4g %s", goal.what, goal.measured, goal.unit)
+            yield goal
+
+
+def _ring_pair(settings: Settings) -> tuple[nn.Module, nn.Module]:
+    """A plain ResNet18 and the same with a ring."""
+    plain = create_model(WIDE, stem="small", num_classes=10, width=settings.width)
+    return plain, condense(plain, "ring", size=RING_SIZE)
+
+
+def ring_reading(settings: Settings) -> Iterator[Goal]:
+    """The share of a training step in which all kernels are read off the ring and its gradient is made."""
+    _, net = _ring_pair(settings)
+    ring = next(module for module in net.modules() if isinstance(module, ParameterRing))
+    grads = [torch.randn(shape) for shape in ring.shapes]
+    images = torch.randn(settings.ring_batch, 3, settings.image_side, settings.image_side)
+
+    def read() -> object:
+        kernels = [ring.read(slot) for slot in range(len(ring.shapes))]
+        return torch.autograd.grad(kernels, [ring.values], grads)
+
+    turns = in_turns(
+        {"reading": read, "step": runner(net, images, "training", Configuration())}, seconds=settings.net_seconds
+    )
+    note = f"{1e3 * turns.median('reading'):.1f} of {1e3 * turns.median('step'):,.0f} ms"
+    share = turns.ratio("reading", "step").median
+    what = f"ring: share of a {WIDE} training step, {settings.ring_batch} images, float32, spent on reading"
+    yield Goal(what, 100 * share, "%", most=4.0, note=note)
+
+
+def ring_served(settings: Settings) -> Iterator[Goal]:
+    """A ring net with ordinary kernels against the plain net: it is the same net."""
+    nets = [served(net.eval()) for net in _ring_pair(settings)]
+    images = torch.randn(settings.wide_batch, 3, settings.image_side, settings.image_side)
+    sides = (runner(net, images, "inference", Configuration()) for net in nets)
+    turns = in_turns(dict(zip(("plain", "ring"), sides, strict=True)), seconds=settings.net_seconds / 2, least=7)
+    ratio = turns.ratio("ring", "plain")
+    note = f"quartiles {ratio.low:.3f} to {ratio.high:.3f}x over {turns.rounds} rounds; met within these"
+    what = f"ring: served {WIDE}, {settings.wide_batch} images, time of the plain net's"
+    yield Goal(what, ratio.median, "x", most=1.0, noise=ratio.median - ratio.low, note=note)
+
+
+def mixed_depth(settings: Settings) -> Iterator[Goal]:
+    """A batch of mixed levels against what plain nets, each of its level's depth, would take for the same images."""
+    size = (3, settings.image_side, settings.image_side)
+    net = condense(create_model(DEEP, num_classes=10, width=settings.width), "puppet").eval()
+    gauge = gauge_of(net)
+    assert gauge is not None
+    gauge.calibrate_([varied_images(1024, size)])
+    images = varied_images(settings.puppet_batch, size)
+    counts = gauge.levels_of(images).bincount(minlength=gauge.levels).tolist()
+    dense = [materialize(net, entropy=entropy_of(gauge, level)) for level in range(gauge.levels)]
+    for words, pair in (("", (fold_norm(net), *map(fold_norm, dense))), (", norms not folded", (net, *dense))):
+        names = ["mixed", *map(str, range(gauge.levels))]
+        sides = {n: runner(m, images, "inference", Configuration()) for n, m in zip(names, pair, strict=True)}
+        turns = in_turns(sides, seconds=settings.net_seconds / 2)
+        ratios = []
+        for mixed, *levels in zip(*(turns.seconds[name] for name in names), strict=True):
+            ratios.append(mixed * len(images) / sum(c * s for c, s in zip(counts, levels, strict=True)))
+        ratio = Spread.of(ratios)
+        note = f"images at the levels: {counts}; mixed {1e3 * turns.median('mixed'):.1f} ms"
+        what = f"puppet: {DEEP}, {len(images)} images of mixed depth, time of plain nets' of those depths{words}"
+        yield Goal(what, ratio.median, "x", most=None if words else 1.15, note=note)
+
+
+def varied_images(count: int, size: tuple[int, int, int]) -> Tensor:
+    """Images of random pixels from black to white that take between 2 and 256 values: simple and complex ones."""
+    values = torch.randint(1, 9, (count, 1, 1, 1)).exp2()
+    return (torch.rand(count, *size) * values).floor() / (values - 1)
+
+
+def entropy_of(gauge: Gauge, level: int) -> float:
+    """A measure in the middle of a level."""
+    values = torch.linspace(0, gauge.quantiles[-1].item(), 4001)
+    return values[gauge.level_of(gauge.share_of(values)) == level].median().item()
+
+
+class ByRolls(nn.Module):
+    """A Global layer whose solver is written out."""
+
+    def __init__(self, layer: GlobalLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.layer.velocities(x)
+        dx, dy = self.layer.diffusivities(x)
+        return F.relu(self.layer.bn(advect_diffuse_by_rolls(x, *map(torch.as_tensor, (u, v, dx, dy)))))
+
+
+def solver_memory(settings: Settings) -> Iterator[Goal]:
+    """What a Global layer holds in training, against the same with its solver written out."""
+    batch, channels, height, width = settings.solver_shape
+    layer = GlobalLayer(channels, num_steps=NUM_STEPS)
+    ours, rolls = (
+        measure_memory(net, (channels, height, width), batch=batch, training=True) for net in (layer, ByRolls(layer))
+    )
+    where, note = "x".join(map(str, settings.solver_shape)), f"{ours / 1e6:,.0f} of {rolls / 1e6:,.0f} MB"
+    yield Goal(f"pde: peak memory of a Global layer, {where}, training, of the same by rolls", ours / rolls, "x",
+               most=0.35, note=note)  # fmt: skip
+
+
+def data_path(settings: Settings, nets: Sequence[NetRecord]) -> Iterator[Goal]:
+    """What fetching, augmenting and normalising a batch takes, and its share of a step of the fastest net."""
+    pl = optional_import("lightning.pytorch", extra="train", purpose="timing the loader")
+    from pocketcnn.train import TrainConfig
+    from pocketcnn.train.module import Classifier
+
+    data, batch = _uniform_data(settings), settings.deep_batch
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    module = Classifier(nn.Flatten(), data, TrainConfig(batch_size=batch, channels_last="on"))
+    module.trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    batches: Any = iter(())
+
+    def fetch() -> Tensor:
+        nonlocal batches
+        if (found := next(batches, None)) is None:
+            batches = iter(module.train_dataloader())
+            found = next(batches)
+        images = augment(found[0], module.augmentation, torch.Generator().manual_seed(0))
+        return module.normalize(images).contiguous(memory_format=torch.channels_last)
+
+    taken = 1e3 * in_turns({"batch": fetch}, seconds=settings.net_seconds / 6, most=500).median("batch")
+    what = f"data: loading, augmenting and normalising {batch} images of 32x32"
+    yield Goal(what, taken, "ms")
+    if record := find(nets, "resnet32_global", "training"):
+        step = 1e3 * batch / record.images_per_second.median
+        yield Goal("data: the loader's share of a resnet32_global training step", 100 * taken / (taken + step), "%",
+                   note=f"beside a step of {step:.0f} ms")  # fmt: skip
+
+
+def _uniform_data(settings: Settings) -> DataSet:
+    """Random images of CIFAR's shape, some batches of them."""
+    images = torch.randint(256, (20 * settings.deep_batch, 3, 32, 32), dtype=torch.uint8)
+    part = Images(images, torch.arange(len(images)) % 10)
+    names = tuple(map(str, range(10)))
+    return DataSet("random", names, part, part, part, 3 * (0.5,), 3 * (0.3,), default_augmentation("random", 32), "")
+
+
+_FIRST_USE = """
+import time
+import torch
+from pocketcnn import kernels
+from pocketcnn.methods.ring import RingConv2d
+start = time.perf_counter()
+x, u, v, dx, dy = (torch.rand(1, 16, 4, 4, requires_grad=True) for _ in range(5))
+kernels.advect_diffuse(x, u, v, dx, dy).sum().backward()
+pixels = torch.rand(1, 1, 9, 4, 4, requires_grad=True)
+kernels.involution2d(x, pixels, kernel_size=3, padding=1).sum().backward()
+routing, experts = torch.rand(1, 4, requires_grad=True), torch.rand(4, 16, 16, 3, 3, requires_grad=True)
+kernels.condconv2d(x, routing, experts, padding=1).sum().backward()
+RingConv2d(16, 16, 3, padding=1)(x).sum().backward()
+print(time.perf_counter() - start)
+"""
+
+
+def first_use() -> Iterator[Goal]:
+    """How long the first forward and backward pass of every method takes in a new process."""
+    with tempfile.TemporaryDirectory() as cache:
+        for words in ("nothing compiled before", "from the cache on disk"):
+            done = subprocess.run(
+                [sys.executable, "-c", _FIRST_USE], env={**os.environ, "NUMBA_CACHE_DIR": cache}, capture_output=True,
+                text=True, check=True,
+            )  # fmt: skip
+            yield Goal(f"kernels: first use in a process, {words}", float(done.stdout), "s")

@@ -1,0 +1,58 @@
+"""How much a run measures: shapes, batches and times."""
+
+from dataclasses import dataclass
+
+Shape = tuple[int, int, int, int]  # batch, channels, height, width
+SECTIONS = ("layers", "nets", "goals")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured and how long it may take.
+
+    `shapes` are those of the layers, `solver_shape` one more for the solver. `deep_batch` images go through the
+    ResNet32s, `wide_batch` through the ResNet18s, `ring_batch` through the training step that the ring's share is
+    measured of, `puppet_batch` through the net of mixed depth. A case of a layer is timed for `layer_seconds`, nets
+    for `net_seconds`, and always for three rounds. Once a section has taken its `..._minutes`, nothing more is compiled
+    in it, and the record says so: compiling is most of the time of a run on a machine that has compiled none of it yet.
+    """
+
+    shapes: tuple[Shape, ...]
+    solver_shape: Shape
+    deep_batch: int
+    wide_batch: int
+    ring_batch: int
+    puppet_batch: int
+    image_side: int = 32
+    width: float = 1.0
+    compiled: bool = True
+    first_use: bool = True
+    layer_seconds: float = 1.0
+    net_seconds: float = 12.0
+    layers_minutes: float = 6.0
+    nets_minutes: float = 9.0
+
+
+_SHAPES = ((64, 32, 32), (128, 16, 16), (256, 8, 8))
+
+FULL = Settings(
+    shapes=(*((32, *shape) for shape in _SHAPES), *((1, *shape) for shape in _SHAPES)),
+    solver_shape=(128, 16, 32, 32),
+    deep_batch=128,
+    wide_batch=32,
+    ring_batch=128,
+    puppet_batch=64,
+)
+QUICK = Settings(
+    shapes=((4, 64, 16, 16), (1, 64, 16, 16)),
+    solver_shape=(16, 16, 32, 32),
+    deep_batch=16,
+    wide_batch=4,
+    ring_batch=8,
+    puppet_batch=32,
+    width=0.5,
+    compiled=False,
+    first_use=False,
+    layer_seconds=0.1,
+    net_seconds=0.5,
+)

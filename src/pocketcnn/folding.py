@@ -1,0 +1,242 @@
+"""Folding batch norms into the convolutions before them, for nets that only serve.
+
+With running statistics a batch norm multiplies each channel by a number and adds another, which the convolution before
+it can do by itself, if nothing else sees what is in between. Whether anything does, the net's code does not say; so one
+image is sent through a copy of it, and every operation is watched.
+"""
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import TensorWeakRef
+
+from pocketcnn.cost.macs import most_complex
+from pocketcnn.cost.params import check_input_size, device_and_dtype
+
+SIZES = (32, 28, 64, 224)  # of the images tried on a net that does not say which it takes
+
+
+@torch.no_grad()
+def fold_(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Has a convolution do what the batch norm after it does in evaluation mode; the norm becomes an `nn.Identity`.
+
+    The norm stays the same object, so that everything that refers to it sees the change. The convolution gets new
+    parameters, each as trainable as what it takes the place of, so that others who share the old ones keep them.
+
+    Args:
+        conv: whose output the norm is given, and nothing else.
+        norm: with running statistics.
+    Raises:
+        ValueError: the norm keeps no running statistics.
+    Cost: none when run; computed in float64 and rounded once.
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> fold_(*net)
+        >>> net
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+        )
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            "a batch norm without running statistics (track_running_stats=False) takes those of each batch, which no "
+            "convolution can hold; leave the net unfolded, or give the norm running statistics"
+        )
+    scale = (_wide(norm.running_var) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale *= _wide(norm.weight)
+    bias = -_wide(norm.running_mean)
+    if conv.bias is not None:
+        bias += _wide(conv.bias)
+    bias *= scale
+    if norm.bias is not None:
+        bias += _wide(norm.bias)
+    weight = _wide(conv.weight) * scale[:, None, None, None]
+    before = next(p for p in (conv.bias, norm.bias, conv.weight) if p is not None)
+    conv.weight, conv.bias = (
+        nn.Parameter(new.to(conv.weight), requires_grad=old.requires_grad)
+        for new, old in ((weight, conv.weight), (bias, before))
+    )
+    mode = norm.training
+    vars(norm).clear()
+    norm.__class__ = nn.Identity  # type: ignore[assignment]
+    nn.Identity.__init__(norm)  # type: ignore[arg-type]
+    norm.training = mode
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU, because not every device has it."""
+    return tensor.detach().to("cpu", torch.float64, copy=True)
+
+
+def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> list[str]:
+    """Folds every batch norm that directly follows a convolution, and puts the net in evaluation mode.
+
+    A layer with a method `fold_norm_()` is not looked into: it folds what it has inside by itself, and can be asked to
+    again.
+
+    Args:
+        model: any net.
+        input_size: as in `pocketcnn.fold_norm`.
+    Returns:
+        The names of the norms that are gone.
+    Raises:
+        ValueError: as in `pocketcnn.fold_norm`.
+    """
+    norms = {name: module for name, module in model.eval().named_modules() if isinstance(module, nn.BatchNorm2d)}
+    layer: Any
+    for conv, norm in _pairs(model, input_size):
+        with _named(norm):
+            fold_(model.get_submodule(conv), norms[norm])  # type: ignore[arg-type]
+    for name, layer in list(model.named_modules()):
+        if hasattr(layer, "fold_norm_"):
+            with _named(name):
+                layer.fold_norm_()
+    left = set(model.modules())
+    return [name for name, norm in norms.items() if norm not in left or not isinstance(norm, nn.BatchNorm2d)]
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says in a `ValueError` where it happened."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name or 'the net'}: {error}") from error
+
+
+def _pairs(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tuple[str, str]]:
+    """The names of convolutions and of the norms that can be folded into them, found by trying."""
+    if input_size is not None:
+        check_input_size(input_size)
+    if not {nn.Conv2d, nn.BatchNorm2d} <= set(map(type, _seen(model))):
+        return []
+    failed: Exception | None = None
+    for size in [input_size] if input_size is not None else _sizes(model):
+        try:
+            return _watched(model, size)
+        except Exception as error:  # whatever a foreign net raises about an image that it cannot take
+            failed = error
+    name = type(model).__name__
+    if input_size is not None:
+        raise ValueError(f"{name} cannot take an image of {input_size}: {failed}") from failed
+    raise ValueError(
+        f"{name} takes one image of none of the sizes tried: {failed}; pass input_size=(channels, height, width), and of "
+        "a net that takes more than an image fold the parts"
+    ) from failed
+
+
+def _seen(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that no layer folds by itself."""
+    own = {part for module in model.modules() if hasattr(module, "fold_norm_") for part in module.modules()}
+    return (module for module in model.modules() if module not in own)
+
+
+def _sizes(model: nn.Module) -> list[tuple[int, int, int]]:
+    said: Any = getattr(model, "input_size", None)
+    layers: Iterator[Any] = (m for m in model.modules() if isinstance(m, _ConvNd) or hasattr(m, "dense_weight"))
+    channels = next(layers).in_channels
+    return [said] * (isinstance(said, tuple) and len(said) == 3) + [(channels, size, size) for size in SIZES]
+
+
+def _watched(model: nn.Module, size: tuple[int, int, int]) -> list[tuple[str, str]]:
+    """Sends an image through a copy of the net, so that nothing of the pass stays in the net itself."""
+    model = copy.deepcopy(model)
+    device, dtype = device_and_dtype(model)
+    x = torch.rand(1, *size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
+    watch = _Watch(model)
+    with torch.no_grad(), most_complex(model), watch:
+        y = model(x)
+    names = {module: name for name, module in model.named_modules()}
+    return [(names[conv], names[norm]) for conv, norm in watch.pairs(y)]
+
+
+class _Watch(TorchDispatchMode):
+    """Follows what becomes of every convolution's output, and who reads whose numbers.
+
+    Tensors are told apart by their storage: what a view shows, or `data`, is the same numbers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.calls: Counter[nn.Module] = Counter()
+        self.norm_of: dict[nn.Module, nn.Module] = {}
+        self.barred: set[nn.Module] = set()  # whose numbers or output something else has read
+        self._outputs: dict[nn.Module, TensorWeakRef] = {}
+        self._owners: dict[int | None, nn.Module] = {}
+        self._busy: set[nn.Module] = set()  # who may read what is theirs at the moment
+        self._storages: list[Any] = []  # kept, so that no other tensor gets their place
+        for module in model.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and self._owners.setdefault(_place(tensor), module) is not module:
+                    self.barred |= {module, self._owners[_place(tensor)]}
+        for module in _seen(model):
+            # What looks at a module, or runs in its stead, would be lost or see something else.
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+                continue
+            if type(module) is nn.Conv2d:
+                module.register_forward_pre_hook(self._enter_conv)
+                module.register_forward_hook(self._leave_conv)
+            elif type(module) is nn.BatchNorm2d:
+                module.register_forward_pre_hook(self._enter_norm, with_kwargs=True)
+                module.register_forward_hook(self._leave_norm)
+
+    def pairs(self, y: Any) -> list[tuple[nn.Module, nn.Module]]:
+        """Convolutions and norms that ran once, one for the other. What is still alive while the caller holds `y`, what
+        the net returned, is in `y` or was put aside for somebody."""
+        return [
+            (conv, norm)
+            for conv, norm in self.norm_of.items()
+            if self.calls[conv] == self.calls[norm] == 1
+            and self.barred.isdisjoint((conv, norm))
+            and self._outputs[conv]() is None
+        ]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for tensor in tree_iter((args, kwargs)):
+            owner = self._owners.get(_place(tensor)) if isinstance(tensor, Tensor) else None
+            if owner is not None and owner not in self._busy:
+                self.barred.add(owner)
+        return func(*args, **kwargs)
+
+    def _enter_conv(self, conv: nn.Module, args: tuple) -> None:
+        self.calls[conv] += 1
+        self._busy = {conv}
+
+    def _leave_conv(self, conv: nn.Module, args: tuple, y: Tensor) -> None:
+        self._busy = set()
+        self._outputs[conv] = TensorWeakRef(y)
+        self._owners[_place(y)] = conv
+        self._storages.append(y.untyped_storage())
+
+    def _enter_norm(self, norm: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.calls[norm] += 1
+        self._busy = {norm}
+        x = args[0] if args else kwargs["input"]
+        conv = self._owners.get(_place(x))
+        if conv in self._outputs and self._outputs[conv]() is x and conv not in self.norm_of:
+            self.norm_of[conv] = norm
+            self._busy = {norm, conv}
+        if norm.training:  # in spite of eval()
+            self.barred.add(norm)
+
+    def _leave_norm(self, norm: nn.Module, args: tuple, y: Tensor) -> None:
+        self._busy = set()
+
+
+def _place(tensor: Tensor) -> int | None:
+    """Which storage a tensor's numbers lie in; None for a kind that has none, such as a sparse one."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None

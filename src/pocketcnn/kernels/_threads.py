@@ -1,0 +1,125 @@
+"""Sharing out compiled work among the threads that torch works with.
+
+Other threads would have to be woken for every call, which can take longer than the call, and would compete for the cores
+with torch's, which stay awake for a while after each of its own operations. So where torch brings GNU's OpenMP its team of
+threads does the work, without the interpreter, whose lock they would wait for; elsewhere a pool does.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_NUMBERS_A_THREAD = 2**13  # some 20 microseconds of work
+
+
+def share(launch: Callable[..., None], count: int, size: int, *arguments: Any) -> None:
+    """Has a compiled kernel work on equal shares of `count` pieces, in as many threads as torch uses.
+
+    Args:
+        launch: compiled; called as `launch(team, parts, first, last, part, *arguments)` it calls `fork` with all that.
+        count: of pieces.
+        size: numbers in all, by which it is decided whether another thread is worth its while.
+    """
+    parts = max(1, min(torch.get_num_threads(), size // _NUMBERS_A_THREAD, count))
+    team = _team()
+    if parts == 1 or team.any():
+        launch(team, parts, 0, count, 0, *arguments)
+        return
+    bounds = [count * part // parts for part in range(parts + 1)]
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    others = [pool.submit(launch, team, 1, bounds[i], bounds[i + 1], i, *arguments) for i in range(1, parts)]
+    launch(team, 1, 0, bounds[1], 0, *arguments)
+    for other in others:
+        other.result()
+
+
+@intrinsic(prefer_literal=False)
+def fork(typing, kernel, team, parts, first, last, part, arguments):
+    """Calls `kernel(first, last, part, *arguments)` for pieces from `first` to `last`: for equal shares of them in the
+    threads of torch's team, each share a part numbered from 0; or here for all of them, where `parts` is 1."""
+    whole = (types.intp,) * 3
+    signature = typing.resolve_function_type(kernel, (*whole, *arguments.types), {})
+    compiled = kernel.dispatcher.overloads[signature.args]
+
+    def generate(context, builder, _, values):
+        _kernel, team, parts, first, last, part, given = values
+        context.active_code_library.add_linking_library(compiled.library)
+        function = context.declare_function(builder.module, compiled.fndesc)
+
+        def call(builder, first, last, part, given):
+            numbers = [first, last, part, *cgutils.unpack_tuple(builder, given)]
+            context.call_conv.call_function(builder, function, signature.return_type, signature.args, numbers)
+
+        alone = builder.icmp_signed("==", parts, ir.Constant(parts.type, 1))
+        with builder.if_else(alone) as (here, in_team):
+            with here:
+                call(builder, first, last, part, given)
+            with in_team:
+                addresses = context.make_array(types.Array(types.intp, 1, "C"))(context, builder, team).data
+                found = [builder.load(cgutils.gep(builder, addresses, place)) for place in range(3)]
+                packed = cgutils.pack_struct(builder, [parts, first, last, found[1], found[2], given])
+                body = _body(builder.module, packed.type, compiled.fndesc.mangled_name, call)
+                data = builder.bitcast(cgutils.alloca_once_value(builder, packed), cgutils.voidptr_t)
+                kind = ir.FunctionType(ir.VoidType(), [body.type, cgutils.voidptr_t, _INT, _INT])
+                run = builder.inttoptr(found[0], kind.as_pointer())
+                builder.call(run, [body, data, builder.trunc(parts, _INT), ir.Constant(_INT, 0)])
+        return context.get_dummy_value()
+
+    return types.void(kernel, team, parts, first, last, part, arguments), generate
+
+
+_INT = ir.IntType(32)
+
+
+def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., None]) -> ir.Function:
+    """What each thread of the team runs: every so-many-th part, from its own number on."""
+    body = ir.Function(module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t]), name=f"{name}.body")
+    body.linkage = "internal"
+    builder = ir.IRBuilder(body.append_basic_block())
+    data = builder.load(builder.bitcast(body.args[0], packed.as_pointer()))
+    parts, first, last, number, threads, given = (builder.extract_value(data, place) for place in range(6))
+    ask = ir.FunctionType(_INT, []).as_pointer()
+    mine, step = (
+        builder.zext(builder.call(builder.inttoptr(address, ask), []), parts.type) for address in (number, threads)
+    )
+    count = builder.sub(last, first)
+
+    def bound(part):
+        return builder.add(first, builder.sdiv(builder.mul(count, part), parts))
+
+    with cgutils.for_range_slice(builder, mine, parts, step, parts.type) as (part, _):
+        call(builder, bound(part), bound(builder.add(part, ir.Constant(part.type, 1))), part, given)
+    builder.ret_void()
+    return body
+
+
+@functools.cache
+def _team() -> np.ndarray:
+    """Where OpenMP's functions are that run a function in each thread of torch's team, and tell a thread its number and how
+    many there are; zeros where torch brings another OpenMP, or none."""
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*")):
+        try:
+            library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            functions = [getattr(library, name) for name in names]
+        except (OSError, AttributeError):
+            continue
+        return np.array([ctypes.cast(function, ctypes.c_void_p).value for function in functions], dtype=np.int64)
+    return np.zeros(3, dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """One pool a process: threads do not survive a fork."""
+    return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="pocketcnn")

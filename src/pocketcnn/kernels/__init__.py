@@ -45,7 +45,7 @@ def _has_numba() -> bool:
 @functools.cache
 def _import_numba() -> bool:
     try:
-        from pocketcnn.kernels import cpu  # noqa: F401, registers its operators
+        from pocketcnn.kernels import cpu, cpu_involution  # noqa: F401, register their operators
     except Exception as error:  # a broken package may raise anything
         warnings.warn(
             f"numba cannot be used ({type(error).__name__}: {error}): layers that solve equations or have a kernel for every "
@@ -126,5 +126,6 @@ def involution2d(
     x: Tensor, kernels: Tensor, *, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1
 ) -> Tensor:
     """As `pocketcnn.numerics.involution2d`."""
+    compiled(x)  # registers the operator's compiled form
     compute = numerics.involution2d if torch.compiler.is_exporting() else torch_ops.involution2d
     return compute(x, kernels, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)

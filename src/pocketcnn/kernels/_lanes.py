@@ -145,6 +145,21 @@ for _symbol, _apply in ((operator.add, _add), (operator.iadd, _add), (operator.s
 
 
 @intrinsic
+def total(typing, a):
+    """The sum of all lanes."""
+
+    def generate(context, builder, signature, arguments):
+        found, half = arguments[0], LANES // 2
+        while half:  # halves are added until one number is left
+            order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)])
+            found = builder.fadd(found, builder.shuffle_vector(found, found, order), flags=("contract",))
+            half //= 2
+        return builder.extract_element(found, ir.Constant(ir.IntType(32), 0))
+
+    return a.element(a), generate
+
+
+@intrinsic
 def larger(typing, a, b):
     """The larger of two numbers, lane by lane; the second where the first is not a number."""
 
@@ -164,3 +179,52 @@ def where_positive(typing, condition, value):
         return builder.select(above, arguments[1], _each(arguments[1].type, 0.0))
 
     return value(condition, value), generate
+
+
+@compiled
+def side_by_side(bases):
+    """Whether the lanes' planes lie side by side in memory: channels last."""
+    together = True
+    for lane in range(1, LANES):
+        together &= bases[lane] == bases[0] + lane
+    return together
+
+
+@compiled
+def take(flat, strides, bases, count, box, memory, row):
+    """Brings pixels of `count` planes, one a lane, into a tile's memory.
+
+    `bases` tells where in the flat array the planes begin, `strides` how far apart images, channels, lines and pixels are;
+    `box` the height and width, where in the row of memory the first pixel goes, and how long a line is there.
+    """
+    height, width, first, pitch = box
+    together = count == LANES and side_by_side(bases)
+    for y in range(height):
+        o = row + first + y * pitch
+        if together:
+            place = bases[0] + y * strides[2]
+            for x in range(width):
+                store(memory, o + x * LANES, load(flat, place + x * strides[3]))
+        else:
+            for lane in range(count):
+                place = bases[lane] + y * strides[2]
+                for x in range(width):
+                    memory[o + x * LANES + lane] = number_at(flat, place + x * strides[3])
+
+
+@compiled
+def give(memory, row, count, flat, strides, bases, box):
+    """Brings pixels from a tile's memory back into planes, as `take` does the other way."""
+    height, width, first, pitch = box
+    together = count == LANES and side_by_side(bases)
+    for y in range(height):
+        o = row + first + y * pitch
+        if together:
+            place = bases[0] + y * strides[2]
+            for x in range(width):
+                store(flat, place + x * strides[3], load(memory, o + x * LANES))
+        else:
+            for lane in range(count):
+                place = bases[lane] + y * strides[2]
+                for x in range(width):
+                    put_number(flat, place + x * strides[3], memory[o + x * LANES + lane])

@@ -16,12 +16,12 @@ from torch import Tensor
 from pocketcnn.kernels._lanes import (
     LANES,
     compiled,
+    give,
     larger,
     load,
-    number_at,
-    put_number,
     spread,
     store,
+    take,
     where_positive,
 )
 from pocketcnn.kernels._threads import fork, share
@@ -304,7 +304,7 @@ def _forward_tiles(
         for step in range(num_steps):
             before, now, later = _FIELDS + step % 3, _FIELDS + (step + 1) % 3, _FIELDS + (step + 2) % 3
             _step(memory, before * size, now * size, later * size, grid)
-        _give(tile, memory, (_FIELDS + (num_steps + 1) % 3) * size, out, strides[0], bases, grid)
+        give(memory, (_FIELDS + (num_steps + 1) % 3) * size, _count(tile, grid), out, strides[0], bases, _box(grid))
 
 
 @compiled
@@ -325,7 +325,7 @@ def _backward_tiles(
         for step in range(num_steps):
             field = _FIELDS + step
             _step(memory, field * size, (field + 1) * size, (field + 2) * size, grid)
-        _take(grad, strides[0], bases, grid, memory, (flows + num_steps + 1) * size)
+        take(grad, strides[0], bases, LANES, _box(grid), memory, (flows + num_steps + 1) * size)
         for step in range(num_steps, 0, -1):
             _step_back(memory, (flows + step) * size, grid)
         if num_steps:
@@ -341,19 +341,19 @@ def _backward_tiles(
                 _add_under(tile, memory, row * size, grid, sums[part, uses[place]])
                 _add_spread(memory, row * size, made * size, lanes, values, _SCALE, grid)
         if grad_source.size:
-            _give(tile, memory, made * size, grad_source, strides[0], bases, grid)
+            give(memory, made * size, _count(tile, grid), grad_source, strides[0], bases, _box(grid))
         if grad_u.size:
-            _give(tile, memory, (made + 1) * size, grad_u, strides[0], bases, grid)
+            give(memory, (made + 1) * size, _count(tile, grid), grad_u, strides[0], bases, _box(grid))
         if grad_v.size:
-            _give(tile, memory, (made + 2) * size, grad_v, strides[0], bases, grid)
+            give(memory, (made + 2) * size, _count(tile, grid), grad_v, strides[0], bases, _box(grid))
         if grad_dx.size:
-            _give(tile, memory, (made + 3) * size, grad_dx, strides[0], bases, grid)
+            give(memory, (made + 3) * size, _count(tile, grid), grad_dx, strides[0], bases, _box(grid))
         if grad_dy.size:
-            _give(tile, memory, (made + 4) * size, grad_dy, strides[0], bases, grid)
+            give(memory, (made + 4) * size, _count(tile, grid), grad_dy, strides[0], bases, _box(grid))
         if grad_initial.size:
-            _give(tile, memory, (flows + 1) * size, grad_initial, strides[0], bases, grid)
+            give(memory, (flows + 1) * size, _count(tile, grid), grad_initial, strides[0], bases, _box(grid))
         if grad_previous.size:
-            _give(tile, memory, flows * size, grad_previous, strides[0], bases, grid)
+            give(memory, flows * size, _count(tile, grid), grad_previous, strides[0], bases, _box(grid))
 
 
 @compiled
@@ -367,7 +367,7 @@ def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sum
     totals = np.empty(2 * LANES)
     for tile in range(first, last):
         _place(tile, strides, bases, grid)
-        _take(source, strides, bases, grid, memory, 0)
+        take(source, strides, bases, LANES, _box(grid), memory, 0)
         _gather(tile, table, lanes, grid)
         for kernel in range(table.shape[0]):
             w = kernel * 9 * LANES
@@ -401,7 +401,7 @@ def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sum
                     totals[lane] += row[lane]
             store(row, 0, pivot)
             count = height * width
-            for lane in range(min(LANES, planes - tile * LANES)):
+            for lane in range(_count(tile, grid)):
                 channel, far = (tile * LANES + lane) % channels, np.float64(row[lane])
                 sums[part, kernel, 0, channel] += totals[lane] + count * far
                 sums[part, kernel, 1, channel] += totals[LANES + lane] + far * (2 * totals[lane] + count * far)
@@ -415,14 +415,14 @@ def _moment_tiles_back(first, last, part, source, strides, table, sizes, numbers
     lanes, bases = np.empty(table.shape[0] * 11 * LANES, table.dtype), np.empty(LANES, np.int64)
     for tile in range(first, last):
         _place(tile, strides, bases, grid)
-        _take(source, strides, bases, grid, memory, 0)
+        take(source, strides, bases, LANES, _box(grid), memory, 0)
         _gather(tile, table, lanes, grid)
         memory[2 * size :] = 0
         for kernel in range(table.shape[0]):
             _form(memory, size, lanes, kernel * 11 * LANES, False, grid)
             _add_under(tile, memory, size, grid, sums[part, kernel])
             _add_spread(memory, size, 2 * size, lanes, kernel * 11 * LANES, -1, grid)
-        _give(tile, memory, 2 * size, out, strides, bases, grid)
+        give(memory, 2 * size, _count(tile, grid), out, strides, bases, _box(grid))
 
 
 @compiled
@@ -452,12 +452,25 @@ def _size(grid):
 
 
 @compiled
+def _box(grid):
+    """Where the pixels of a plane are in a row of a tile's memory: height, width, the first one, and a line's length."""
+    pitch = (grid[3] + 2) * LANES
+    return grid[2], grid[3], pitch + LANES, pitch
+
+
+@compiled
+def _count(tile, grid):
+    """How many lanes of a tile hold a plane."""
+    return min(LANES, grid[0] - tile * LANES)
+
+
+@compiled
 def _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases):
     """The image of a tile, its velocities, and the weights of its steps."""
     _, _, height, width, boundary, one, rx, ry, cx, cy, two_dt = grid
     size, pitch = _size(grid), (width + 2) * LANES
     _place(tile, strides[0], bases, grid)
-    _take(source, strides[0], bases, grid, memory, _IMAGE * size)
+    take(source, strides[0], bases, LANES, _box(grid), memory, _IMAGE * size)
     _gather(tile, formed, lanes, grid)
     # Diffusivities wait where the weights will be that are made of them.
     _coefficient(tile, u, strides[1], uses[0], rectified, grid, memory, _U * size, lanes, bases)
@@ -494,7 +507,7 @@ def _coefficient(tile, flat, strides, use, rectify, grid, memory, row, lanes, ba
         _form(memory, row, lanes, use * 11 * LANES, rectify, grid)
     else:
         _place(tile, strides, bases, grid)
-        _take(flat, strides, bases, grid, memory, row)
+        take(flat, strides, bases, LANES, _box(grid), memory, row)
 
 
 @compiled
@@ -544,7 +557,7 @@ def _add_under(tile, memory, row, grid, sums):
     found = np.empty(10 * LANES, memory.dtype)
     for place, total in enumerate((s0, s1, s2, s3, s4, s5, s6, s7, s8, s9)):
         store(found, place * LANES, total)
-    first, count = tile * LANES % channels, min(LANES, planes - tile * LANES)
+    first, count = tile * LANES % channels, _count(tile, grid)
     for place in range(10):
         row, channel = sums[place], first
         if first + count <= channels:
@@ -784,55 +797,10 @@ def _gather(tile, table, lanes, grid):
 
 
 @compiled
-def _neighbours(bases):
-    """Whether the lanes' planes lie side by side in memory: channels last."""
-    together = True
-    for lane in range(1, LANES):
-        together &= bases[lane] == bases[0] + lane
-    return together
-
-
-@compiled
 def _start(source, start, is_source, strides, bases, grid, memory, row):
     """The field at a step before the first; its frame may be anything."""
     if is_source:
         for o in range(0, _size(grid), LANES):
             store(memory, row + o, load(memory, _IMAGE + o))
     else:
-        _take(start, strides[0], bases, grid, memory, row)
-
-
-@compiled
-def _take(flat, strides, bases, grid, memory, row):
-    """Brings planes into a row of a tile's memory, inside of its frame."""
-    height, width = grid[2], grid[3]
-    pitch, together = (width + 2) * LANES, _neighbours(bases)
-    for y in range(height):
-        o = row + (y + 1) * pitch + LANES
-        if together:
-            place = bases[0] + y * strides[2]
-            for x in range(width):
-                store(memory, o + x * LANES, load(flat, place + x * strides[3]))
-        else:
-            for lane in range(LANES):
-                place = bases[lane] + y * strides[2]
-                for x in range(width):
-                    memory[o + x * LANES + lane] = number_at(flat, place + x * strides[3])
-
-
-@compiled
-def _give(tile, memory, row, flat, strides, bases, grid):
-    """Brings a row of a tile's memory back into planes."""
-    planes, height, width = grid[0], grid[2], grid[3]
-    pitch, together = (width + 2) * LANES, _neighbours(bases)
-    for y in range(height):
-        o = row + (y + 1) * pitch + LANES
-        if together:
-            place = bases[0] + y * strides[2]
-            for x in range(width):
-                store(flat, place + x * strides[3], load(memory, o + x * LANES))
-        else:
-            for lane in range(min(LANES, planes - tile * LANES)):
-                place = bases[lane] + y * strides[2]
-                for x in range(width):
-                    put_number(flat, place + x * strides[3], memory[o + x * LANES + lane])
+        take(start, strides[0], bases, LANES, _box(grid), memory, row)

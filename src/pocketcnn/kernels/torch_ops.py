@@ -19,7 +19,8 @@ def involution2d(
 ) -> Tensor:
     """`numerics.involution2d` as a sum over taps of shifted images: nothing is unfolded."""
     check_involution(x, kernels, kernel_size, stride, padding, dilation)
-    return _involution2d(x, kernels, *pair(kernel_size), list(pair(stride)), list(pair(padding)), list(pair(dilation)))
+    geometry = (*pair(kernel_size), list(pair(stride)), list(pair(padding)), list(pair(dilation)))
+    return involution2d_operator(x, kernels, *geometry)
 
 
 def _windows(kernel_size: tuple[int, int], stride: list[int], dilation: list[int], size: torch.Size):
@@ -42,56 +43,64 @@ def _planes(x: Tensor, padding: list[int]) -> Tensor:
     return F.pad(x.contiguous(), (padding[1], padding[1], padding[0], padding[0]))
 
 
-@torch.library.custom_op("pocketcnn::involution2d", mutates_args=())
-def _involution2d(
-    x: Tensor,
-    kernels: Tensor,
-    kernel_height: int,
-    kernel_width: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
-    dtype, groups = accumulation_dtype(x), kernels.shape[1]
+def laid_out_like(x: Tensor, kernels: Tensor) -> Tensor:
+    """An array for the filtered images: channels last if the images are."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(x.shape[0], x.shape[1], *kernels.shape[3:], dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def shifted(
+    x: Tensor, kernels: Tensor, kernel_height: int, kernel_width: int,
+    stride: list[int], padding: list[int], dilation: list[int],
+) -> Tensor:  # fmt: skip
+    """Involution as a sum over taps of shifted images."""
+    dtype, groups, out = accumulation_dtype(x), kernels.shape[1], laid_out_like(x, kernels)
     padded, kernels = _grouped(_planes(x, padding), groups), kernels.contiguous()
-    y = torch.zeros(x.shape[0], x.shape[1], *kernels.shape[3:], dtype=dtype, device=x.device)
+    y = torch.zeros(out.shape, dtype=dtype, device=x.device)
     grouped_y = _grouped(y, groups)
     for tap, window in _windows((kernel_height, kernel_width), stride, dilation, kernels.shape[3:]):
         grouped_y.addcmul_(kernels[:, :, tap, None].to(dtype), padded[window].to(dtype))
-    return y.to(x.dtype)
+    return out.copy_(y)
 
 
-@torch.library.custom_op("pocketcnn::involution2d_backward", mutates_args=())
-def _involution2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    kernels: Tensor,
-    kernel_height: int,
-    kernel_width: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> tuple[Tensor, Tensor]:
+def shifted_backward(
+    grad: Tensor, x: Tensor, kernels: Tensor, kernel_height: int, kernel_width: int,
+    stride: list[int], padding: list[int], dilation: list[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradients of `shifted` for the images and the kernels."""
     dtype, groups = accumulation_dtype(x), kernels.shape[1]
+    grad_x, grad_kernels = torch.empty_like(dense(x)), torch.empty_like(dense(kernels))
     padded, kernels = _grouped(_planes(x, padding), groups), kernels.contiguous()
     grad_padded = torch.zeros(padded.shape, dtype=dtype, device=x.device)
-    grad_kernels = torch.empty(kernels.shape, dtype=kernels.dtype, device=x.device)
     grad = _grouped(grad.contiguous(), groups).to(dtype)
     for tap, window in _windows((kernel_height, kernel_width), stride, dilation, kernels.shape[3:]):
         grad_padded[window].addcmul_(kernels[:, :, tap, None].to(dtype), grad)
         grad_kernels[:, :, tap] = (grad * padded[window].to(dtype)).sum(dim=2)
     rows, columns = slice(padding[0], padding[0] + x.shape[2]), slice(padding[1], padding[1] + x.shape[3])
-    return grad_padded[..., rows, columns].flatten(1, 2).to(x.dtype).contiguous(), grad_kernels
+    return grad_x.copy_(grad_padded[..., rows, columns].flatten(1, 2)), grad_kernels
 
 
-@_involution2d.register_fake
+def dense(tensor: Tensor) -> Tensor:
+    """The same numbers without gaps, in whatever order."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor if tensor.permute(order).is_contiguous() else tensor.contiguous()
+
+
+involution2d_operator = torch.library.custom_op("pocketcnn::involution2d", shifted, mutates_args=())
+involution2d_backward_operator = torch.library.custom_op(
+    "pocketcnn::involution2d_backward", shifted_backward, mutates_args=()
+)
+
+
+@involution2d_operator.register_fake
 def _(x, kernels, kernel_height, kernel_width, stride, padding, dilation):
-    return x.new_empty(x.shape[0], x.shape[1], *kernels.shape[3:])
+    return laid_out_like(x, kernels)
 
 
-@_involution2d_backward.register_fake
+@involution2d_backward_operator.register_fake
 def _(grad, x, kernels, kernel_height, kernel_width, stride, padding, dilation):
-    return x.new_empty(x.shape), kernels.new_empty(kernels.shape)
+    return torch.empty_like(dense(x)), torch.empty_like(dense(kernels))
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -100,10 +109,10 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return *_involution2d_backward(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None
+    return *involution2d_backward_operator(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None
 
 
-_involution2d.register_autograd(_backward, setup_context=_save_for_backward)
+involution2d_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 # A step's operations keep about five maps of a chunk; 32 chunks a batch hold 20 steps in some three maps of the batch.

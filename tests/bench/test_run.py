@@ -10,7 +10,7 @@ from pocketcnn.cli import main
 
 TINY = dataclasses.replace(
     bench.QUICK, shapes=((2, 16, 4, 4),), solver_shape=(2, 16, 4, 4), deep_batch=4, wide_batch=2, ring_batch=2,
-    puppet_batch=16, image_side=8, width=0.125, layer_seconds=0, net_seconds=0,
+    puppet_batches=(16,), image_side=8, width=0.125, layer_seconds=0, net_seconds=0,
 )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_involution_is_a_proper_operator(dtype):
     x, weight = _involution_inputs(GEOMETRIES[0], dtype)
     arguments = (x, weight, 3, 3, [1, 1], [1, 1], [1, 1])
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch_ops._involution2d, arguments, test_utils=tests)
+    torch.library.opcheck(torch_ops.involution2d_operator, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize("size", [2, 4, 9])  # on both sides of the choice by map size

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pocketcnn._files import make_folder, write_atomically, write_json
+from pocketcnn._memory import keep_memory
 from pocketcnn.bench import goals, layers, limits, nets, report
 from pocketcnn.bench.report import Results
 from pocketcnn.bench.settings import FULL, QUICK, SECTIONS, Settings
@@ -38,6 +39,7 @@ def run(settings: Settings, folder: str | Path, *, only: Collection[str] = SECTI
         raise ValueError(f"no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
     from pocketcnn.train.loop import environment
 
+    keep_memory()
     folder = make_folder(Path(folder))
     where = {**environment(), "numba": metadata.version("numba"), "cpu": torch.backends.cpu.get_cpu_capability()}
     _log.info("%s, %d threads", where["processor"], where["threads"])

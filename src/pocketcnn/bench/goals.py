@@ -1,5 +1,6 @@
 """The goals: what the records of layers and nets say of them, and what is measured for them alone."""
 
+import itertools
 import logging
 import os
 import subprocess
@@ -153,19 +154,22 @@ def mixed_depth(settings: Settings) -> Iterator[Goal]:
     gauge = gauge_of(net)
     assert gauge is not None
     gauge.calibrate_([varied_images(1024, size)])
-    images = varied_images(settings.puppet_batch, size)
-    counts = gauge.levels_of(images).bincount(minlength=gauge.levels).tolist()
     dense = [materialize(net, entropy=entropy_of(gauge, level)) for level in range(gauge.levels)]
-    for words, pair in (("", (fold_norm(net), *map(fold_norm, dense))), (", norms not folded", (net, *dense))):
+    folded = [*map(fold_norm, (net, *dense))]
+    for count, (words, nets) in itertools.product(
+        settings.puppet_batches, (("", folded), (", norms not folded", [net, *dense]))
+    ):
+        images = varied_images(count, size)
+        counts = gauge.levels_of(images).bincount(minlength=gauge.levels).tolist()
         names = ["mixed", *map(str, range(gauge.levels))]
-        sides = {n: runner(m, images, "inference", Configuration()) for n, m in zip(names, pair, strict=True)}
+        sides = {n: runner(m, images, "inference", Configuration()) for n, m in zip(names, nets, strict=True)}
         turns = in_turns(sides, seconds=settings.net_seconds / 2)
         ratios = []
         for mixed, *levels in zip(*(turns.seconds[name] for name in names), strict=True):
-            ratios.append(mixed * len(images) / sum(c * s for c, s in zip(counts, levels, strict=True)))
+            ratios.append(mixed * count / sum(c * s for c, s in zip(counts, levels, strict=True)))
         ratio = Spread.of(ratios)
         note = f"images at the levels: {counts}; mixed {1e3 * turns.median('mixed'):.1f} ms"
-        what = f"puppet: {DEEP}, {len(images)} images of mixed depth, time of plain nets' of those depths{words}"
+        what = f"puppet: {DEEP}, {count} images of mixed depth, time of plain nets' of those depths{words}"
         yield Goal(what, ratio.median, "x", most=None if words else 1.15, note=note)
 
 

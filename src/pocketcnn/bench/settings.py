@@ -12,7 +12,7 @@ class Settings:
 
     `shapes` are those of the layers, `solver_shape` one more for the solver. `deep_batch` images go through the
     ResNet32s, `wide_batch` through the ResNet18s, `ring_batch` through the training step that the ring's share is
-    measured of, `puppet_batch` through the net of mixed depth. A case of a layer is timed for `layer_seconds`, nets
+    measured of, `puppet_batches` through the net of mixed depth. A case of a layer is timed for `layer_seconds`, nets
     for `net_seconds`, and always for three rounds. Once a section has taken its `..._minutes`, nothing more is compiled
     in it, and the record says so: compiling is most of the time of a run on a machine that has compiled none of it yet.
     """
@@ -22,7 +22,7 @@ class Settings:
     deep_batch: int
     wide_batch: int
     ring_batch: int
-    puppet_batch: int
+    puppet_batches: tuple[int, ...]
     image_side: int = 32
     width: float = 1.0
     compiled: bool = True
@@ -41,7 +41,7 @@ FULL = Settings(
     deep_batch=128,
     wide_batch=32,
     ring_batch=128,
-    puppet_batch=64,
+    puppet_batches=(64, 256),
 )
 QUICK = Settings(
     shapes=((4, 64, 16, 16), (1, 64, 16, 16)),
@@ -49,7 +49,7 @@ QUICK = Settings(
     deep_batch=16,
     wide_batch=4,
     ring_batch=8,
-    puppet_batch=32,
+    puppet_batches=(32,),
     width=0.5,
     compiled=False,
     first_use=False,

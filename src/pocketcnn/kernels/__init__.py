@@ -6,6 +6,7 @@ While a model is exported (`torch.export`) the definition is used: it holds for 
 import functools
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pocketcnn import numerics
 from pocketcnn.kernels import torch_ops
 from pocketcnn.numerics import condconv2d, ring_indices, ring_kernel, stencil
 from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype
-from pocketcnn.numerics.stencil import Coefficient, as_field, check_advect_diffuse
+from pocketcnn.numerics.stencil import Coefficient, as_field, check_advect_diffuse, check_formed, check_table
 
 __all__ = [
     "advect_diffuse",
@@ -26,6 +27,8 @@ __all__ = [
     "ring_indices",
     "ring_kernel",
 ]
+
+_COEFFICIENTS = ("velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y")
 
 
 def compiled(x: Tensor) -> bool:
@@ -45,7 +48,8 @@ def _has_numba() -> bool:
 @functools.cache
 def _import_numba() -> bool:
     try:
-        from pocketcnn.kernels import cpu, cpu_involution  # noqa: F401, register their operators
+        # They register their operators.
+        from pocketcnn.kernels import cpu, cpu_involution  # noqa: F401
     except Exception as error:  # a broken package may raise anything
         warnings.warn(
             f"numba cannot be used ({type(error).__name__}: {error}): layers that solve equations or have a kernel for every "
@@ -74,20 +78,16 @@ def advect_diffuse(
 ) -> Tensor:
     """As `pocketcnn.numerics.advect_diffuse`, with three differences: the values of tensors are not looked at; the backward
     pass takes the steps again, so that memory does not grow with their number; and there is no second derivative."""
-    coefficients = {
-        "velocity_x": velocity_x,
-        "velocity_y": velocity_y,
-        "diffusivity_x": diffusivity_x,
-        "diffusivity_y": diffusivity_y,
-    }
+    coefficients = dict(zip(_COEFFICIENTS, (velocity_x, velocity_y, diffusivity_x, diffusivity_y), strict=True))
     check_advect_diffuse(source, coefficients, initial, previous, num_steps, dt, dx, dy, boundary, values=False)
-    fields = [as_field(value, source, accumulation_dtype(source)) for value in coefficients.values()]
-    settings = (num_steps, dt, dx, dy, boundary)
+    fields = (as_field(value, source, accumulation_dtype(source)) for value in coefficients.values())
+    tensors: Any = (source, *fields, initial, previous)
+    settings: Any = (num_steps, dt, dx, dy, boundary)
     if torch.compiler.is_exporting():
-        return stencil.march(source, *fields, initial, previous, *settings)
+        return stencil.march(*tensors, *settings)
     if compiled(source):
-        return torch.ops.pocketcnn.advect_diffuse(source, *fields, initial, previous, None, [-1] * 4, False, *settings)
-    return torch_ops.advect_diffuse(source, *fields, initial, previous, *settings)
+        return torch.ops.pocketcnn.advect_diffuse(*tensors, None, [-1] * 4, False, *settings)
+    return torch_ops.advect_diffuse(*tensors, *settings)
 
 
 def advect_diffuse_formed(
@@ -103,22 +103,31 @@ def advect_diffuse_formed(
     dx: float = 1.0,
     dy: float = 1.0,
     boundary: str = "periodic",
+    after: Tensor | None = None,
 ) -> Tensor:
-    """As `pocketcnn.numerics.advect_diffuse_formed`, with the differences of `advect_diffuse`."""
+    """As `pocketcnn.numerics.advect_diffuse_formed`, with the differences of `advect_diffuse`.
+
+    What `after` [2, channels] adds: the result is multiplied by the first row, the second is added, and what is below 0
+    becomes 0. Where there are compiled kernels that has no gradient.
+    """
     settings = (num_steps, dt, dx, dy, boundary)
     if not compiled(source):
         made = stencil.form(source, formed, uses, coefficients, rectified)
-        return advect_diffuse(
-            source, *made, initial=initial, num_steps=num_steps, dt=dt, dx=dx, dy=dy, boundary=boundary
-        )
-    check_advect_diffuse(source, {}, initial, None, *settings)
+        y = advect_diffuse(source, *made, initial=initial, num_steps=num_steps, dt=dt, dx=dx, dy=dy, boundary=boundary)
+        return y if after is None else (y * after[0, :, None, None] + after[1, :, None, None]).relu()
+    check_formed(source, formed, uses)
+    given = {name: c for name, c, use in zip(_COEFFICIENTS, coefficients, uses, strict=True) if use < 0}
+    check_advect_diffuse(source, given, initial, None, *settings, values=False)
     dtype = accumulation_dtype(source)
     fields = [as_field(0.0 if use >= 0 else c, source, dtype) for use, c in zip(uses, coefficients, strict=True)]
-    return torch.ops.pocketcnn.advect_diffuse(source, *fields, initial, None, formed, list(uses), rectified, *settings)
+    return torch.ops.pocketcnn.advect_diffuse(
+        source, *fields, initial, None, formed, list(uses), rectified, *settings, after
+    )
 
 
 def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """As `pocketcnn.numerics.depthwise_moments`."""
+    check_table(x, weights, 9)
     return (torch.ops.pocketcnn if compiled(x) else numerics).depthwise_moments(x, weights)
 
 

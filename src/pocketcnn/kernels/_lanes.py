@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
@@ -51,7 +50,8 @@ def _reader(vector: bool) -> Callable[..., Any]:
         def generate(context, builder, signature, arguments):
             wide, bits, half = _kinds(number, vector)
             kind = half if array.dtype == types.int16 else wide
-            pointer = _pointer(context, builder, signature.args[0], *arguments, kind)
+            source, place = arguments
+            pointer = _pointer(context, builder, signature.args[0], source, place, kind)
             found = builder.load(pointer, align=array.dtype.bitwidth // 8)
             if kind is wide:
                 return found
@@ -161,11 +161,11 @@ def total(typing, a):
 
 @intrinsic
 def larger(typing, a, b):
-    """The larger of two numbers, lane by lane; the second where the first is not a number."""
+    """The larger of two numbers, lane by lane; the first where it is not a number, as after `torch.relu`."""
 
     def generate(context, builder, signature, arguments):
         first, second = arguments
-        return builder.select(builder.fcmp_ordered(">", first, second), first, second)
+        return builder.select(builder.fcmp_ordered(">", second, first), second, first)
 
     return a(a, b), generate
 
@@ -228,3 +228,14 @@ def give(memory, row, count, flat, strides, bases, box):
                 place = bases[lane] + y * strides[2]
                 for x in range(width):
                     put_number(flat, place + x * strides[3], memory[o + x * LANES + lane])
+
+
+def flat_of(tensor: torch.Tensor) -> np.ndarray:
+    """All numbers of a tensor without gaps, in the order of memory; those of bfloat16 as int16."""
+    numbers = tensor.detach().as_strided((tensor.numel(),), (1,))
+    return (numbers.view(torch.int16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
+
+
+def strides_of(tensor: torch.Tensor) -> np.ndarray:
+    """How far apart neighbours along each axis are."""
+    return np.array(tensor.stride(), dtype=np.int64)

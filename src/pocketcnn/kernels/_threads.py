@@ -30,6 +30,7 @@ def share(launch: Callable[..., None], count: int, size: int, *arguments: Any) -
         launch: compiled; called as `launch(team, parts, first, last, part, *arguments)` it calls `fork` with all that.
         count: of pieces.
         size: numbers in all, by which it is decided whether another thread is worth its while.
+        *arguments: for the kernel.
     """
     parts = max(1, min(torch.get_num_threads(), size // _NUMBERS_A_THREAD, count))
     team = _team()
@@ -59,21 +60,26 @@ def fork(typing, kernel, team, parts, first, last, part, arguments):
 
         def call(builder, first, last, part, given):
             numbers = [first, last, part, *cgutils.unpack_tuple(builder, given)]
-            context.call_conv.call_function(builder, function, signature.return_type, signature.args, numbers)
+            return context.call_conv.call_function(builder, function, signature.return_type, signature.args, numbers)[0]
 
         alone = builder.icmp_signed("==", parts, ir.Constant(parts.type, 1))
         with builder.if_else(alone) as (here, in_team):
             with here:
-                call(builder, first, last, part, given)
+                status = call(builder, first, last, part, given)
+                with cgutils.if_unlikely(builder, status.is_error):
+                    context.call_conv.return_status_propagate(builder, status)
             with in_team:
                 addresses = context.make_array(types.Array(types.intp, 1, "C"))(context, builder, team).data
                 found = [builder.load(cgutils.gep(builder, addresses, place)) for place in range(3)]
-                packed = cgutils.pack_struct(builder, [parts, first, last, found[1], found[2], given])
+                failed = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(1), 0))
+                packed = cgutils.pack_struct(builder, [parts, first, last, found[1], found[2], failed, given])
                 body = _body(builder.module, packed.type, compiled.fndesc.mangled_name, call)
                 data = builder.bitcast(cgutils.alloca_once_value(builder, packed), cgutils.voidptr_t)
                 kind = ir.FunctionType(ir.VoidType(), [body.type, cgutils.voidptr_t, _INT, _INT])
                 run = builder.inttoptr(found[0], kind.as_pointer())
                 builder.call(run, [body, data, builder.trunc(parts, _INT), ir.Constant(_INT, 0)])
+                with cgutils.if_unlikely(builder, builder.load(failed)):
+                    context.call_conv.return_user_exc(builder, MemoryError, ("Allocation failed (too large for every thread to have one).",))
         return context.get_dummy_value()
 
     return types.void(kernel, team, parts, first, last, part, arguments), generate
@@ -82,13 +88,14 @@ def fork(typing, kernel, team, parts, first, last, part, arguments):
 _INT = ir.IntType(32)
 
 
-def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., None]) -> ir.Function:
-    """What each thread of the team runs: every so-many-th part, from its own number on."""
+def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., Any]) -> ir.Function:
+    """What each thread of the team runs: every so-many-th part, from its own number on. All that can go wrong there is that
+    memory runs out; then it leaves a note."""
     body = ir.Function(module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t]), name=f"{name}.body")
     body.linkage = "internal"
     builder = ir.IRBuilder(body.append_basic_block())
     data = builder.load(builder.bitcast(body.args[0], packed.as_pointer()))
-    parts, first, last, number, threads, given = (builder.extract_value(data, place) for place in range(6))
+    parts, first, last, number, threads, failed, given = (builder.extract_value(data, place) for place in range(7))
     ask = ir.FunctionType(_INT, []).as_pointer()
     mine, step = (
         builder.zext(builder.call(builder.inttoptr(address, ask), []), parts.type) for address in (number, threads)
@@ -99,7 +106,9 @@ def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., Non
         return builder.add(first, builder.sdiv(builder.mul(count, part), parts))
 
     with cgutils.for_range_slice(builder, mine, parts, step, parts.type) as (part, _):
-        call(builder, bound(part), bound(builder.add(part, ir.Constant(part.type, 1))), part, given)
+        status = call(builder, bound(part), bound(builder.add(part, ir.Constant(part.type, 1))), part, given)
+        with cgutils.if_unlikely(builder, status.is_error):
+            builder.store(ir.Constant(ir.IntType(1), 1), failed)
     builder.ret_void()
     return body
 

@@ -7,8 +7,6 @@ Coefficients that depthwise convolutions make of the image are formed inside of 
 shared out among as many threads as torch uses. `pocketcnn bench` measures what this earns.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,11 +14,13 @@ from torch import Tensor
 from pocketcnn.kernels._lanes import (
     LANES,
     compiled,
+    flat_of,
     give,
     larger,
     load,
     spread,
     store,
+    strides_of,
     take,
     where_positive,
 )
@@ -33,6 +33,8 @@ _PERIODIC, _REPLICATE, _REFLECT, _ZERO = range(len(BOUNDARIES))
 # Rows of a tile's memory, each a plane of lanes in a frame of one pixel: the image, with zeros around it; velocities; the
 # weights of a step, as `numerics.stencil.stencil_weights` orders them; and from _FIELDS on what the passes need.
 _IMAGE, _U, _V, _BEFORE, _NOW, _RIGHT, _LEFT, _BELOW, _ABOVE, _ADDED, _FIELDS = range(11)
+# Where the gradients of source, velocities and diffusivities take the place of weights that are not needed any more.
+_OF_SOURCE, _OF_U, _OF_V, _OF_DX, _OF_DY, _WORK = _ADDED, _LEFT, _ABOVE, _RIGHT, _BELOW, _NOW
 # A coefficient that is formed: nine weights, then what their sum is multiplied by, and what is added to that.
 _TAPS, _SCALE, _SHIFT = 9, 9, 10
 
@@ -54,14 +56,19 @@ def advect_diffuse(
     dx: float,
     dy: float,
     boundary: str,
+    after: Tensor | None = None,
 ) -> Tensor:
     """`kernels.advect_diffuse`, of coefficients that are tensors; or, in places where `uses` names a row of `formed`
-    [coefficients, 11, channels], that are formed of the source: see `kernels.advect_diffuse_formed`."""
+    [coefficients, 11, channels], that are formed of the source: see `kernels.advect_diffuse_formed`. `after` [2, channels] scales and shifts the result, which is
+    then cut off below 0; without gradients only."""
     coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
     given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
     out = given.like_source()
     grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
-    share(_forward, given.tiles, source.numel(), *given.arguments, *grid, _flat(out))
+    line = np.empty((0, 2, source.shape[1]), dtype=grid[1].dtype)
+    if after is not None:
+        line = after.detach().to(given.dtype)[None].contiguous().numpy()
+    share(_forward, given.tiles, source.numel(), *given.arguments, *grid, line, flat_of(out))
     return out.to(source.dtype)
 
 
@@ -94,17 +101,24 @@ def _advect_diffuse_backward(
     sums = np.zeros((torch.get_num_threads(), len(given.formed), 10, source.shape[1]))
     grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
     share(
-        _backward_parts, given.tiles, source.numel(), *given.arguments, *grid, _flat(given.in_layout(grad)), sums,
-        *map(_flat, grads),
+        _backward_parts, given.tiles, source.numel(), *given.arguments, *grid, flat_of(given.in_layout(grad)), sums,
+        *map(flat_of, grads),
     )  # fmt: skip
     arguments = (source, *coefficients, initial, previous)
     summed = [
-        gradient.sum_to_size(argument.shape).to(argument.dtype) if want and argument is not None else source.new_empty(0)
+        _summed(gradient, argument) if want and argument is not None else source.new_empty(0)
         for want, gradient, argument in zip(wanted, grads, arguments, strict=False)
     ]
     if formed is None:
         return [*summed, source.new_empty(0)]
     return [*summed, _gradient_of_formed(torch.from_numpy(sums.sum(0)), given.formed).to(formed.dtype)]
+
+
+def _summed(gradient: Tensor, argument: Tensor) -> Tensor:
+    """A gradient of the source's shape as that of what was broadcast to it."""
+    if gradient.shape == argument.shape:
+        return gradient.to(argument.dtype)
+    return gradient.sum_to_size(argument.shape).to(argument.dtype).contiguous()
 
 
 def _gradient_of_formed(sums: Tensor, formed: Tensor) -> Tensor:
@@ -125,21 +139,24 @@ def _(grad, *arguments):
     tensors, wanted = (*arguments[:8],), arguments[-1]
     source = tensors[0]
     return [
-        torch.empty_like(_dense(source) if t.shape == source.shape else t, dtype=t.dtype)
-        if want and t is not None else source.new_empty(0)
+        source.new_empty(0) if t is None or not want
+        else torch.empty_like(_dense(source), dtype=t.dtype) if t.shape == source.shape
+        else t.new_empty(t.shape)
         for want, t in zip(wanted, tensors, strict=True)
     ]  # fmt: skip
 
 
 def _save_for_backward(ctx, inputs, output):
-    ctx.settings = inputs[8:]
+    ctx.settings, ctx.finished = inputs[8:-1], inputs[-1] is not None
     ctx.save_for_backward(*inputs[:8])
 
 
 def _backward(ctx, grad):
+    if ctx.finished:
+        raise RuntimeError("what is done after the steps has no gradient here; leave `after` out")
     wanted = list(ctx.needs_input_grad[:8])
     grads = _advect_diffuse_backward(grad, *ctx.saved_tensors, *ctx.settings, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * len(ctx.settings)
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (len(ctx.settings) + 1)
 
 
 advect_diffuse.register_autograd(_backward, setup_context=_save_for_backward)
@@ -161,7 +178,7 @@ class _Given:
         self.dtype = accumulation_dtype(source)
         self.stored = torch.bfloat16 if source.dtype == torch.bfloat16 else self.dtype
         self.returned = source.dtype
-        self.source = _dense(source.detach().to(self.stored))
+        self.source = _dense(source.detach()).to(self.stored)
         channels_last = not self.source.is_contiguous()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         kinds = {c.dtype for c in coefficients}
@@ -175,7 +192,7 @@ class _Given:
         self.tiles = -(-planes // LANES)
         starts = [self.source if start is None else self.in_layout(start) for start in (initial, previous)]
         self.arguments = (
-            _flat(self.source), *map(_flat, tensors), *map(_flat, starts), initial is None, previous is None,
+            flat_of(self.source), *map(flat_of, tensors), *map(flat_of, starts), initial is None, previous is None,
             np.array(strides, dtype=np.int64), self.formed.numpy(), np.array(uses, dtype=np.int64), rectified,
         )  # fmt: skip
 
@@ -197,9 +214,9 @@ def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """`kernels.depthwise_moments`."""
     image, table, grid, tiles = _of_convolutions(x, weights)
     sums = np.zeros((torch.get_num_threads(), len(weights), 2, x.shape[1]))
-    share(_moments, tiles, x.numel(), _flat(image), _strides(image), table.numpy(), *grid, sums)
+    share(_moments, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums)
     mean, square = torch.from_numpy(sums.sum(0) / max(1, x.numel() // max(1, x.shape[1]))).unbind(1)
-    return mean.to(table.dtype), (square - mean * mean).clamp_(min=0).to(table.dtype)
+    return mean.to(table.dtype).contiguous(), (square - mean * mean).clamp_(min=0).to(table.dtype)
 
 
 @torch.library.custom_op("pocketcnn::depthwise_moments_backward", mutates_args=(), device_types="cpu")
@@ -214,8 +231,8 @@ def _depthwise_moments_backward(
     table = torch.cat([table, lines], dim=1).contiguous()
     sums = np.zeros((torch.get_num_threads(), len(weights), 10, x.shape[1]))
     out = torch.empty_like(image)
-    share(_moments_back, tiles, x.numel(), _flat(image), _strides(image), table.numpy(), *grid, sums, _flat(out))
-    return out.to(x.dtype), torch.from_numpy(sums.sum(0)[:, :_TAPS]).to(weights.dtype)
+    share(_moments_back, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, flat_of(out))
+    return out.to(x.dtype), torch.from_numpy(sums.sum(0)[:, :_TAPS]).to(weights.dtype).contiguous()
 
 
 @depthwise_moments.register_fake
@@ -243,7 +260,7 @@ depthwise_moments.register_autograd(_moments_backward, setup_context=_save_momen
 def _of_convolutions(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, tuple[np.ndarray, np.ndarray], int]:
     """The image as it is stored, the weights [kernels, 9, channels], the grid, and how many tiles there are."""
     dtype = accumulation_dtype(x)
-    image = _dense(x.detach().to(torch.bfloat16 if x.dtype == torch.bfloat16 else dtype))
+    image = _dense(x.detach()).to(torch.bfloat16 if x.dtype == torch.bfloat16 else dtype)
     table = weights.detach().to(dtype).contiguous()
     return image, table, _grid(image, 0, 1.0, 1.0, 1.0, "zero"), -(-x.shape[0] * x.shape[1] // LANES)
 
@@ -255,21 +272,13 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
-    """All numbers in the order of memory; those of bfloat16 as int16."""
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy()
-
-
-def _strides(tensor: Tensor) -> np.ndarray:
-    return np.array(tensor.stride(), dtype=np.int64)
-
-
 def _broadcast_strides(tensor: Tensor) -> list[int]:
     return [0 if n == 1 else stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
-def _grid(source: Tensor, num_steps: int, dt: float, dx: float, dy: float, boundary: str) -> tuple[np.ndarray, np.ndarray]:
+def _grid(
+    source: Tensor, num_steps: int, dt: float, dx: float, dy: float, boundary: str
+) -> tuple[np.ndarray, np.ndarray]:
     """The sizes, and the numbers in the formula in the dtype of the arithmetic: one with another would widen all."""
     batch, channels, height, width = source.shape
     numbers = [1, dt / dx, dt / dy, 2 * dt / dx**2, 2 * dt / dy**2, 2 * dt]
@@ -291,12 +300,13 @@ def _opened(sizes, numbers):
 @compiled
 def _forward_tiles(
     first, last, part, source, u, v, dx, dy, initial, previous, starts_at_source, was_at_source, strides, formed, uses,
-    rectified, sizes, numbers, out,
+    rectified, sizes, numbers, line, out,
 ):  # fmt: skip
     grid, num_steps = _opened(sizes, numbers), sizes[5]
     size = _size(grid)
     memory = np.zeros((_FIELDS + 3) * size, formed.dtype)
     lanes, bases = np.empty(max(1, formed.shape[0]) * 11 * LANES, formed.dtype), np.empty(LANES, np.int64)
+    after = np.empty(2 * LANES, formed.dtype)
     for tile in range(first, last):
         _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
         _start(source, previous, was_at_source, strides, bases, grid, memory, _FIELDS * size)
@@ -304,7 +314,11 @@ def _forward_tiles(
         for step in range(num_steps):
             before, now, later = _FIELDS + step % 3, _FIELDS + (step + 1) % 3, _FIELDS + (step + 2) % 3
             _step(memory, before * size, now * size, later * size, grid)
-        give(memory, (_FIELDS + (num_steps + 1) % 3) * size, _count(tile, grid), out, strides[0], bases, _box(grid))
+        field = (_FIELDS + (num_steps + 1) % 3) * size
+        if line.shape[0]:
+            _gather(tile, line, after, grid)
+            _finish(memory, field, after, grid)
+        give(memory, field, _count(tile, grid), out, strides[0], bases, _box(grid))
 
 
 @compiled
@@ -315,8 +329,7 @@ def _backward_tiles(
     grid, num_steps = _opened(sizes, numbers), sizes[5]
     size = _size(grid)
     flows = _FIELDS + num_steps + 2  # the gradients of the fields; of one more, which is 0
-    made = flows + num_steps + 3  # the gradients of source, u, v, Dx, Dy; and a row to work in
-    memory = np.zeros((made + 6) * size, formed.dtype)
+    memory = np.zeros((flows + num_steps + 3) * size, formed.dtype)
     lanes, bases = np.empty(max(1, formed.shape[0]) * 11 * LANES, formed.dtype), np.empty(LANES, np.int64)
     for tile in range(first, last):
         _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
@@ -330,26 +343,23 @@ def _backward_tiles(
             _step_back(memory, (flows + step) * size, grid)
         if num_steps:
             _carry(memory, (flows + 2) * size, flows * size, grid)
-        _collect(memory, flows * size, made * size, grid, num_steps, starts_at_source, was_at_source)
-        for place in range(4):
+        _collect(memory, flows * size, grid, num_steps, starts_at_source, was_at_source, uses[2] >= 0, uses[3] >= 0)
+        for place, row in enumerate((_OF_U, _OF_V, _OF_DX, _OF_DY)):
             if uses[place] >= 0:
-                row, values = made + 1 + place, uses[place] * 11 * LANES
-                if place >= 2:
-                    _mask(memory, row * size, (_RIGHT if place == 2 else _BELOW) * size, (_LEFT if place == 2 else _ABOVE) * size, grid)
-                elif rectified:
-                    _mask(memory, row * size, (_U + place) * size, (_U + place) * size, grid)
+                if rectified and place < 2:
+                    _mask(memory, row * size, (_U + place) * size, grid)
                 _add_under(tile, memory, row * size, grid, sums[part, uses[place]])
-                _add_spread(memory, row * size, made * size, lanes, values, _SCALE, grid)
+                _add_spread(memory, row * size, _OF_SOURCE * size, lanes, uses[place] * 11 * LANES, _SCALE, grid)
         if grad_source.size:
-            give(memory, made * size, _count(tile, grid), grad_source, strides[0], bases, _box(grid))
+            give(memory, _OF_SOURCE * size, _count(tile, grid), grad_source, strides[0], bases, _box(grid))
         if grad_u.size:
-            give(memory, (made + 1) * size, _count(tile, grid), grad_u, strides[0], bases, _box(grid))
+            give(memory, _OF_U * size, _count(tile, grid), grad_u, strides[0], bases, _box(grid))
         if grad_v.size:
-            give(memory, (made + 2) * size, _count(tile, grid), grad_v, strides[0], bases, _box(grid))
+            give(memory, _OF_V * size, _count(tile, grid), grad_v, strides[0], bases, _box(grid))
         if grad_dx.size:
-            give(memory, (made + 3) * size, _count(tile, grid), grad_dx, strides[0], bases, _box(grid))
+            give(memory, _OF_DX * size, _count(tile, grid), grad_dx, strides[0], bases, _box(grid))
         if grad_dy.size:
-            give(memory, (made + 4) * size, _count(tile, grid), grad_dy, strides[0], bases, _box(grid))
+            give(memory, _OF_DY * size, _count(tile, grid), grad_dy, strides[0], bases, _box(grid))
         if grad_initial.size:
             give(memory, (flows + 1) * size, _count(tile, grid), grad_initial, strides[0], bases, _box(grid))
         if grad_previous.size:
@@ -359,7 +369,7 @@ def _backward_tiles(
 @compiled
 def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sums):
     grid = _opened(sizes, numbers)
-    planes, channels, height, width = grid[:4]
+    _, channels, height, width = grid[:4]
     size, pitch = _size(grid), (width + 2) * LANES
     memory = np.zeros(size, table.dtype)
     lanes, bases = np.empty(table.shape[0] * 9 * LANES, table.dtype), np.empty(LANES, np.int64)
@@ -388,7 +398,8 @@ def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sum
                 c0, c1 = load(memory, o + pitch - LANES), load(memory, o + pitch)
                 first_sum = second_sum = spread(table.dtype.type(0))
                 for _x in range(width):
-                    a2, b2, c2 = load(memory, o - pitch + LANES), load(memory, o + LANES), load(memory, o + pitch + LANES)
+                    a2, b2 = load(memory, o - pitch + LANES), load(memory, o + LANES)
+                    c2 = load(memory, o + pitch + LANES)
                     value = a0 * w0 + a1 * w1 + a2 * w2 + (b0 * w3 + b1 * w4 + b2 * w5) + (c0 * w6 + c1 * w7 + c2 * w8)
                     value = value - pivot
                     first_sum += value
@@ -467,7 +478,7 @@ def _count(tile, grid):
 @compiled
 def _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases):
     """The image of a tile, its velocities, and the weights of its steps."""
-    _, _, height, width, boundary, one, rx, ry, cx, cy, two_dt = grid
+    _, _, height, width, _, one, rx, ry, cx, cy, two_dt = grid
     size, pitch = _size(grid), (width + 2) * LANES
     _place(tile, strides[0], bases, grid)
     take(source, strides[0], bases, LANES, _box(grid), memory, _IMAGE * size)
@@ -537,7 +548,7 @@ def _form(memory, row, lanes, values, rectify, grid):
 @compiled
 def _add_under(tile, memory, row, grid, sums):
     """Adds up a gradient times the pixel under each of the nine weights, and by itself, channel by channel."""
-    planes, channels, height, width = grid[:4]
+    _, channels, height, width = grid[:4]
     pitch = (width + 2) * LANES
     zero = load(memory, row) - load(memory, row)  # frames are 0
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = s9 = zero
@@ -596,14 +607,13 @@ def _add_spread(memory, row, target, lanes, values, scale_place, grid):
 
 
 @compiled
-def _mask(memory, row, above, and_above, grid):
-    """Keeps a gradient only where a number, or the sum of two, is above 0."""
+def _mask(memory, row, above, grid):
+    """Keeps a gradient only where a number is above 0."""
     height, width = grid[2], grid[3]
     for y in range(height):
         for x in range(width):
             o = ((y + 1) * (width + 2) + x + 1) * LANES
-            sign = load(memory, above + o) + load(memory, and_above + o)
-            store(memory, row + o, where_positive(sign, load(memory, row + o)))
+            store(memory, row + o, where_positive(load(memory, above + o), load(memory, row + o)))
 
 
 @compiled
@@ -615,16 +625,29 @@ def _step(memory, before, now, later, grid):
         o = (y + 1) * pitch + LANES
         left, middle = load(memory, now + o - LANES), load(memory, now + o)
         for _x in range(width):
-            right = load(memory, now + o + LANES)
-            value = load(memory, _ADDED * size + o) + load(memory, _BEFORE * size + o) * load(memory, before + o)
+            right, last = load(memory, now + o + LANES), load(memory, before + o)
+            # All weights but that of now sum up to 1, so that of the field before need not be brought into the core.
+            value = load(memory, _ADDED * size + o) + last
             value += load(memory, _NOW * size + o) * middle
-            value += load(memory, _RIGHT * size + o) * right
-            value += load(memory, _LEFT * size + o) * left
-            value += load(memory, _BELOW * size + o) * load(memory, now + o + pitch)
-            value += load(memory, _ABOVE * size + o) * load(memory, now + o - pitch)
+            value += load(memory, _RIGHT * size + o) * (right - last)
+            value += load(memory, _LEFT * size + o) * (left - last)
+            value += load(memory, _BELOW * size + o) * (load(memory, now + o + pitch) - last)
+            value += load(memory, _ABOVE * size + o) * (load(memory, now + o - pitch) - last)
             store(memory, later + o, value)
             left, middle = middle, right
             o += LANES
+
+
+@compiled
+def _finish(memory, row, line, grid):
+    """Scales and shifts a field and cuts it off below 0."""
+    height, width = grid[2], grid[3]
+    scale, shift = load(line, 0), load(line, LANES)
+    zero = scale - scale
+    for y in range(height):
+        for x in range(width):
+            o = row + ((y + 1) * (width + 2) + x + 1) * LANES
+            store(memory, o, larger(load(memory, o) * scale + shift, zero))
 
 
 @compiled
@@ -675,13 +698,13 @@ def _carry(memory, later, row, grid):
 
 
 @compiled
-def _collect(memory, flows, made, grid, num_steps, starts_at_source, was_at_source):
+def _collect(memory, flows, grid, num_steps, starts_at_source, was_at_source, dx_rectified, dy_rectified):
     """The gradients of source, velocities and diffusivities, of what they multiplied in all the steps."""
     _, _, height, width, boundary, one, rx, ry, cx, cy, two_dt = grid
     size, pitch = _size(grid), (width + 2) * LANES
-    half, along_x, along_y = spread((one / (one + one))), spread(rx), spread(ry)
+    half, along_x, along_y = spread(one / (one + one)), spread(rx), spread(ry)
     spread_x, spread_y, adds = spread(cx), spread(cy), spread(two_dt)
-    work = made + 5 * size
+    of_u, of_v, work = _OF_U * size, _OF_V * size, _WORK * size
     for y in range(height):
         for x in range(width):
             o = (y + 1) * pitch + (x + 1) * LANES
@@ -705,34 +728,38 @@ def _collect(memory, flows, made, grid, num_steps, starts_at_source, was_at_sour
                 of_source += load(memory, flows + size + o)
             if was_at_source:
                 of_source += load(memory, flows + o)
-            store(memory, made + o, of_source)
-            store(memory, work + o, of_now * scale)
-            store(memory, made + size + o, (of_left - of_right) * scale * along_x)
-            store(memory, made + 2 * size + o, (of_above - of_below) * scale * along_y)
+            bx = load(memory, _RIGHT * size + o) + load(memory, _LEFT * size + o)
+            by = load(memory, _BELOW * size + o) + load(memory, _ABOVE * size + o)
             # A diffusivity also scales the whole step: later + before = scale * (what does not depend on it).
-            store(memory, made + 3 * size + o, (of_left + of_right - of_scale) * scale * spread_x)
-            store(memory, made + 4 * size + o, (of_above + of_below - of_scale) * scale * spread_y)
+            of_dx = (of_left + of_right - of_scale) * scale * spread_x
+            of_dy = (of_above + of_below - of_scale) * scale * spread_y
+            store(memory, _OF_SOURCE * size + o, of_source)
+            store(memory, _OF_DX * size + o, where_positive(bx, of_dx) if dx_rectified else of_dx)
+            store(memory, _OF_DY * size + o, where_positive(by, of_dy) if dy_rectified else of_dy)
+            store(memory, of_u + o, (of_left - of_right) * scale * along_x)
+            store(memory, of_v + o, (of_above - of_below) * scale * along_y)
+            store(memory, work + o, of_now * scale)
     # Velocities act through their divergence too, in which neighbours take part.
     for y in range(height):
         for x in range(width):
             o = (y + 1) * pitch + (x + 1) * LANES
             slope_x = load(memory, work + o + LANES) - load(memory, work + o - LANES)
             slope_y = load(memory, work + o + pitch) - load(memory, work + o - pitch)
-            store(memory, made + size + o, load(memory, made + size + o) + slope_x * along_x)
-            store(memory, made + 2 * size + o, load(memory, made + 2 * size + o) + slope_y * along_y)
+            store(memory, of_u + o, load(memory, of_u + o) + slope_x * along_x)
+            store(memory, of_v + o, load(memory, of_v + o) + slope_y * along_y)
     if boundary == _ZERO:
         return
     top, bottom, leftmost, rightmost = _mirrored(height, width, boundary)
     for y in range(1, height + 1):
         o = y * pitch
-        target = made + size + o
+        target = of_u + o
         value = load(memory, target + leftmost * LANES) + load(memory, work + o + LANES) * along_x
         store(memory, target + leftmost * LANES, value)
         value = load(memory, target + rightmost * LANES) - load(memory, work + o + width * LANES) * along_x
         store(memory, target + rightmost * LANES, value)
     for x in range(1, width + 1):
         o = x * LANES
-        target = made + 2 * size + o
+        target = of_v + o
         value = load(memory, target + top * pitch) + load(memory, work + pitch + o) * along_y
         store(memory, target + top * pitch, value)
         value = load(memory, target + bottom * pitch) - load(memory, work + height * pitch + o) * along_y

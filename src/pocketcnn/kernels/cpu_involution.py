@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pocketcnn.kernels import torch_ops
-from pocketcnn.kernels._lanes import LANES, compiled, give, load, number_at, put_number, spread, store, take, total
+from pocketcnn.kernels._lanes import LANES, compiled, flat_of, give, load, number_at, put_number, spread, store, strides_of, take, total
 from pocketcnn.kernels._threads import fork, share
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 
@@ -29,7 +29,7 @@ def _involution2d(
         return torch_ops.shifted(x, kernels, *geometry)
     given = _Given(x, kernels, *geometry)
     y = torch.empty_like(torch_ops.laid_out_like(x, kernels), dtype=given.stored)
-    share(_forward, given.tiles, x.numel(), *given.arguments, _flat(y), _strides(y))
+    share(_forward, given.tiles, x.numel(), *given.arguments, flat_of(y), strides_of(y))
     return y.to(x.dtype)
 
 
@@ -48,8 +48,8 @@ def _involution2d_backward(
     # Sums over several tiles are rounded once.
     grad_kernels = torch.empty_like(given.kernels, dtype=given.stored if channels <= LANES else given.dtype)
     share(
-        _backward, given.tiles, x.numel(), *given.arguments, _flat(grad), _strides(grad), _flat(grad_x),
-        _flat(grad_kernels),
+        _backward, given.tiles, x.numel(), *given.arguments, flat_of(grad), strides_of(grad), flat_of(grad_x),
+        flat_of(grad_kernels),
     )  # fmt: skip
     return grad_x.to(x.dtype), grad_kernels.to(kernels.dtype)
 
@@ -73,18 +73,8 @@ class _Given:
         ]  # fmt: skip
         self.arguments: tuple[Any, ...] = (
             np.zeros(1, dtype=np.float64 if self.dtype == torch.float64 else np.float32),
-            np.array(sizes, dtype=np.int64), _flat(self.x), _strides(self.x), _flat(self.kernels), _strides(self.kernels),
+            np.array(sizes, dtype=np.int64), flat_of(self.x), strides_of(self.x), flat_of(self.kernels), strides_of(self.kernels),
         )  # fmt: skip
-
-
-def _flat(tensor: Tensor) -> np.ndarray:
-    """All numbers in the order of memory; those of bfloat16 as int16."""
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return (flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat).numpy()
-
-
-def _strides(tensor: Tensor) -> np.ndarray:
-    return np.array(tensor.stride(), dtype=np.int64)
 
 
 @compiled

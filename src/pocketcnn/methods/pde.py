@@ -36,6 +36,7 @@ from pocketcnn.methods._blocks import (
 )
 from pocketcnn.methods._conv import fan_out
 from pocketcnn.methods._method import Method, Site
+from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
 
 Velocity = Literal["depthwise", "conv", "identity", "residual", "zero"]
@@ -194,7 +195,7 @@ class GlobalLayer(nn.Module):
         eps = float(channels) if published_eps else 1e-5
         made: dict[str, Any] = {"device": device, "dtype": dtype}
 
-        def coefficient(kind: str | float) -> nn.Module | None:
+        def coefficient(kind: str | float) -> nn.Sequential | None:
             """A convolution or block and its batch norm; None for what is constant or computed."""
             layers: dict[str, Any] = {
                 "depthwise": lambda: _conv(channels, kernel_size, channels, bias, made),
@@ -255,13 +256,17 @@ class GlobalLayer(nn.Module):
         Raises:
             ValueError: the input has another number of channels than the layer, or too few pixels for the boundary.
         """
+        return self._solve(x, num_steps, self._convolutions(x), None)
+
+    def _solve(self, x: Tensor, num_steps: int, parts: list[nn.Sequential], after: Tensor | None) -> Tensor:
+        """The same; with parts that compiled kernels take over, and perhaps what they do `after` the steps."""
         options = self.options
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"this layer solves for {self.channels} channels, the input is {list(x.shape)}")
         initial = self.initial(x) if self.initial is not None else None if options.source else x
         settings: dict[str, Any] = {n: getattr(options, n) for n in ("dt", "dx", "dy", "boundary")}
         settings |= {"initial": initial, "num_steps": num_steps}
-        if parts := self._convolutions(x):
+        if parts:
             makers = (self.velocity_x, self.velocity_y or self.velocity_x, self.diffusivity_x, self.diffusivity_y)
             uses = [-1 if maker is None else parts.index(maker) for maker in makers]
             # What no convolution makes is a number, or made of the input some other way.
@@ -271,7 +276,9 @@ class GlobalLayer(nn.Module):
             )  # fmt: skip
             rectified = options.velocity_activation == "relu"
             formed = formed_by(parts, x)
-            return kernels.advect_diffuse_formed(x, formed, uses, coefficients, rectified=rectified, **settings)
+            return kernels.advect_diffuse_formed(
+                x, formed, uses, coefficients, rectified=rectified, after=after, **settings
+            )
         return kernels.advect_diffuse(
             x if options.source else x.new_zeros(x.shape),
             *self.velocities(x),
@@ -301,7 +308,10 @@ class GlobalLayer(nn.Module):
                 fold_(block.conv2, block.bn2)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        return F.relu(self.bn(self.solve(x, self.options.num_steps)))
+        parts, num_steps = self._convolutions(x), self.options.num_steps
+        if parts and not torch.is_grad_enabled() and not self.bn.training and _is_plain(self.bn):
+            return self._solve(x, num_steps, parts, _as_line(self.bn))
+        return F.relu(self.bn(self._solve(x, num_steps, parts, None)))
 
     def extra_macs(self, x: Tensor, y: Tensor) -> dict[str, int]:
         """The solver's own: 6 multiply-adds a number and step, 9 a number for the weights; and Sobel's 8."""
@@ -322,9 +332,18 @@ def _is_formed(part: nn.Sequential) -> bool:
     """Whether a convolution and what follows it are what `formed_by` reads: a depthwise one of 3x3, and a batch norm or
     nothing, which nobody watches."""
     conv, norm = part
-    plain = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3) and conv.groups == conv.in_channels
-    plain = plain and (type(norm) is nn.Identity or (type(norm) is nn.BatchNorm2d and norm.running_mean is not None))
-    return plain and not any(m._forward_hooks or m._forward_pre_hooks for m in (part, conv, norm))
+    depthwise = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3) and conv.groups == conv.in_channels
+    return depthwise and (type(norm) is nn.Identity or _is_plain(norm)) and not any(map(_is_watched, (part, conv, norm)))
+
+
+def _is_plain(norm: nn.Module) -> bool:
+    """Whether a batch norm has running statistics, and nobody watches it."""
+    return type(norm) is nn.BatchNorm2d and norm.running_mean is not None and not _is_watched(norm)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def formed_by(
@@ -337,45 +356,51 @@ def formed_by(
     Raises:
         ValueError: a batch norm in training mode and one number a channel.
     """
-    convs, norms = zip(*parts, strict=True)
+    convs: list[Any] = [part[0] for part in parts]
+    norms: list[Any] = [part[1] for part in parts]
     weights = torch.stack([conv.weight.flatten(1).T for conv in convs])
-    biases = [conv.bias for conv in convs]
     learning = [type(norm) is nn.BatchNorm2d and norm.training for norm in norms]
     if any(learning):
         count = x.numel() // x.shape[1]
         if count == 1:
-            raise ValueError(f"batch norm needs more than one number a channel to learn from, the input is {list(x.shape)}")
+            raise ValueError(
+                f"batch norm needs more than one number a channel to learn from, the input is {list(x.shape)}"
+            )
         means, variances = kernels.depthwise_moments(x, weights)
     rows = []
-    for i, (norm, bias, learns) in enumerate(zip(norms, biases, learning, strict=True)):
-        mean, variance = (means[i], variances[i]) if learns else (None, None)
-        if learns and bias is not None:
-            mean = mean + bias
+    for i, (conv, norm, learns) in enumerate(zip(convs, norms, learning, strict=True)):
+        mean = variance = None
         if learns:
+            mean, variance = means[i] if conv.bias is None else means[i] + conv.bias, variances[i]
             _remember(norm, mean.detach(), variance.detach() * (count / (count - 1)))
-        rows.append(_as_line(norm, bias, mean, variance, weights))
+        if isinstance(norm, nn.Identity):
+            shift = torch.zeros_like(weights[0, 0]) if conv.bias is None else conv.bias
+            rows.append(torch.stack([torch.ones_like(shift), shift]))
+        else:
+            rows.append(_as_line(norm, conv.bias, mean, variance))
     return torch.cat([weights, torch.stack(rows)], dim=1)
 
 
 def _as_line(
-    norm: nn.Module, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, like: Tensor
+    norm: Any, bias: Tensor | None = None, mean: Tensor | None = None, variance: Tensor | None = None
 ) -> Tensor:
-    """What a batch norm, or nothing, does after a convolution without its bias: multiply, then add; [2, channels]."""
-    shift = like.new_zeros(like.shape[2]) if bias is None else bias
-    if not isinstance(norm, nn.BatchNorm2d):
-        return torch.stack([torch.ones_like(shift), shift])
-    mean, variance = (norm.running_mean, norm.running_var) if mean is None else (mean, variance)
+    """What a batch norm does after a convolution without its bias: multiply, then add; [2, channels]."""
+    if mean is None or variance is None:
+        mean, variance = norm.running_mean, norm.running_var
+    mean, variance = (moment.to(accumulation_dtype(moment)) for moment in (mean, variance))
     scale = (variance + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
-    shift = (shift - mean) * scale
+    shift = -mean * scale if bias is None else (bias - mean) * scale
     return torch.stack([scale, shift if norm.bias is None else shift + norm.bias])
 
 
 @torch.no_grad()
-def _remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+def _remember(norm: Any, mean: Tensor, variance: Tensor) -> None:
     """Moves the running statistics of a batch norm as it does itself."""
     norm.num_batches_tracked += 1
-    share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.float()
+    share = norm.momentum
+    if share is None:
+        share = (1 / norm.num_batches_tracked.double()).to(norm.running_mean.dtype)
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
     norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
 

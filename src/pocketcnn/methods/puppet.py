@@ -478,7 +478,7 @@ class PuppetStage(nn.Module):
             return self._straight(x, self.options.levels - 1 if found.level is None else found.level, found.made)
         if isinstance(found, Unseen):
             return self._masked(x, found)
-        x = x[found.order]
+        x = _rows(x, found.order)
         # In training all groups go together, for batch norm; else only where they share their kernels, for then nothing
         # has to be put together after each convolution.
         together = self.training or len({self._key(level) for level, _ in found.groups}) == 1
@@ -486,7 +486,7 @@ class PuppetStage(nn.Module):
         passed = []
         for wave, rows in zip(waves, x.split([sum(count for _, count in wave) for wave in waves]), strict=True):
             passed += self._pass(rows, wave, found.made)
-        return torch.cat(passed)[found.back]
+        return _rows(torch.cat(passed), found.back)
 
     def dense(self, entropy: float | None = None) -> nn.Sequential:
         """The ordinary blocks that the stage equals, for images of some entropy where that matters."""
@@ -579,6 +579,12 @@ class PuppetStage(nn.Module):
             if key not in made:
                 made[key] = self.puppeteer.kernels(level) if self.puppeteer is not None else {}
         return [Part(made[key], count) for key, count in counts.items()]
+
+
+def _rows(x: Tensor, order: Tensor) -> Tensor:
+    """Images in another order, each copied as a whole, whatever comes first in memory: ten times faster than `x[order]`."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.movedim(1, -1).index_select(0, order).movedim(-1, 1) if last else x.index_select(0, order)
 
 
 def _put(block: nn.Module, names: Sequence[str], new: nn.Module) -> None:

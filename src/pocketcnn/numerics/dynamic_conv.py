@@ -59,8 +59,8 @@ def condconv2d(
     linear in the kernel, so this equals mixing the experts' outputs, at the price of one convolution. All computations
     give the same to rounding: `"unfold"` multiplies the unfolded image by its kernel, the slow and obvious one;
     `"mix_kernels"` is one convolution in which the images of the batch are groups of channels; `"mix_outputs"` convolves
-    all images with all experts. `"auto"` takes the last for batches of small maps, where a kernel for every image is much
-    to make and little to use, else the one before.
+    all images with all experts. `"auto"` takes the last for few experts and small maps, where a kernel for every image is
+    much to make and little to use, else the one before.
 
     While a net is exported `"auto"` and `"mix_kernels"` unfold: a number of groups cannot depend on the batch.
 
@@ -99,8 +99,10 @@ def condconv2d(
     elif batch == 0:  # no groups to convolve in, nothing to unfold
         computation = "mix_outputs"
     elif computation == "auto":
-        # A single image always has its kernel mixed, so what it costs is what the definition costs.
-        small = batch > 1 and height * width <= 8 * num_experts and groups == 1
+        # Every further expert costs a number of an image's kernel one multiply-add a pixel if outputs are mixed; to make and
+        # use that number costs as long as some hundred of them if kernels are. A single image always has its kernel mixed,
+        # so what it costs is what the definition costs.
+        small = batch > 1 and (num_experts - 1) * height * width <= 100 and groups == 1
         computation = "mix_outputs" if small else "mix_kernels"
     if computation == "mix_outputs":
         # The outputs of a convolution lie group by group, and within a group expert by expert.

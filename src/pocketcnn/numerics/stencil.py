@@ -129,19 +129,18 @@ def advect_diffuse_formed(
     Returns:
         As there.
     Raises:
-        ValueError: as there.
+        ValueError: as there; or `formed` or `uses` do not fit.
     Cost: as there, and 10 multiply-adds a number for each convolution.
     """
     values = form(source, formed, uses, coefficients, rectified)
-    return advect_diffuse(
-        source, *values, initial=initial, num_steps=num_steps, dt=dt, dx=dx, dy=dy, boundary=boundary
-    )
+    return advect_diffuse(source, *values, initial=initial, num_steps=num_steps, dt=dt, dx=dx, dy=dy, boundary=boundary)
 
 
 def form(
     source: Tensor, formed: Tensor, uses: Sequence[int], coefficients: Sequence[Coefficient], rectified: bool
 ) -> list[Coefficient]:
     """u, v, Dx and Dy of `advect_diffuse_formed`."""
+    check_formed(source, formed, uses)
     made = _convolved(source, formed[:, :9])
     values = list(coefficients)
     for place, use in enumerate(uses):
@@ -162,8 +161,11 @@ def depthwise_moments(
         weights: of the convolutions, row by row.
     Returns:
         Means and variances (divided by the count, not by one less), in at least float32.
+    Raises:
+        ValueError: the weights are not nine for each channel of the images.
     Cost: 11 multiply-adds a number for each convolution.
     """
+    check_table(x, weights, 9)
     variance, mean = torch.var_mean(torch.stack(_convolved(x, weights)), dim=(1, 3, 4), correction=0)
     return mean, variance
 
@@ -303,6 +305,22 @@ def check_advect_diffuse(
                 continue
         if name.startswith("diffusivity") and not (lowest := float(torch.as_tensor(value).detach().min())) >= 0:
             raise ValueError(f"{name} must not be negative, got {lowest:.4g}: the problem would be ill-posed")
+
+
+def check_formed(source: Tensor, formed: Tensor, uses: Sequence[int]) -> None:
+    """Raises `ValueError` where coefficients cannot be formed of the source as `advect_diffuse_formed` is told."""
+    check_table(source, formed, 11)
+    if len(uses) != 4 or not all(-1 <= use < len(formed) for use in uses):
+        raise ValueError(f"uses must be four numbers from -1 to {len(formed) - 1}, got {list(uses)}")
+
+
+def check_table(x: Tensor, table: Tensor, rows: int) -> None:
+    """Raises `ValueError` for images and for numbers of depthwise convolutions that do not fit each other."""
+    if x.dim() != 4 or table.dim() != 3 or table.shape[1:] != (rows, x.shape[1]):
+        raise ValueError(
+            f"images [batch, channels, height, width] and numbers [kernels, {rows}, channels] do not fit each other: "
+            f"{list(x.shape)} and {list(table.shape)}"
+        )
 
 
 def check_grid(num_steps: int, dt: float, dx: float, dy: float, boundary: str) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from pocketcnn import __version__, checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
+from pocketcnn._memory import keep_memory
 from pocketcnn._optional import optional_import
 from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
 from pocketcnn.cost.params import device_and_dtype, evaluating
@@ -80,6 +81,7 @@ def fit(
         CannotWrite: the folder is not writable or the disk is full; files written before are intact.
         ValueError: the folder holds a run with another configuration (the fields that differ are named).
     """
+    keep_memory()
     folder = make_folder(Path(folder))
     name = name or folder.name
     check_fit(model, data)

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -158,6 +161,253 @@ def test_velocity_limit_holds_for_any_input():
 def test_reflect_needs_two_pixels():
     with pytest.raises(ValueError, match="'reflect' needs at least 2 pixels along each axis, got 1 x 4"):
         GlobalLayer(2, boundary="reflect")(torch.randn(1, 2, 1, 4))
+
+
+# --- coefficients formed inside the solver ---------------------------------------------------------------------------
+
+INSIDE = [
+    {},
+    {"shared_velocity": True, "diffusivity": "constant"},
+    {"bias": True, "velocity_activation": "none", "boundary": "zero"},
+    {"initial": "residual"},
+    {"diffusivity": "perona_malik", "dt": 0.1, "dy": 0.5},
+    {"equation": "diffusion", "num_steps": 2},
+]
+OUTSIDE = [
+    {"velocity_limit": 0.5},
+    {"source": False},
+    {"kernel_size": 5},
+    {"velocity": "conv", "diffusivity": 0.3},
+    {"velocity": 0.5, "diffusivity": "perona_malik"},
+]
+
+
+def lived_in(channels=4, dtype=torch.float64, **options):
+    """A layer whose norms and biases do something."""
+    net = layer(channels, dtype, **options)
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if name.endswith(("bias", "running_mean")):
+            nn.init.normal_(tensor)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(tensor, 0.5, 2)
+    return net
+
+
+def coefficients_of(net):
+    made = (net.velocity_x, net.velocity_y, net.diffusivity_x, net.diffusivity_y)
+    return [part for part in made if part is not None]
+
+
+def watched(net):
+    """A copy whose convolutions somebody watches run, so that they have to."""
+    other = copy.deepcopy(net)
+    for part in coefficients_of(other):
+        part[0].register_forward_hook(lambda *_: None)
+    return other
+
+
+def by_definition(net, x):
+    options = net.options
+    initial = net.initial(x) if net.initial is not None else x
+    settings = {name: getattr(options, name) for name in ("num_steps", "dt", "dx", "dy", "boundary")}
+    fields = (x if options.source else torch.zeros_like(x), *net.velocities(x), *net.diffusivities(x))
+    return F.relu(net.bn(numerics.advect_diffuse(*fields, initial=initial, previous=x, **settings)))
+
+
+def assert_close(ours, theirs):
+    """Equal to rounding, measured by the largest of all numbers: what a bias before a batch norm gets is sums that cancel."""
+    ours, theirs = ([t.detach() for t in ([given] if torch.is_tensor(given) else given)] for given in (ours, theirs))
+    largest = max(float(t.abs().max()) for t in theirs)
+    precision = {torch.float64: 1e-11, torch.float32: 5e-5}[ours[0].dtype]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=precision * largest)
+
+
+def values_and_gradients(function, x, parameters):
+    image = x.clone().requires_grad_()
+    y = function(image)
+    return [y, *torch.autograd.grad(y, [image, *parameters], torch.ones_like(y).cumsum(-1))]
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("options", INSIDE, ids=str)
+def test_learns_inside_the_solver_as_outside(options, dtype, momentum):
+    net = lived_in(dtype=dtype, **options)
+    for part in coefficients_of(net):
+        part[1].momentum = momentum
+        part[1].reset_running_stats()
+    other = watched(net)
+    for batch in (3, 1, 2):
+        x = torch.randn(batch, 4, 6, 5, dtype=dtype) + 0.5
+        assert net._convolutions(x)
+        assert not other._convolutions(x)
+        assert_close(*(values_and_gradients(each, x, each.parameters()) for each in (net, other)))
+    for (name, ours), theirs in zip(net.named_buffers(), other.buffers(), strict=True):
+        if name.endswith("num_batches_tracked"):
+            assert torch.equal(ours, theirs), name
+            assert ours == 3
+        else:
+            assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("options", INSIDE, ids=str)
+def test_serves_inside_the_solver_as_outside(options, dtype):
+    net = lived_in(dtype=dtype, **options).eval()
+    state = copy.deepcopy(net.state_dict())
+    x = torch.randn(3, 4, 6, 5, dtype=dtype)
+    for image in (x, x.contiguous(memory_format=torch.channels_last)):
+        expected = watched(net)(image)
+        assert_close(net(image), expected)  # gradients may be asked for
+        with torch.no_grad():
+            assert_close(net(image), expected)
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+
+
+def test_frozen_norms_stay_as_they_are():
+    """One in evaluation mode amid others that learn."""
+    net = lived_in()
+    net.velocity_y[1].eval()
+    other, x = watched(net), torch.randn(3, 4, 6, 5, dtype=torch.float64)
+    assert_close(net(x), other(x))
+    for (name, ours), theirs in zip(net.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert net.velocity_y[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [*INSIDE, *OUTSIDE], ids=str)
+def test_equals_the_definition_whatever_makes_the_coefficients(options, training):
+    net, x = lived_in(**options).train(training), torch.randn(3, 4, 6, 5, dtype=torch.float64)
+    assert bool(net._convolutions(x)) == (options in INSIDE)
+    expected = values_and_gradients(lambda image: by_definition(net, image), x, net.parameters())
+    assert_close(values_and_gradients(net, x, net.parameters()), expected)
+    with torch.no_grad():
+        assert_close(net(x), expected[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", INSIDE[:4], ids=str)
+def test_low_precision_learns_and_serves(options, dtype):
+    """Rounded at the start and at the end, computed in float32 in between: closer to the net in float64 than with
+    coefficients that are rounded too."""
+    net = lived_in(dtype=dtype, **options)
+    wide, other = copy.deepcopy(net).double(), watched(net)
+    x = torch.randn(3, 4, 6, 5, dtype=dtype)
+    for _ in range(2):
+        exact = wide(x.double())
+        off, others_off = ((each(x).double() - exact).square().mean().sqrt() for each in (net, other))
+        assert off <= max(1.2 * others_off, 2**-8 * exact.abs().max())
+        net.eval(), wide.eval(), other.eval()
+    y = net.train()(x.requires_grad_())
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == dtype
+    for tensor in (y, x.grad, *(p.grad for p in net.parameters()), *net.buffers()):
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "register"),
+    [
+        ("velocity_x.0", "register_forward_hook"),
+        ("velocity_y.1", "register_forward_pre_hook"),
+        ("diffusivity_x.0", "register_full_backward_hook"),
+        ("diffusivity_y", "register_full_backward_pre_hook"),
+        ("bn", "register_forward_hook"),
+    ],
+)
+def test_whoever_watches_a_part_sees_it_run(name, register):
+    net, x, seen = lived_in(), torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True), []
+    getattr(net.get_submodule(name), register)(lambda *_: seen.append(name))
+    net(x).sum().backward()
+    assert seen == [name]
+    if "backward" not in register:
+        with torch.no_grad():
+            net.eval()(x)
+        assert seen == [name, name]
+
+
+def test_other_norms_run_as_they_are():
+    """Those that others put in the place of batch norms, or derive from them."""
+    net, x = lived_in().eval(), torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    assert not converted._convolutions(x)
+    assert_close(converted(x), net(x))
+    grouped, untracked = copy.deepcopy(net), copy.deepcopy(net)
+    grouped.velocity_x[1] = nn.GroupNorm(2, 4, dtype=torch.float64)
+    untracked.velocity_x[1] = nn.BatchNorm2d(4, track_running_stats=False, dtype=torch.float64)
+    for other in (grouped, untracked):
+        assert not other._convolutions(x)
+        assert_close(other(x), by_definition(other, x))
+
+
+def test_batch_norm_does_not_learn_from_one_number(unchecked_shapes):
+    with pytest.raises(ValueError, match=r"more than one number a channel to learn from, the input is \[1, 4, 1, 1\]"):
+        GlobalLayer(4)(torch.randn(1, 4, 1, 1))
+    assert GlobalLayer(4).eval()(torch.randn(1, 4, 1, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("options", INSIDE, ids=str)
+def test_folded_layers_serve_the_same(options):
+    net, x = lived_in(**options).eval(), torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    folded = pc.fold_norm(net)
+    assert all(type(part[1]) is nn.Identity for part in coefficients_of(folded))
+    assert folded._convolutions(x)
+    assert_close(folded(x), net(x))
+    assert_close(folded(x), watched(folded)(x))
+    with torch.no_grad():
+        assert_close(folded(x), net(x))
+
+
+def test_copies_files_and_names_are_those_of_any_layer():
+    net, x = lived_in(), torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    net(x)
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    made = ("velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y")
+    names = [f"{part}.{name}" for part in made for name in ("0.weight", *(f"1.{name}" for name in norm))]
+    assert list(net.state_dict()) == [*names, *(f"bn.{name}" for name in norm)]
+    for copied in (copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))):
+        other = copied(net)
+        for training in (False, True):
+            assert torch.equal(other.train(training)(x), net.train(training)(x))
+
+
+def test_gradients_reach_a_coefficient_that_is_not_frozen():
+    net = lived_in()
+    net.requires_grad_(False)
+    net.diffusivity_y[0].weight.requires_grad_(True)
+    other, x = watched(net), torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    for each in (net, other):
+        each(x).square().sum().backward()
+    assert_close(net.diffusivity_y[0].weight.grad, other.diffusivity_y[0].weight.grad)
+    assert [name for name, p in net.named_parameters() if p.grad is not None] == ["diffusivity_y.0.weight"]
+
+
+def test_a_layer_keeps_few_maps_for_its_gradient():
+    """The definition keeps what all its steps and convolutions made; the solver keeps its input."""
+
+    class ByDefinition(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return by_definition(self.net, x)
+
+    net = GlobalLayer(16, num_steps=5)
+    ours, theirs = (
+        pc.measure_memory(each, (16, 32, 32), batch=8, training=True)
+        for each in (net, ByDefinition(copy.deepcopy(net)))
+    )
+    assert ours <= 0.35 * theirs
+
+
+def test_counts_are_those_of_convolutions_and_steps():
+    """Four convolutions of 9 multiply-adds a number, 5 steps of 6 and 9 once, on 16 x 8 x 8 numbers."""
+    cost = pc.measure(GlobalLayer(16), (16, 8, 8))
+    numbers = 16 * 8 * 8
+    assert cost.macs_by_operator == {"convolution": 4 * 9 * numbers, "advect_diffuse": (5 * 6 + 9) * numbers}
+    assert cost.depth == 1
 
 
 # --- surgery ---------------------------------------------------------------------------------------------------------

@@ -111,10 +111,12 @@ def advect_diffuse_formed(
     becomes 0. Where there are compiled kernels that has no gradient.
     """
     settings = (num_steps, dt, dx, dy, boundary)
+    if after is not None and after.shape != (2, source.shape[1]):
+        raise ValueError(f"after must be [2, {source.shape[1]}], got {list(after.shape)}")
     if not compiled(source):
         made = stencil.form(source, formed, uses, coefficients, rectified)
         y = advect_diffuse(source, *made, initial=initial, num_steps=num_steps, dt=dt, dx=dx, dy=dy, boundary=boundary)
-        return y if after is None else (y * after[0, :, None, None] + after[1, :, None, None]).relu()
+        return y if after is None else (y * after[0, :, None, None] + after[1, :, None, None]).relu().to(y.dtype)
     check_formed(source, formed, uses)
     given = {name: c for name, c, use in zip(_COEFFICIENTS, coefficients, uses, strict=True) if use < 0}
     check_advect_diffuse(source, given, initial, None, *settings, values=False)

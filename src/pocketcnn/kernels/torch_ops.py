@@ -1,6 +1,6 @@
 """Twins made of ordinary torch operations, faster than the definitions on every device.
 
-`benchmarks/dynamic_conv.py` measures what each earns.
+`pocketcnn bench` measures what each earns.
 """
 
 from typing import Any

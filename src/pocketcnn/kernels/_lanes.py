@@ -19,7 +19,15 @@ from numba.extending import intrinsic, overload, register_model
 
 LANES = 16  # of 32 bits: a cache line, and one register of AVX-512
 
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Has a function compiled when it is first called, without the interpreter's lock, and kept on disk where that can be
+    written."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # numba finds no folder that it may write to
+        return numba.njit(**options)(function)
 
 
 class _Vector(types.Type):

@@ -79,7 +79,9 @@ def fork(typing, kernel, team, parts, first, last, part, arguments):
                 run = builder.inttoptr(found[0], kind.as_pointer())
                 builder.call(run, [body, data, builder.trunc(parts, _INT), ir.Constant(_INT, 0)])
                 with cgutils.if_unlikely(builder, builder.load(failed)):
-                    context.call_conv.return_user_exc(builder, MemoryError, ("Allocation failed (too large for every thread to have one).",))
+                    context.call_conv.return_user_exc(
+                        builder, MemoryError, ("Allocation failed (too large for every thread to have one).",)
+                    )
         return context.get_dummy_value()
 
     return types.void(kernel, team, parts, first, last, part, arguments), generate

@@ -334,7 +334,9 @@ def _is_formed(part: nn.Sequential) -> bool:
     nothing, which nobody watches."""
     conv, norm = part
     depthwise = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3) and conv.groups == conv.in_channels
-    return depthwise and (type(norm) is nn.Identity or _is_plain(norm)) and not any(map(_is_watched, (part, conv, norm)))
+    return (
+        depthwise and (type(norm) is nn.Identity or _is_plain(norm)) and not any(map(_is_watched, (part, conv, norm)))
+    )
 
 
 def _is_plain(norm: nn.Module) -> bool:

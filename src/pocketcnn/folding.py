@@ -24,6 +24,12 @@ from pocketcnn.cost.params import check_input_size, device_and_dtype
 SIZES = (32, 28, 64, 224)  # of the images tried on a net that does not say which it takes
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether something looks at a module when it runs, or runs in its stead; what passes the module by would go unseen."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
 @torch.no_grad()
 def fold_(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Has a convolution do what the batch norm after it does in evaluation mode; the norm becomes an `nn.Identity`.
@@ -180,8 +186,7 @@ class _Watch(TorchDispatchMode):
                 if tensor is not None and self._owners.setdefault(_place(tensor), module) is not module:
                     self.barred |= {module, self._owners[_place(tensor)]}
         for module in _seen(model):
-            # What looks at a module, or runs in its stead, would be lost or see something else.
-            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            if is_watched(module):
                 continue
             if type(module) is nn.Conv2d:
                 module.register_forward_pre_hook(self._enter_conv)

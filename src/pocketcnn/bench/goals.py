@@ -156,10 +156,9 @@ def mixed_depth(settings: Settings) -> Iterator[Goal]:
     gauge.calibrate_([varied_images(1024, size)])
     dense = [materialize(net, entropy=entropy_of(gauge, level)) for level in range(gauge.levels)]
     folded = [*map(fold_norm, (net, *dense))]
-    for count, (words, nets) in itertools.product(
-        settings.puppet_batches, (("", folded), (", norms not folded", [net, *dense]))
-    ):
-        images = varied_images(count, size)
+    batches = [varied_images(count, size) for count in settings.puppet_batches]
+    for images, (words, nets) in itertools.product(batches, (("", folded), (", norms not folded", [net, *dense]))):
+        count = len(images)
         counts = gauge.levels_of(images).bincount(minlength=gauge.levels).tolist()
         names = ["mixed", *map(str, range(gauge.levels))]
         sides = {n: runner(m, images, "inference", Configuration()) for n, m in zip(names, nets, strict=True)}

@@ -17,6 +17,9 @@ from numba import types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
 LANES = 16  # of 32 bits: a cache line, and one register of AVX-512
 
 

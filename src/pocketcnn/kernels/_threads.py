@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 _NUMBERS_A_THREAD = 2**13  # some 20 microseconds of work
 
 
-def share(launch: Callable[..., None], count: int, size: int, *arguments: Any) -> None:
+def share(launch: Callable[..., None], count: int, size: int, *arguments: Any, threads: int | None = None) -> None:
     """Has a compiled kernel work on equal shares of `count` pieces, in as many threads as torch uses.
 
     Args:
@@ -31,8 +31,9 @@ def share(launch: Callable[..., None], count: int, size: int, *arguments: Any) -
         count: of pieces.
         size: numbers in all, by which it is decided whether another thread is worth its while.
         *arguments: for the kernel.
+        threads: at most so many, where the kernel writes to a place for each.
     """
-    parts = max(1, min(torch.get_num_threads(), size // _NUMBERS_A_THREAD, count))
+    parts = max(1, min(threads or torch.get_num_threads(), size // _NUMBERS_A_THREAD, count))
     team = _team()
     if parts == 1 or team.any():
         launch(team, parts, 0, count, 0, *arguments)

@@ -59,8 +59,8 @@ def advect_diffuse(
     after: Tensor | None = None,
 ) -> Tensor:
     """`kernels.advect_diffuse`, of coefficients that are tensors; or, in places where `uses` names a row of `formed`
-    [coefficients, 11, channels], that are formed of the source: see `kernels.advect_diffuse_formed`. `after` [2, channels] scales and shifts the result, which is
-    then cut off below 0; without gradients only."""
+    [coefficients, 11, channels], that are formed of the source: see `kernels.advect_diffuse_formed`. `after` [2, channels]
+    scales and shifts the result, which is then cut off below 0; without gradients only."""
     coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
     given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
     out = given.like_source()
@@ -102,14 +102,14 @@ def _advect_diffuse_backward(
     grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
     share(
         _backward_parts, given.tiles, source.numel(), *given.arguments, *grid, flat_of(given.in_layout(grad)), sums,
-        *map(flat_of, grads),
+        *map(flat_of, grads), threads=len(sums),
     )  # fmt: skip
     arguments = (source, *coefficients, initial, previous)
     summed = [
         _summed(gradient, argument) if want and argument is not None else source.new_empty(0)
         for want, gradient, argument in zip(wanted, grads, arguments, strict=False)
     ]
-    if formed is None:
+    if formed is None or not wanted[7]:
         return [*summed, source.new_empty(0)]
     return [*summed, _gradient_of_formed(torch.from_numpy(sums.sum(0)), given.formed).to(formed.dtype)]
 
@@ -177,13 +177,10 @@ class _Given:
     ) -> None:
         self.dtype = accumulation_dtype(source)
         self.stored = torch.bfloat16 if source.dtype == torch.bfloat16 else self.dtype
-        self.returned = source.dtype
         self.source = _dense(source.detach()).to(self.stored)
         channels_last = not self.source.is_contiguous()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        kinds = {c.dtype for c in coefficients}
-        self.of_coefficients = torch.bfloat16 if kinds == {torch.bfloat16} == {self.stored} else self.dtype
-        tensors = [_dense(c.detach().to(self.of_coefficients)) for c in coefficients]
+        tensors = [_dense(c.detach().to(self.dtype)) for c in coefficients]
         strides = [self.source.stride(), *(_broadcast_strides(t) for t in tensors)]
         self.formed = torch.empty(0, 11, source.shape[1], dtype=self.dtype)
         if formed is not None:
@@ -202,21 +199,26 @@ class _Given:
 
     def like_source(self, coefficient: bool = False) -> Tensor:
         """An array to be filled."""
-        return torch.empty_like(self.source, dtype=self.of_coefficients if coefficient else self.stored)
+        return torch.empty_like(self.source, dtype=self.dtype if coefficient else self.stored)
 
     def nothing(self, coefficient: bool = False) -> Tensor:
         """In the place of a gradient that nobody wants."""
-        return torch.empty(0, dtype=self.of_coefficients if coefficient else self.stored)
+        return torch.empty(0, dtype=self.dtype if coefficient else self.stored)
 
 
 @torch.library.custom_op("pocketcnn::depthwise_moments", mutates_args=(), device_types="cpu")
 def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """`kernels.depthwise_moments`."""
     image, table, grid, tiles = _of_convolutions(x, weights)
-    sums = np.zeros((torch.get_num_threads(), len(weights), 2, x.shape[1]))
-    share(_moments, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums)
-    mean, square = torch.from_numpy(sums.sum(0) / max(1, x.numel() // max(1, x.shape[1]))).unbind(1)
-    return mean.to(table.dtype).contiguous(), (square - mean * mean).clamp_(min=0).to(table.dtype)
+    sums = np.zeros((torch.get_num_threads(), len(weights), 3, x.shape[1]))
+    share(
+        _moments, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, threads=len(sums)
+    )  # fmt: skip
+    count, means, squares = torch.from_numpy(sums).unbind(2)
+    total = count.sum(0).clamp_(min=1)
+    mean = (count * means).sum(0) / total
+    variance = (squares + count * (means - mean).square()).sum(0) / total
+    return mean.to(table.dtype), variance.to(table.dtype)
 
 
 @torch.library.custom_op("pocketcnn::depthwise_moments_backward", mutates_args=(), device_types="cpu")
@@ -231,7 +233,8 @@ def _depthwise_moments_backward(
     table = torch.cat([table, lines], dim=1).contiguous()
     sums = np.zeros((torch.get_num_threads(), len(weights), 10, x.shape[1]))
     out = torch.empty_like(image)
-    share(_moments_back, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, flat_of(out))
+    share(_moments_back, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, flat_of(out),
+          threads=len(sums))  # fmt: skip
     return out.to(x.dtype), torch.from_numpy(sums.sum(0)[:, :_TAPS]).to(weights.dtype).contiguous()
 
 
@@ -411,11 +414,17 @@ def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sum
                 for lane in range(2 * LANES):
                     totals[lane] += row[lane]
             store(row, 0, pivot)
-            count = height * width
+            # Count, mean and squares around the mean, joined with those of the tiles before: nothing large cancels.
+            count = np.float64(height * width)
             for lane in range(_count(tile, grid)):
-                channel, far = (tile * LANES + lane) % channels, np.float64(row[lane])
-                sums[part, kernel, 0, channel] += totals[lane] + count * far
-                sums[part, kernel, 1, channel] += totals[LANES + lane] + far * (2 * totals[lane] + count * far)
+                channel, mean = (tile * LANES + lane) % channels, totals[lane] / count
+                found = sums[part, kernel]
+                all_of_them = found[0, channel] + count
+                distance = np.float64(row[lane]) + mean - found[1, channel]
+                found[2, channel] += totals[LANES + lane] - totals[lane] * mean
+                found[2, channel] += distance * distance * found[0, channel] * count / all_of_them
+                found[1, channel] += distance * count / all_of_them
+                found[0, channel] = all_of_them
 
 
 @compiled

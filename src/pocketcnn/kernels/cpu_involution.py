@@ -12,7 +12,20 @@ import torch
 from torch import Tensor
 
 from pocketcnn.kernels import torch_ops
-from pocketcnn.kernels._lanes import LANES, compiled, flat_of, give, load, number_at, put_number, spread, store, strides_of, take, total
+from pocketcnn.kernels._lanes import (
+    LANES,
+    compiled,
+    flat_of,
+    give,
+    load,
+    number_at,
+    put_number,
+    spread,
+    store,
+    strides_of,
+    take,
+    total,
+)
 from pocketcnn.kernels._threads import fork, share
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 
@@ -63,7 +76,7 @@ class _Given:
     ) -> None:  # fmt: skip
         self.dtype = accumulation_dtype(x)
         self.stored = torch.bfloat16 if x.dtype == kernels.dtype == torch.bfloat16 else self.dtype
-        self.x, self.kernels = (torch_ops.dense(t.detach().to(self.stored)) for t in (x, kernels))
+        self.x, self.kernels = (torch_ops.dense(t.detach()).to(self.stored) for t in (x, kernels))
         batch, channels, height, width = x.shape
         groups, _, out_height, out_width = kernels.shape[1:]
         self.tiles = batch * groups
@@ -73,7 +86,8 @@ class _Given:
         ]  # fmt: skip
         self.arguments: tuple[Any, ...] = (
             np.zeros(1, dtype=np.float64 if self.dtype == torch.float64 else np.float32),
-            np.array(sizes, dtype=np.int64), flat_of(self.x), strides_of(self.x), flat_of(self.kernels), strides_of(self.kernels),
+            np.array(sizes, dtype=np.int64), flat_of(self.x), strides_of(self.x), flat_of(self.kernels),
+            strides_of(self.kernels),
         )  # fmt: skip
 
 

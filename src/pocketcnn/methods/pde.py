@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from pocketcnn import kernels
 from pocketcnn.errors import UnstableStep
-from pocketcnn.folding import fold_
+from pocketcnn.folding import fold_, is_watched
 from pocketcnn.methods._blocks import (
     difference,
     is_block,
@@ -295,18 +296,22 @@ class GlobalLayer(nn.Module):
         options = self.options
         # While a net is exported nothing must be asked about the batch.
         whole = options.source and options.velocity_limit is None and kernels.compiled(x) and len(x)
-        return parts if whole and all(map(_is_formed, parts)) else []
+        if not whole or _has_any_global_hook() or not all(map(_is_formed, parts)):
+            return []
+        alike = all(part[0].weight.dtype == x.dtype for part in parts)
+        return parts if alike or torch.is_autocast_enabled(x.device.type) else []
 
     def fold_norm_(self) -> None:
         """Folds the batch norms of coefficients and residual blocks into their convolutions; the last one follows the
         solver."""
-        for part in (self.velocity_x, self.velocity_y, self.diffusivity_x, self.diffusivity_y):
-            if part is not None and type(part[0]) is nn.Conv2d and type(part[1]) is nn.BatchNorm2d:
-                fold_(*part)
+        made = (self.velocity_x, self.velocity_y, self.diffusivity_x, self.diffusivity_y)
+        pairs = [(part[0], part[1]) for part in made if type(part) is nn.Sequential and len(part) == 2]
         for block in self.modules():
-            if isinstance(block, ResidualBlock) and type(block.bn1) is nn.BatchNorm2d:
-                fold_(block.conv1, block.bn1)
-                fold_(block.conv2, block.bn2)
+            if isinstance(block, ResidualBlock):
+                pairs += [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        for conv, norm in pairs:
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and not (is_watched(conv) or is_watched(norm)):
+                fold_(conv, norm)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         parts, num_steps = self._convolutions(x), self.options.num_steps
@@ -329,24 +334,21 @@ class GlobalLayer(nn.Module):
         return ", ".join([str(self.channels), *(f"{n}={shown[n]}" for n in shown if n in always or n in changed)])
 
 
-def _is_formed(part: nn.Sequential) -> bool:
-    """Whether a convolution and what follows it are what `formed_by` reads: a depthwise one of 3x3, and a batch norm or
-    nothing, which nobody watches."""
-    conv, norm = part
-    depthwise = type(conv) is nn.Conv2d and conv.kernel_size == (3, 3) and conv.groups == conv.in_channels
-    return (
-        depthwise and (type(norm) is nn.Identity or _is_plain(norm)) and not any(map(_is_watched, (part, conv, norm)))
-    )
+def _is_formed(part: nn.Module) -> bool:
+    """Whether a convolution and what follows it are what `formed_by` reads: a depthwise one of 3x3 that keeps the image's size
+    with zeros around it, and a batch norm or nothing; and nobody watches them."""
+    if type(part) is not nn.Sequential or len(part) != 2 or type(part[0]) is not nn.Conv2d:
+        return False
+    conv, norm = part[0], part[1]
+    ones = (conv.padding, conv.stride, conv.dilation)
+    depthwise = conv.kernel_size == (3, 3) and conv.groups == conv.in_channels == conv.out_channels
+    plain = depthwise and ones == ((1, 1),) * 3 and conv.padding_mode == "zeros"
+    return plain and (type(norm) is nn.Identity or _is_plain(norm)) and not any(map(is_watched, (part, conv, norm)))
 
 
 def _is_plain(norm: nn.Module) -> bool:
-    """Whether a batch norm has running statistics, and nobody watches it."""
-    return type(norm) is nn.BatchNorm2d and norm.running_mean is not None and not _is_watched(norm)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    """Whether a batch norm keeps running statistics, and nobody watches it."""
+    return type(norm) is nn.BatchNorm2d and norm.track_running_stats and not is_watched(norm)
 
 
 def formed_by(

@@ -168,6 +168,11 @@ def check_involution(
     """`(batch, channels, groups, output size)` of an involution whose shapes fit together, else `ValueError`."""
     batch, channels, *size = x.shape
     groups = kernels.shape[1]
+    if min(*pair(kernel_size), *pair(stride), *pair(dilation)) < 1 or min(pair(padding)) < 0:
+        raise ValueError(
+            f"kernel_size, stride and dilation must be at least 1 and padding 0 or more, got {kernel_size}, {stride}, "
+            f"{dilation} and {padding}"
+        )
     if channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups; {divisors_of(channels)} would fit")
     out = output_size((size[0], size[1]), kernel_size, stride, padding, dilation)

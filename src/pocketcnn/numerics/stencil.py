@@ -316,9 +316,10 @@ def check_formed(source: Tensor, formed: Tensor, uses: Sequence[int]) -> None:
 
 def check_table(x: Tensor, table: Tensor, rows: int) -> None:
     """Raises `ValueError` for images and for numbers of depthwise convolutions that do not fit each other."""
-    if x.dim() != 4 or table.dim() != 3 or table.shape[1:] != (rows, x.shape[1]):
+    if x.dim() != 4 or min(x.shape[2:]) < 1 or table.dim() != 3 or table.shape[1:] != (rows, x.shape[1]):
         raise ValueError(
-            f"images [batch, channels, height, width] and numbers [kernels, {rows}, channels] do not fit each other: "
+            f"images [batch, channels, height, width] and numbers [kernels, {rows}, channels] do not fit each other, or there "
+            f"are no pixels: "
             f"{list(x.shape)} and {list(table.shape)}"
         )
 

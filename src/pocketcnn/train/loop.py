@@ -57,7 +57,8 @@ def fit(
 
     The folder gets `config.json`, `environment.json`, `metrics.csv` (a row an epoch), `last.ckpt`, and at the end
     `model.safetensors` and `result.json`. Called again on the same folder with the same arguments it returns the result
-    that is there, or goes on after the last whole epoch.
+    that is there, or goes on after the last whole epoch. On Linux the process keeps freed memory from then on, unless
+    `MALLOC_` variables in the environment say otherwise: that makes steps on the CPU faster.
 
     Args:
         model: any net for the images and classes of the data; it is trained in place.

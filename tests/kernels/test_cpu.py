@@ -245,6 +245,17 @@ def test_moments_far_from_zero_keep_their_digits():
     torch.testing.assert_close(variance.double(), x.var((0, 2, 3), correction=0), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
+def test_moments_far_from_zero_are_those_of_the_definition(offset):
+    """In float64 what is lost is the rounding of the numbers themselves: 2e-16 of the offset for each."""
+    x = torch.randn(4, 3, 9, 8, dtype=torch.float64)
+    weights = torch.zeros(1, 9, 3, dtype=torch.float64)
+    weights[:, 4] = 1
+    _, variance = kernels.depthwise_moments(x + offset, weights)
+    expected = ((x + offset) - offset).var((0, 2, 3), correction=0)[None]
+    torch.testing.assert_close(variance, expected, rtol=1e-14 * offset + 1e-13, atol=0)
+
+
 def test_what_is_not_a_number_stays_visible():
     """A weight that training has lost makes coefficients that are lost, though they are cut off below 0."""
     formed = torch.randn(1, 11, 3)
@@ -318,6 +329,8 @@ def test_what_does_not_fit_is_named(functions, unchecked_shapes):
         functions.advect_diffuse_formed(x, formed, [0, 1, 1, -1], (0.1, 0.1, 0.1, torch.rand(4)))
     with pytest.raises(ValueError, match="diffusivity_x must not be negative"):
         functions.advect_diffuse_formed(x, formed, [0, 1, -1, 1], (0.1, 0.1, -0.1, 0.1))
+    with pytest.raises(ValueError, match="there are no pixels"):
+        functions.depthwise_moments(x[:, :, :0], torch.randn(2, 9, 3))
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

@@ -105,6 +105,22 @@ def test_is_a_proper_operator(dtype, layout):
     torch.library.opcheck(torch_ops.involution2d_operator, (x, weight, 3, 3, [1, 1], [1, 1], [1, 1]), test_utils=TESTS)
 
 
+@pytest.mark.parametrize(("dtypes"), [(torch.float16, torch.float16), (torch.bfloat16, torch.float32)])
+def test_is_a_proper_operator_of_other_numbers_with_gaps(dtypes):
+    x, weight = inputs(GEOMETRY, 2, 2, 5, (4, 5), torch.float32, ("every other", "contiguous"))
+    strided = torch.empty(2, 4, 10, 10).permute(0, 3, 1, 2)[..., ::2].copy_(x.detach()).to(dtypes[0])
+    arguments = (strided.requires_grad_(), weight.detach().to(dtypes[1]).requires_grad_(), 3, 3, [1, 1], [1, 1], [1, 1])
+    torch.library.opcheck(torch_ops.involution2d_operator, arguments, test_utils=TESTS[2:3])
+
+
+@pytest.mark.parametrize("wrong", [dict(padding=-30), dict(padding=1, stride=0), dict(padding=1, dilation=0)])
+def test_geometry_that_cannot_be_is_refused(wrong):
+    """What is compiled trusts its arguments: it would write where nothing is its own."""
+    for compute in (kernels.involution2d, numerics.involution2d):
+        with pytest.raises(ValueError, match="at least 1 and padding 0 or more"):
+            compute(torch.randn(1, 16, 64, 64), torch.randn(1, 1, 9, 2, 2), kernel_size=3, **wrong)
+
+
 def test_gradcheck():
     geometry = dict(kernel_size=(3, 1), stride=(2, 1), padding=(1, 0), dilation=1)
     x, weight = inputs(geometry, 1, 2, 4, (5, 3), torch.float64)

@@ -661,3 +661,44 @@ def test_exports_for_any_batch_and_size(options, unchecked_shapes):
     exported = torch.export.export(net, (torch.randn(2, 4, 8, 9),), dynamic_shapes={"x": sizes}).module()
     x = torch.randn(5, 4, 11, 6)
     torch.testing.assert_close(exported(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["circular", "patched", "not tracking", "a third part"])
+def test_parts_that_are_not_what_the_kernels_take_over_run_themselves(change):
+    torch.manual_seed(0)
+    layer = GlobalLayer(4, dtype=torch.float64)
+    calls = []
+    for part in (layer.velocity_x, layer.velocity_y, layer.diffusivity_x, layer.diffusivity_y):
+        if change == "circular":
+            part[0].padding_mode = "circular"
+            part[0]._reversed_padding_repeated_twice = [1, 1, 1, 1]
+        elif change == "patched":
+            inner = part[0].forward
+            part[0].forward = lambda x, inner=inner: calls.append(1) or inner(x)
+        elif change == "not tracking":
+            part[1].track_running_stats = False
+        else:
+            part.append(nn.Identity())
+    watched = copy.deepcopy(layer)
+    for module in watched.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *_: None)
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), watched(x), rtol=1e-12, atol=1e-12)
+    assert change != "patched" or calls
+    for ours, theirs in zip(layer.buffers(), watched.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_folding_leaves_parts_with_hooks_alone():
+    layer = GlobalLayer(4).eval()
+    layer.velocity_x[1].register_forward_hook(lambda *_: None)
+    folded = pc.fold_norm(nn.Sequential(nn.Conv2d(3, 4, 1), layer))
+    assert type(folded[1].velocity_x[1]) is nn.BatchNorm2d
+    assert type(folded[1].velocity_y[1]) is nn.Identity
+
+
+def test_numbers_of_another_kind_are_refused_in_every_mode():
+    layer = GlobalLayer(4).eval()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype|type"):
+        layer(torch.randn(1, 4, 5, 5, dtype=torch.float64))

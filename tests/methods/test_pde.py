@@ -700,5 +700,5 @@ def test_folding_leaves_parts_with_hooks_alone():
 
 def test_numbers_of_another_kind_are_refused_in_every_mode():
     layer = GlobalLayer(4).eval()
-    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype|type"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"dtype|type"):
         layer(torch.randn(1, 4, 5, 5, dtype=torch.float64))

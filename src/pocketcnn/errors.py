@@ -39,6 +39,18 @@ class UnknownModel(AbstractUnknownName):
     kind = "model"
 
 
+class UnknownPretrained(AbstractUnknownName):
+    """The package holds no trained net of that name for that data set."""
+
+    kind = "trained net"
+
+
+class UnknownTable(AbstractUnknownName):
+    """No published table of that name can be reproduced."""
+
+    kind = "table"
+
+
 class UnknownData(AbstractUnknownName):
     """No built-in data set of that name, no folder, and no hub data set that could be reached."""
 
@@ -81,6 +93,10 @@ class BrokenFile(PocketError):
     """A file that should be a model, a checkpoint or a record is damaged or cut short."""
 
 
+class TamperedFile(BrokenFile):
+    """A file is not the one its card describes: its hash differs."""
+
+
 class NewerFormat(PocketError):
     """A file was written by a newer version of this package."""
 
@@ -111,6 +127,18 @@ class Interrupted(PocketError):
     """The user stopped a run; the last checkpoint is kept."""
 
     exit_code = 130
+
+
+class Preempted(PocketError):
+    """The machine asked a run to leave (SIGTERM); it is saved and the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class WorkerDied(PocketError):
+    """A process that reads data died; the message names what it was reading."""
+
+    exit_code = 1
 
 
 class BadUsage(PocketError):

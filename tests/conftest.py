@@ -17,6 +17,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code says now")
+    parser.addoption("--kills", type=int, default=3, help="how often the test of resuming kills its run")
 
 
 def pytest_configure(config):
@@ -71,3 +72,18 @@ def digits():
     from pocketcnn.data import load
 
     return load("digits")
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    """96 training, 40 validation and 50 test images of the digits."""
+    import dataclasses
+
+    from pocketcnn.data import Images
+
+    def first(split: Images, count: int) -> Images:
+        return Images(split.images[:count], split.labels[:count])
+
+    return dataclasses.replace(
+        digits, train=first(digits.train, 96), validation=first(digits.validation, 40), test=first(digits.test, 50)
+    )

@@ -27,6 +27,8 @@ ARROWS = {
     "report": {"methods"},
     "bench": {"cost", "data", "kernels", "methods", "models", "numerics", "recipes", "surgery", "train"},
     "pictures": {"cost", "methods", "numerics"},
+    "reproduce": {"compare", "cost", "data", "methods", "pictures", "recipes", "report", "train"},
+    "zoo": {"checkpoint", "cost", "data", "recipes", "storage", "train"},
     "cli": {
         "bench",
         "checkpoint",
@@ -37,8 +39,10 @@ ARROWS = {
         "recipes",
         "pictures",
         "report",
+        "reproduce",
         "storage",
         "train",
+        "zoo",
     },
 }
 OPEN = {"errors", "_optional", "_files", "_memory", "_plots"}
@@ -50,6 +54,7 @@ OPTIONAL = {
     "data": {"PIL"},
     "report": {"matplotlib", "jinja2"},
     "cli": {"tyro", "rich"},
+    "zoo": {"tyro"},
 }
 
 

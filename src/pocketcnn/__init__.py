@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "pocketcnn.recipes": ("create_model", "list_models"),
+    "pocketcnn.recipes": ("list_models",),
+    "pocketcnn.zoo": ("create_model",),
     "pocketcnn.surgery": ("plan", "condense", "materialize", "fold_norm", "Plan"),
     "pocketcnn.checkpoint": ("save", "load"),
     "pocketcnn.cost": (
@@ -30,7 +31,7 @@ _HOMES = {
     "pocketcnn.methods": ("METHODS",),
 }
 _SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "methods", "models", "numerics", "recipes", "report",
-               "storage", "surgery", "train")  # fmt: skip
+               "storage", "surgery", "train", "zoo")  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [*_HOME_OF, "__version__"]
@@ -46,13 +47,13 @@ if TYPE_CHECKING:
     from pocketcnn.cost import measure_latency as measure_latency
     from pocketcnn.cost import measure_memory as measure_memory
     from pocketcnn.methods import METHODS as METHODS
-    from pocketcnn.recipes import create_model as create_model
     from pocketcnn.recipes import list_models as list_models
     from pocketcnn.surgery import Plan as Plan
     from pocketcnn.surgery import condense as condense
     from pocketcnn.surgery import fold_norm as fold_norm
     from pocketcnn.surgery import materialize as materialize
     from pocketcnn.surgery import plan as plan
+    from pocketcnn.zoo import create_model as create_model
 
 
 def __getattr__(name: str) -> Any:

@@ -26,8 +26,13 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, *, keep: Path | None = None) -> None:
     """Writes a file by a temporary one beside it: written, flushed to disk, then renamed over the old.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        keep: the name that the old file gets, in the same folder; it goes by default.
 
     Raises:
         CannotWrite: the disk is full or the place is not writable; the old file is as it was.
@@ -39,6 +44,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -47,6 +54,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             f"{path}: writing {len(data):,} bytes failed ({error.strerror or error}); {kept}; "
             "free some space or give another path"
         ) from error
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what writers that were killed have left in a folder; only for a folder with no writer at work."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

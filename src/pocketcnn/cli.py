@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pocketcnn import __version__
-from pocketcnn.errors import BadUsage, MissingPassphrase, NonFiniteLoss, PocketError, UnknownModel
+from pocketcnn.errors import (
+    BadImage,
+    BadUsage,
+    MissingPassphrase,
+    NonFiniteLoss,
+    PocketError,
+    UnknownModel,
+    UnknownPretrained,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -360,19 +368,138 @@ def pack(words: Sequence[str]) -> None:
     print(f"{given.output}: {size:,} bytes")
 
 
+# --- classify, evaluate ----------------------------------------------------------------------------------------------
+
+
+def classify(words: Sequence[str]) -> None:
+    """Say what image files show, by a trained net: the likeliest classes of each, with their probabilities."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Classify:
+        images: Positional[tuple[Path, ...]]
+        """Image files; those of another size or mode than the net's are converted."""
+        model: str | None = None
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), the file of one, or the folder
+        of a run; the package's most accurate one for cifar10 by default."""
+        top: int = 3
+        """How many classes of each image."""
+
+    given = _parse(Classify, words, "classify")
+    if not given.images:
+        raise BadUsage("give at least one image file")
+    if given.top < 1:
+        raise BadUsage(f"--top must be at least 1, not {given.top}")
+    import torch
+
+    from pocketcnn import zoo
+    from pocketcnn.cost.params import device_and_dtype
+
+    if given.model is None:
+        best = max(zoo.cards(data="cifar10"), key=lambda card: card.test_accuracy, default=None)
+        if best is None:
+            raise BadUsage("the package holds no net that was trained on cifar10; give one with --model")
+        title, path = best.title, zoo.path_of(best)
+    else:
+        title, path = given.model, _model_path(given.model)
+    notes, net = _trained_notes(title, path), _load(path)
+    fitted = [_fitted_image(image, notes["input_size"]) for image in given.images]
+    x = _normalised(torch.stack([pixels for pixels, _ in fitted]), notes).to(device_and_dtype(net)[1])
+    with torch.no_grad():
+        logits = torch.cat([net(batch) for batch in x.split(256)])
+    classes = notes["classes"]
+    shares, chosen = logits.float().softmax(dim=1)[:, : len(classes)].topk(min(given.top, len(classes)), dim=1)
+    for _, converted in fitted:
+        if converted:
+            print(converted, file=sys.stderr)
+    print(f"{title}: trained on {notes['data']}, images {_size(notes['input_size'])}, {len(classes)} classes")
+    cells = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))]
+    for image, row, indices in zip(given.images, shares.tolist(), chosen.tolist(), strict=True):
+        found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))
+        cells.append((str(image), *found))
+    print(_columns(cells))
+
+
+def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
+    """An image as a net takes it, and in words how it was converted, if it was."""
+    from pocketcnn._optional import optional_import
+    from pocketcnn.data import read_image
+
+    channels, height, width = input_size
+    pixels = read_image(path, image_size=height if height == width else None, channels=channels)
+    with optional_import("PIL.Image", extra="train", purpose="decoding images").open(path) as image:
+        had = f"{image.width}x{image.height} {'grey' if image.mode == 'L' else image.mode}"
+    wanted = f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+    if list(pixels.shape) != list(input_size):
+        raise BadImage(
+            f"{path}: {had}, the net takes {wanted}, and only squares are made of other sizes; resize it first"
+        )
+    return pixels, "" if had == wanted else f"{path}: {had} converted to {wanted}"
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """Measure a trained net on the test images of a data set: accuracy and loss."""
+
+    @dataclass
+    class Evaluate:
+        model: str
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), the file of one, or the folder
+        of a run."""
+        data: str | None = None
+        """Built-in name, hub id, folder of parquet files or of class folders; what the net was trained on by default."""
+        image_size: int | None = None
+        """Bring all images to this side in pixels."""
+        channels: Literal[1, 3] | None = None
+        """Convert all images to grey (1) or RGB (3)."""
+        skip_bad_images: bool = False
+        """Leave out and count images that cannot be decoded, instead of stopping at the first."""
+
+    given = _parse(Evaluate, words, "evaluate")
+    from pocketcnn.data import load
+    from pocketcnn.train import evaluate
+
+    path = _model_path(given.model)
+    notes, net = _trained_notes(given.model, path), _load(path)
+    data = load(
+        given.data or notes["data"],
+        image_size=given.image_size,
+        channels=given.channels,
+        skip_bad_images=given.skip_bad_images,
+    )
+    if list(data.input_size) != notes["input_size"]:
+        raise BadUsage(
+            f"{data.name}: images are {_size(data.input_size)}, the net was trained on {_size(notes['input_size'])} "
+            "(channels x height x width); --image-size and --channels convert them"
+        )
+    if list(data.classes) != notes["classes"]:
+        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes['classes'][:3])}, ..."
+        print(f"{data.name}: its classes are {names}; they are compared by number", file=sys.stderr)
+    # The net must see images as it did in training, whatever their own moments are.
+    data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    found = evaluate(net, data)
+    print(f"{given.model}: {path.stat().st_size:,} bytes, on {len(data.test):,} test images of {data.name}")
+    print(f"test accuracy {100 * found['test_accuracy']:.2f} %")
+    print(f"test loss {found['test_loss']:.4f}")
+
+
 # --- models, data, report --------------------------------------------------------------------------------------------
 
 
 def models(words: Sequence[str]) -> None:
-    """List the plain nets and the papers' nets, with their numbers."""
+    """List the plain nets and the papers' nets, with their numbers; or the trained nets that the package holds."""
     from tyro.conf import Positional
 
     @dataclass
     class Models:
         pattern: Positional[str] = "*"
         """Shell pattern: "*ring*"."""
+        pretrained: bool = False
+        """List the trained nets of the package, with the test accuracy of each file."""
 
     given = _parse(Models, words, "models")
+    if given.pretrained:
+        print(_pretrained(given.pattern))
+        return
     import torch
 
     from pocketcnn.cost import count_params
@@ -390,6 +517,24 @@ def models(words: Sequence[str]) -> None:
         steps = " + ".join(_call(method, options) for method, options in recipe.steps) if recipe else ""
         made = f"{recipe.base} + {steps} ({recipe.source})" if recipe else "plain"
         print(f"{name:<{width}}{trainable:>12,}{total:>12,}  {made}")
+
+
+def _pretrained(pattern: str) -> str:
+    """A table of the trained nets of the package."""
+    from pocketcnn import zoo
+
+    found = zoo.cards(pattern)
+    if not found:
+        raise UnknownPretrained(pattern, [card.title for card in zoo.cards()])
+    cells = [("data/name", "accuracy", "bytes", "storage", "trainable", "seed", "epochs")]
+    for card in found:
+        accuracy, size, trainable = (
+            f"{100 * card.test_accuracy:.2f}%",
+            f"{card.size_bytes:,}",
+            f"{card.trainable_params:,}",
+        )
+        cells.append((card.title, accuracy, size, card.storage, trainable, f"{card.seed}", f"{card.epochs}"))
+    return _columns(cells)
 
 
 def data(words: Sequence[str]) -> None:
@@ -433,6 +578,47 @@ def report(words: Sequence[str]) -> None:
 
     _print_table(summarize(read_results(given.folder), read_speeds(given.folder)))
     print(f"report: {write_report(given.folder)}")
+
+
+def reproduce(words: Sequence[str]) -> int:
+    """Set published figures beside ours, with a verdict: reads the records, runs what is missing, writes docs/results.md."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Reproduce:
+        table: Positional[str]
+        """report_table1, report_table2, compare_table, ring_curve, puppet, or all."""
+        budget: str = "0"
+        """Minutes for runs, or full for all that are missing; 0 only reads the records and writes the page."""
+        seeds: int = 1
+        """Runs of each row."""
+        recipe: Literal["table", "quick"] = "table"
+        """Run rows by the recipe of the table, or by the quick one, which serves to compare them with each other."""
+        rates: bool = False
+        """First measure how fast each net trains on this machine, to say how long a run takes."""
+        data_folder: Path | None = None
+        """Folder with the folders cifar10 and mnist; from the hub by default."""
+        results: Path = Path("results")
+        """Folder of the records; runs go to reproduce in it."""
+        docs: Path = Path("docs/results.md")
+        """The page to write; figures go beside it."""
+
+    given = _parse(Reproduce, words, "reproduce")
+    if given.budget != "full" and not given.budget.isdecimal():
+        raise BadUsage(f"budget is a whole number of minutes, or full, not {given.budget!r}")
+    from pocketcnn.reproduce import reproduce as run
+
+    minutes = float("inf") if given.budget == "full" else int(given.budget)
+    found = run(
+        given.table, minutes=minutes, seeds=given.seeds, recipe=given.recipe, rates=given.rates,
+        data_folder=given.data_folder, results=given.results, docs=given.docs, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    for name, cells in found.cells.items():
+        print("\n".join([name, _columns(cells), *found.sentences[name], ""]))
+    for failure in found.failures:
+        print(f"diverged: {failure}", file=sys.stderr)
+    print(f"page: {given.docs}")
+    return _FAILED if found.failures else _DONE
 
 
 def picture(words: Sequence[str]) -> None:
@@ -610,7 +796,23 @@ def _test_images(name: str | None, notes: dict[str, Any], most: int) -> tuple[An
 
 VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     verb.__name__: verb
-    for verb in (compare, train, measure, bench, condense, plan, pack, models, data, report, picture, similarity)
+    for verb in (
+        compare,
+        train,
+        evaluate,
+        classify,
+        measure,
+        bench,
+        condense,
+        plan,
+        pack,
+        models,
+        data,
+        report,
+        reproduce,
+        picture,
+        similarity,
+    )
 }
 
 
@@ -837,33 +1039,61 @@ def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[
     """A net by name or from a file, and the notes in the file."""
     from pocketcnn import checkpoint, recipes
 
-    if Path(name).is_file():
+    if Path(name).is_file() or name.endswith(".safetensors") or ("/" in name and not Path(name).is_dir()):
+        path = _model_path(name)
         if options := _model_options(given):
             raise BadUsage(f"{name}: a model file is what it is; leave out {', '.join(options)}")
-        return _load(Path(name)), checkpoint.read_header(name)["notes"]
-    if name.endswith(".safetensors"):
-        raise FileNotFoundError(f"{name}: no such model file")
+        return _load(path), checkpoint.read_header(path)["notes"]
     name, options = recipes.parse_options(name)
     net = recipes.create_model(name, **{**_model_options(given), **options})
     return net, {"input_size": net.input_size} if hasattr(net, "input_size") else {}
 
 
+def _model_path(name: str | Path) -> Path:
+    """The model file that is meant: a file, the first one in the folder of a run, or DATA/NAME of the package's nets."""
+    path = Path(name)
+    if path.is_dir():
+        if found := sorted(path.glob("*.safetensors")):
+            return found[0]
+        raise FileNotFoundError(f"{path}: no model file (*.safetensors) in this folder")
+    if path.is_file():
+        return path
+    data, _, own = path.as_posix().partition("/")
+    if own and "/" not in own and path.suffix != ".safetensors":
+        from pocketcnn import zoo
+
+        try:
+            return zoo.path_of(zoo.find(own, data))
+        except UnknownPretrained:
+            if not path.parent.is_dir():  # else a file was meant
+                raise
+    raise FileNotFoundError(f"{path}: no such model file")
+
+
+def _trained_notes(title: str, path: Path) -> dict[str, Any]:
+    """What the file of a trained net says about its images and classes."""
+    from pocketcnn import checkpoint
+
+    notes = checkpoint.read_header(path)["notes"]
+    if not {"data", "classes", "input_size", "mean", "std"} <= notes.keys():
+        raise BadUsage(f"{title}: not a trained net's file: it does not say what its images and classes are")
+    return notes
+
+
 def _model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
-    """Model files by a short title; a folder stands for the file that a run left in it, or its first one."""
+    """Model files by a short title, see `_model_path`."""
     if not paths:
         raise BadUsage("give at least one model file or folder of a run")
     if titles and len(titles) != len(paths):
         raise BadUsage(f"{len(titles)} titles for {len(paths)} nets")
     files = {}
     for number, path in enumerate(paths):
-        found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not found:
-            raise FileNotFoundError(f"{path}: no model file (*.safetensors) in this folder")
+        file = _model_path(path)
         names = [path.name] if path.is_dir() else [path.parent.name, path.stem]
         title = titles[number] if titles else " ".join(n for n in names if n not in ("", "model"))
         if title in files:
             raise BadUsage(f"two nets are called {title!r}; --titles gives them names")
-        files[title] = found[0]
+        files[title] = file
     return files
 
 
@@ -945,6 +1175,10 @@ def _columns(cells: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
     return "\n".join("  ".join(line) for line in lines)
+
+
+def _size(input_size: Sequence[int]) -> str:
+    return "x".join(map(str, input_size))
 
 
 def _number(value: Any) -> str:

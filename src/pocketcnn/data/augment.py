@@ -41,24 +41,27 @@ def default_augmentation(family: str, size: int) -> Augmentation:
     return Augmentation(crop=max(1, size // 8), flip=True)
 
 
-def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Augments a batch.
+def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, part: int = 0, parts: int = 1) -> Tensor:
+    """Augments a batch, or one of the equal parts that several devices share it out in.
 
     Args:
         images: [batch, channels, height, width], any dtype, on any device.
         how: what is done.
         generator: on the CPU, so that a seed means the same on every device.
+        part: which part of the batch these images are, from 0.
+        parts: how many; the draws are those of the whole batch, so that sharing it out changes nothing.
     Returns:
         A new batch of the same shape; the same one where there is nothing to do.
     Cost: one gather for the crop, one for the flip.
     """
     batch, _, height, width = images.shape
     device = images.device
+    whole, own = parts * batch, slice(part * batch, (part + 1) * batch)
     if how.crop or how.flip:
-        shift = torch.randint(0, 2 * how.crop + 1, (2, batch, 1), generator=generator)
-        mirrored = (
-            torch.rand(batch, 1, generator=generator) < 0.5 if how.flip else torch.zeros(batch, 1, dtype=torch.bool)
-        )
+        shift = torch.randint(0, 2 * how.crop + 1, (2, whole, 1), generator=generator)[:, own]
+        mirrored = torch.zeros(batch, 1, dtype=torch.bool)
+        if how.flip:
+            mirrored = torch.rand(whole, 1, generator=generator)[own] < 0.5
         rows = shift[0] + torch.arange(height)
         columns = torch.where(mirrored, torch.arange(width - 1, -1, -1), torch.arange(width)) + shift[1]
         padded = F.pad(images, (how.crop,) * 4)
@@ -66,7 +69,7 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Te
         # Advanced indices around a slice move to the front: [batch, height, width, channels], which is channels-last.
         images = padded[image, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]].permute(0, 3, 1, 2)
     if how.cutout:
-        centre = torch.rand(2, batch, 1, generator=generator) * torch.tensor([height, width])[:, None, None]
+        centre = torch.rand(2, whole, 1, generator=generator)[:, own] * torch.tensor([height, width])[:, None, None]
         inside = [
             (torch.arange(length) + 0.5 - c).abs() < how.cutout / 2
             for length, c in zip((height, width), centre, strict=True)
@@ -74,3 +77,16 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Te
         hole = (inside[0][:, :, None] & inside[1][:, None, :]).to(device)
         images = images.masked_fill(hole[:, None], 0)
     return images
+
+
+def shrink(images: Tensor, share: float) -> Tensor:
+    """Images of a smaller side, each pixel the mean of what it covers.
+
+    Args:
+        images: [batch, channels, height, width], any dtype.
+        share: of the sides that is left, in (0, 1].
+    Returns:
+        float32, of the same values.
+    """
+    size = [max(1, round(share * side)) for side in images.shape[2:]]
+    return F.interpolate(images.float(), size, mode="bilinear", antialias=True)

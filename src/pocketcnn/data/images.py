@@ -4,9 +4,12 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -41,29 +44,65 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch in one gather; torch's DataLoader calls this where it exists."""
-        chosen = torch.as_tensor(indices)
-        return self.images[chosen], self.labels[chosen]
+    def steps(self, batch_size: int, world: int = 1) -> int:
+        """Training steps of an epoch on `world` devices: what does not fill a batch on all of them is left out."""
+        return max(1, len(self) // (batch_size * world))
+
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch of training, for one of `world` devices, from step `start` on.
+
+        Together the devices see the batches that one device would see with `world` times the batch size.
+
+        Args:
+            batch_size: images per step and device; less where the devices' shares are smaller.
+            seed: of the order.
+            epoch: which has an order of its own.
+            start: steps that are left out.
+            rank: which device this is.
+            world: how many there are.
+        """
+        order = torch.randperm(len(self), generator=generator_of(seed, epoch))
+        batch = min(batch_size, len(self) // world)
+        for step in range(start, self.steps(batch_size, world)):
+            first = (step * world + rank) * batch
+            chosen = order[first : first + batch]
+            yield self.images[chosen], self.labels[chosen]
+
+    def in_order(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images from first to last in batches, each on one of `world` devices."""
+        own = torch.arange(rank, len(self), world)
+        for chosen in own.split(batch_size):
+            yield self.images[chosen], self.labels[chosen]
+
+    def sample(self, count: int) -> "Images":
+        """About `count` images, evenly from first to last."""
+        every = max(1, len(self) // count)
+        return Images(self.images[::every], self.labels[::every])
 
 
 @dataclass(frozen=True)
 class DataSet:
     """A data set ready for training: three splits, the classes' names, and what normalises the images.
 
-    `mean` and `std` are per channel, of training images scaled to [0, 1]. `augmentation` suits the images. `test` is
-    for the very end of a training; choices are made on `validation`. `skipped` counts images that could not be decoded.
-    `fingerprint` changes when the source or the way it is read does.
+    A split is `Images` in memory, or a `Stream` that is decoded while it is read. `mean` and `std` are per channel, of
+    training images scaled to [0, 1]. `augmentation` suits the images. `test` is for the very end of a training; choices
+    are made on `validation`. `skipped` counts images that could not be decoded. `fingerprint` changes when the images, the
+    labels or the splits do.
     """
 
     name: str
     classes: tuple[str, ...]
-    train: Images
-    validation: Images
-    test: Images
+    train: Any
+    validation: Any
+    test: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
@@ -73,8 +112,7 @@ class DataSet:
     @property
     def input_size(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.image_shape
 
 
 def load(
@@ -119,9 +157,9 @@ def load(
     reading = Reading(image_size, channels, skip_bad_images)
     family = name if name in BUILT_IN else Path(name).resolve().name if Path(name).exists() else name.split("/")[-1]
     if name == "digits":
-        stored, fingerprint = sources.read_digits(reading), "scikit-learn"
+        stored = sources.read_digits(reading)
     else:
-        stored, fingerprint = _cached(name, reading, Path(cache) if cache else _cache_folder())
+        stored = _cached(name, reading, Path(cache) if cache else _cache_folder())
     train, test, classes = stored.train, stored.test, stored.classes
     _check_labels(name, train, classes, least=3 if test is None else 2)
     if test is None:
@@ -133,8 +171,7 @@ def load(
     mean, std = _moments(train.images)
     size = min(train.images.shape[2:])
     augmentation = default_augmentation(family, size)
-    described = json.dumps([fingerprint, validation, seed, image_size, channels, skip_bad_images, limit])
-    fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
+    fingerprint = _fingerprint(train, held_out, test)
     return DataSet(name, classes, train, held_out, test, mean, std, augmentation, fingerprint, stored.skipped)
 
 
@@ -144,7 +181,7 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketcnn"
 
 
-def _cached(name: str, reading: Reading, folder: Path) -> tuple[sources.Decoded, str]:
+def _cached(name: str, reading: Reading, folder: Path) -> sources.Decoded:
     source = _find(name)
     described = json.dumps(
         [_CACHE_VERSION, source.fingerprint(), reading.image_size, reading.channels, reading.skip_bad]
@@ -153,7 +190,7 @@ def _cached(name: str, reading: Reading, folder: Path) -> tuple[sources.Decoded,
     path = folder / f"{source.label}-{key}.safetensors"
     if path.exists():
         try:
-            return _read_cache(path), key
+            return _read_cache(path)
         except (SafetensorError, KeyError, ValueError):
             _log.warning("%s is damaged and will be made again", path)
     decoded = source.decode(reading)
@@ -165,7 +202,7 @@ def _cached(name: str, reading: Reading, folder: Path) -> tuple[sources.Decoded,
         write_atomically(make_folder(folder) / path.name, serialize(tensors, metadata))
     except CannotWrite as error:
         _log.warning("not cached: %s; $POCKETCNN_CACHE names another folder", error)
-    return decoded, key
+    return decoded
 
 
 def _read_cache(path: Path) -> sources.Decoded:
@@ -215,6 +252,22 @@ def _divide(images: Images, fraction: float, *, seed: int) -> tuple[Images, Imag
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         second[members[:count]] = True
     return tuple(Images(images.images[part], images.labels[part]) for part in (~second, second))  # type: ignore[return-value]
+
+
+def _fingerprint(*splits: Images) -> str:
+    """Of all pixels and labels, so that the same images elsewhere are the same data."""
+    found = hashlib.sha256()
+    for split in splits:
+        for tensor in (split.images, split.labels):
+            found.update(repr(tuple(tensor.shape)).encode())
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def generator_of(*where: int) -> torch.Generator:
+    """Random numbers of their own for each place: seed, epoch, step."""
+    words = (len(where), *where)  # without the length, zeros at the end would tell nothing apart
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

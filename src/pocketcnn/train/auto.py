@@ -52,10 +52,11 @@ def to_layout(net: Any, layout: torch.memory_format) -> nn.Module:
 
 def trial_batch(data: DataSet, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Training images as a net is given them, normalised, and their labels."""
-    chosen = torch.randint(len(data.train), (size,), generator=torch.Generator().manual_seed(0))
+    shown = data.train.sample(size)
+    chosen = torch.arange(size) % len(shown)
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (data.mean, data.std))
-    images = (data.train.images[chosen].float() / 255 - mean) / std
-    return images.to(device), data.train.labels[chosen].to(device)
+    images = (shown.images[chosen].float() / 255 - mean) / std
+    return images.to(device), shown.labels[chosen].to(device)
 
 
 def step_seconds(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, bfloat16: bool) -> float:

@@ -1,6 +1,7 @@
-"""What happens around the steps: the log of epochs, checkpoints, and a clean stop on Ctrl-C."""
+"""What happens around the steps: the log of epochs, checkpoints, and a clean stop on Ctrl-C or when asked to leave."""
 
 import csv
+import hashlib
 import io
 import logging
 import math
@@ -16,11 +17,14 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pocketcnn._files import write_atomically
-from pocketcnn.errors import BrokenFile, Interrupted, NonFiniteLoss
+from pocketcnn.errors import BrokenFile, Interrupted, NonFiniteLoss, Preempted
 from pocketcnn.train.module import Classifier
 
 _log = logging.getLogger(__name__)
 
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_LEAVE = (signal.SIGTERM, signal.SIGUSR1)  # how schedulers ask
+_DIGEST = hashlib.sha256().digest_size
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
     "train_seconds", "train_images_per_second",
@@ -28,22 +32,53 @@ COLUMNS = (
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints are whole or absent, and hold tensors and numbers only."""
+    """Checkpoints are whole or absent, hold tensors and numbers only, and end with the hash of what is before it.
+
+    The checkpoint before the last is kept as `previous.ckpt`. `torch.load` reads them too: it does not look at the end.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomically(Path(path), buffer.getvalue())
+        content = buffer.getvalue()
+        path = Path(path)
+        write_atomically(path, content + hashlib.sha256(content).digest(), keep=path.with_name(PREVIOUS))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            written = Path(path).read_bytes()
+            content, digest = written[:-_DIGEST], written[-_DIGEST:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("cut short or changed since it was written")
+            return torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # a damaged archive raises many kinds
             raise BrokenFile(f"{path}: damaged checkpoint ({error}); delete it to start this run afresh") from error
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of a run that is whole: a damaged one is said, and the one before it taken.
+
+    Raises:
+        BrokenFile: there are checkpoints, and all of them are damaged.
+    """
+    found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
+    errors = []
+    for path in found:
+        try:
+            kept = AtomicCheckpointIO().load_checkpoint(path)
+        except BrokenFile as error:
+            errors.append(error)
+            continue
+        if errors:
+            _log.warning("%s; going on from %s, epoch %d", errors[0], path.name, kept["epoch"] + 1)
+        return path
+    if errors:
+        raise errors[0]
+    return None
+
+
 class EpochLog(pl.Callback):
-    """Writes a row of `metrics.csv` and then `last.ckpt` after every epoch, and checks that both are worth keeping.
+    """Writes a row of `metrics.csv` after every epoch.
 
     The rows travel in the checkpoint, so that a resumed run's file holds each epoch once.
     """
@@ -53,6 +88,9 @@ class EpochLog(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self._start = self._seconds = 0.0
         self._images = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start = time.perf_counter() - self._seconds  # where a run goes on, some of the epoch has passed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._start, self._images = time.perf_counter(), 0
@@ -74,11 +112,6 @@ class EpochLog(pl.Callback):
             "train_seconds": self._seconds,
             "train_images_per_second": self._images / self._seconds,
         }
-        if broken := next((n for n, t in module.net.state_dict().items() if not torch.isfinite(t).all()), None):
-            raise NonFiniteLoss(
-                f"epoch {row['epoch']}, step {row['step']}: {broken} holds NaN or infinite numbers; the checkpoint of the "
-                "epoch before is kept; a lower lr or clip_norm=1 usually helps"
-            )
         if not math.isfinite(row["validation_loss"]):
             _log.warning("%s: epoch %d: the validation loss is %s", self.name, row["epoch"], row["validation_loss"])
         self.rows.append(row)
@@ -91,7 +124,6 @@ class EpochLog(pl.Callback):
                 self.name, row["epoch"], trainer.max_epochs, row["train_loss"], 100 * row["validation_accuracy"],
                 row["train_images_per_second"],
             )  # fmt: skip
-        trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def write(self) -> None:
         """Writes all rows to `metrics.csv`."""
@@ -107,50 +139,90 @@ class EpochLog(pl.Callback):
         return median(rates[1:] or rates)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "seconds": self._seconds, "images": self._images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = list(state["rows"])
+        self._seconds, self._images = state["seconds"], state["images"]
 
 
-class GracefulStop(pl.Callback):
-    """Ctrl-C lets the step finish, then stops with what to do next; a second Ctrl-C stops at once."""
+class Safeguard(pl.Callback):
+    """Saves after each epoch and every so often, and stops a run that is asked to, saved and with what to do next.
 
-    def __init__(self, folder: Path) -> None:
+    Ctrl-C lets the step finish; a second Ctrl-C stops at once.
+    """
+
+    def __init__(self, folder: Path, every: float) -> None:
         self.folder = folder
-        self.asked = False
-        self._before: Any = None
+        self._every = every  # seconds
+        self._saved = time.monotonic()
+        self._signal: int | None = None
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "GracefulStop":
+    def __enter__(self) -> "Safeguard":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, *_LEAVE)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
-        if self.asked:
+    def _ask(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
-        _log.warning("stopping after this step; press Ctrl-C again to stop at once")
+        self._signal = number
+        hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        _log.warning("stopping after this step%s", hint)
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Lightning's own handler would stop the processes of a run one by one, in the middle of their exchange.
+        for number in self._before:
+            signal.signal(number, self._ask)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        self.asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)  # all devices stop at one step
-        self.stop_if_asked(trainer.current_epoch, f"in epoch {trainer.current_epoch + 1} after step {index + 1}")
+        if index + 1 == trainer.num_training_batches:
+            return  # the epoch is saved whole, once it is evaluated
+        due = time.monotonic() - self._saved >= self._every
+        if _any_device(trainer, due or self._signal is not None):  # all devices save and stop at one step
+            self._save(trainer, module)
+            self._leave(trainer, f"in epoch {trainer.current_epoch + 1} after step {index + 1}")
 
-    def stop_if_asked(self, done: int, where: str) -> None:
-        """Stops a run of which `done` epochs are in the checkpoint.
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._save(trainer, module)
+        self._leave(trainer, f"after epoch {trainer.current_epoch + 1}")
+
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        if broken := next((n for n, t in module.net.state_dict().items() if not torch.isfinite(t).all()), None):
+            raise NonFiniteLoss(
+                f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {broken} holds NaN or infinite numbers; "
+                "the checkpoint before is kept; a lower lr or clip_norm=1 usually helps"
+            )
+        trainer.save_checkpoint(self.folder / LAST)
+        self._saved = time.monotonic()
+
+    def _leave(self, trainer: pl.Trainer, where: str) -> None:
+        if _any_device(trainer, self._signal is not None):
+            self._signal = self._signal or signal.SIGTERM  # another device was asked
+            self.stop_if_asked(where)
+
+    def stop_if_asked(self, where: str) -> None:
+        """Stops a run that is saved.
 
         Raises:
             Interrupted: Ctrl-C was pressed.
+            Preempted: a scheduler wants the machine.
         """
-        if self.asked:
-            kept = f"{self.folder / 'last.ckpt'} holds epoch {done}" if done else "no epoch was complete yet"
-            raise Interrupted(f"stopped {where}; {kept}; the same command goes on from there")
+        if self._signal is not None:
+            message = f"stopped {where}; {self.folder / LAST} is saved; the same command goes on from there"
+            raise Interrupted(message) if self._signal == signal.SIGINT else Preempted(message)
+
+
+def _any_device(trainer: pl.Trainer, answer: bool) -> bool:
+    return trainer.strategy.reduce_boolean_decision(answer, all=False)
 
 
 def _short(value: float) -> float | str:

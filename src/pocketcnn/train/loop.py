@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pocketcnn import __version__, checkpoint
-from pocketcnn._files import make_folder, read_json, write_json
+from pocketcnn._files import make_folder, read_json, remove_partials, write_json
 from pocketcnn._memory import keep_memory
 from pocketcnn._optional import optional_import
 from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
@@ -32,7 +32,7 @@ from pocketcnn.train.config import TrainConfig
 pl = optional_import("lightning.pytorch", extra="train", purpose="training")
 
 from pocketcnn.train.auto import resolve, to_layout  # noqa: E402
-from pocketcnn.train.callbacks import AtomicCheckpointIO, EpochLog, GracefulStop  # noqa: E402
+from pocketcnn.train.callbacks import AtomicCheckpointIO, EpochLog, Safeguard, newest_checkpoint  # noqa: E402
 from pocketcnn.train.module import Classifier, Normalize  # noqa: E402
 
 _log = logging.getLogger(__name__)
@@ -50,14 +50,19 @@ def fit(
     devices: int | str = 1,
     num_nodes: int = 1,
     accelerator: str = "auto",
+    strategy: str = "auto",
+    sync_batchnorm: bool = False,
+    save_every: float = 300.0,
     logger: Logger = "csv",
     progress: bool = False,
 ) -> dict[str, Any]:
     """Trains a net, evaluates it once on the test split, and leaves everything about it in a folder.
 
-    The folder gets `config.json`, `environment.json`, `metrics.csv` (a row an epoch), `last.ckpt`, and at the end
-    `model.safetensors` and `result.json`. Called again on the same folder with the same arguments it returns the result
-    that is there, or goes on after the last whole epoch. On Linux the process keeps freed memory from then on, unless
+    The folder gets `config.json`, `environment.json`, `metrics.csv` (a row an epoch), `last.ckpt` with `previous.ckpt`
+    before it, and at the end `model.safetensors` and `result.json`. Called again on the same folder with the same arguments
+    it returns the result that is there, or goes on from the last checkpoint: on the same kind of processor and with as many
+    threads, to the same bits as a run that was never stopped. Several devices train as one with a batch as many times
+    larger, up to rounding, but for batch norm, which takes its statistics from each device's own images. On Linux the process keeps freed memory from then on, unless
     `MALLOC_` variables in the environment say otherwise: that makes steps on the CPU faster.
 
     Args:
@@ -70,6 +75,9 @@ def fit(
         devices: how many, or `"auto"` for all; more than one trains by distributed data parallel.
         num_nodes: how many machines.
         accelerator: as in Lightning: `"auto"`, `"cpu"`, `"gpu"`.
+        strategy: as in Lightning: `"auto"`, or `"ddp"` also for one device.
+        sync_batchnorm: whether batch norm takes its statistics from the images of all devices; on GPUs only.
+        save_every: seconds between checkpoints inside an epoch; each epoch ends with one.
         logger: also send the epochs to `"tensorboard"` or `"wandb"`; `"csv"` is only the file above.
         progress: show a bar with rate and time left.
     Returns:
@@ -79,9 +87,13 @@ def fit(
         BadData: the net does not fit the images or the classes.
         NonFiniteLoss: training diverged; the last good checkpoint is in the folder.
         Interrupted: Ctrl-C; the folder can be continued.
+        Preempted: SIGTERM or SIGUSR1, from a scheduler; likewise.
+        BrokenFile: both checkpoints of the folder are damaged; if only the last one is, the one before is taken.
         CannotWrite: the folder is not writable or the disk is full; files written before are intact.
-        ValueError: the folder holds a run with another configuration (the fields that differ are named).
+        ValueError: the folder holds a run with another configuration (the fields that differ are named), or the data
+            changed since it began; more devices than there are; `sync_batchnorm` on the CPU.
     """
+    check_devices(accelerator, devices, sync_batchnorm=sync_batchnorm)
     keep_memory()
     folder = make_folder(Path(folder))
     name = name or folder.name
@@ -97,7 +109,11 @@ def fit(
         "train_images": len(data.train),
         "net": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
         "world": [devices, num_nodes],
+        **({"sync_batchnorm": True} if sync_batchnorm else {}),
     }
+    teacher = Teacher.open(config.teacher, data) if config.teacher else None
+    if teacher is not None:
+        settings["teacher_hash"] = teacher.hash
     settings = _as_read(settings)
     earlier = _earlier(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
@@ -108,29 +124,32 @@ def fit(
     calibrate(model, data)
     config = resolve(config, model, data, _device(accelerator))
     if _is_first_process():
+        remove_partials(folder)
         write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
         write_json(folder / "environment.json", environment())
 
-    module = Classifier(model, data, config)
+    module = Classifier(model, data, config, teacher)
     epochs = EpochLog(folder, name)
-    stop = GracefulStop(folder)
-    callbacks: list[Any] = [epochs, stop]
+    guard = Safeguard(folder, save_every)
+    callbacks: list[Any] = [epochs, guard]
     if config.ema_decay:
-        callbacks.append(pl.callbacks.EMAWeightAveraging(decay=config.ema_decay))
+        callbacks.insert(0, pl.callbacks.EMAWeightAveraging(decay=config.ema_decay))  # before the step is saved
     if progress:
         callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
-    last = folder / "last.ckpt"
+    last = newest_checkpoint(folder)
     start = time.perf_counter()
-    with stop, _quiet_lightning():
+    with guard, _quiet_lightning():
         trainer = pl.Trainer(
             max_epochs=config.epochs,
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
+            strategy=strategy,
+            sync_batchnorm=sync_batchnorm,
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
             gradient_clip_val=config.clip_norm or None,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *_cluster()],
             logger=_logger(logger, folder),
             default_root_dir=folder,
             enable_checkpointing=False,
@@ -140,10 +159,10 @@ def fit(
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        trainer.fit(module, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-        stop.stop_if_asked(len(epochs.rows), "after the last step")
+        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
+        guard.stop_if_asked("after the last step")
         trainer.test(module, verbose=False)
-        stop.stop_if_asked(len(epochs.rows), "after the last step")
+        guard.stop_if_asked("after the last step")
         test = module.take("test")
     if not trainer.is_global_zero:
         return trainer.strategy.broadcast({}, src=0)
@@ -175,14 +194,14 @@ def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
     """What the test images cost, where that depends on the image."""
     if dial_of(model) is None:
         return None
-    return dataclasses.asdict(measure_images(model, normalized(data.test, data), runs=10, rounds=3))
+    return dataclasses.asdict(measure_images(model, normalized(data.test.in_order(500), data), runs=10, rounds=3))
 
 
-def normalized(images: Any, data: DataSet, *, every: int = 1, batch: int = 500) -> Iterator[torch.Tensor]:
-    """Batches of every so-many-th image of a split, not augmented, as a net that is trained on the data is given them."""
+def normalized(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], data: DataSet) -> Iterator[torch.Tensor]:
+    """The images of batches, not augmented, as a net that is trained on the data is given them."""
     normalize = Normalize(data.mean, data.std)
-    for start in range(0, len(images), batch * every):
-        yield normalize(images.images[start : start + batch * every : every])
+    for images, _ in batches:
+        yield normalize(images)
 
 
 def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
@@ -196,8 +215,7 @@ def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
     """
     parts: list[Any] = [module for module in model.modules() if hasattr(module, "calibrate_")]
     for part in parts:
-        shown = normalized(data.train, data, every=max(1, len(data.train) // images))
-        part.calibrate_(shown, mean=data.mean, std=data.std)
+        part.calibrate_(normalized(data.train.sample(images).in_order(500), data), mean=data.mean, std=data.std)
 
 
 def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[str, float]:
@@ -211,6 +229,32 @@ def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[
         )  # fmt: skip
         trainer.test(module, verbose=False)
     return module.take("test")
+
+
+class Teacher(nn.Module):
+    """A trained net that takes images as a run on its data set prepares them."""
+
+    def __init__(self, net: nn.Module, notes: Mapping[str, Any], data: DataSet, hash: str) -> None:
+        super().__init__()
+        self.net, self.hash = net.eval().requires_grad_(False), hash
+        self.normalize = Normalize(notes["mean"], notes["std"])
+
+    @classmethod
+    def open(cls, name: str, data: DataSet) -> "Teacher":
+        """Reads a model file.
+
+        Raises:
+            BadData: it has other classes than the data, or was not trained.
+            BrokenFile: or another error of `checkpoint.load`.
+        """
+        path = Path(name)
+        notes = checkpoint.read_header(path)["notes"]
+        if notes.get("classes") != list(data.classes):
+            raise BadData(f"teacher {name}: knows other classes than {data.name} has; take one trained on these")
+        return cls(checkpoint.load(path), notes, data, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(self.normalize(images))
 
 
 def as_served(model: nn.Module) -> nn.Module:
@@ -296,20 +340,56 @@ def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> 
     if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
         raise ForeignFile(f"{path}: not written by a run of pocketcnn; give another output folder")
     asked = {**settings, **_as_read(dataclasses.asdict(config))}
-    had = {**found, **found.pop("train")}
+    defaults = _as_read(dataclasses.asdict(TrainConfig()))  # of fields that are younger than the run
+    had = {**defaults, **found, **found.pop("train")}
     differing = [key for key, value in asked.items() if value != "auto" and had.get(key) != value]
+    differing += [key for key in ("sync_batchnorm", "teacher_hash") if key in had and key not in asked]
+    if differing == ["fingerprint"]:
+        raise ValueError(
+            f"{folder}: the data {settings['data']} changed since this run began: other images, labels or splits than then "
+            "(fingerprint); give another output folder, or the data as it was"
+        )
     if differing:
         key = differing[0]
         raise ValueError(
             f"{folder}: holds a run with other settings ({', '.join(differing)}; {key} was {had.get(key)!r}, now "
-            f"{asked[key]!r}); give another output folder, or delete this one"
+            f"{asked.get(key)!r}); give another output folder, or delete this one"
         )
     return TrainConfig(**{field.name: had[field.name] for field in dataclasses.fields(TrainConfig)})
 
 
 def _is_first_process() -> bool:
     """Whether this process is the one that writes, as far as its launcher has said by now."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+def check_devices(accelerator: str, devices: int | str, *, sync_batchnorm: bool) -> None:
+    """Checks that a run can have the devices it asks for.
+
+    Raises:
+        ValueError: there are fewer, or what is asked for needs GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise ValueError(f"accelerator {accelerator!r}: this machine has no GPU that torch can use; take 'cpu'")
+    on_gpu = _device(accelerator).type == "cuda"
+    there = gpus if on_gpu else os.cpu_count() or 1
+    if isinstance(devices, int) and not 1 <= devices <= there:
+        kind = "GPUs" if on_gpu else "CPU cores, one a process"
+        raise ValueError(f"devices={devices}: this machine has {there} {kind}")
+    if sync_batchnorm and not on_gpu:
+        raise ValueError(
+            "sync_batchnorm needs GPUs: on the CPU each process normalises its own images; leave it out, or use a net with "
+            "group norm"
+        )
+
+
+def _cluster() -> list[Any]:
+    """Under SLURM: no requeueing by Lightning; a run that is asked to leave says so by its exit code."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _device(accelerator: str) -> torch.device:

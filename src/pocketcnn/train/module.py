@@ -4,19 +4,20 @@ import dataclasses
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from pocketcnn.cost.params import device_and_dtype
-from pocketcnn.data import DataSet, augment
+from pocketcnn.data import DataSet, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
+from pocketcnn.train.loader import Loader, Share
+
+_SMALL = 0.75  # side of the images of small_epochs
 
 
 class Normalize(nn.Module):
@@ -35,12 +36,17 @@ class Normalize(nn.Module):
 
 
 class Classifier(pl.LightningModule):
-    """Trains `net` on a data set by a configuration; all randomness derives from seed, epoch, step and rank."""
+    """Trains `net` on a data set by a configuration; all randomness derives from seed, epoch, step and rank.
 
-    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig) -> None:
+    `teacher` takes images as this module does; what it gives is learnt too.
+    """
+
+    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig, teacher: nn.Module | None = None) -> None:
         super().__init__()
         self.net, self.config = net, config
         self._data = data
+        self._teacher = (teacher,)  # in a tuple, as below
+        self._position: dict[str, int] | None = None
         self.augmentation = dataclasses.replace(
             data.augmentation,
             crop=data.augmentation.crop if config.crop is None else config.crop,
@@ -73,17 +79,18 @@ class Classifier(pl.LightningModule):
         x = self.normalize(images).to(self._dtype)
         return x.contiguous(memory_format=self.memory_format)
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)  # for nets that draw numbers themselves
-
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
+        where = (self.config.seed, self.current_epoch, index)
+        # For nets that draw numbers themselves.
+        torch.manual_seed(generator_of(*where, self.global_rank, 1).initial_seed())
         if self.config.augment:
-            where = (self.config.seed, self.current_epoch, index, self.global_rank)
-            seed = int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0] >> 1)
-            images = augment(images, self.augmentation, torch.Generator().manual_seed(seed))
+            parts = {"part": self.global_rank, "parts": self.trainer.world_size}
+            images = augment(images, self.augmentation, generator_of(*where), **parts)
+        if self.current_epoch < self.config.small_epochs:
+            images = shrink(images, _SMALL)
         logits = self(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        loss = self._loss(logits, images, labels)
         # All devices decide together: one that stopped alone would leave the others waiting for its gradients.
         if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
             found = "of another device is not finite" if torch.isfinite(loss) else f"is {loss.item()}"
@@ -91,10 +98,24 @@ class Classifier(pl.LightningModule):
             raise NonFiniteLoss(
                 f"epoch {self.current_epoch + 1}, step {index + 1}: the loss {found}; "
                 f"{f'the first layer whose output is not finite is {layer}; ' if layer else ''}"
-                "the checkpoint of the last whole epoch is kept; a lower lr or clip_norm=1 usually helps"
+                "the last checkpoint is kept; a lower lr or clip_norm=1 usually helps"
             )
         self._count("train", logits, labels, loss)
         return loss
+
+    def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Of a training batch: cross entropy, and where there is a teacher its distance from what that gives."""
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        teacher = self._teacher[0]
+        if teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = teacher.to(images.device)(images).float()
+        share, heat = self.config.teacher_weight, self.config.temperature
+        given, wanted = (F.log_softmax(found.float() / heat, dim=1) for found in (logits, wanted))
+        # The square keeps the size of the gradients when the temperature changes, as in Hinton et al., 2015.
+        apart = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+        return (1 - share) * loss + share * apart
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._evaluate("validation", batch)
@@ -135,23 +156,36 @@ class Classifier(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_scale(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def train_dataloader(self) -> DataLoader:
-        images: Any = self._data.train
-        world = self.trainer.world_size
-        share = len(images) // world
-        batch = min(self.config.batch_size, share)
-        sampler: Any = DistributedSampler(images, world, self.global_rank, seed=self.config.seed, drop_last=world > 1)
-        return DataLoader(images, batch, sampler=sampler, drop_last=True, collate_fn=_as_is)
+    def train_dataloader(self) -> Loader:
+        self._loader = Loader(self._data.train, self.config.batch_size, seed=self.config.seed, **self._place())
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+        return self._loader
 
-    def val_dataloader(self) -> DataLoader:
-        return self._ordered(self._data.validation)
+    def val_dataloader(self) -> Share:
+        return Share(self._data.validation, max(256, self.config.batch_size), **self._place())
 
-    def test_dataloader(self) -> DataLoader:
-        return self._ordered(self._data.test)
+    def test_dataloader(self) -> Share:
+        return Share(self._data.test, max(256, self.config.batch_size), **self._place())
 
-    def _ordered(self, images: Any) -> DataLoader:
-        sampler = _Share(len(images), self.global_rank, self.trainer.world_size)
-        return DataLoader(images, max(256, self.config.batch_size), sampler=sampler, collate_fn=_as_is)
+    def _place(self) -> dict[str, int]:
+        return {"rank": self.global_rank, "world": self.trainer.world_size}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what was counted since the epoch began, summed over the devices, and which batch comes next."""
+        counted = {}
+        for name, metric in self.metrics.items():
+            with metric.sync_context():
+                counted[name] = {key: value.clone() for key, value in metric.metric_state.items()}
+        checkpoint |= {"counted": counted, "position": self._loader.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The first device goes on counting from the sums, the others from nothing."""
+        self._position = checkpoint["position"]  # Lightning restores it inside of an epoch only
+        if self.global_rank == 0:
+            for name, states in checkpoint["counted"].items():
+                for key, value in states.items():
+                    setattr(self.metrics[name], key, value.to(self.metrics[name].device))
 
 
 @torch.no_grad()
@@ -180,20 +214,3 @@ def first_not_finite(net: nn.Module, x: Tensor) -> str:
     prefixes = [".".join(names[: end + 1]) for end in range(len(names))]
     name = next((prefix for prefix in prefixes if hasattr(parts[prefix], "condensed_by")), found[0])
     return f"{name} ({type(parts[name]).__name__})"
-
-
-class _Share(Sampler[int]):
-    """Every `world`-th index from `rank` on: all images are evaluated once, on some device, none twice."""
-
-    def __init__(self, length: int, rank: int, world: int) -> None:
-        self.indices = range(rank, length, world)
-
-    def __iter__(self):
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -1,0 +1,531 @@
+"""Data sets that do not fit in memory: parquet shards, decoded while they are read, each device its own part.
+
+An epoch of training deals whole row groups to the workers of all devices, so that nothing is read twice, and mixes the
+rows of a few row groups at a time. Which image comes when follows from row counts alone: an epoch can be entered at any
+step without reading what lies before, and goes on exactly as it would have.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, cycle, islice
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pocketcnn._optional import optional_import
+from pocketcnn.data.augment import default_augmentation
+from pocketcnn.data.images import DataSet, Images, _check_labels, _find, _moments
+from pocketcnn.data.sources import (
+    _TEST,
+    _TRAIN,
+    ParquetFolder,
+    RawImage,
+    Reading,
+    _columns,
+    _decode,
+    _decode_all,
+    _is_label,
+    _quiet,
+)
+from pocketcnn.errors import BadData, BadImage, PocketError, WorkerDied
+
+_log = logging.getLogger(__name__)
+_WINDOW = 4  # row groups whose rows are mixed, and that a worker holds at a time
+_SAMPLED = 64  # row groups that a sample is taken from, at most
+_LEAVE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # how users and schedulers ask a program to leave
+
+_Row = tuple[int, np.ndarray | BadImage]  # its place in the split, and its pixels or why it has none
+_Batch = tuple[Tensor, Tensor, list[str]]  # images, labels, and what was wrong with the images left out
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a parquet file that are read together: group `number` of the file, beginning with its row `row`."""
+
+    file: str
+    number: int
+    row: int
+    rows: int
+
+
+class Stream:
+    """A split that stays in parquet shards and is decoded while it is read.
+
+    Args:
+        groups: where the images are, in order; an image's place is its number when all rows are counted through.
+        labels: int64, of all images by their places.
+        column: the parquet column that holds the images.
+        reading: how they are decoded; `image_size` and `channels` must be given.
+        min_area: least share of an image that a training crop shows, in (0, 1].
+        workers: processes that read, for each device; with 0 the images are read between the steps.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[RowGroup],
+        labels: Tensor,
+        column: str,
+        reading: Reading,
+        *,
+        min_area: float = 0.35,
+        workers: int = 0,
+    ) -> None:
+        if reading.image_size is None or reading.channels is None:
+            raise ValueError("a stream needs image_size and channels, which cannot be seen before all is read")
+        self.groups, self.labels, self.column, self.reading = tuple(groups), labels, column, reading
+        self.min_area, self.workers = min_area, workers
+        self.image_shape = (reading.channels, reading.image_size, reading.image_size)
+        self._ends = np.cumsum([group.rows for group in groups])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def steps(self, batch_size: int, world: int = 1) -> int:
+        """Training steps of an epoch on `world` devices; what does not fill a last batch is left out."""
+        return max(1, len(self) // (batch_size * world))
+
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One device's batches of a training epoch, in random order, each image a random crop.
+
+        Every worker goes through row groups of its own, and begins again where they end before the epoch does. A crop
+        follows from seed, epoch and image alone; the order also from the numbers of devices and workers.
+        An image that is skipped makes its batch take from the rows of the next one, which keeps them all the same:
+        those rows come twice.
+
+        Args:
+            batch_size: images of a batch.
+            seed: of order and crops.
+            epoch: counts from 0; each has an order and crops of its own.
+            start: step to begin with; what lies before is not read.
+            rank: which device this is, of `world`.
+            world: number of devices.
+        Returns:
+            For each step from `start` to the last, images [batch, channels, height, width] as uint8 and labels
+            [batch] as int64.
+        Raises:
+            BadData: fewer row groups than workers; or, while it is read, a damaged file.
+            BadImage: an image that cannot be decoded, unless they are skipped.
+            WorkerDied: a reading process died; says where it was.
+        """
+        _check_part(batch_size, rank, world, start, epoch)
+        parts = world * max(1, self.workers)
+        if len(self.groups) < parts:
+            raise BadData(
+                f"{len(self.groups)} row groups for {world} devices with {max(1, self.workers)} workers each, and every "
+                "worker needs one of its own; use fewer workers or devices, or write the files with smaller row groups"
+            )
+        key = (seed, epoch)
+        training = partial(self._training, batch_size=batch_size, key=key, start=start, rank=rank, world=world)
+        return self._run(training, start)
+
+    def in_order(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """One device's share of all images in order, each once: whole, brought to size and cropped in the centre.
+
+        Args:
+            batch_size: images of a batch; the last may have fewer, as has one with images that are skipped.
+            rank: which device this is, of `world`; it has one unbroken stretch of the images.
+            world: number of devices.
+        Returns:
+            As `batches` does.
+        Raises:
+            BadData, BadImage, WorkerDied: as `batches` does.
+        """
+        _check_part(batch_size, rank, world)
+        return self._run(partial(self._evaluation, batch_size=batch_size, rank=rank, world=world), 0)
+
+    def sample(self, count: int) -> Images:
+        """About `count` images, evenly from first to last but of 64 row groups at most, cropped in the centre.
+
+        Raises:
+            BadData, BadImage: as `batches` does.
+        """
+        groups = _evenly(len(self.groups), _SAMPLED)
+        places = np.concatenate([self._places(group) for group in groups])
+        chosen = places[_evenly(len(places), count)].tolist()
+        rows = self._encoded(chosen, torch.empty((), dtype=torch.int64))
+        pixels, labels, _ = _decode_all((raw for _, raw in rows), self.reading)
+        if not pixels:
+            raise BadImage(f"{self.groups[0].file}: none of {len(chosen)} images of this split can be decoded")
+        return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels))
+
+    def _places(self, number: int) -> np.ndarray:
+        """Places of all images of a row group."""
+        return np.arange(self._ends[number] - self.groups[number].rows, self._ends[number])
+
+    def _find(self, place: int) -> tuple[int, int]:
+        """An image's row group, by its number here, and its row in that."""
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        return number, place - int(self._ends[number]) + self.groups[number].rows
+
+    def _encoded(self, places: Iterable[int], at: Tensor) -> Iterator[tuple[int, RawImage]]:
+        """Images by their places, still encoded; `at` always holds the place being worked on."""
+        tables: dict[int, Any] = {}
+        for place in places:
+            at.fill_(place)
+            number, row = self._find(place)
+            group = self.groups[number]
+            if number not in tables:
+                if len(tables) == _WINDOW:
+                    del tables[next(iter(tables))]  # the one read first, of a window that is done with
+                tables[number] = _read(group, self.column)
+            cell = tables[number][row].as_py() or {}
+            path = f" ({cell['path']})" if cell.get("path") else ""
+            where = f"{group.file} row {group.row + row}{path}"
+            yield place, RawImage(where, cell.get("bytes"), int(self.labels[place]))
+
+    def _decoded(self, places: Iterable[int], at: Tensor, key: tuple[int, int] | None) -> Iterator[_Row]:
+        """Pixels by place; with a key (seed, epoch) they are random crops."""
+        for place, raw in self._encoded(places, at):
+            pixels = _decode(raw, replace(self.reading, image_size=None) if key else self.reading)
+            if isinstance(pixels, BadImage):
+                if not self.reading.skip_bad:
+                    raise pixels
+            elif key:
+                random = np.random.default_rng(np.random.SeedSequence((*key, place)))
+                pixels = random_crop(pixels, self.image_shape[1], self.min_area, random)
+            yield place, pixels
+
+    def _batch(self, rows: list[_Row]) -> _Batch:
+        good = [(place, pixels) for place, pixels in rows if not isinstance(pixels, BadImage)]
+        images = np.array([pixels for _, pixels in good], dtype=np.uint8).reshape(len(good), *self.image_shape)
+        labels = self.labels[torch.tensor([place for place, _ in good], dtype=torch.int64)]
+        return torch.from_numpy(images), labels, [str(pixels) for _, pixels in rows if isinstance(pixels, BadImage)]
+
+    def _shuffled(self, part: int, parts: int, key: tuple[int, int], skip: int) -> Iterator[int]:
+        """Places of a part's images in the order of an epoch, over and over, from the one numbered `skip` on."""
+        # A spawn key sets these streams apart from those of the crops, and from one another.
+        order = np.random.default_rng(np.random.SeedSequence(key, spawn_key=(0,))).permutation(len(self.groups))
+        mine = order[part::parts].tolist()
+        skip %= sum(self.groups[group].rows for group in mine)
+        windows = [mine[first : first + _WINDOW] for first in range(0, len(mine), _WINDOW)]
+        for number, window in cycle(enumerate(windows)):
+            places = np.concatenate([self._places(group) for group in window])
+            random = np.random.default_rng(np.random.SeedSequence(key, spawn_key=(1, part, number)))
+            yield from random.permutation(places)[skip:].tolist()
+            skip = max(0, skip - len(places))
+
+    def _training(
+        self, worker: int, at: Tensor, *, batch_size: int, key: tuple[int, int], start: int, rank: int, world: int
+    ) -> Iterator[_Batch]:
+        workers = max(1, self.workers)
+        first = start + (worker - start) % workers  # worker w makes steps w, w + workers, ...
+        part, parts = rank * workers + worker, world * workers
+        rows = self._decoded(self._shuffled(part, parts, key, first // workers * batch_size), at, key)
+        ahead: list[_Row] = []  # begins with the row that the step begins with, whatever the step before it took
+        for _ in range(first, self.steps(batch_size, world), workers):
+            seen = good = 0
+            while good < batch_size:
+                if seen == len(ahead):
+                    ahead.append(next(rows))
+                good += not isinstance(ahead[seen][1], BadImage)
+                seen += 1
+                if not good and seen > len(self):
+                    raise BadImage(f"none of a worker's images can be decoded; the last: {ahead[-1][1]}")
+            yield self._batch(ahead[:seen])
+            del ahead[:batch_size]
+
+    def _evaluation(self, worker: int, at: Tensor, *, batch_size: int, rank: int, world: int) -> Iterator[_Batch]:
+        first, end = rank * len(self) // world, (rank + 1) * len(self) // world
+        begins = range(first + worker * batch_size, end, max(1, self.workers) * batch_size)
+        steps = [range(begin, min(begin + batch_size, end)) for begin in begins]
+        rows = self._decoded(chain.from_iterable(steps), at, None)
+        for step in steps:
+            yield self._batch(list(islice(rows, len(step))))
+
+    def _run(self, make: Callable[[int, Tensor], Iterator[_Batch]], start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of all workers in turn, beginning with the one whose turn step `start` is."""
+        at = torch.full((max(1, self.workers),), -1)
+        running: Any = self._start(make, start, at.share_memory_()) if self.workers else make(0, at[0])
+        skipped: dict[str, None] = {}  # in order, each image once
+        try:
+            while True:
+                try:
+                    found = next(running)
+                except StopIteration:
+                    return
+                except Exception as error:  # a worker that died shows as errors of many kinds
+                    if self.workers and (death := self._death(running._workers, at)):
+                        raise death from error
+                    raise
+                if isinstance(found, PocketError):
+                    raise found
+                images, labels, bad = found
+                skipped |= dict.fromkeys(bad)
+                if len(labels):
+                    yield images, labels
+        finally:
+            if self.workers:
+                running._shutdown_workers()
+            if skipped:
+                _log.warning("%d images skipped in this pass; the first: %s", len(skipped), next(iter(skipped)))
+
+    def _start(self, make: Callable[[int, Tensor], Iterator[_Batch]], start: int, at: Tensor) -> Iterator[Any]:
+        loader = DataLoader(
+            _Workers(make, start, at),
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # the global one, from which the loader would draw, is that of dropout
+        )
+        before = signal.getsignal(signal.SIGCHLD)
+        running = iter(loader)
+        # Torch has the death of a worker raise RuntimeError wherever the program happens to be. Without its handler
+        # that waits (5 seconds at most) until a batch is asked for, where we can say what the worker was reading.
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGCHLD, before)
+        return running
+
+    def _death(self, workers: list[Any], at: Tensor) -> WorkerDied | None:
+        """What to say about a worker that died, if one did."""
+        if not any(process.exitcode for process in workers):  # its batch may be missed a moment before it is
+            wait([process.sentinel for process in workers if process.exitcode is None], timeout=1)
+        number = next((number for number, process in enumerate(workers) if process.exitcode), None)
+        if number is None:
+            return None
+        code, place = workers[number].exitcode, int(at[number])
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
+        what = "before it read anything"
+        if place >= 0:
+            index, row = self._find(place)
+            group = self.groups[index]
+            first, last = group.row, group.row + group.rows - 1
+            what = f"reading rows {first} to {last} of {group.file}, row {first + row} last; look at that file"
+        return WorkerDied(
+            f"worker {number} of {len(workers)} {how} {what}; if memory or /dev/shm ran out, use fewer workers, "
+            "smaller batches or a machine with more"
+        )
+
+
+class _Workers(IterableDataset):
+    """What the loader's processes run. Errors are handed over like batches: raised, torch would change their text."""
+
+    def __init__(self, make: Callable[[int, Tensor], Iterator[_Batch]], start: int, at: Tensor) -> None:
+        self.make, self.start, self.at = make, start, at
+
+    def __iter__(self) -> Iterator[_Batch | PocketError]:
+        info: Any = get_worker_info()
+        for number in _LEAVE:  # sent to the whole group, but the main process still needs batches until it leaves
+            signal.signal(number, signal.SIG_IGN)
+        torch.set_num_threads(1)  # torch's threads do not outlive a fork; waiting for them would never end
+        try:
+            yield from self.make((self.start + info.id) % info.num_workers, self.at[info.id])
+        except PocketError as error:
+            yield error
+
+
+def open_stream(
+    name: str | Path,
+    *,
+    validation: float = 0.1,
+    seed: int = 0,
+    image_size: int,
+    channels: int = 3,
+    workers: int = 0,
+    skip_bad_images: bool = False,
+    min_area: float = 0.35,
+) -> DataSet:
+    """Opens a folder of parquet files whose images are decoded while they are read.
+
+    Args:
+        name: a folder of parquet files in the Hugging Face schema, with the images' bytes inside, whose names tell a
+            training and a test split. Mixed well before they were written: only whole row groups are dealt out.
+        validation: fraction of the training images set aside, in (0, 1); whole row groups, until it is reached.
+        seed: of that division.
+        image_size: side in pixels that images are brought to.
+        channels: 1 or 3, to read grey or RGB.
+        workers: processes that read, for each device; 0 reads in the main process.
+        skip_bad_images: leave out images that cannot be decoded; otherwise the first one is an error.
+        min_area: least share of an image that a random crop shows, in (0, 1]; 0.08 is that of Inception, but nets
+            with few parameters do better seeing more.
+    Returns:
+        A data set whose splits are `Stream`s; mean and std are those of 2,000 training images.
+    Raises:
+        UnknownData: there is no such folder.
+        BadData: no parquet files, no test split, labels missing, a class without training images, or too few row
+            groups to set some aside.
+        MissingExtra: the packages of the `train` extra are not installed.
+    """
+    if not 0 < validation < 1:
+        raise ValueError(f"validation must be a fraction between 0 and 1, not {validation}")
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, not {channels}")
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more processes, not {workers}")
+    if not 0 < min_area <= 1:
+        raise ValueError(f"min_area must be above 0 and at most 1, not {min_area}")
+    source = _find(str(name))
+    if not isinstance(source, ParquetFolder):
+        raise BadData(f"{name}: streaming reads a folder of parquet files; load() reads everything else")
+    files = _split_files(source)
+    train_name = next((split for split in _TRAIN if split in files), None)
+    if train_name is None:
+        raise BadData(f"{name}: no training split; found {', '.join(files) or 'nothing'}")
+    groups, values, column, names = _open(files[train_name])
+    # Public test splits sometimes come without labels; then the validation split is the one to report.
+    tests = (_open(files[split]) for split in _TEST if split in files)
+    test = next((found for found in tests if all(_is_label(value) for value in found[1])), None)
+    if test is None:
+        raise BadData(
+            f"{name}: streaming needs a test split with labels; found {', '.join(files)}; "
+            "add files called test-*.parquet or validation-*.parquet"
+        )
+    test_groups, test_values, test_column, _ = test
+    classes, index = _class_index(source.label, values, test_values, names)
+    labels = torch.tensor([index[value] for value in values])
+    every: Any = Images(torch.empty(0), labels)
+    _check_labels(str(name), every, classes, least=1)
+
+    stream: Any = partial(
+        Stream, reading=Reading(image_size, channels, skip_bad_images), min_area=min_area, workers=workers
+    )
+    by_group = labels.split([group.rows for group in groups])
+    train, held_out = (
+        stream([groups[i] for i in part], torch.cat([by_group[i] for i in part]), column)
+        for part in _set_aside(source.label, groups, validation, seed)
+    )
+    if missing := sorted(set(labels.tolist()) - set(train.labels.tolist())):
+        raise BadData(
+            f"{name}: all images of class {classes[missing[0]]!r} are in the row groups set aside for validation; "
+            "mix the rows before writing them, or write smaller row groups"
+        )
+    test = stream(test_groups, torch.tensor([index[value] for value in test_values]), test_column)
+    mean, std = _moments(train.sample(2000).images)
+    augmentation = replace(default_augmentation(source.label, image_size), crop=0)  # cropped as it is decoded
+    described = json.dumps([source.fingerprint(), validation, seed, image_size, channels, skip_bad_images, min_area])
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
+    return DataSet(str(name), classes, train, held_out, test, mean, std, augmentation, fingerprint)
+
+
+def random_crop(pixels: np.ndarray, size: int, min_area: float, random: np.random.Generator) -> np.ndarray:
+    """A random part of an image, brought to a square.
+
+    Args:
+        pixels: [channels, height, width], uint8.
+        size: side of the result, in pixels.
+        min_area: least share of the image's area; the share is uniform from there to 1, and width over height is
+            log-uniform from 3/4 to 4/3. Where no such part fits after ten draws, the last one is cut to the image.
+        random: what is drawn from.
+    Returns:
+        [channels, size, size], uint8.
+    Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015, section 6.
+    """
+    _, height, width = pixels.shape
+    for _ in range(10):
+        area = random.uniform(min_area, 1) * height * width
+        ratio = math.exp(random.uniform(-1, 1) * math.log(4 / 3))
+        rows, columns = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
+        if rows <= height and columns <= width:
+            break
+    rows, columns = min(rows, height), min(columns, width)
+    top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
+    part = torch.from_numpy(pixels[:, top : top + rows, left : left + columns].copy())
+    return F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0].numpy()
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _evenly(length: int, count: int) -> np.ndarray:
+    """At most `count` different numbers from 0 to `length - 1`, both among them."""
+    return np.linspace(0, length - 1, min(length, count)).astype(np.int64)
+
+
+def _check_part(batch_size: int, rank: int, world: int, start: int = 0, epoch: int = 0) -> None:
+    if batch_size < 1 or start < 0 or epoch < 0:
+        raise ValueError(
+            f"batch_size must be at least 1, start and epoch at least 0; got {batch_size}, {start}, {epoch}"
+        )
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be 0 to world - 1, got rank {rank} of world {world}")
+
+
+def _read(group: RowGroup, column: str) -> Any:
+    parquet = optional_import("pyarrow.parquet", extra="train", purpose="streaming")
+    try:
+        with parquet.ParquetFile(group.file) as file:  # without threads: arrow's own do not outlive a fork either
+            return file.read_row_group(group.number, columns=[column], use_threads=False).column(0)
+    except (OSError, ValueError) as error:
+        last = group.row + group.rows - 1
+        raise BadData(
+            f"{group.file} rows {group.row} to {last}: damaged or cut short ({error}); copy it again"
+        ) from error
+
+
+def _split_files(source: ParquetFolder) -> dict[str, list[str]]:
+    """Files by split; their names tell it, as on the hub."""
+    datasets = optional_import("datasets", extra="train", purpose="streaming")
+    with _quiet(datasets):
+        found = datasets.load_dataset_builder(str(source.root.resolve())).config.data_files
+    return {str(split): sorted(map(str, files)) for split, files in found.items()}
+
+
+def _open(files: list[str]) -> tuple[list[RowGroup], list[Any], str, tuple[str, ...] | None]:
+    """A split's row groups, labels, image column, and the classes' names where the schema has them."""
+    datasets = optional_import("datasets", extra="train", purpose="streaming")
+    parquet = optional_import("pyarrow.parquet", extra="train", purpose="streaming")
+    groups: list[RowGroup] = []
+    labels: list[Any] = []
+    for path in files:
+        try:
+            with parquet.ParquetFile(path) as file:
+                image, label, names = _columns(datasets.Features.from_arrow_schema(file.schema_arrow), path)
+                labels += file.read(columns=[label], use_threads=False).column(0).to_pylist()
+                counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        except BadData:
+            raise
+        except Exception as error:  # parsers raise many kinds
+            raise BadData(f"{path}: not readable as parquet ({error}); copy it again") from error
+        begins = np.cumsum([0, *counts]).tolist()
+        groups += [RowGroup(path, number, begins[number], rows) for number, rows in enumerate(counts) if rows]
+    if not groups:
+        raise BadData(f"{', '.join(files)}: no images")
+    return groups, labels, image, names
+
+
+def _class_index(
+    label: str, train: list[Any], test: list[Any], classes: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """The classes' names, and which class each label found in the files stands for."""
+    if missing := sum(not _is_label(value) for value in train):
+        raise BadData(f"{label}: {missing} of {len(train)} training images have no label (none, or -1)")
+    if strange := next((value for value in chain(train, test) if not isinstance(value, int | str)), None):
+        raise BadData(f"{label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted")
+    if classes is None:
+        known = sorted(set(train))
+        classes, index = tuple(map(str, known)), {value: number for number, value in enumerate(known)}
+    else:
+        index = {i: i for i in range(len(classes))} | {value: i for i, value in enumerate(classes)}
+    if unknown := sorted(str(value) for value in {*train, *test} if value not in index):
+        raise BadData(f"{label}: label {unknown[0]!r} is not one of the training classes {', '.join(classes)}")
+    return classes, index
+
+
+def _set_aside(label: str, groups: list[RowGroup], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the row groups to train on, and of those that hold at least `fraction` of all rows, for validation."""
+    order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(len(groups))
+    rows = np.cumsum([groups[i].rows for i in order])
+    count = int(np.searchsorted(rows, fraction * rows[-1])) + 1
+    if count >= len(groups):
+        raise BadData(
+            f"{label}: a validation split of {fraction:g} takes whole row groups, and none of {len(groups)} would remain "
+            "for training; write the files with smaller row groups"
+        )
+    return sorted(order[count:].tolist()), sorted(order[:count].tolist())

@@ -1,0 +1,172 @@
+"""`pocketcnn reproduce`: published figures beside ours, from the records of runs; what is missing can be run.
+
+The published figures are in `published.json`, ours only in the records of a folder of results.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from pocketcnn._files import make_folder, read_json, write_json
+from pocketcnn._memory import keep_memory
+from pocketcnn.compare import folder_of
+from pocketcnn.data import DataSet, load
+from pocketcnn.errors import NonFiniteLoss, UnknownTable
+from pocketcnn.reproduce.page import Rates, cells, hours, orders, write_page
+from pocketcnn.reproduce.published import Recipe, Row, Table, read_tables
+from pocketcnn.reproduce.runs import curve_of, read_runs, runs_of
+from pocketcnn.train import fit
+from pocketcnn.train.auto import step_seconds, to_layout, trial_batch
+from pocketcnn.train.loop import calibrate, environment
+
+__all__ = ["Reproduced", "measure_rates", "read_tables", "reproduce"]
+_log = logging.getLogger(__name__)
+Column = Literal["table", "quick"]
+Work = Sequence[tuple[Row, Recipe]]
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What `reproduce` found: the cells of each table asked for, titles first, sentences below them, and what diverged."""
+
+    cells: Mapping[str, Sequence[Sequence[str]]]
+    sentences: Mapping[str, Sequence[str]]
+    failures: Sequence[str]
+
+
+def reproduce(
+    name: str = "all",
+    *,
+    minutes: float = 0,
+    seeds: int = 1,
+    recipe: Column = "table",
+    rates: bool = False,
+    data_folder: str | Path | None = None,
+    results: str | Path = "results",
+    docs: str | Path = "docs/results.md",
+    **run: Any,
+) -> Reproduced:
+    """Runs what is missing of a table as far as the time goes, then reads all records and writes the page of all tables.
+
+    Args:
+        name: of a table, or `"all"`.
+        minutes: for runs: 0 for none, `math.inf` for all. A run starts only if it should end in time.
+        seeds: how many runs each row gets.
+        recipe: that of the table, or the quick one.
+        rates: first measure how fast each net trains here, which tells how long a run takes.
+        data_folder: where data sets lie, `cifar10` in `data_folder/cifar10`; None for the built-in hub names.
+        results: folder of records, where runs go too.
+        docs: the page; figures are written beside it.
+        **run: passed on to `fit`.
+    Raises:
+        UnknownTable: no table of that name.
+        ValueError: minutes or seeds out of range, or a preset is missing.
+        CannotWrite: the page or a run cannot be written.
+    """
+    tables, results, docs = read_tables(), Path(results), Path(docs)
+    if name not in (*tables, "all"):
+        raise UnknownTable(name, (*tables, "all"))
+    if seeds < 1 or not minutes >= 0:
+        raise ValueError(f"seeds must be at least 1 and minutes 0 or more, got {seeds} and {minutes}")
+    make_folder(docs.parent)  # before hours of runs
+    chosen = list(tables.values()) if name == "all" else [tables[name]]
+    if rates:
+        measure_rates(_work(chosen, "table") + _work(chosen, "quick"), results, data_folder)
+    known = _rates(results)
+    work = _work(chosen, recipe)
+    failures = _run(work, results, known, minutes, seeds, data_folder, run) if minutes else []
+    if minutes and (by_hand := [row.command for table in chosen for row in table.rows if row.command]):
+        _log.info("not run from here: %s", "; ".join(by_hand))
+    found = write_page(list(tables.values()), read_runs(results), known, docs, results)
+    return Reproduced(
+        {table.name: cells(table, found[table.name], known) for table in chosen},
+        {table.name: orders(table, found[table.name]) for table in chosen},
+        failures,
+    )
+
+
+def measure_rates(work: Work, results: Path, data_folder: str | Path | None = None, *, steps: int = 3) -> Path:
+    """Times training steps of each net by the batch of its recipe, in bfloat16 and channels last: medians, after one step
+    to warm up. Rates measured before stay, unless measured again.
+
+    Returns:
+        The path of `reproduce/rates.json`, where `hours` come from.
+    """
+    keep_memory()
+    path = make_folder(results / "reproduce") / "rates.json"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = {recipe: dict(known) for recipe, known in _rates(results).items()}
+    loaded: dict[tuple[str, float], DataSet] = {}
+    for row, recipe in work:
+        net, data = row.contestant().build(seed=0), _load(row, recipe, data_folder, loaded)
+        calibrate(net, data)
+        net = to_layout(net.to(device), torch.channels_last).train()
+        images, labels = trial_batch(data, recipe.train.batch_size, device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        seconds = [step_seconds(net, images, labels, bfloat16=True) for _ in range(steps + 1)][1:]
+        rates.setdefault(recipe.name, {})[row.contestant().label] = round(len(labels) / median(seconds), 1)
+        write_json(path, {"images_per_second": rates, "environment": environment()})
+    return path
+
+
+def _rates(results: Path) -> Rates:
+    path = results / "reproduce" / "rates.json"
+    return read_json(path)["images_per_second"] if path.exists() else {}
+
+
+def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Recipe]]:
+    """The rows to train, each net once under each recipe, in the order of the tables."""
+    work: dict[tuple[str, str], tuple[Row, Recipe]] = {}
+    for row in (row for table in tables for row in table.rows if not row.command):
+        if recipe := row.recipe if column == "table" else row.quick:
+            work.setdefault((recipe.name, row.contestant().label), (row, recipe))
+    return list(work.values())
+
+
+def _run(
+    work: Work, results: Path, rates: Rates, minutes: float, seeds: int, data_folder: Any, run: Mapping[str, Any]
+) -> list[str]:
+    """Trains what has no record: the first seed of every row before the second of any."""
+    start, before, failures = time.monotonic(), read_runs(results), []
+    loaded: dict[tuple[str, float], DataSet] = {}
+    for seed in range(seeds):
+        for row, recipe in work:
+            if any(found.seed == seed for found in runs_of(row, recipe, before)):
+                continue
+            contestant = row.contestant()
+            folder = folder_of(results / "reproduce" / recipe.name, contestant.label) / f"seed{seed}"
+            expected = 60 * (hours(row, recipe, rates, len(curve_of(folder))) or 0)
+            left = minutes - (time.monotonic() - start) / 60
+            title = f"{contestant.label}, {recipe.name}, seed {seed}"
+            if left <= 0 or expected > left:
+                _log.info("%s: left out, takes %.0f minutes of the %.0f that are left", title, expected, max(left, 0))
+                continue
+            try:
+                fit(
+                    contestant.build(seed),
+                    _load(row, recipe, data_folder, loaded),
+                    dataclasses.replace(recipe.train, seed=seed),
+                    folder,
+                    name=title,
+                    identity={**dataclasses.asdict(contestant), "label": contestant.label},
+                    **run,
+                )
+            except NonFiniteLoss as error:
+                failures.append(f"{title}: {error}")
+                _log.error("%s", failures[-1])
+    return failures
+
+
+def _load(row: Row, recipe: Recipe, folder: Any, loaded: dict[tuple[str, float], DataSet]) -> DataSet:
+    """The data of a row, read once."""
+    key = row.data.name, recipe.validation
+    if key not in loaded:
+        loaded[key] = load(Path(folder) / row.data.name if folder else row.data.name, validation=recipe.validation)
+    return loaded[key]

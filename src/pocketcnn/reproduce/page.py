@@ -1,0 +1,292 @@
+"""Records beside published figures: the cells of each table, and the page that holds all of them."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from pocketcnn._files import make_folder, read_json, write_atomically
+from pocketcnn._plots import pyplot
+from pocketcnn.pictures import draw_law
+from pocketcnn.report import markdown, summarize
+from pocketcnn.reproduce import figures
+from pocketcnn.reproduce.published import Recipe, Row, Table, essence
+from pocketcnn.reproduce.runs import Run, Size, curve_of, is_of, latency_of, runs_of, size_of
+from pocketcnn.reproduce.verdicts import order, rank_correlation, verdict
+
+Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by recipe and label of the net
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row, its runs under its own recipe and under the quick one, and its size."""
+
+    row: Row
+    full: Sequence[Run]
+    quick: Sequence[Run]
+    size: Size
+
+
+def find(table: Table, runs: Sequence[Run]) -> list[Found]:
+    """The rows of a table and what has run of them."""
+    pairs = [(row, runs_of(row, row.recipe, runs), runs_of(row, row.quick, runs)) for row in table.rows]
+    return [Found(row, full, quick, size_of(row, full or quick)) for row, full, quick in pairs]
+
+
+def hours(row: Row, recipe: Recipe, rates: Rates, epochs_done: int = 0) -> float | None:
+    """How long a run should take, or the rest of it; None where the net's rate was not measured."""
+    rate = rates.get(recipe.name, {}).get(row.contestant().label)
+    return (recipe.train.epochs - epochs_done) * recipe.images(row.data) / rate / 3600 if rate else None
+
+
+# --- a table ---------------------------------------------------------------------------------------------------------
+
+
+def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]:
+    """Titles, and a line for each row: what the net stores and does, what was published, and what we found."""
+    published = [f"{source} %" for source in table.sources] or ["published %"]
+    printed = ["printed"] if any(row.printed for row in table.rows) else []
+    quick = [f"ours %, {table.quick.name}", "to first row"] if table.quick else []
+    ours = [f"ours %, {table.recipe.name}", "difference", "verdict"]
+    lines = [["net", "numbers", "bytes", "MACs", *printed, *published, *ours, *quick, "ms"]]
+    first = found[0]
+    for item in found:
+        row, size, ms = item.row, item.size, latency_of(item.full or item.quick)
+        figures_of = [f"{row.published[s]:.2f}" if s in row.published else "-" for s in table.sources] or ["-"]
+        quick = [_accuracy(row, row.quick, item.quick, rates), _gap(item.quick, first.quick)] if table.quick else []
+        ratio = f"({size.numbers / first.size.numbers:.2f}x)"
+        counts = [f"{size.numbers:,} {ratio}", f"{'' if size.written else '~'}{size.bytes:,}", f"{size.macs:,.0f}"]
+        counts += [row.printed or "-"] if printed else []
+        own = "" if row.recipe is table.recipe else f", {row.recipe.name}"
+        ours = [_accuracy(row, row.recipe, item.full, rates, own), _difference(item, first), judged(item, first)]
+        lines.append([row.label, *counts, *figures_of, *ours, *quick, f"{ms:.2f}" if ms else "-"])
+    return lines
+
+
+def _accuracy(row: Row, recipe: Recipe | None, runs: Sequence[Run], rates: Rates, more: str = "") -> str:
+    if recipe is None:
+        return "-"
+    if runs:
+        said = f"({_counted(len(runs), 'seed')}, {_counted(runs[0].epochs, 'epoch')}{more})"
+        return f"{_mean(runs):.2f}{_spread(runs)} {said}"
+    if row.command:
+        return "not run"
+    expected = hours(row, recipe, rates)
+    return f"not run, {'hours unknown' if expected is None else f'{expected:.1f} h'}{more}"
+
+
+def _mean(runs: Iterable[Run]) -> float:
+    return mean(run.accuracy for run in runs)
+
+
+def _spread(runs: Sequence[Run]) -> str:
+    return f" ± {stdev(run.accuracy for run in runs):.2f}" if len(runs) > 1 else ""
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _gap(runs: Sequence[Run], first: Sequence[Run]) -> str:
+    return f"{_mean(runs) - _mean(first):+.2f}" if runs and first else "-"
+
+
+def _difference(item: Found, first: Found) -> str:
+    """To each published figure; to the first row where there is none."""
+    if item.row.published and item.full:
+        return " / ".join(f"{_mean(item.full) - figure:+.2f}" for figure in item.row.published.values())
+    return "-" if item is first or not (item.full and first.full) else f"{_gap(item.full, first.full)} to first row"
+
+
+def verdicts(item: Found) -> dict[str, str]:
+    """By source; only runs under the row's own recipe are judged."""
+    accuracies, images = [run.accuracy for run in item.full], item.row.data.test_images
+    return {s: verdict(accuracies, figure, images) for s, figure in item.row.published.items() if accuracies}
+
+
+def judged(item: Found, first: Found) -> str:
+    """The verdicts, and whether a goal was met."""
+    found, goal = verdicts(item), item.row.goal
+    words = [f"{word} ({source})" if len(found) > 1 else word for source, word in found.items()]
+    if item.full and goal and ("percent" in goal or first.full):
+        gap = _mean(item.full) - (goal["percent"] if "percent" in goal else _mean(first.full) + goal["of_first"])
+        words.append(f"goal {'met' if gap >= 0 else 'missed'} by {abs(gap):.2f}")
+    return ", ".join(words) or "-"
+
+
+def orders(table: Table, found: Sequence[Found]) -> list[str]:
+    """The rows from best to worst as found and as published, where at least two have both."""
+    sentences = []
+    full, quick = ({i.row.key: _mean(r) for i in found if (r := getattr(i, kind))} for kind in ("full", "quick"))
+    for name, ours in ((table.recipe.name, full), (table.quick.name if table.quick else "", quick)):
+        if len(ours) < 2:
+            continue
+        sentences.append(f"Order under `{name}`: {order(ours)}.")
+        for source in table.sources:
+            all_figures = {item.row.key: item.row.published.get(source) for item in found if item.row.key in ours}
+            theirs = {key: figure for key, figure in all_figures.items() if figure is not None}
+            if len(theirs) > 1:
+                agreement = rank_correlation(list(theirs.values()), [ours[key] for key in theirs])
+                sentences.append(f"The {source}'s: {order(theirs)}; rank correlation with ours {agreement:+.2f}.")
+    return sentences
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+_HOW = """\
+## How to read this page
+
+*numbers* are the trainable ones, exact, with their ratio to the first row's; *bytes* those of the model file, or (~) of the tensors
+alone where nothing has run; *MACs* multiply-adds an image, the mean over the test images where they depend on the image; *printed*
+the size in the source's words; *ms* the latency of one image on the machine of the run, which may not have been idle. Accuracies are
+of the {images:,} test images, looked at once, after the last epoch: mean ± standard deviation over the seeds. *reproduced* means that
+the published figure lies in our 95 % interval: that of the test images for one seed, joined by Student's t over the seeds for
+several; *above* and *below* say on which side of it we are. Quick runs are not judged, they are compared with each other.
+
+## How to make it again
+
+    pocketcnn reproduce all                                      # reads the records, writes this page, runs nothing
+    pocketcnn reproduce ring_curve --recipe quick --budget 60    # runs what is missing, for about an hour
+    pocketcnn reproduce report_table2 --budget full --seeds 3    # by the full recipe, however long it takes
+    pocketcnn reproduce all --rates                              # measures how fast each net trains on this machine
+
+A run goes to `{results}/reproduce/RECIPE/NET/seedN`; one that was stopped goes on from its last checkpoint, a finished one is read.
+`--data-folder FOLDER` takes the images from `FOLDER/cifar10` instead of the hub. Of a run, commit the records only: `config.json
+environment.json metrics.csv result.json`. A record counts wherever in `{results}/` it lies, if net, data and recipe are a row's; seed,
+precision, layout and compiler may differ.
+"""
+
+
+def write_page(
+    tables: Sequence[Table], runs: Sequence[Run], rates: Rates, page: Path, results: Path
+) -> dict[str, list[Found]]:
+    """Writes the page of all tables, and its figures beside it; returns what it found, by table.
+
+    Raises:
+        CannotWrite: the folder of the page is not writable.
+    """
+    make_folder(page.parent)
+    found = {table.name: find(table, runs) for table in tables}
+    used = {id(run): run for items in found.values() for item in items for run in (*item.full, *item.quick)}
+    parts = []
+    for data, recipe in {(t.data.name, t.quick.name): (t.data, t.quick) for t in tables if t.quick}.values():
+        ran = {(repr(run.net or run.label), run.seed): run for run in reversed(runs) if is_of(run, data, recipe)}
+        used |= {id(run): run for run in ran.values()}
+        summary = _summary(list(ran.values())[::-1]) or "Nothing has run yet.\n"
+        parts.append(f"## All methods on {data.name} under `{recipe.name}`\n\n{_spelled(recipe)}\n\n{summary}")
+    curves = {table.title: _curves(found[table.name]) for table in tables}
+    if curves := {title: nets for title, nets in curves.items() if nets}:
+        parts.append(_picture(page, "learning", figures.learning(curves), "Validation accuracy after each epoch"))
+    parts += [_section(table, found[table.name], rates, page) for table in tables]
+    parts.append(_HOW.format(results=results.name, images=tables[0].data.test_images))
+    listed = sorted(used.values(), key=lambda run: (run.folder, run.seed))
+    folders = [f"{results.name}/{Path(os.path.relpath(run.folder, results)).as_posix()}" for run in listed]
+    lines = [
+        [f"`{folder}`", f"{run.seed}", f"{run.epochs}", f"{run.accuracy:.2f}"]
+        for folder, run in zip(folders, listed, strict=True)
+    ]
+    parts.append(f"## Every run\n\n{_table([['folder', 'seed', 'epochs', 'test %'], *lines])}")
+    write_atomically(page, "\n".join([_opening(found, listed), *parts]))
+    return found
+
+
+def _opening(found: Mapping[str, Sequence[Found]], used: Iterable[Run]) -> str:
+    items = [item for column in found.values() for item in column]
+    counts = Counter(word for item in items for word in verdicts(item).values())
+    total = sum(len(item.row.published) for item in items)
+    counts["not run"] = total - sum(counts.values())
+    said = ", ".join(f"{counts[word]} {word}" for word in ("reproduced", "above", "below", "not run") if counts[word])
+    machines = set()
+    for path in {run.folder / "environment.json" for run in used}:
+        if path.exists():
+            e = read_json(path)
+            machines.add(
+                f"{e['gpu'] or e['processor']}, {_counted(e['threads'], 'thread')}, torch {e['packages']['torch']}"
+            )
+    made_on = f"\nRuns were made on: {'; '.join(sorted(machines))}.\n" if machines else ""
+    return (
+        "# Results\n\nPublished figures, each beside what this library reaches. `pocketcnn reproduce all` writes this page from the "
+        f"records of runs and from nothing else. Of {total} published accuracies: {said}.\n{made_on}"
+    )
+
+
+def _section(table: Table, found: Sequence[Found], rates: Rates, page: Path) -> str:
+    recipes = {item.row.recipe.name: item.row.recipe for item in found}
+    parts = [f"## {table.title}\n", f"`{table.name}`. {table.about}\nSource: {table.source}.\n"]
+    parts += ["\n".join(map(_spelled, recipes.values())) + "\n", _table(cells(table, found, rates))]
+    goals = [f"{item.row.label}: {item.row.goal['text']}" for item in found if item.row.goal]
+    if said := [*orders(table, found), *([f"Goals: {'; '.join(goals)}."] if goals else [])]:
+        parts.append("".join(f"- {sentence}\n" for sentence in said))
+    commands = [item.row.command for item in found if item.row.command and not item.full]
+    if any(not item.full and not item.row.command for item in found):
+        commands.append(f"pocketcnn reproduce {table.name} --budget full")
+    if any(item.row.quick and not item.quick for item in found):
+        commands.append(f"pocketcnn reproduce {table.name} --recipe quick --budget full")
+    if commands:
+        parts.append("To run what has not run:\n\n" + "".join(f"    {command}\n" for command in commands))
+    if drawn := _figure(table, found):
+        parts.append(_picture(page, table.name, drawn, table.title))
+    return "\n".join(parts)
+
+
+def _spelled(recipe: Recipe) -> str:
+    """A recipe by what differs from the defaults of `TrainConfig`."""
+    default = essence({})
+    return f"`{recipe.name}`: {', '.join(f'{k} {v}' for k, v in essence(recipe.train).items() if v != default[k])}."
+
+
+def _figure(table: Table, found: Sequence[Found]) -> str:
+    """Our accuracies over the size of the net, by recipe, and the published ones; empty where nothing has run."""
+    axis = "numbers" if table.figure == "law" else "macs"
+    kinds = {"full": f"ours by {table.recipe.name}", "quick": f"ours by {table.quick.name}" if table.quick else ""}
+    columns = {
+        title: {i.row.key: (getattr(i.size, axis), _mean(runs)) for i in found if (runs := getattr(i, kind))}
+        for kind, title in kinds.items()
+    }
+    columns = {title: points for title, points in columns.items() if points}
+    if not (columns and table.figure):
+        return ""
+    if table.figure == "law":
+        series = {title: [(x, y / 100) for x, y in points.values()] for title, points in columns.items()}
+        fitted = [title for title, points in series.items() if len(points) > 2]
+        return figures.svg(pyplot(), draw_law(series, fitted=fitted, unit="trainable numbers"))
+    for source in table.sources:
+        known = [item for item in found if source in item.row.published]
+        columns[f"published, {source}"] = {i.row.key: (i.size.macs, i.row.published[source]) for i in known}
+    return figures.scatter(columns, [item.row.key for item in found], "multiply-adds an image")
+
+
+def _curves(found: Sequence[Found]) -> dict[str, list[list[float]]]:
+    curves = {item.row.key: [curve for run in item.quick if (curve := curve_of(run.folder))] for item in found}
+    return {name: lines for name, lines in curves.items() if lines}
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    """A line for each net, beside the plain one of the same model; equal nets under different names are one."""
+    labels: dict[str, str] = {}
+    results = []
+    for run in runs:
+        model, options, steps = run.net or [run.label, {}, []]
+        rival = run.result["identity"].get("rival_of", "")
+        shown = [f"{key}={value}" for key, value in options.items() if not (rival and key == "width")]
+        identity = {
+            "label": labels.setdefault(repr(run.net) if run.net else run.label, run.label),
+            "model": " ".join([model, *shown]), "method": steps[-1][0] if steps else "plain", "rival_of": rival,
+        }  # fmt: skip
+        results.append({**run.result, "identity": identity})
+    ranked = sorted(summarize(results), key=lambda s: (s.model, s.method != "plain" or bool(s.rival_of), -s.accuracy))
+    return markdown(ranked) if ranked else ""
+
+
+def _picture(page: Path, name: str, svg: str, title: str) -> str:
+    """Writes a figure beside the page; returns what shows it there."""
+    path = page.with_name(f"{page.stem}-{name}.svg")
+    write_atomically(path, svg)
+    return f"![{title}]({path.name})\n"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    rows = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,165 @@
+"""What was published, read from the one data file, and the nets and recipes that its rows stand for."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pocketcnn._files import read_json
+from pocketcnn.compare import Contestant
+from pocketcnn.errors import PocketError
+from pocketcnn.methods import get_method
+from pocketcnn.recipes import PLAIN_METHOD, RECIPES, parse_method, parse_options
+from pocketcnn.train.config import PRESETS, TrainConfig
+
+FILE = Path(__file__).with_name("published.json")
+_OF_DATA = ("in_channels", "num_classes")
+_OF_RUN = ("seed", "precision", "channels_last", "compile")  # what two runs of one recipe may differ in
+_PATTERNS = ("include", "exclude")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as the tables use it; `train_images` counts those that validation images are taken from."""
+
+    name: str
+    input_size: tuple[int, int, int]
+    classes: int
+    train_images: int
+    test_images: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a column of a table is trained: a preset by name, and the share of images set aside for validation."""
+
+    name: str
+    train: TrainConfig
+    validation: float = 0.1
+
+    def images(self, data: Data) -> int:
+        """How many images an epoch has."""
+        return round(data.train_images * (1 - self.validation))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A net of a table. Accuracies are in per cent, by source, the table's own source first."""
+
+    key: str
+    label: str
+    model: str
+    data: Data
+    recipe: Recipe
+    method: str = PLAIN_METHOD
+    quick: Recipe | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
+    printed: str = ""  # size, as the source prints it
+    trainable: int | None = None  # where the sources fix it
+    goal: Mapping[str, Any] = field(default_factory=dict)  # text, and percent or of_first: points against the first row
+    command: str = ""  # that makes this row, where training it alone is not how it was made
+
+    def contestant(self) -> Contestant:
+        """The net, as `compare` trains it."""
+        model, given = parse_options(self.model)
+        method, options = parse_method(self.method)
+        shape = {"in_channels": self.data.input_size[0], "num_classes": self.data.classes}
+        return Contestant(model, method, options, {**shape, **given})
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under one title; `sources` are those that have a figure for a row, `recipe` is the rows' own but for exceptions."""
+
+    name: str
+    title: str
+    source: str
+    data: Data
+    about: str
+    figure: str  # law, macs or none
+    recipe: Recipe
+    quick: Recipe | None
+    rows: Sequence[Row]
+
+    @property
+    def sources(self) -> list[str]:
+        return list(dict.fromkeys(source for row in self.rows for source in row.published))
+
+
+def read_tables() -> dict[str, Table]:
+    """All tables by name.
+
+    Raises:
+        ValueError: a recipe that is neither in the file nor among the presets.
+    """
+    content = read_json(FILE)
+    tables = {}
+    for name, given in content["tables"].items():
+        data = Data(given["data"], **content["data"][given["data"]])
+        share = given.get("validation", 0.1)
+        quick = Recipe(given["quick"], _train(given["quick"], content, name)) if given.get("quick") else None
+        recipe = Recipe(given["recipe"], _train(given["recipe"], content, name), share)
+        rows = []
+        for row in given["rows"]:
+            own = {"recipe": recipe, "quick": quick, "data": data}
+            if "recipe" in row:  # one of its own, which quick runs do not stand beside
+                own |= {"recipe": Recipe(row["recipe"], _train(row["recipe"], content, name), share), "quick": None}
+            rows.append(Row(**{**row, **own}))
+        source = content["sources"][given["source"]]
+        figure = given.get("figure", "")
+        tables[name] = Table(name, given["title"], source, data, given["about"], figure, recipe, quick, rows)
+    return tables
+
+
+def _train(name: str, content: Mapping[str, Any], table: str) -> TrainConfig:
+    if name in content["recipes"]:
+        return TrainConfig(**content["recipes"][name])
+    if name not in PRESETS:
+        raise ValueError(f"{table} is made by preset {name!r}, which does not exist; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def net_of(
+    model: str, method: str = PLAIN_METHOD, options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+) -> Any:  # fmt: skip
+    """What a net is, spelled in one way: the plain net, its options, and the steps that condense it with all of theirs.
+
+    So `resnet32_global` equals `resnet32_4stage` with `pde:last_stage=drop`. What the data says and a width of 1 are
+    left out.
+
+    Returns:
+        Lists and dictionaries to compare, or None for what this version cannot make.
+    """
+    given = dict(model_options or {})
+    steps = [] if method == PLAIN_METHOD else [(method, dict(options or {}))]
+    try:
+        while model in RECIPES:
+            recipe = RECIPES[model]
+            own = [(name, dict(step)) for name, step in recipe.steps]
+            if len(own) == 1:
+                known = {option.name for option in dataclasses.fields(get_method(own[0][0]).options)}
+                own[0][1].update({key: given.pop(key) for key in known & given.keys()})
+            model, given, steps = recipe.base, {**recipe.base_options, **given}, own + steps
+        given = {k: v for k, v in given.items() if k not in _OF_DATA and (k, v) != ("width", 1)}
+        return json.loads(json.dumps([model, given, [_step(*step) for step in steps]], sort_keys=True))
+    except (TypeError, ValueError, PocketError):
+        return None
+
+
+def _step(method: str, options: Mapping[str, Any]) -> list[Any]:
+    """A method with every option, those left out by their defaults."""
+    patterns = {key: options[key] for key in _PATTERNS if options.get(key)}
+    listed = {key: [value] if isinstance(value, str) else list(value) for key, value in patterns.items()}
+    full = get_method(method).options(**{key: value for key, value in options.items() if key not in _PATTERNS})
+    return [method, {**dataclasses.asdict(full), **listed}]
+
+
+def essence(train: Mapping[str, Any] | TrainConfig) -> dict[str, Any]:
+    """What makes a recipe: every field but seed, precision, layout and compiler; one that an older record lacks counts
+    as the default."""
+    given = dataclasses.asdict(train) if isinstance(train, TrainConfig) else train
+    full = json.loads(json.dumps({**dataclasses.asdict(TrainConfig()), **given}))
+    return {key: value for key, value in full.items() if key not in _OF_RUN}

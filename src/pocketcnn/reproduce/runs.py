@@ -1,0 +1,115 @@
+"""Finished runs, as their records tell, and which row of a table each of them belongs to."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pocketcnn._files import read_json
+from pocketcnn.cost import measure
+from pocketcnn.reproduce.published import Data, Recipe, Row, essence, net_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record; `net` and `train` are spelled so that equal ones compare equal. Accuracy is in per cent."""
+
+    folder: Path
+    label: str
+    data: str
+    net: Any
+    train: Mapping[str, Any]
+    seed: int
+    accuracy: float
+    epochs: int
+    images: int | None  # in training, where the record says so
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a net stores and does; `written` where the bytes are those of a file, not of the tensors alone."""
+
+    numbers: int
+    bytes: int
+    macs: float
+    written: bool
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All finished runs in a folder, in the order of their paths; other records are passed over."""
+    runs: list[Run] = []
+    for path in sorted(folder.rglob("result.json")):
+        found = read_json(path)
+        if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
+            continue
+        train = essence(found["train"])
+        if isinstance(found.get("identity"), dict) and {"data", "seed", "test_accuracy", "epochs"} <= found.keys():
+            identity = found["identity"]
+            fields = ("model", "method", "options", "model_options")
+            net = net_of(*(identity[key] for key in fields)) if identity.keys() >= set(fields) else None
+            config = path.with_name("config.json")
+            images = read_json(config).get("train_images") if config.exists() else None
+            data = Path(found["data"]).name
+            shared = (path.parent, identity.get("label") or found["name"], data, net, train)
+            runs.append(Run(*shared, found["seed"], 100 * found["test_accuracy"], found["epochs"], images, found))
+        elif {"row", "seeds", "test_accuracy"} <= found.keys():  # examples/mnist_illustrative.py: a row, all its seeds
+            shared = (path.parent, found["row"], "mnist", found["row"], train)
+            for seed, accuracy in zip(found["seeds"], found["test_accuracy"], strict=True):
+                epochs, images = found["train"]["epochs"], found.get("train_images")
+                runs.append(Run(*shared, seed, 100 * accuracy, epochs, images, found))
+    return runs
+
+
+def is_of(run: Run, data: Data, recipe: Recipe) -> bool:
+    """Whether a run is on a data set under a recipe, with as many training images, within one per cent."""
+    images = recipe.images(data)
+    complete = run.images is None or abs(run.images - images) <= images / 100
+    return complete and run.data == data.name and run.train == essence(recipe.train)
+
+
+def runs_of(row: Row, recipe: Recipe | None, runs: Iterable[Run]) -> list[Run]:
+    """The runs of a row under a recipe: the first for each seed."""
+    if recipe is None:
+        return []
+    contestant = row.contestant()
+    net = net_of(contestant.model, contestant.method, contestant.options, contestant.model_options)
+    nets = [net, row.key] if row.command else [net]
+    chosen: dict[int, Run] = {}
+    for run in runs:
+        if run.net in nets and is_of(run, row.data, recipe):
+            chosen.setdefault(run.seed, run)
+    return [chosen[seed] for seed in sorted(chosen)]
+
+
+def size_of(row: Row, runs: Sequence[Run]) -> Size:
+    """From the first record that has it, else counted on the net itself."""
+    for run in runs:
+        if {"cost", "file_bytes"} <= run.result.keys():
+            return recorded_size(run)
+    cost = measure(row.contestant().build(0), row.data.input_size)
+    return Size(cost.trainable_params, cost.size_bytes, cost.macs, written=False)
+
+
+def recorded_size(run: Run) -> Size:
+    """Multiply-adds are the mean over the test images where they depend on the image."""
+    cost, by_image = run.result["cost"], run.result.get("image_costs")
+    macs = by_image["macs"]["mean"] if by_image else cost["macs"]
+    return Size(cost["trainable_params"], run.result["file_bytes"], macs, written=True)
+
+
+def latency_of(runs: Iterable[Run]) -> float | None:
+    """Milliseconds for one image, the median over the runs that measured it."""
+    measured = [run.result["latency"]["median_ms"] for run in runs if "latency" in run.result]
+    return median(measured) if measured else None
+
+
+def curve_of(folder: Path) -> list[float]:
+    """Validation accuracy in per cent after each epoch that a run, finished or not, has behind it."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [100 * float(row["validation_accuracy"]) for row in csv.DictReader(file)]

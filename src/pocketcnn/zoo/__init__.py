@@ -1,0 +1,239 @@
+"""Small trained nets that come with the package, each with a card that says how it was made and how good it is.
+
+`create_model("resnet20", pretrained="cifar10")` loads one. The nets lie beside this file, their cards in `index.json`;
+a file is used only if its hash is the one on its card. `python -m pocketcnn.zoo` adds the net of a finished run.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pocketcnn import checkpoint, recipes
+from pocketcnn._files import make_folder, read_json, write_atomically, write_json
+from pocketcnn.cost import count_params
+from pocketcnn.errors import TamperedFile, UnknownPretrained
+from pocketcnn.storage import Storage
+
+if TYPE_CHECKING:
+    from pocketcnn.data import DataSet
+
+FOLDER = Path(__file__).parent
+LARGEST_FILE, LARGEST_ZOO = 2_000_000, 8_000_000  # bytes: everybody who installs the package downloads them all
+
+
+@dataclass(frozen=True)
+class Card:
+    """A trained net of the package: what it is, how good it is, and where it comes from.
+
+    `file` is relative to the zoo's folder. `test_accuracy` was measured with the file as it is stored,
+    `trained_accuracy` with the float32 weights that the run ended with. `train` is the run's configuration, `commit` the
+    version of pocketcnn that trained it, `record` the folder under `results/` with the run's record.
+    """
+
+    name: str
+    data: str
+    file: str
+    sha256: str
+    size_bytes: int
+    storage: Storage
+    trainable_params: int
+    test_accuracy: float
+    trained_accuracy: float
+    seed: int
+    epochs: int
+    train: dict[str, Any]
+    commit: str
+    record: str = ""
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        """What the command line calls it: `cifar10/resnet20`."""
+        return f"{self.data}/{self.name}"
+
+
+def cards(pattern: str = "*", data: str | None = None) -> tuple[Card, ...]:
+    """The trained nets of the package, sorted by data set and name.
+
+    Args:
+        pattern: a shell pattern of names (`"*ring*"`), or of names behind their data set (`"mnist/*"`).
+        data: only those that were trained on this data set.
+    """
+    return tuple(
+        card
+        for card in _read(FOLDER)
+        if data in (None, card.data) and any(fnmatch.fnmatchcase(n, pattern) for n in (card.name, card.title))
+    )
+
+
+def find(name: str, data: str) -> Card:
+    """The card of a net.
+
+    Raises:
+        UnknownPretrained: there is none of that name for that data set; the nearest are offered.
+    """
+    known = cards()
+    if found := next((card for card in known if (card.name, card.data) == (name, data)), None):
+        return found
+    near = [card.title for card in known if card.data == data]
+    elsewhere = [card.data for card in known if card.name == name]
+    hint = f"Data sets: {', '.join(sorted({card.data for card in known})) or 'none'}."
+    if near:
+        hint = f"{name!r} was trained on: {', '.join(elsewhere)}." if elsewhere else ""
+    raise UnknownPretrained(f"{data}/{name}", near or [card.title for card in known], hint)
+
+
+def path_of(card: Card) -> Path:
+    """Where the file of a net is, once its hash has been checked.
+
+    Raises:
+        TamperedFile: it is missing, or not the file that the card describes.
+    """
+    path = FOLDER / card.file
+    found = _sha256(path.read_bytes()) if path.is_file() else "nothing"
+    if found != card.sha256:
+        raise TamperedFile(
+            f"{path}: found {found[:12]}, wanted {card.sha256[:12]} (sha256); install the package again: "
+            "pip install --force-reinstall --no-deps pocketcnn"
+        )
+    return path
+
+
+def create_model(name: str, *, pretrained: str | None = None, **options: Any) -> nn.Module:
+    """Makes a net by name: freshly initialised, or as it was trained on a data set.
+
+    Args:
+        name: a plain net (`"resnet20"`) or a paper's net (`"resnet18_ring"`), which `list_models()` lists; with
+            `pretrained` one of the trained nets, which `zoo.cards()` lists.
+        pretrained: the data set that it was trained on, `"cifar10"` or `"mnist"`.
+        **options: of a fresh net, those of the plain net (`num_classes`, `in_channels`, `stem`, `width`); for a paper's
+            net also those of its method (`size=0.1`), where the recipe has one method. A trained net is what it is:
+            only its own `in_channels` and `num_classes` are taken.
+    Returns:
+        A net that `save` can write and `load` can rebuild; a fresh one in training mode, a trained one in evaluation
+        mode, like all that `load` gives: call `train()` before training it on.
+    Raises:
+        UnknownModel: no net of that name; the nearest are offered.
+        UnknownPretrained: none of that name was trained on that data set.
+        TamperedFile: the file in the package is not the one that was put there.
+        ValueError: an unknown option, one out of range, or one that the trained net does not have.
+    Example:
+        >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
+        11173962
+    """
+    if pretrained is None:
+        return recipes.create_model(name, **options)
+    card = find(name, pretrained)
+    path = path_of(card)
+    header = checkpoint.read_header(path)
+    notes = header["notes"]
+    num_classes = header["base"]["options"].get("num_classes", len(notes["classes"]))
+    own = {"in_channels": notes["input_size"][0], "num_classes": num_classes}
+    for option, value in options.items():
+        if option not in own or value != own[option]:
+            has = f"its {option} is {own[option]}" if option in own else "it is what it is"
+            raise ValueError(
+                f"{card.title}: a trained net cannot be made with {option}={value!r}, {has}; leave {option} out, and "
+                "condense or train on what you get"
+            )
+    return checkpoint.load(path)
+
+
+def add(
+    run: str | Path,
+    *,
+    name: str,
+    data: str,
+    commit: str,
+    storage: Storage = "float16",
+    record: str = "",
+    note: str = "",
+    folder: str | Path | None = None,
+    dataset: "DataSet | None" = None,
+) -> Card:
+    """Puts the net of a finished run into the zoo, in place of the one that has this name there.
+
+    The file says what the run's says, but names the data set as the card does, not by a folder of the machine.
+
+    Args:
+        run: its folder, with `model.safetensors` and `result.json`.
+        name: what the net will be called.
+        data: what its data set is called.
+        commit: of pocketcnn, when the net was trained.
+        storage: type of the weights in the file, see `pocketcnn.storage`.
+        record: folder under `results/` with the run's record.
+        note: anything else that should be known.
+        folder: of the zoo; the package's own by default.
+        dataset: whose test images the stored file is measured with; loaded by the name `data` by default.
+    Raises:
+        ValueError: a name that is no file name, or a file or a zoo that would be too large; nothing is changed.
+        FileNotFoundError: the run is not finished.
+    """
+    from pocketcnn.train import evaluate
+
+    run, folder = Path(run), FOLDER if folder is None else Path(folder)
+    for word in (name, data):
+        if not re.fullmatch(r"\w[\w.+=-]*", word):
+            raise ValueError(f"{word!r} cannot be a file's name; letters, digits and _ . + = - are taken")
+    if not (run / "result.json").is_file():
+        raise FileNotFoundError(f"{run}: not the folder of a finished run: there is no result.json")
+    result = read_json(run / "result.json")
+    source = run / "model.safetensors"
+    notes = {**checkpoint.read_header(source)["notes"], "data": data}
+    net = checkpoint.load(source)
+    if dataset is None:
+        from pocketcnn.data import load
+
+        dataset = load(data)
+    others = [card for card in _read(folder) if (card.name, card.data) != (name, data)]
+    with tempfile.TemporaryDirectory() as place:
+        stored = Path(place) / "model.safetensors"
+        size = checkpoint.save(net, stored, notes=notes, storage=storage)
+        if size > LARGEST_FILE:
+            raise ValueError(f"{data}/{name}: {size:,} bytes as {storage}, a file may have {LARGEST_FILE:,}")
+        if (whole := size + sum(card.size_bytes for card in others)) > LARGEST_ZOO:
+            raise ValueError(f"{data}/{name}: {whole:,} bytes with all others, the zoo may have {LARGEST_ZOO:,}")
+        seen = dataclasses.replace(dataset, mean=tuple(notes["mean"]), std=tuple(notes["std"]))  # as it was trained
+        accuracy = evaluate(checkpoint.load(stored), seen)["test_accuracy"]
+        content = stored.read_bytes()
+    card = Card(
+        name=name,
+        data=data,
+        file=f"{data}/{name}.safetensors",
+        sha256=_sha256(content),
+        size_bytes=size,
+        storage=storage,
+        trainable_params=count_params(net)[0],
+        test_accuracy=accuracy,
+        trained_accuracy=result["test_accuracy"],
+        seed=result["seed"],
+        epochs=result["epochs"],
+        train=result["train"],
+        commit=commit,
+        record=record,
+        note=note,
+    )
+    make_folder(folder / data)
+    write_atomically(folder / card.file, content)
+    write_json(folder / "index.json", [dataclasses.asdict(card) for card in _sorted([*others, card])])
+    return card
+
+
+def _read(folder: Path) -> list[Card]:
+    index = folder / "index.json"
+    return _sorted([Card(**entry) for entry in read_json(index)]) if index.is_file() else []
+
+
+def _sorted(found: list[Card]) -> list[Card]:
+    return sorted(found, key=lambda card: (card.data, card.name))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

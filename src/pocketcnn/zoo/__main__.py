@@ -1,0 +1,42 @@
+"""`python -m pocketcnn.zoo RUN --name resnet20 ...` puts the net of a finished run into the zoo."""
+
+from pathlib import Path
+
+import tyro
+
+from pocketcnn import zoo
+from pocketcnn.data import load
+from pocketcnn.storage import Storage
+
+
+def add(
+    run: tyro.conf.Positional[Path],
+    name: str,
+    data_name: str,
+    data: str,
+    commit: str,
+    storage: Storage = "float16",
+    record: str = "",
+    note: str = "",
+) -> None:
+    """Put the net of a finished run into the zoo.
+
+    Args:
+        run: Folder of the run.
+        name: What the net will be called.
+        data_name: What its data set is called.
+        data: The data set itself, by name or folder; the stored file is measured with its test images.
+        commit: Of pocketcnn, when the net was trained.
+        storage: Type of the weights in the file.
+        record: Folder under results/ with the run's record.
+        note: Anything else that should be known.
+    """
+    card = zoo.add(
+        run, name=name, data=data_name, commit=commit, storage=storage, record=record, note=note, dataset=load(data)
+    )
+    print(f"{card.title}: {card.size_bytes:,} bytes, test accuracy {100 * card.test_accuracy:.2f} % as {storage}, "
+          f"{100 * card.trained_accuracy:.2f} % as trained")  # fmt: skip
+
+
+if __name__ == "__main__":
+    tyro.cli(add, prog="python -m pocketcnn.zoo")

@@ -1,0 +1,240 @@
+"""Runs that are killed, stopped, cut short or damaged, and go on: to the bits of a run that none of this happened to."""
+
+import csv
+import logging
+import random
+import re
+import signal
+import time
+
+import pytest
+import torch
+from processes import finish, start
+
+import pocketcnn as pc
+from pocketcnn.errors import BadData, BrokenFile
+from pocketcnn.train import TrainConfig, fit
+from pocketcnn.train.callbacks import newest_checkpoint
+
+ALL_STATE = {
+    "ema_decay": 0.9, "clip_norm": 1.0, "label_smoothing": 0.1, "crop": 1, "cutout": 2, "small_epochs": 2,
+    "schedule": "one_cycle",
+}  # fmt: skip
+SAVE_ALWAYS = {"save_every": 0.0}
+
+
+def rows(folder):
+    """Of `metrics.csv`, without what a clock says."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{key: row[key] for key in row if "second" not in key} for row in csv.DictReader(file)]
+
+
+def assert_equal_runs(one, other):
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert rows(one) == rows(other)
+
+
+def wait_for_a_new_checkpoint(folder, process):
+    path = folder / "last.ckpt"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    deadline = time.time() + 90
+    while not (path.exists() and path.stat().st_mtime_ns > before):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.time() < deadline
+        time.sleep(0.005)
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path, request):
+    """The processes save after every step, so that many of the moments lie within the writing of a checkpoint."""
+    kills = request.config.getoption("--kills")
+    config = {**ALL_STATE, "epochs": 4 + kills}
+    finish(tmp_path / "whole", config=config)
+    moments = random.Random()
+    for _ in range(kills):
+        process = start(tmp_path / "cut", config=config, run=SAVE_ALWAYS)
+        wait_for_a_new_checkpoint(tmp_path / "cut", process)
+        time.sleep(moments.uniform(0, 0.4))
+        assert process.poll() is None, "the run was over before it was killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(tmp_path / "cut", config=config, run=SAVE_ALWAYS)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    assert not list((tmp_path / "cut").glob(".*")), "what a killed writer left is cleared away"
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_killed_while_a_checkpoint_is_written(tmp_path, name):
+    """Before the new file is whole, and between the two renamings, when there is only the one before."""
+    config = {**ALL_STATE, "epochs": 2, "small_epochs": 1}
+    finish(tmp_path / "whole", config=config)
+    before = f"""
+import os, signal
+original, calls = os.{name}, []
+def die(*arguments):
+    if {name!r} == "fsync" or "ckpt" in str(arguments[0]):
+        calls.append(arguments)
+    if len(calls) == 13:
+        if {name!r} == "replace":
+            assert str(arguments[0]).endswith(".partial") and not os.path.exists(arguments[1])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+os.{name} = die
+"""
+    finish(tmp_path / "cut", config=config, run=SAVE_ALWAYS, before=before, code=-signal.SIGKILL)
+    left = {path.name for path in (tmp_path / "cut").iterdir()}
+    assert any(name.endswith(".partial") for name in left)
+    assert ("last.ckpt" in left) == (name == "fsync")
+    finish(tmp_path / "cut", config=config, run=SAVE_ALWAYS)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "Interrupted stopped in epoch"), (signal.SIGTERM, 75, "Preempted stopped in epoch"),
+     (signal.SIGUSR1, 75, "Preempted stopped in epoch")],
+    ids=["ctrl-c", "term", "usr1"],
+)  # fmt: skip
+def test_asked_to_stop_a_run_saves_and_says_how_to_go_on(tmp_path, number, code, said):
+    """No checkpoint is due when the signal comes: it is the signal that saves."""
+    config = {"epochs": 500}
+    process = start(tmp_path / "run", config=config)
+    wait_for_a_new_checkpoint(tmp_path / "run", process)
+    time.sleep(0.1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert said in output
+    assert "the same command goes on from there" in output
+    kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    in_epoch, after_step = map(int, re.search(r"stopped in epoch (\d+) after step (\d+)", output).groups())
+    assert (kept["position"]["epoch"] + 1, kept["position"]["step"]) == (in_epoch, after_step)
+    assert len(rows(tmp_path / "run")) == in_epoch - 1
+
+
+def test_stopped_by_a_signal_a_run_ends_with_the_same_bits(tmp_path):
+    config = {**ALL_STATE, "epochs": 6}
+    finish(tmp_path / "whole", config=config)
+    process = start(tmp_path / "cut", config=config)
+    wait_for_a_new_checkpoint(tmp_path / "cut", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    finish(tmp_path / "cut", config=config)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_full_disk_stops_the_run_with_the_old_checkpoint_intact(tmp_path):
+    """A real limit on file size, below what the checkpoint of the third run needs."""
+    import resource
+
+    finish(tmp_path / "run", config={"epochs": 1})
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "config.json").unlink()
+    limit = len(before) // 2
+    output = finish(
+        tmp_path / "run", config={"epochs": 3}, code=2,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert "CannotWrite" in output
+    assert "the file that was there is unchanged" in output
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+# --- damaged checkpoints, in this process ----------------------------------------------------------------------------
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+
+
+SHORT = TrainConfig(epochs=3, batch_size=32, precision="float32", channels_last="off")
+
+
+@pytest.fixture(scope="module")
+def finished(few, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    fit(tiny(), few, SHORT, folder)
+    return folder
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """The same run as it was before its result was written."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "environment.json", "metrics.csv", "last.ckpt", "previous.ckpt"):
+        (folder / name).write_bytes((finished / name).read_bytes())
+    return folder
+
+
+def cut_short(content):
+    return content[: len(content) // 2]
+
+
+def one_bit(content):
+    """Of the weights: nothing that the archive's own reader would notice."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut_short, one_bit, lambda content: b""], ids=["cut", "bit", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(few, finished, unfinished, damage, caplog):
+    last = unfinished / "last.ckpt"
+    last.write_bytes(damage(last.read_bytes()))
+    with caplog.at_level(logging.WARNING, logger="pocketcnn"):
+        fit(tiny(), few, SHORT, unfinished)
+    assert "last.ckpt: damaged checkpoint" in caplog.text
+    assert "going on from previous.ckpt, epoch 2" in caplog.text
+    assert_equal_runs(finished, unfinished)
+
+
+def test_when_both_checkpoints_are_damaged_it_is_an_error(few, unfinished):
+    for name in ("last.ckpt", "previous.ckpt"):
+        (unfinished / name).write_bytes(cut_short((unfinished / name).read_bytes()))
+    with pytest.raises(BrokenFile, match=r"last\.ckpt: damaged checkpoint .*delete it to start this run afresh"):
+        fit(tiny(), few, SHORT, unfinished)
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+
+
+# --- teachers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_pulls_the_net_towards_what_it_says(few, finished, tmp_path):
+    """A net of the teacher's own weights that learns from it alone, at a rate near 0, loses nothing to it."""
+    config = TrainConfig(epochs=1, batch_size=32, lr=1e-9, precision="float32", channels_last="off", augment=False,
+                         teacher=str(finished / "model.safetensors"), teacher_weight=1.0)  # fmt: skip
+    same = pc.load(finished / "model.safetensors").train()
+    for module in same.modules():  # statistics of the batch would tell them apart
+        module.momentum = 0.0 if hasattr(module, "momentum") else None
+    far = fit(tiny(1), few, config, tmp_path / "far")
+    near = fit(same, few, config, tmp_path / "near")
+    losses = [float(rows(tmp_path / name)[0]["train_loss"]) for name in ("near", "far")]
+    assert losses[0] < 0.5 * losses[1]
+    assert far["train"]["teacher"] == near["train"]["teacher"] == str(finished / "model.safetensors")
+
+
+def test_the_teacher_belongs_to_the_run(few, finished, tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes((finished / "model.safetensors").read_bytes())
+    config = TrainConfig(epochs=1, batch_size=32, precision="float32", channels_last="off", teacher=str(teacher))
+    fit(tiny(), few, config, tmp_path / "run")
+    net = pc.load(teacher)
+    torch.nn.init.zeros_(net.fc.weight)
+    from pocketcnn.train.loop import image_notes
+
+    pc.save(net, teacher, notes=image_notes(few))
+    with pytest.raises(ValueError, match="holds a run with other settings \\(teacher_hash"):
+        fit(tiny(), few, config, tmp_path / "run")
+
+
+def test_a_teacher_of_other_classes_is_refused(few, tmp_path):
+    net = pc.create_model("resnet20", in_channels=1, num_classes=4)
+    pc.save(net, tmp_path / "t.safetensors", notes={"classes": ["a", "b", "c", "d"], "mean": [0.5], "std": [0.5]})
+    config = TrainConfig(epochs=1, teacher=str(tmp_path / "t.safetensors"))
+    with pytest.raises(BadData, match="knows other classes than digits has"):
+        fit(tiny(), few, config, tmp_path / "run")

@@ -833,6 +833,10 @@ class DataOptions:
     """Share of the training images set aside for choices; the test split is used once, at the end."""
     limit: int | None = None
     """Use at most so many training images."""
+    stream: bool = False
+    """Decode the images of a folder of parquet files while training, instead of all of them before; needs image_size."""
+    workers: int = 0
+    """Processes that read a stream, for each device."""
 
 
 @dataclass(kw_only=True)
@@ -867,6 +871,12 @@ class DeviceArguments:
     """Machines."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several devices train: distributed data parallel, which auto takes for more than one."""
+    sync_batchnorm: bool = False
+    """Batch norm takes its statistics from the images of all devices; on GPUs only."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
     """Also send the epochs to a tracker."""
 
@@ -973,8 +983,21 @@ def _data_help() -> str:
 
 
 def _load_data(given: Any) -> "DataSet":
-    from pocketcnn.data import load
+    from pocketcnn.data import load, open_stream
 
+    if given.stream:
+        if given.image_size is None or given.limit is not None:
+            raise BadUsage("a stream needs --image-size, and takes no --limit")
+        return open_stream(
+            given.data,
+            validation=given.validation,
+            image_size=given.image_size,
+            channels=given.channels or 3,
+            workers=given.workers,
+            skip_bad_images=given.skip_bad_images,
+        )
+    if given.workers:
+        raise BadUsage("--workers read a stream; add --stream")
     return load(
         given.data,
         validation=given.validation,
@@ -999,7 +1022,8 @@ def _model_options(given: ModelArguments, data: "DataSet | None" = None) -> dict
 
 
 def _device_options(given: DeviceArguments) -> dict[str, Any]:
-    return {name: getattr(given, name) for name in ("devices", "num_nodes", "accelerator", "logger")}
+    names = ("devices", "num_nodes", "accelerator", "strategy", "sync_batchnorm", "logger")
+    return {**{name: getattr(given, name) for name in names}, "save_every": 60 * given.save_minutes}
 
 
 def _load(path: Path) -> "nn.Module":

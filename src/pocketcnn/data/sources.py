@@ -86,19 +86,7 @@ class AbstractSource(abc.ABC):
             if all(_is_label(label) for label in test_labels):
                 break
             test_images, test_labels = [], []
-        if missing := sum(not _is_label(label) for label in labels):
-            raise BadData(f"{self.label}: {missing} of {len(labels)} training images have no label (none, or -1)")
-        if strange := next((label for label in (*labels, *test_labels) if not isinstance(label, int | str)), None):
-            raise BadData(
-                f"{self.label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted"
-            )
-        if classes is None:
-            classes = tuple(str(value) for value in sorted(set(labels)))
-            index = {value: i for i, value in enumerate(sorted(set(labels)))}
-        else:
-            index = {i: i for i in range(len(classes))} | {value: i for i, value in enumerate(classes)}
-        if strange := sorted({str(label) for label in (*labels, *test_labels) if label not in index}):
-            raise BadData(f"{self.label}: label {strange[0]!r} is not one of the training classes {', '.join(classes)}")
+        classes, index = class_index(self.label, labels, test_labels, classes)
 
         def collect(pixels: list[np.ndarray], values: list[Any]) -> "Images":
             return Images(torch.from_numpy(np.stack(pixels)), torch.tensor([index[v] for v in values]))
@@ -291,6 +279,24 @@ def _chain(parts: Iterable[Iterator[RawImage]]) -> Iterator[RawImage]:
 
 def _is_label(label: Any) -> bool:
     return label is not None and label != -1
+
+
+def class_index(
+    label: str, train: list[Any], test: list[Any], classes: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """The classes' names, and which class each label found in the files stands for."""
+    if missing := sum(not _is_label(value) for value in train):
+        raise BadData(f"{label}: {missing} of {len(train)} training images have no label (none, or -1)")
+    if strange := next((value for value in (*train, *test) if not isinstance(value, int | str)), None):
+        raise BadData(f"{label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted")
+    if classes is None:
+        known = sorted(set(train))
+        classes, index = tuple(map(str, known)), {value: number for number, value in enumerate(known)}
+    else:
+        index = {i: i for i in range(len(classes))} | {value: i for i, value in enumerate(classes)}
+    if unknown := sorted(str(value) for value in {*train, *test} if value not in index):
+        raise BadData(f"{label}: label {unknown[0]!r} is not one of the training classes {', '.join(classes)}")
+    return classes, index
 
 
 def _decode_all(

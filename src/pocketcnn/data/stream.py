@@ -39,6 +39,7 @@ from pocketcnn.data.sources import (
     _decode_all,
     _is_label,
     _quiet,
+    class_index,
 )
 from pocketcnn.errors import BadData, BadImage, PocketError, WorkerDied
 
@@ -387,7 +388,7 @@ def open_stream(
             "add files called test-*.parquet or validation-*.parquet"
         )
     test_groups, test_values, test_column, _ = test
-    classes, index = _class_index(source.label, values, test_values, names)
+    classes, index = class_index(source.label, values, test_values, names)
     labels = torch.tensor([index[value] for value in values])
     every: Any = Images(torch.empty(0), labels)
     _check_labels(str(name), every, classes, least=1)
@@ -498,24 +499,6 @@ def _open(files: list[str]) -> tuple[list[RowGroup], list[Any], str, tuple[str, 
     if not groups:
         raise BadData(f"{', '.join(files)}: no images")
     return groups, labels, image, names
-
-
-def _class_index(
-    label: str, train: list[Any], test: list[Any], classes: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """The classes' names, and which class each label found in the files stands for."""
-    if missing := sum(not _is_label(value) for value in train):
-        raise BadData(f"{label}: {missing} of {len(train)} training images have no label (none, or -1)")
-    if strange := next((value for value in chain(train, test) if not isinstance(value, int | str)), None):
-        raise BadData(f"{label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted")
-    if classes is None:
-        known = sorted(set(train))
-        classes, index = tuple(map(str, known)), {value: number for number, value in enumerate(known)}
-    else:
-        index = {i: i for i in range(len(classes))} | {value: i for i, value in enumerate(classes)}
-    if unknown := sorted(str(value) for value in {*train, *test} if value not in index):
-        raise BadData(f"{label}: label {unknown[0]!r} is not one of the training classes {', '.join(classes)}")
-    return classes, index
 
 
 def _set_aside(label: str, groups: list[RowGroup], fraction: float, seed: int) -> tuple[list[int], list[int]]:

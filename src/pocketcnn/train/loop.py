@@ -109,11 +109,14 @@ def fit(
         "train_images": len(data.train),
         "net": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
         "world": [devices, num_nodes],
-        **({"sync_batchnorm": True} if sync_batchnorm else {}),
     }
     teacher = Teacher.open(config.teacher, data) if config.teacher else None
-    if teacher is not None:
-        settings["teacher_hash"] = teacher.hash
+    unusual = {
+        "sync_batchnorm": sync_batchnorm,
+        "teacher_hash": teacher.hash if teacher is not None else "",
+        "workers": getattr(data.train, "workers", 0),  # of a stream, whose order they set
+    }
+    settings |= {key: value for key, value in unusual.items() if value}
     settings = _as_read(settings)
     earlier = _earlier(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
@@ -343,7 +346,7 @@ def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> 
     defaults = _as_read(dataclasses.asdict(TrainConfig()))  # of fields that are younger than the run
     had = {**defaults, **found, **found.pop("train")}
     differing = [key for key, value in asked.items() if value != "auto" and had.get(key) != value]
-    differing += [key for key in ("sync_batchnorm", "teacher_hash") if key in had and key not in asked]
+    differing += [key for key in ("sync_batchnorm", "teacher_hash", "workers") if key in had and key not in asked]
     if differing == ["fingerprint"]:
         raise ValueError(
             f"{folder}: the data {settings['data']} changed since this run began: other images, labels or splits than then "

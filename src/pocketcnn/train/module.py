@@ -117,6 +117,18 @@ class Classifier(pl.LightningModule):
         apart = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         return (1 - share) * loss + share * apart
 
+    def on_validation_start(self) -> None:
+        self._share_statistics()
+
+    def on_test_start(self) -> None:
+        self._share_statistics()
+
+    def _share_statistics(self) -> None:
+        """Running statistics are those of the first device, whose net is the one that is kept."""
+        if self.trainer.world_size > 1:
+            for statistic in self.net.buffers():
+                torch.distributed.broadcast(statistic, src=0)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._evaluate("validation", batch)
 

@@ -1,0 +1,191 @@
+"""Two CPU processes over gloo train as one: started by Lightning, by torchrun and as SLURM starts them."""
+
+import csv
+import dataclasses
+import json
+import re
+import signal
+import socket
+
+import pytest
+import torch
+from processes import finish, start
+from torch import nn
+
+import pocketcnn as pc
+from pocketcnn.data import load
+from pocketcnn.train import TrainConfig, evaluate, fit
+
+TWO = {"devices": 2, "accelerator": "cpu"}
+SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state', hashlib.sha256(b''.join(t.numpy().tobytes() " \
+            "for t in net.state_dict().values())).hexdigest()))"  # fmt: skip
+
+# Convolutions with a norm that does not look at the batch, one of them on a ring, one with routed experts.
+WITHOUT_STATISTICS = """
+class Frozen(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(False)
+torch.manual_seed(0)
+layers = [nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()]
+for norm in (Frozen, lambda channels: nn.GroupNorm(2, channels)):
+    layers += [nn.Conv2d(8, 8, 3, padding=1), norm(8), nn.ReLU()]
+net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+net = pc.condense(pc.condense(net, "ring", include="3"), "condconv", include="6")
+"""
+
+
+def curve(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [[float(row[name]) for name in ("train_loss", "validation_loss")] for row in csv.DictReader(file)]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    finish(folder, config={"epochs": 2, "batch_size": 64}, before=WITHOUT_STATISTICS)
+    return folder
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun", "slurm"])
+def test_two_processes_train_as_one_with_twice_the_batch(alone, tmp_path, launcher):
+    """The second process may not write: it would raise."""
+    before = (
+        WITHOUT_STATISTICS
+        + SAY_STATE
+        + """
+if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "SLURM_PROCID")):
+    import pocketcnn._files as files
+    def refuse(*_): raise SystemExit("a second writer")
+    files.os = type("os", (), {"replace": refuse, "fsync": refuse, "getpid": os.getpid})
+"""
+    )
+    how = {"config": {"epochs": 2, "batch_size": 32}, "run": TWO, "before": before}
+    if launcher == "lightning":
+        output = finish(tmp_path / "run", **how)
+    elif launcher == "torchrun":
+        torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+        output = finish(tmp_path / "run", launcher=torchrun, **how)
+    else:
+        shared = {
+            "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "test", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+        }  # fmt: skip
+        tasks = [
+            start(tmp_path / "run", environment={**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}, **how)
+            for rank in "01"
+        ]
+        outputs = [task.communicate(timeout=200)[0] for task in tasks]
+        output = "".join(outputs)
+        assert [task.returncode for task in tasks] == [0, 0], output
+    states = re.findall(r"state (\w+)", output)
+    assert len(states) == 2, output
+    assert len(set(states)) == 1, "ring, router and all else are the same on both"
+    for mine, other in zip(curve(tmp_path / "run"), curve(alone), strict=True):
+        assert mine == pytest.approx(other, rel=2e-5)
+    expected = weights(alone)
+    for name, found in weights(tmp_path / "run").items():
+        assert torch.allclose(found, expected[name], atol=2e-5), name
+
+
+def test_with_batch_norm_processes_keep_the_same_weights_and_evaluate_the_net_that_is_kept(tmp_path):
+    output = finish(tmp_path / "run", config={"epochs": 1}, run=TWO, before=SAY_STATE)
+    states = re.findall(r"state (\w+)", output)
+    assert len(states) == 2, output
+    assert len(set(states)) == 1
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["world"] == [2, 1]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    net = pc.load(tmp_path / "run" / "model.safetensors")
+    found = evaluate(net, load("digits", limit=640))
+    assert found["test_accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-6)
+    assert found["test_loss"] == pytest.approx(result["test_loss"], rel=1e-4)
+
+
+def test_one_process_that_is_asked_to_leave_takes_the_other_along_and_the_run_goes_on(tmp_path):
+    config = {"epochs": 2, "batch_size": 32}
+    finish(tmp_path / "whole", config=config, run=TWO, before=WITHOUT_STATISTICS)
+    ask = (
+        WITHOUT_STATISTICS
+        + """
+if os.environ.get("LOCAL_RANK") == "1":
+    steps = []
+    def ask(module, inputs, output):
+        if module.training:
+            steps.append(1)
+            if len(steps) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+    net.register_forward_hook(ask)
+"""
+    )
+    output = finish(tmp_path / "cut", config=config, run=TWO, before=ask, code=75)
+    assert output.count("Preempted stopped in epoch 1 after step 4") == 2
+    finish(tmp_path / "cut", config=config, run=TWO, before=WITHOUT_STATISTICS)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        tmp_path / "cut" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_nets_of_mixed_depth_train_on_several_devices(tmp_path):
+    """Blocks that no image of one device reaches would leave the others waiting for their gradients."""
+    before = 'data = load("digits", limit=80)\nnet = pc.condense(net, "puppet", levels=7)'
+    finish(tmp_path / "run", config={"epochs": 1, "batch_size": 4}, run=TWO, before=before)
+
+
+def test_all_processes_stop_when_one_diverges(tmp_path):
+    """Only the second process sees a NaN; the first one must not wait for it for ever."""
+    poison = """
+if os.environ.get("LOCAL_RANK") == "1":
+    net.register_forward_hook(lambda m, i, y: y * float("nan") if m.training else None)
+"""
+    output = finish(tmp_path / "run", config={"epochs": 1}, run=TWO, before=poison, code=1)
+    assert "epoch 1, step 1: the loss of another device is not finite" in output
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_run_belongs_to_its_number_of_devices(few, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=32, precision="float32", channels_last="off")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    fit(net, few, config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other settings \(world; world was \[1, 1\], now \[1, 2\]"):
+        fit(net, few, config, tmp_path / "run", num_nodes=2)
+    with pytest.raises(ValueError, match=r"other settings \(lr; lr was 0.1, now 0.2"):
+        fit(net, few, dataclasses.replace(config, lr=0.2), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 10_000, "accelerator": "cpu"}, r"devices=10000: this machine has \d+ CPU cores, one a process"),
+        ({"sync_batchnorm": True, "accelerator": "cpu"}, "sync_batchnorm needs GPUs"),
+    ],
+)
+def test_what_the_machine_does_not_have_is_said(few, tmp_path, options, message):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match=message):
+        fit(net, few, TrainConfig(epochs=1), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_no_gpu_is_said(few, tmp_path):
+    with pytest.raises(ValueError, match="accelerator 'gpu': this machine has no GPU"):
+        fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", accelerator="gpu")
+
+
+def test_signals_are_left_as_they_were(few, tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    config = TrainConfig(epochs=1, batch_size=32, precision="float32", channels_last="off")
+    fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), few, config, tmp_path / "run")
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]

@@ -17,7 +17,7 @@ from pocketcnn.data import load
 from pocketcnn.train import TrainConfig, evaluate, fit
 
 TWO = {"devices": 2, "accelerator": "cpu"}
-SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state', hashlib.sha256(b''.join(t.numpy().tobytes() " \
+SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state ' + hashlib.sha256(b''.join(t.numpy().tobytes() " \
             "for t in net.state_dict().values())).hexdigest()))"  # fmt: skip
 
 # Convolutions with a norm that does not look at the batch, one of them on a ring, one with routed experts.
@@ -30,7 +30,7 @@ layers = [nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()]
 for norm in (Frozen, lambda channels: nn.GroupNorm(2, channels)):
     layers += [nn.Conv2d(8, 8, 3, padding=1), norm(8), nn.ReLU()]
 net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
-net = pc.condense(pc.condense(net, "ring", include="3"), "condconv", include="6")
+net = pc.condense(pc.condense(net, "ring", include="3"), "condconv", include="6").train()
 """
 
 

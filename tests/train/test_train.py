@@ -201,6 +201,30 @@ def test_evaluate_takes_any_precision(few):
     assert 0 <= evaluate(tiny().double(), few)["test_accuracy"] <= 1
 
 
+def test_the_loss_is_that_of_all_images_though_the_last_batch_is_smaller(digits):
+    net = tiny()
+    with torch.no_grad():
+        wanted = nn.functional.cross_entropy(
+            net.eval()((digits.test.images / 255 - digits.mean[0]) / digits.std[0]), digits.test.labels
+        )
+    assert len(digits.test) % 256
+    assert evaluate(net, digits)["test_loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_net_that_was_loaded_is_trained_and_frozen_parts_stay_frozen(few, tmp_path):
+    one_epoch = dataclasses.replace(QUICK, epochs=1)
+    fit(tiny(), few, one_epoch, tmp_path / "first")
+    loaded = pc.load(tmp_path / "first" / "model.safetensors")
+    before = loaded.bn1.running_mean.clone()
+    fit(loaded, few, one_epoch, tmp_path / "second")
+    assert not torch.equal(loaded.bn1.running_mean, before)
+    frozen = tiny().train()
+    frozen.bn1.eval()
+    with pytest.warns(UserWarning, match="module.* in eval mode"):
+        fit(frozen, few, one_epoch, tmp_path / "third")
+    assert torch.equal(frozen.bn1.running_mean, torch.zeros_like(before))
+
+
 def test_a_folder_that_is_not_writable_is_refused(few, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CannotWrite, match="cannot write there"):

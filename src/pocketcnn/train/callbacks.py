@@ -175,8 +175,14 @@ class Safeguard(pl.Callback):
         hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         _log.warning("stopping after this step%s", hint)
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Lightning's own handler would stop the processes of a run one by one, in the middle of their exchange.
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._listen()
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._listen()
+
+    def _listen(self) -> None:
+        # Lightning's own handler, set before, makes the processes of a run talk in the middle of another exchange.
         for number in self._before:
             signal.signal(number, self._ask)
 

@@ -66,7 +66,8 @@ def fit(
     `MALLOC_` variables in the environment say otherwise: that makes steps on the CPU faster.
 
     Args:
-        model: any net for the images and classes of the data; it is trained in place.
+        model: any net for the images and classes of the data; it is trained in place. One in evaluation mode, as loading
+            leaves it, is put in training mode; parts that alone are in evaluation mode, like frozen batch norms, stay so.
         data: as loaded by `pocketcnn.data.load`.
         config: the recipe.
         folder: of the run; made when missing.
@@ -131,6 +132,8 @@ def fit(
         write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
         write_json(folder / "environment.json", environment())
 
+    if not model.training:  # as loading leaves it
+        model.train()
     module = Classifier(model, data, config, teacher)
     epochs = EpochLog(folder, name)
     guard = Safeguard(folder, save_every)

@@ -140,7 +140,8 @@ class Classifier(pl.LightningModule):
         self._count(split, logits, batch[1], F.cross_entropy(logits.float(), batch[1]))
 
     def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        self.metrics[f"{split}_loss"].update(loss.detach(), weight=len(labels))
+        # Once for each image: where NaNs are let through, torchmetrics passes weights over.
+        self.metrics[f"{split}_loss"].update(loss.detach().expand(len(labels)))
         self.metrics[f"{split}_accuracy"].update(logits.detach(), labels)
 
     def take(self, split: str) -> dict[str, float]:

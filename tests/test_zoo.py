@@ -277,9 +277,9 @@ def test_classify_converts_images_and_prints_what_the_net_says(filled, tmp_path,
     assert run("classify", *files, "--top", "2") == 0
     told = capsys.readouterr()
     assert told.err.splitlines() == [
-        "big.png: 64x48 RGBA converted to 32x32 RGB",
+        "big.png: 64x48 RGBA converted to 32x32 RGB, cropped to a square",
         "grey.png: 32x32 grey converted to 32x32 RGB",
-        "few.png: 20x40 P converted to 32x32 RGB",
+        "few.png: 20x40 P converted to 32x32 RGB, cropped to a square",
     ]
     header, columns, *rows = told.out.splitlines()
     assert header == "cifar10/second: trained on cifar10, images 3x32x32, 4 classes", "the most accurate one"
@@ -334,7 +334,7 @@ def test_classify_squares_only_for_square_nets(tmp_path, capsys, monkeypatch):
     [
         (["fine.png", "gone.png"], "FileNotFoundError: gone.png: no such image file"),
         (["big.png", "text.png"], "BadImage: text.png: cannot be decoded"),
-        (["big.png", "deep.png"], "BadImage: deep.png: cannot be decoded (pixels of mode I;16 are not 8-bit"),
+        (["big.png", "deep.png"], "BadImage: deep.png: cannot be decoded (pixels of mode I have no known range"),
         (["fine.png", "--model", "fresh.safetensors"], "BadUsage: fresh.safetensors: not a trained net's file"),
         (["fine.png", "--model", "gone.safetensors"], "FileNotFoundError: gone.safetensors: no such model file"),
         (["fine.png", "--model", "here/gone"], "FileNotFoundError: here/gone: no such model file"),
@@ -349,7 +349,8 @@ def test_classify_fails_before_it_prints_anything(filled, words, message, tmp_pa
     picture("fine.png", "RGB", (32, 32))
     picture("big.png", "RGB", (64, 64))
     Path("text.png").write_text("no image")
-    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).save("deep.png")
+    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).convert("I").save("deep.tif")
+    Path("deep.tif").rename("deep.png")
     Path("here").mkdir()
     pc.save(small_net(), "fresh.safetensors")
     assert run("classify", *words) == 2

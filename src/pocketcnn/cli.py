@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from pocketcnn.data import DataSet
 
 Arguments = TypeVar("Arguments")
+_ORIENTATION = 0x0112  # the EXIF tag of how a camera was held
 _DONE, _FAILED, _BAD_INPUT, _STOPPED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command line and leaves with its exit code: 0 done, 1 failed on its way, 2 bad input, 130 stopped."""
+    """Runs a command line and leaves with its exit code: 0 done, 1 failed on its way, 2 bad input, 130 stopped,
+    75 asked to leave and to be started again."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     sys.exit(_run([word for word in words if word != "--debug"], debug))
@@ -429,12 +431,15 @@ def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
     pixels = read_image(path, image_size=height if height == width else None, channels=channels)
     with optional_import("PIL.Image", extra="train", purpose="decoding images").open(path) as image:
         had = f"{image.width}x{image.height} {'grey' if image.mode == 'L' else image.mode}"
+        turned = ", turned upright" if image.getexif().get(_ORIENTATION, 1) != 1 else ""
+        cropped = ", cropped to a square" if image.width != image.height else ""
     wanted = f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
     if list(pixels.shape) != list(input_size):
         raise BadImage(
             f"{path}: {had}, the net takes {wanted}, and only squares are made of other sizes; resize it first"
         )
-    return pixels, "" if had == wanted else f"{path}: {had} converted to {wanted}"
+    converted = had != wanted or turned
+    return pixels, f"{path}: {had} converted to {wanted}{turned}{cropped}" if converted else ""
 
 
 def evaluate(words: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pocketcnn.data import Augmentation, augment, load
+from pocketcnn.data import Augmentation, augment, load, read_image
 from pocketcnn.errors import BadData, BadImage, UnknownData
 
 
@@ -313,3 +313,27 @@ def test_real_data_sets(shared_data):
     assert data.mean[0] == pytest.approx(0.1307, abs=0.01)
     assert data.std[0] == pytest.approx(0.3081, abs=0.01)
     assert not data.augmentation.flip
+
+
+def test_photos_are_turned_upright_laid_on_white_and_brought_to_8_bits(tmp_path):
+    lying = np.zeros((4, 6), dtype=np.uint8)
+    lying[0] = 255  # the upper edge of what the camera's chip saw
+    photo = Image.fromarray(lying)
+    exif = photo.getexif()
+    exif[0x0112] = 6  # to be turned right by a quarter
+    photo.save(tmp_path / "photo.png", exif=exif)
+    upright = read_image(tmp_path / "photo.png")
+    assert upright.shape == (1, 6, 4)
+    assert (upright[0, :, -1] == 255).all()
+    assert not upright[0, :, :-1].any()
+
+    glass = np.zeros((2, 2, 4), dtype=np.uint8)
+    glass[0, 0] = (10, 20, 30, 255)
+    Image.fromarray(glass).save(tmp_path / "glass.png")
+    seen = read_image(tmp_path / "glass.png")
+    assert seen[:, 0, 0].tolist() == [10, 20, 30]
+    assert (seen[:, 1] == 255).all(), "black behind glass is not black"
+
+    deep = np.array([[0, 256 * 200 + 7]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png").tolist() == [[[0, 200]]]

@@ -15,6 +15,7 @@ from torch import nn
 import pocketcnn as pc
 from pocketcnn.data import load
 from pocketcnn.train import TrainConfig, evaluate, fit
+from pocketcnn.train.devices import norms_of, restore_norms
 
 TWO = {"devices": 2, "accelerator": "cpu"}
 SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state ' + hashlib.sha256(b''.join(t.numpy().tobytes() " \
@@ -89,7 +90,7 @@ if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "SLURM_PROCID
         outputs = [task.communicate(timeout=200)[0] for task in tasks]
         output = "".join(outputs)
         assert [task.returncode for task in tasks] == [0, 0], output
-    states = re.findall(r"state (\w+)", output)
+    states = re.findall(r"state ([0-9a-f]{64})", output)
     assert len(states) == 2, output
     assert len(set(states)) == 1, "ring, router and all else are the same on both"
     for mine, other in zip(curve(tmp_path / "run"), curve(alone), strict=True):
@@ -101,7 +102,7 @@ if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "SLURM_PROCID
 
 def test_with_batch_norm_processes_keep_the_same_weights_and_evaluate_the_net_that_is_kept(tmp_path):
     output = finish(tmp_path / "run", config={"epochs": 1}, run=TWO, before=SAY_STATE)
-    states = re.findall(r"state (\w+)", output)
+    states = re.findall(r"state ([0-9a-f]{64})", output)
     assert len(states) == 2, output
     assert len(set(states)) == 1
     assert json.loads((tmp_path / "run" / "config.json").read_text())["world"] == [2, 1]
@@ -167,6 +168,7 @@ def test_a_run_belongs_to_its_number_of_devices(few, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"devices": "2,3", "accelerator": "cpu"}, r"devices='2,3': this machine has"),
         ({"devices": 10_000, "accelerator": "cpu"}, r"devices=10000: this machine has \d+ CPU cores, one a process"),
         ({"sync_batchnorm": True, "accelerator": "cpu"}, "sync_batchnorm needs GPUs"),
     ],
@@ -182,6 +184,43 @@ def test_what_the_machine_does_not_have_is_said(few, tmp_path, options, message)
 def test_no_gpu_is_said(few, tmp_path):
     with pytest.raises(ValueError, match="accelerator 'gpu': this machine has no GPU"):
         fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", accelerator="gpu")
+
+
+@pytest.mark.parametrize(
+    "variables", [{"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job"}]
+)
+def test_processes_of_a_launcher_that_would_each_train_alone_are_refused(few, tmp_path, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match="2 processes were started for 1 devices on 1 machines"):
+        fit(net, few, TrainConfig(epochs=1), tmp_path / "run", accelerator="cpu")
+
+
+def test_auto_is_measured_by_the_first_process_and_read_by_the_others(tmp_path):
+    """By torchrun, which starts both at once. The second must not measure."""
+    before = """
+from pocketcnn.train import loop
+if os.environ["LOCAL_RANK"] != "0":
+    loop.resolve = None
+"""
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+    auto = {"epochs": 1, "precision": "auto", "channels_last": "auto"}
+    finish(tmp_path / "run", config=auto, run=TWO, before=before, launcher=torchrun)
+
+
+def test_the_norms_of_a_net_come_back_after_they_were_synchronised():
+    from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
+
+    net = pc.create_model("resnet20", in_channels=1, width=0.25)
+    norms = norms_of(net)
+    synchronised = TorchSyncBatchNorm()
+    changed = synchronised.revert(synchronised.apply(net))
+    changed.bn1.running_mean.fill_(0.5)
+    assert type(changed.bn1) is not nn.BatchNorm2d
+    restore_norms(changed, norms)
+    assert {type(module) for name, module in changed.named_modules() if name in norms} == {nn.BatchNorm2d}
+    assert torch.equal(changed.bn1.running_mean, torch.full((4,), 0.5))
 
 
 def test_signals_are_left_as_they_were(few, tmp_path):

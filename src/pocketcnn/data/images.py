@@ -22,7 +22,7 @@ from pocketcnn.data.sources import Reading
 from pocketcnn.errors import BadData, CannotWrite, UnknownData
 
 _log = logging.getLogger(__name__)
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _TEST_FRACTION = 0.2  # of a source that has no test split, drawn with a seed of its own
 
 BUILT_IN = {
@@ -108,6 +108,9 @@ class DataSet:
     augmentation: Augmentation
     fingerprint: str
     skipped: int = 0
+
+    def __deepcopy__(self, memo: Any) -> "DataSet":
+        return self  # it does not change, and is large
 
     @property
     def input_size(self) -> tuple[int, int, int]:

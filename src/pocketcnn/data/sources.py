@@ -342,10 +342,9 @@ def _decode(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
         if item.content is None:
             raise ValueError("there is no image in the row")
         source = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
-        with image_module.open(source) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"pixels of mode {image.mode} are not 8-bit; convert them first")
-            channels = reading.channels or (1 if image.mode in ("1", "L", "LA") else 3)
+        with image_module.open(source) as opened:
+            image = _upright_and_opaque(opened, image_module)
+            channels = reading.channels or (1 if opened.mode in ("1", "L", "LA", "I;16") else 3)
             converted = image.convert("L" if channels == 1 else "RGB")
         if reading.image_size:
             converted = _fit_square(converted, reading.image_size, image_module)
@@ -357,6 +356,20 @@ def _decode(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
         )
     pixels = np.asarray(converted, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _upright_and_opaque(image: Any, image_module: Any) -> Any:
+    """Turned as its camera was held, on white where it is transparent, and of 8 bits where it had 16."""
+    operations = optional_import("PIL.ImageOps", extra="train", purpose="decoding images")
+    image = operations.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return image_module.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; convert them to 8 or 16 bits first")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return image_module.alpha_composite(image_module.new("RGBA", image.size, "white"), image)
+    return image
 
 
 def read_image(path: str | Path, *, image_size: int | None = None, channels: int | None = None) -> torch.Tensor:

@@ -409,7 +409,12 @@ def open_stream(
     test = stream(test_groups, torch.tensor([index[value] for value in test_values]), test_column)
     mean, std = _moments(train.sample(2000).images)
     augmentation = replace(default_augmentation(source.label, image_size), crop=0)  # cropped as it is decoded
-    described = json.dumps([source.fingerprint(), validation, seed, image_size, channels, skip_bad_images, min_area])
+    shards = sorted({Path(group.file) for group in (*groups, *test_groups)})
+    described = json.dumps([
+        [[shard.relative_to(source.root.resolve()).as_posix(), shard.stat().st_size] for shard in shards],
+        [group.rows for group in (*groups, *test_groups)], values, test_values,
+        validation, seed, image_size, channels, skip_bad_images, min_area,
+    ])  # fmt: skip
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
     return DataSet(str(name), classes, train, held_out, test, mean, std, augmentation, fingerprint)
 

@@ -5,6 +5,7 @@ The published figures are in `published.json`, ours only in the records of a fol
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import torch
 
 from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn._memory import keep_memory
-from pocketcnn.compare import folder_of
+from pocketcnn.compare import folder_of, measure_speeds
 from pocketcnn.data import DataSet, load
-from pocketcnn.errors import NonFiniteLoss, UnknownTable
+from pocketcnn.errors import Interrupted, PocketError, Preempted, UnknownTable
 from pocketcnn.reproduce.page import Rates, cells, hours, orders, write_page
 from pocketcnn.reproduce.published import Recipe, Row, Table, read_tables
 from pocketcnn.reproduce.runs import curve_of, read_runs, runs_of
@@ -60,7 +61,8 @@ def reproduce(
         minutes: for runs: 0 for none, `math.inf` for all. A run starts only if it should end in time.
         seeds: how many runs each row gets.
         recipe: that of the table, or the quick one.
-        rates: first measure how fast each net trains here, which tells how long a run takes.
+        rates: first measure how fast each net trains here, which tells how long a run takes, and how fast the nets serve
+            whose model files are among the results, in turns.
         data_folder: where data sets lie, `cifar10` in `data_folder/cifar10`; None for the built-in hub names.
         results: folder of records, where runs go too.
         docs: the page; figures are written beside it.
@@ -78,7 +80,9 @@ def reproduce(
     make_folder(docs.parent)  # before hours of runs
     chosen = list(tables.values()) if name == "all" else [tables[name]]
     if rates:
-        measure_rates(_work(chosen, "table") + _work(chosen, "quick"), results, data_folder)
+        every = _work(chosen, "table") + _work(chosen, "quick")
+        measure_rates(every, results, data_folder)
+        _measure_speeds(every, results, data_folder)
     known = _rates(results)
     work = _work(chosen, recipe)
     failures = _run(work, results, known, minutes, seeds, data_folder, run) if minutes else []
@@ -116,6 +120,20 @@ def measure_rates(work: Work, results: Path, data_folder: str | Path | None = No
     return path
 
 
+def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -> None:
+    """Times finished nets of a recipe side by side; the records of runs have times that other runs may have disturbed."""
+    finished: dict[str, dict[str, Path]] = {}
+    loaded: dict[tuple[str, float], DataSet] = {}
+    for row, recipe in work:
+        label = row.contestant().label
+        folder = folder_of(results / "reproduce" / recipe.name, label) / "seed0"
+        if (folder / "model.safetensors").is_file() and (folder / "result.json").is_file():
+            finished.setdefault(recipe.name, {})[label] = folder
+            data = _load(row, recipe, data_folder, loaded)
+    for recipe_name, folders in finished.items():
+        measure_speeds(folders, data, results / "reproduce" / recipe_name)
+
+
 def _rates(results: Path) -> Rates:
     path = results / "reproduce" / "rates.json"
     return read_json(path)["images_per_second"] if path.exists() else {}
@@ -142,6 +160,9 @@ def _run(
                 continue
             contestant = row.contestant()
             folder = folder_of(results / "reproduce" / recipe.name, contestant.label) / f"seed{seed}"
+            if math.isfinite(minutes) and contestant.label not in rates.get(recipe.name, {}):
+                measure_rates([(row, recipe)], results, data_folder)
+                rates = _rates(results)
             expected = 60 * (hours(row, recipe, rates, len(curve_of(folder))) or 0)
             left = minutes - (time.monotonic() - start) / 60
             title = f"{contestant.label}, {recipe.name}, seed {seed}"
@@ -158,7 +179,9 @@ def _run(
                     identity={**dataclasses.asdict(contestant), "label": contestant.label},
                     **run,
                 )
-            except NonFiniteLoss as error:
+            except (Interrupted, Preempted):
+                raise
+            except (PocketError, ValueError) as error:  # of this run; the others may do
                 failures.append(f"{title}: {error}")
                 _log.error("%s", failures[-1])
     return failures

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,7 +52,10 @@ def read_runs(folder: Path) -> list[Run]:
             fields = ("model", "method", "options", "model_options")
             net = net_of(*(identity[key] for key in fields)) if identity.keys() >= set(fields) else None
             config = path.with_name("config.json")
-            images = read_json(config).get("train_images") if config.exists() else None
+            settings = read_json(config) if config.exists() else {}
+            images = settings.get("train_images")
+            world = [number for number in settings.get("world", []) if isinstance(number, int)]
+            train = {**train, "batch_size": train["batch_size"] * prod(world)}  # as many images a step on all devices
             data = Path(found["data"]).name
             shared = (path.parent, identity.get("label") or found["name"], data, net, train)
             runs.append(Run(*shared, found["seed"], 100 * found["test_accuracy"], found["epochs"], images, found))

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pocketcnn._files import write_atomically
@@ -75,6 +76,34 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if errors:
         raise errors[0]
     return None
+
+
+class Averaging(WeightAveraging):
+    """An exponential average of the weights and statistics, which is evaluated and at the end kept.
+
+    Lightning's own would average whole numbers too: the indices of a ring.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(kept: torch.Tensor, current: torch.Tensor, count: Any) -> torch.Tensor:
+            return torch.lerp(current, kept, decay) if current.is_floating_point() else current
+
+        super().__init__(use_buffers=True, avg_fn=average)
+        self._kept = False
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, module, stage)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, module)
+        self._kept = True
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if (
+            not self._kept
+        ):  # a run that was stopped after its last epoch has nothing to train, and so no end of training
+            super().on_train_end(trainer, module)
 
 
 class EpochLog(pl.Callback):
@@ -177,6 +206,8 @@ class Safeguard(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._listen()
+        if trainer.is_global_zero and str(trainer.ckpt_path).endswith(PREVIOUS):
+            (self.folder / LAST).unlink(missing_ok=True)  # damaged: it must not take the place of the good one
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._listen()
@@ -202,29 +233,21 @@ class Safeguard(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Classifier)
-        if broken := next((n for n, t in module.net.state_dict().items() if not torch.isfinite(t).all()), None):
+        broken = next((n for n, t in module.net.state_dict().items() if not torch.isfinite(t).all()), None)
+        if _any_device(trainer, broken is not None):
             raise NonFiniteLoss(
-                f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {broken} holds NaN or infinite numbers; "
-                "the checkpoint before is kept; a lower lr or clip_norm=1 usually helps"
+                f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {broken or 'the net of another device'} "
+                "holds NaN or infinite numbers; the checkpoint before is kept; a lower lr or clip_norm=1 usually helps"
             )
         trainer.save_checkpoint(self.folder / LAST)
         self._saved = time.monotonic()
 
     def _leave(self, trainer: pl.Trainer, where: str) -> None:
-        if _any_device(trainer, self._signal is not None):
-            self._signal = self._signal or signal.SIGTERM  # another device was asked
-            self.stop_if_asked(where)
-
-    def stop_if_asked(self, where: str) -> None:
-        """Stops a run that is saved.
-
-        Raises:
-            Interrupted: Ctrl-C was pressed.
-            Preempted: a scheduler wants the machine.
-        """
-        if self._signal is not None:
-            message = f"stopped {where}; {self.folder / LAST} is saved; the same command goes on from there"
-            raise Interrupted(message) if self._signal == signal.SIGINT else Preempted(message)
+        if not _any_device(trainer, self._signal is not None):
+            return
+        message = f"stopped {where}; {self.folder / LAST} is saved; the same command goes on from there"
+        # Where it is another device that was asked, a scheduler did it.
+        raise Interrupted(message) if self._signal == signal.SIGINT else Preempted(message)
 
 
 def _any_device(trainer: pl.Trainer, answer: bool) -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import platform
 import shlex
 import sys
@@ -24,7 +23,7 @@ from pocketcnn._memory import keep_memory
 from pocketcnn._optional import optional_import
 from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
 from pocketcnn.cost.params import device_and_dtype, evaluating
-from pocketcnn.data import DataSet
+from pocketcnn.data import DataSet, shrink
 from pocketcnn.errors import BadData, CannotMaterialize, ForeignFile, MissingExtra
 from pocketcnn.surgery import materialize
 from pocketcnn.train.config import TrainConfig
@@ -32,10 +31,20 @@ from pocketcnn.train.config import TrainConfig
 pl = optional_import("lightning.pytorch", extra="train", purpose="training")
 
 from pocketcnn.train.auto import resolve, to_layout  # noqa: E402
-from pocketcnn.train.callbacks import AtomicCheckpointIO, EpochLog, Safeguard, newest_checkpoint  # noqa: E402
-from pocketcnn.train.module import Classifier, Normalize  # noqa: E402
+from pocketcnn.train.callbacks import AtomicCheckpointIO, Averaging, EpochLog, Safeguard, newest_checkpoint  # noqa: E402
+from pocketcnn.train.devices import (  # noqa: E402
+    cluster,
+    count_devices,
+    device_of,
+    is_first_process,
+    norms_of,
+    restore_norms,
+)
+from pocketcnn.train.module import SMALL, Classifier, Normalize  # noqa: E402
+from pocketcnn.train.teacher import Teacher  # noqa: E402
 
 _log = logging.getLogger(__name__)
+_PATIENCE = 600.0  # seconds that a process waits for the first one to begin
 Logger = Literal["csv", "tensorboard", "wandb"]
 
 
@@ -94,11 +103,13 @@ def fit(
         ValueError: the folder holds a run with another configuration (the fields that differ are named), or the data
             changed since it began; more devices than there are; `sync_batchnorm` on the CPU.
     """
-    check_devices(accelerator, devices, sync_batchnorm=sync_batchnorm)
+    devices = count_devices(accelerator, devices, num_nodes, sync_batchnorm=sync_batchnorm)
     keep_memory()
     folder = make_folder(Path(folder))
     name = name or folder.name
     check_fit(model, data)
+    if config.small_epochs:
+        check_fit(model, data, share=SMALL)
     settings: dict[str, Any] = {
         "name": name,
         "identity": dict(identity or {}),
@@ -123,28 +134,24 @@ def fit(
     if earlier is not None and (folder / "result.json").exists():
         checkpoint.fill_(model, folder / "model.safetensors")
         return read_json(folder / "result.json")
-    if earlier is not None:
-        config = earlier
-    calibrate(model, data)
-    config = resolve(config, model, data, _device(accelerator))
-    if _is_first_process():
-        remove_partials(folder)
-        write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
-        write_json(folder / "environment.json", environment())
-
-    if not model.training:  # as loading leaves it
-        model.train()
-    module = Classifier(model, data, config, teacher)
-    epochs = EpochLog(folder, name)
     guard = Safeguard(folder, save_every)
-    callbacks: list[Any] = [epochs, guard]
-    if config.ema_decay:
-        callbacks.insert(0, pl.callbacks.EMAWeightAveraging(decay=config.ema_decay))  # before the step is saved
-    if progress:
-        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
-    last = newest_checkpoint(folder)
-    start = time.perf_counter()
     with guard, _quiet_lightning():
+        if is_first_process():
+            remove_partials(folder)
+        config = earlier or _settle(config, model, data, accelerator, folder, settings)
+        calibrate(model, data)
+        if not model.training:  # as loading leaves it
+            model.train()
+        module = Classifier(model, data, config, teacher)
+        epochs = EpochLog(folder, name)
+        callbacks: list[Any] = [epochs, guard]
+        if config.ema_decay:
+            callbacks.insert(0, Averaging(config.ema_decay))  # before the step is saved
+        if progress:
+            callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
+        last = newest_checkpoint(folder)
+        norms = norms_of(model)
+        start = time.perf_counter()
         trainer = pl.Trainer(
             max_epochs=config.epochs,
             accelerator=accelerator,
@@ -155,7 +162,7 @@ def fit(
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
             gradient_clip_val=config.clip_norm or None,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO(), *_cluster()],
+            plugins=[AtomicCheckpointIO(), *cluster()],
             logger=_logger(logger, folder),
             default_root_dir=folder,
             enable_checkpointing=False,
@@ -166,34 +173,49 @@ def fit(
             log_every_n_steps=1,
         )
         trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
-        guard.stop_if_asked("after the last step")
         trainer.test(module, verbose=False)
-        guard.stop_if_asked("after the last step")
         test = module.take("test")
-    if not trainer.is_global_zero:
-        return trainer.strategy.broadcast({}, src=0)
-    to_layout(model.to("cpu"), torch.contiguous_format)
-    size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
-    result = {
-        "name": name,
-        "identity": dict(identity or {}),
-        "data": data.name,
-        "seed": config.seed,
-        "test_accuracy": test["test_accuracy"],
-        "test_loss": test["test_loss"],
-        "validation_accuracy": epochs.rows[-1]["validation_accuracy"],
-        "epochs": len(epochs.rows),
-        "train_images_per_second": epochs.images_per_second(),
-        "train_seconds": sum(row["train_seconds"] for row in epochs.rows),
-        "wall_seconds": time.perf_counter() - start,
-        "file_bytes": size,
-        "cost": dataclasses.asdict(measure(model, data.input_size)),
-        "image_costs": _image_costs(model, data),
-        "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
-        "train": _as_read(dataclasses.asdict(config)),
-    }
-    write_json(folder / "result.json", result)
-    return trainer.strategy.broadcast(result, src=0)
+        if not trainer.is_global_zero:
+            return trainer.strategy.broadcast({}, src=0)
+        restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
+        size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
+        result = {
+            "name": name,
+            "identity": dict(identity or {}),
+            "data": data.name,
+            "seed": config.seed,
+            "test_accuracy": test["test_accuracy"],
+            "test_loss": test["test_loss"],
+            "validation_accuracy": epochs.rows[-1]["validation_accuracy"],
+            "epochs": len(epochs.rows),
+            "train_images_per_second": epochs.images_per_second(),
+            "train_seconds": sum(row["train_seconds"] for row in epochs.rows),
+            "wall_seconds": time.perf_counter() - start,
+            "file_bytes": size,
+            "cost": dataclasses.asdict(measure(model, data.input_size)),
+            "image_costs": _image_costs(model, data),
+            "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
+            "train": _as_read(dataclasses.asdict(config)),
+        }
+        write_json(folder / "result.json", result)
+        return trainer.strategy.broadcast(result, src=0)
+
+
+def _settle(
+    config: TrainConfig, model: nn.Module, data: DataSet, accelerator: str, folder: Path, settings: Mapping[str, Any]
+) -> TrainConfig:
+    """Begins a run: the first process measures what `auto` stands for and writes it down, the others read it there."""
+    if is_first_process():
+        config = resolve(config, model, data, device_of(accelerator))
+        write_json(folder / "environment.json", environment())
+        write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
+        return config
+    deadline = time.monotonic() + _PATIENCE
+    while (found := _earlier(folder, settings, config)) is None:
+        if time.monotonic() > deadline:
+            raise BadData(f"{folder}: the first process has not begun the run; is the folder the same on all machines?")
+        time.sleep(0.1)
+    return found
 
 
 def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
@@ -237,32 +259,6 @@ def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[
     return module.take("test")
 
 
-class Teacher(nn.Module):
-    """A trained net that takes images as a run on its data set prepares them."""
-
-    def __init__(self, net: nn.Module, notes: Mapping[str, Any], data: DataSet, hash: str) -> None:
-        super().__init__()
-        self.net, self.hash = net.eval().requires_grad_(False), hash
-        self.normalize = Normalize(notes["mean"], notes["std"])
-
-    @classmethod
-    def open(cls, name: str, data: DataSet) -> "Teacher":
-        """Reads a model file.
-
-        Raises:
-            BadData: it has other classes than the data, or was not trained.
-            BrokenFile: or another error of `checkpoint.load`.
-        """
-        path = Path(name)
-        notes = checkpoint.read_header(path)["notes"]
-        if notes.get("classes") != list(data.classes):
-            raise BadData(f"teacher {name}: knows other classes than {data.name} has; take one trained on these")
-        return cls(checkpoint.load(path), notes, data, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(self.normalize(images))
-
-
 def as_served(model: nn.Module) -> nn.Module:
     """The net as one would serve it: with ordinary kernels where that is exact, else as it is."""
     try:
@@ -271,17 +267,23 @@ def as_served(model: nn.Module) -> nn.Module:
         return model
 
 
-def check_fit(model: nn.Module, data: DataSet) -> None:
+def check_fit(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
     """Checks that a net takes the images and has an output for each class.
 
+    Args:
+        model: any net.
+        data: whose images and classes are meant.
+        share: of their side that the images will have.
     Raises:
         BadData: it does not.
     """
     channels, height, width = data.input_size
     device, dtype = device_and_dtype(model)
+    x = shrink(torch.zeros(1, channels, height, width), share).to(device=device, dtype=dtype)
+    height, width = x.shape[2:]
     try:
         with evaluating(model):
-            shape = model(torch.zeros(1, channels, height, width, device=device, dtype=dtype)).shape
+            shape = model(x).shape
     except (RuntimeError, ValueError) as error:
         raise BadData(
             f"{data.name}: images are {channels} x {height} x {width} (channels x height x width) and the net cannot take "
@@ -348,9 +350,11 @@ def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> 
     asked = {**settings, **_as_read(dataclasses.asdict(config))}
     defaults = _as_read(dataclasses.asdict(TrainConfig()))  # of fields that are younger than the run
     had = {**defaults, **found, **found.pop("train")}
-    differing = [key for key, value in asked.items() if value != "auto" and had.get(key) != value]
+    # Neither the name of a run nor where its data and teacher lie: a hash tells these.
+    compared = {key: value for key, value in asked.items() if key not in ("name", "data", "teacher")}
+    differing = [key for key, value in compared.items() if value != "auto" and had.get(key) != value]
     differing += [key for key in ("sync_batchnorm", "teacher_hash", "workers") if key in had and key not in asked]
-    if differing == ["fingerprint"]:
+    if "fingerprint" in differing:
         raise ValueError(
             f"{folder}: the data {settings['data']} changed since this run began: other images, labels or splits than then "
             "(fingerprint); give another output folder, or the data as it was"
@@ -362,44 +366,6 @@ def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> 
             f"{asked.get(key)!r}); give another output folder, or delete this one"
         )
     return TrainConfig(**{field.name: had[field.name] for field in dataclasses.fields(TrainConfig)})
-
-
-def _is_first_process() -> bool:
-    """Whether this process is the one that writes, as far as its launcher has said by now."""
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
-
-
-def check_devices(accelerator: str, devices: int | str, *, sync_batchnorm: bool) -> None:
-    """Checks that a run can have the devices it asks for.
-
-    Raises:
-        ValueError: there are fewer, or what is asked for needs GPUs.
-    """
-    gpus = torch.cuda.device_count()
-    if accelerator in ("gpu", "cuda") and not gpus:
-        raise ValueError(f"accelerator {accelerator!r}: this machine has no GPU that torch can use; take 'cpu'")
-    on_gpu = _device(accelerator).type == "cuda"
-    there = gpus if on_gpu else os.cpu_count() or 1
-    if isinstance(devices, int) and not 1 <= devices <= there:
-        kind = "GPUs" if on_gpu else "CPU cores, one a process"
-        raise ValueError(f"devices={devices}: this machine has {there} {kind}")
-    if sync_batchnorm and not on_gpu:
-        raise ValueError(
-            "sync_batchnorm needs GPUs: on the CPU each process normalises its own images; leave it out, or use a net with "
-            "group norm"
-        )
-
-
-def _cluster() -> list[Any]:
-    """Under SLURM: no requeueing by Lightning; a run that is asked to leave says so by its exit code."""
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
-
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
-
-def _device(accelerator: str) -> torch.device:
-    return torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
 
 
 def _logger(kind: Logger, folder: Path) -> Any:

@@ -17,7 +17,7 @@ from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.loader import Loader, Share
 
-_SMALL = 0.75  # side of the images of small_epochs
+SMALL = 0.75  # of their side have the images of small_epochs
 
 
 class Normalize(nn.Module):
@@ -87,14 +87,13 @@ class Classifier(pl.LightningModule):
         if self.config.augment:
             parts = {"part": self.global_rank, "parts": self.trainer.world_size}
             images = augment(images, self.augmentation, generator_of(*where), **parts)
-        if self.current_epoch < self.config.small_epochs:
-            images = shrink(images, _SMALL)
-        logits = self(images)
+        seen = shrink(images, SMALL) if self.current_epoch < self.config.small_epochs else images
+        logits = self(seen)
         loss = self._loss(logits, images, labels)
         # All devices decide together: one that stopped alone would leave the others waiting for its gradients.
         if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
             found = "of another device is not finite" if torch.isfinite(loss) else f"is {loss.item()}"
-            layer = first_not_finite(self.net, self._prepared(images))
+            layer = first_not_finite(self.net, self._prepared(seen))
             raise NonFiniteLoss(
                 f"epoch {self.current_epoch + 1}, step {index + 1}: the loss {found}; "
                 f"{f'the first layer whose output is not finite is {layer}; ' if layer else ''}"
@@ -117,10 +116,10 @@ class Classifier(pl.LightningModule):
         apart = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         return (1 - share) * loss + share * apart
 
-    def on_validation_start(self) -> None:
-        self._share_statistics()
+    def on_validation_epoch_start(self) -> None:
+        self._share_statistics()  # after the callbacks have put an averaged net in
 
-    def on_test_start(self) -> None:
+    def on_test_epoch_start(self) -> None:
         self._share_statistics()
 
     def _share_statistics(self) -> None:

@@ -1,0 +1,92 @@
+"""Which devices a run has, and which of its processes this one is, before Lightning has started the others."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pocketcnn._optional import optional_import
+
+environments = optional_import("lightning.pytorch.plugins.environments", extra="train", purpose="training")
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The kind of device that an accelerator stands for here."""
+    return torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+
+
+def count_devices(accelerator: str, devices: int | str, num_nodes: int, *, sync_batchnorm: bool = False) -> int:
+    """How many devices of this machine a run gets.
+
+    Args:
+        accelerator: `"auto"`, `"cpu"` or `"gpu"`.
+        devices: how many, or `"auto"` for all GPUs, or one process on the CPU.
+        num_nodes: how many machines.
+        sync_batchnorm: whether batch norm is to take its statistics from the images of all devices.
+    Raises:
+        ValueError: there are fewer, what is asked for needs GPUs, or torchrun or SLURM has started another number of
+            processes.
+    """
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise ValueError(f"accelerator {accelerator!r}: this machine has no GPU that torch can use; take 'cpu'")
+    on_gpu = device_of(accelerator).type == "cuda"
+    if devices == "auto":
+        devices = gpus if on_gpu else 1
+    there = gpus if on_gpu else os.cpu_count() or 1
+    if not isinstance(devices, int) or not 1 <= devices <= there:
+        kind = "GPUs" if on_gpu else "CPU cores, one a process"
+        raise ValueError(
+            f"devices={devices!r}: this machine has {there} {kind}; a number up to that is wanted, or 'auto'"
+        )
+    if sync_batchnorm and not on_gpu:
+        raise ValueError(
+            "sync_batchnorm needs GPUs: on the CPU each process normalises its own images; leave it out, or use a net with "
+            "group norm"
+        )
+    started = _started()
+    if started is not None and started != devices * num_nodes:
+        raise ValueError(
+            f"{started} processes were started for {devices} devices on {num_nodes} machines; each would be a run of its own: "
+            f"pass devices (--devices) and num_nodes (--num-nodes) whose product is {started}"
+        )
+    return devices
+
+
+def _started() -> int | None:
+    """How many processes a launcher other than Lightning's own has started; None where there is none."""
+    if environments.TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ["SLURM_NTASKS"]) if environments.SLURMEnvironment.detect() else None
+
+
+def cluster() -> list[Any]:
+    """Under SLURM: no requeueing by Lightning; a run that is asked to leave says so by its exit code."""
+    if environments.TorchElasticEnvironment.detect() or not environments.SLURMEnvironment.detect():
+        return []
+    return [environments.SLURMEnvironment(auto_requeue=False)]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes, as far as its launcher has said by now."""
+    # RANK, which torchrun sets, counts through all machines; the others are those of Lightning's own launcher and SLURM.
+    ranks = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The batch norms of a net by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm) and name}
+
+
+def restore_norms(model: nn.Module, norms: dict[str, nn.Module]) -> None:
+    """Puts batch norms back where synchronised ones have taken their places, with what those have learnt."""
+    for name, norm in norms.items():
+        found = model.get_submodule(name)
+        if found is not norm:
+            norm.load_state_dict(found.state_dict())
+            norm.train(found.training)
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, norm)

@@ -100,9 +100,8 @@ class Averaging(WeightAveraging):
         self._kept = True
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if (
-            not self._kept
-        ):  # a run that was stopped after its last epoch has nothing to train, and so no end of training
+        # A run that was stopped after its last epoch has nothing left to train, and so no end of training.
+        if not self._kept:
             super().on_train_end(trainer, module)
 
 

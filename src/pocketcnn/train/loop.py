@@ -125,7 +125,7 @@ def fit(
     teacher = Teacher.open(config.teacher, data) if config.teacher else None
     unusual = {
         "sync_batchnorm": sync_batchnorm,
-        "teacher_hash": teacher.hash if teacher is not None else "",
+        "teacher_hash": teacher.digest if teacher is not None else "",
         "workers": getattr(data.train, "workers", 0),  # of a stream, whose order they set
     }
     settings |= {key: value for key, value in unusual.items() if value}
@@ -138,8 +138,8 @@ def fit(
     with guard, _quiet_lightning():
         if is_first_process():
             remove_partials(folder)
-        config = earlier or _settle(config, model, data, accelerator, folder, settings)
         calibrate(model, data)
+        config = earlier or _settle(config, model, data, accelerator, folder, settings)
         if not model.training:  # as loading leaves it
             model.train()
         module = Classifier(model, data, config, teacher)

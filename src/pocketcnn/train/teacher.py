@@ -17,9 +17,9 @@ from pocketcnn.train.module import Normalize
 class Teacher(nn.Module):
     """A trained net that takes images as a run on its data set gives them: uint8, or floats from 0 to 255."""
 
-    def __init__(self, net: nn.Module, notes: Mapping[str, Any], hash: str) -> None:
+    def __init__(self, net: nn.Module, notes: Mapping[str, Any], digest: str) -> None:
         super().__init__()
-        self.net, self.hash = net.eval().requires_grad_(False), hash
+        self.net, self.digest = net.eval().requires_grad_(False), digest
         self.normalize = Normalize(notes["mean"], notes["std"])
 
     def __deepcopy__(self, memo: Any) -> "Teacher":

@@ -54,49 +54,69 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    finish(folder, config={"epochs": 2, "batch_size": 64}, before=WITHOUT_STATISTICS)
+    """One process with twice the batch: this one."""
+    folder, made = tmp_path_factory.mktemp("alone") / "run", {"torch": torch, "nn": nn, "pc": pc}
+    exec(WITHOUT_STATISTICS, made)
+    config = TrainConfig(epochs=2, batch_size=64, precision="float32", channels_last="off")
+    with pytest.warns(UserWarning, match="in eval mode"):
+        fit(made["net"], load("digits", limit=640), config, folder)
     return folder
 
 
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun", "slurm"])
-def test_two_processes_train_as_one_with_twice_the_batch(alone, tmp_path, launcher):
-    """The second process may not write: it would raise."""
-    before = (
-        WITHOUT_STATISTICS
-        + SAY_STATE
-        + """
+PAIR = {"epochs": 2, "batch_size": 32}
+# The second process may not write: it would raise.
+ONE_WRITER = """
 if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "SLURM_PROCID")):
     import pocketcnn._files as files
     def refuse(*_): raise SystemExit("a second writer")
     files.os = type("os", (), {"replace": refuse, "fsync": refuse, "getpid": os.getpid})
 """
-    )
-    how = {"config": {"epochs": 2, "batch_size": 32}, "run": TWO, "before": before}
+# The second process may not measure what `auto` stands for: it reads what the first one found.
+FIRST_CHOOSES = """
+import dataclasses
+from pocketcnn.train import loop
+def choose(config, *_):
+    assert os.environ["LOCAL_RANK"] == "0"
+    return dataclasses.replace(config, precision="float32", channels_last="off")
+loop.resolve = choose
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two processes, as Lightning starts them: the folder of the run, and what they printed."""
+    folder = tmp_path_factory.mktemp("pair") / "run"
+    return folder, finish(folder, config=PAIR, run=TWO, before=WITHOUT_STATISTICS + SAY_STATE + ONE_WRITER)
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun", "slurm"])
+def test_two_processes_train_as_one_with_twice_the_batch(alone, pair, tmp_path, launcher):
+    how = {"config": PAIR, "run": TWO, "before": WITHOUT_STATISTICS + SAY_STATE + ONE_WRITER}
+    folder = tmp_path / "run"
     if launcher == "lightning":
-        output = finish(tmp_path / "run", **how)
-    elif launcher == "torchrun":
+        folder, output = pair
+    elif launcher == "torchrun":  # which starts both at once
         torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
-        output = finish(tmp_path / "run", launcher=torchrun, **how)
+        how["config"] = {**PAIR, "precision": "auto", "channels_last": "auto"}
+        how["before"] += FIRST_CHOOSES
+        output = finish(folder, launcher=torchrun, **how)
     else:
         shared = {
             "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "test", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
             "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
         }  # fmt: skip
         tasks = [
-            start(tmp_path / "run", environment={**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}, **how)
-            for rank in "01"
+            start(folder, environment={**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}, **how) for rank in "01"
         ]
-        outputs = [task.communicate(timeout=200)[0] for task in tasks]
-        output = "".join(outputs)
+        output = "".join(task.communicate(timeout=200)[0] for task in tasks)
         assert [task.returncode for task in tasks] == [0, 0], output
     states = re.findall(r"state ([0-9a-f]{64})", output)
     assert len(states) == 2, output
     assert len(set(states)) == 1, "ring, router and all else are the same on both"
-    for mine, other in zip(curve(tmp_path / "run"), curve(alone), strict=True):
+    for mine, other in zip(curve(folder), curve(alone), strict=True):
         assert mine == pytest.approx(other, rel=2e-5)
     expected = weights(alone)
-    for name, found in weights(tmp_path / "run").items():
+    for name, found in weights(folder).items():
         assert torch.allclose(found, expected[name], atol=2e-5), name
 
 
@@ -113,9 +133,7 @@ def test_with_batch_norm_processes_keep_the_same_weights_and_evaluate_the_net_th
     assert found["test_loss"] == pytest.approx(result["test_loss"], rel=1e-4)
 
 
-def test_one_process_that_is_asked_to_leave_takes_the_other_along_and_the_run_goes_on(tmp_path):
-    config = {"epochs": 2, "batch_size": 32}
-    finish(tmp_path / "whole", config=config, run=TWO, before=WITHOUT_STATISTICS)
+def test_one_process_that_is_asked_to_leave_takes_the_other_along_and_the_run_goes_on(pair, tmp_path):
     ask = (
         WITHOUT_STATISTICS
         + """
@@ -129,13 +147,12 @@ if os.environ.get("LOCAL_RANK") == "1":
     net.register_forward_hook(ask)
 """
     )
-    output = finish(tmp_path / "cut", config=config, run=TWO, before=ask, code=75)
-    assert output.count("Preempted stopped in epoch 1 after step 4") == 2
-    finish(tmp_path / "cut", config=config, run=TWO, before=WITHOUT_STATISTICS)
-    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
-        tmp_path / "cut" / "model.safetensors"
-    ).read_bytes()
+    output = finish(tmp_path / "cut", config=PAIR, run=TWO, before=ask, code=75)
+    assert "Preempted stopped in epoch 1 after step 4" in output
+    finish(tmp_path / "cut", config=PAIR, run=TWO, before=WITHOUT_STATISTICS)
+    whole = pair[0]
+    assert curve(whole) == curve(tmp_path / "cut")
+    assert (whole / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
 
 
 def test_nets_of_mixed_depth_train_on_several_devices(tmp_path):
@@ -195,18 +212,6 @@ def test_processes_of_a_launcher_that_would_each_train_alone_are_refused(few, tm
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match="2 processes were started for 1 devices on 1 machines"):
         fit(net, few, TrainConfig(epochs=1), tmp_path / "run", accelerator="cpu")
-
-
-def test_auto_is_measured_by_the_first_process_and_read_by_the_others(tmp_path):
-    """By torchrun, which starts both at once. The second must not measure."""
-    before = """
-from pocketcnn.train import loop
-if os.environ["LOCAL_RANK"] != "0":
-    loop.resolve = None
-"""
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
-    auto = {"epochs": 1, "precision": "auto", "channels_last": "auto"}
-    finish(tmp_path / "run", config=auto, run=TWO, before=before, launcher=torchrun)
 
 
 def test_the_norms_of_a_net_come_back_after_they_were_synchronised():

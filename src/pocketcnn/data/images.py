@@ -44,6 +44,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, which: Any) -> tuple[Tensor, Tensor]:
+        """An image, or those of a slice or a tensor of numbers, and the labels."""
+        return self.images[which], self.labels[which]
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
@@ -74,18 +78,18 @@ class Images:
         for step in range(start, self.steps(batch_size, world)):
             first = (step * world + rank) * batch
             chosen = order[first : first + batch]
-            yield self.images[chosen], self.labels[chosen]
+            yield self[chosen]
 
     def in_order(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """All images from first to last in batches, each on one of `world` devices."""
         own = torch.arange(rank, len(self), world)
         for chosen in own.split(batch_size):
-            yield self.images[chosen], self.labels[chosen]
+            yield self[chosen]
 
     def sample(self, count: int) -> "Images":
         """About `count` images, evenly from first to last."""
         every = max(1, len(self) // count)
-        return Images(self.images[::every], self.labels[::every])
+        return Images(*self[::every])
 
 
 @dataclass(frozen=True)

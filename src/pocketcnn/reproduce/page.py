@@ -185,7 +185,7 @@ def write_page(
         )
         parts.append(f"## All methods on {data.name} under `{recipe.name}`\n\n{_spelled(recipe)}\n\n{summary}")
     curves = {table.title: _curves(found[table.name]) for table in tables}
-    if curves := {title: nets for title, nets in curves.items() if nets}:
+    if curves := {title: nets for title, nets in curves.items() if len(nets) > 1}:
         parts.append(_picture(page, "learning", figures.learning(curves), "Validation accuracy after each epoch"))
     parts += [_section(table, found[table.name], rates, page) for table in tables]
     parts.append(_HOW.format(results=results.name, images=tables[0].data.test_images))

@@ -104,14 +104,14 @@ def save(
 
 
 def _needs_seed(options: dict[str, Any]) -> bool:
-    return "seed" in options and options.get("scheme") != "identity"
+    return "seed" in options and options.get("scheme") not in ("identity", "windows")
 
 
 def _hide(header: dict[str, Any], passphrase: str) -> None:
     """Hides the seeds of a header's steps, or brings hidden ones back: the same numbers lie over them."""
     if not passphrase:
         raise ValueError("an empty passphrase protects nothing")
-    # A ring that is read round and round has a seed, but does without.
+    # A ring that is read round and round, or by stored codes, has a seed but does without.
     seeded = [step["options"] for step in header["steps"] if _needs_seed(step["options"])]
     if not seeded:
         raise ValueError("a passphrase hides the seeds of rings and puppets; this net has none that matters")

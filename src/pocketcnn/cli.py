@@ -172,6 +172,54 @@ def train(words: Sequence[str]) -> None:
     print(f"model file: {given.output / 'model.safetensors'}")
 
 
+# --- distil ----------------------------------------------------------------------------------------------------------
+
+
+def distil(words: Sequence[str]) -> None:
+    """Train a small net on what a trained one gives, starting from its weights; leaves a folder as train does."""
+    from pocketcnn.train.config import PRESETS, TrainConfig
+
+    @dataclass
+    class Distil(DataArguments, DeviceArguments):
+        student: str = "ring:size=0.25,scheme=windows"
+        """A method with its options, by which the teacher is condensed; a model file; or a net by name."""
+        initialize: Literal["fit", "fresh"] = "fit"
+        """Start a condensed student from the teacher's weights, or fresh."""
+        images: int = 2000
+        """Training images that the start from trained weights looks at."""
+        hold_zeros: bool = False
+        """Weights that are zero in the student's file, as pruning leaves them, stay zero."""
+        output: Path = Path("runs/distil")
+        """Folder of the run; the same command goes on where it stopped."""
+        preset: str = "distil"
+        """Recipe to start from; the flags below change it."""
+        train: TrainConfig = field(default_factory=TrainConfig)
+
+    given = _parse(Distil, words, "distil", _method_help(), train=_preset(words, PRESETS, "distil"))
+    if not given.train.teacher:
+        raise BadUsage(
+            "distil needs --teacher: the file of a trained net, the folder of its run, or DATA/NAME of models"
+        )
+    from pocketcnn.distil import distil as run
+    from pocketcnn.report import summarize
+
+    result = run(
+        _model_path(given.train.teacher),
+        given.student,
+        _load_data(given),
+        given.train,
+        given.output,
+        initialize=given.initialize,
+        images=given.images,
+        hold_zeros=given.hold_zeros,
+        progress=sys.stderr.isatty(),
+        **_device_options(given),
+    )
+    _print_table(summarize([result]))
+    print(f"accuracy before the first step, on validation images: {100 * result['start']['validation_accuracy']:.2f} %")
+    print(f"model file: {given.output / 'model.safetensors'}")
+
+
 # --- measure ---------------------------------------------------------------------------------------------------------
 
 
@@ -804,6 +852,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
     for verb in (
         compare,
         train,
+        distil,
         evaluate,
         classify,
         measure,
@@ -964,8 +1013,8 @@ def _value_of(flag: str, words: Sequence[str]) -> str | None:
     return None
 
 
-def _preset(words: Sequence[str], presets: dict[str, Any]) -> Any:
-    name = _value_of("--preset", words) or "default"
+def _preset(words: Sequence[str], presets: dict[str, Any], default: str = "default") -> Any:
+    name = _value_of("--preset", words) or default
     if name not in presets:
         raise BadUsage(f"no preset {name!r}; known: {', '.join(presets)}")
     return presets[name]

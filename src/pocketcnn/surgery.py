@@ -18,6 +18,7 @@ from torch import nn
 
 from pocketcnn.cost import Cost, count_params, macs_by_module, measure
 from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnstableStep, UnsupportedLayer
+from pocketcnn.fit import fit_
 from pocketcnn.folding import fold_norms_
 from pocketcnn.methods import METHODS, Method, Site, get_method
 from pocketcnn.methods._method import is_condensed, matches
@@ -204,8 +205,11 @@ def condense(
         exclude: patterns of layers to leave alone.
         where: `where(module, name)` must be true of every layer condensed.
         on_unsupported: what to do with layers asked for that the method cannot stand for: `"skip"` or `"error"`.
-        initialize: `"fresh"` draws the new layers' numbers anew; other parts of the net keep their weights.
-        images: reserved for initialisations that look at images; unused by `"fresh"`.
+        initialize: `"fresh"` draws the new layers' numbers anew; `"fit"` brings them near to the weights that they replace,
+            see `pocketcnn.fit`. Other parts of the net keep their weights, but for the blocks around layers that are fitted
+            to outputs, and the batch norms' statistics.
+        images: for `"fit"`: images as the net is given them, normalised, [count, channels, height, width], without labels; a
+            thousand or more. Methods that make kernels do without, but then batch norms keep statistics that no longer fit.
         **options: the fields of the method's options, as in `METHODS[method].options`.
     Returns:
         A new net on the same device, in the same mode.
@@ -213,13 +217,15 @@ def condense(
         UnknownMethod: no such method.
         NothingToCondense: the method found no place to work.
         UnsupportedLayer: `on_unsupported="error"` and a layer asked for cannot be replaced.
-        ValueError: an option out of range, or a pattern that matches nothing.
+        ValueError: an option out of range, a pattern that matches nothing, or images missing or of no use.
     """
-    if initialize != "fresh":
-        raise ValueError(f"no initialization {initialize!r}; known: fresh")
-    if images is not None:
-        raise ValueError('images are looked at by no initialization yet; leave them out with initialize="fresh"')
+    if initialize not in ("fresh", "fit"):
+        raise ValueError(f"no initialization {initialize!r}; known: fresh, fit")
+    if images is not None and initialize == "fresh":
+        raise ValueError('no image is looked at with initialize="fresh"; leave images out, or take initialize="fit"')
     record, settings = _resolve(method, options)
+    if initialize == "fit":
+        settings = dataclasses.replace(settings, **record.fit_options)
     sites = _select(record, record.sites(model, settings), include, exclude, where, on_unsupported)
     chosen = tuple(site.name for site in sites if not site.reason)
     if not chosen:
@@ -229,7 +235,10 @@ def condense(
             f"{method!r} found no {record.places[0]} to work on in {type(model).__name__} ({reasons}{more}); "
             f"plan(model, {method!r}) lists every one and why it was passed over"
         )
-    return _apply(model, record, settings, chosen)
+    small = _apply(model, record, settings, chosen)
+    if initialize == "fit":
+        fit_(small, model, record, [site for site in sites if not site.reason], images)
+    return small
 
 
 def check_step(step: Step) -> None:

@@ -3,7 +3,7 @@
 import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -50,6 +50,10 @@ class Method:
     places: tuple[str, str] = ("convolution", "convolutions")  # what it replaces, for messages: one, several
     # What is left to do to the whole net once what was built is in its place.
     finish: Callable[[nn.Module, Mapping[str, nn.Module | None]], None] = lambda model, built: None
+    # Brings what was built near to the trained modules that each of its places had, from the weights alone; None where
+    # only images can tell how near the outputs are.
+    fit: Callable[[Mapping[str, Sequence[Any]], Mapping[str, nn.Module | None]], None] | None = None
+    fit_options: Mapping[str, Any] = field(default_factory=dict)  # what such a start needs
 
 
 def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:

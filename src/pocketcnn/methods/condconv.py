@@ -31,6 +31,7 @@ from pocketcnn.methods._gauge import Held
 from pocketcnn.methods._method import Method, Site, conv_sites
 from pocketcnn.numerics.dynamic_conv import COMPUTATIONS, Pair
 
+_APART = 0.1  # standard deviation of the experts apart after a fit, as a share of that of the kernel
 Activation = Literal["sigmoid", "softmax"]
 Routing = Literal["layer", "block"]
 Computation = Literal["auto", "mix_kernels", "mix_outputs", "unfold"]
@@ -341,6 +342,26 @@ def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
             router.watch(model.get_submodule(router.block))
 
 
+@torch.no_grad()
+def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
+    """Experts that mix to the trained kernel for every image, and differ so that they can learn to differ more.
+
+    The routers start blind: they give every image the same weights, with which the experts' differences cancel.
+    """
+    for name, layer in made.items():
+        assert isinstance(layer, CondConv2d)
+        (conv,) = trained[name]
+        count, router = layer.num_experts, layer.router
+        nn.init.zeros_(router.weight)
+        nn.init.zeros_(router.bias)
+        share = count / 2 if router.activation == "sigmoid" else 1.0  # what the weights sum to
+        kernel = conv.weight.flatten()
+        apart = torch.randn_like(layer.experts) * (_APART * kernel.std(correction=0))
+        layer.experts.copy_((kernel + apart - apart.mean(dim=0)) / share)
+        if layer.bias is not None:
+            layer.bias.copy_((conv.bias / share).expand_as(layer.bias))
+
+
 METHOD = Method(
     name="condconv",
     summary="one kernel per image: a router mixes a few stored experts",
@@ -349,4 +370,5 @@ METHOD = Method(
     sites=sites,
     build=build,
     finish=finish,
+    fit=fit,
 )

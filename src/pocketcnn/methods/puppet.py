@@ -40,6 +40,7 @@ from pocketcnn.numerics.odeint import check_solver, odeint
 from pocketcnn.numerics.ring_index import channel_indices, check_seed
 
 Generator = Literal["ode", "linear", "static", "stored"]
+_FIT_STEPS, _FIT_RATE = 300, 0.3  # of the fit to trained kernels; the rate in units of the state's deviation
 
 
 @dataclass(frozen=True)
@@ -726,6 +727,56 @@ def puppeteers_of(model: nn.Module) -> list[Puppeteer]:
     return [module for module in model.modules() if isinstance(module, Puppeteer)]
 
 
+def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
+    """Puppeteers whose trajectories pass as near to the trained kernels as they can, on the way of the highest level.
+
+    What is brought down is 1 - cos^2 of the angle between each generated kernel and the trained one, weighted by their
+    numbers; its length then comes from the kernel's scale, which is stored.
+    """
+    targets: dict[Puppeteer, dict[Slot, Tensor]] = {}
+    for name, stage in made.items():
+        assert isinstance(stage, PuppetStage)
+        if (puppeteer := stage.puppeteer) is not None:
+            for b, block in enumerate(trained[name][: len(stage.blocks)]):
+                for k, (_, conv) in enumerate(_kernels_of(block)):
+                    targets.setdefault(puppeteer, {})[stage.number, b, k] = conv.weight.detach()
+    for puppeteer, kernels_of in targets.items():
+        _follow(puppeteer, kernels_of)
+
+
+def _follow(puppeteer: Puppeteer, wanted: Mapping[Slot, Tensor]) -> None:
+    """Moves a puppeteer's state and field until its kernels point where those wanted do, then sets its scales."""
+    parameters = [p for p in puppeteer.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    path = puppeteer.key(puppeteer.options.levels - 1)
+    optimizer = torch.optim.Adam(parameters, _FIT_RATE * puppeteer.std)
+    total = sum(w.numel() for w in wanted.values())
+    with torch.enable_grad():
+        for step in range(_FIT_STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = _FIT_RATE * puppeteer.std * (1 + math.cos(math.pi * step / _FIT_STEPS)) / 2
+            made = puppeteer._generate(*path)
+            near = [
+                F.cosine_similarity(made[slot].flatten(), w.flatten(), dim=0).square() * w.numel()
+                for slot, w in wanted.items()
+                if slot in made
+            ]
+            optimizer.zero_grad()
+            (-torch.stack(near).sum() / total).backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for number in range(len(puppeteer.scales)):
+            made = puppeteer._generate(path[0], number)
+            for place, slot in enumerate(puppeteer.slots):
+                if slot in made and slot in wanted and made[slot].square().sum() > 0:
+                    # The sign too: a trajectory may pass on the other side.
+                    power = made[slot].square().sum()
+                    puppeteer.scales[number, place] *= (made[slot] * wanted[slot]).sum() / power
+        puppeteer.kept.clear()
+
+
 METHOD = Method(
     name="puppet",
     summary="an ODE makes the kernels along the depth; the image's entropy sets how deep it goes",
@@ -735,4 +786,5 @@ METHOD = Method(
     build=build,
     places=("run of equal blocks in an nn.Sequential", "runs of equal blocks in an nn.Sequential"),
     finish=finish,
+    fit=fit,
 )

@@ -14,6 +14,7 @@ import fnmatch
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +26,15 @@ from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Site, conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics.dynamic_conv import Pair
-from pocketcnn.numerics.ring_index import SCHEMES, affine_constants, affine_indices
+from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
+from pocketcnn.numerics.ring_index import (
+    SCHEMES,
+    affine_constants,
+    affine_indices,
+    code_count,
+    window_codes,
+    window_indices,
+)
 
 LEVELS = ("net", "stage", "block")
 _log = logging.getLogger(__name__)
@@ -40,11 +49,14 @@ class RingOptions:
     seed: int = 0
     """Rebuilds the place and the sign of every number; stored in the model file."""
     scheme: str = "random"
-    """How places and signs are assigned: "random" (shuffled), "block" (by filter), "affine" (arithmetic), "identity"."""
+    """How places and signs are assigned: "random" (shuffled), "block" (by filter), "affine" (arithmetic), "identity",
+    or "windows" (nine neighbours at a time, from stored places that a fit chooses)."""
     level: str | dict[str, str] = "net"
     """One ring for the "net", each "stage" or each "block"; or by dotted-name pattern the name of the layers' ring."""
     subnets: str = ""
     """Pattern of modules that are repeated sub-networks: each reads the ring by places and signs of its own."""
+    gain: bool = False
+    """Whether each layer has a factor of its own, stored and trained; initialize="fit" needs it and turns it on."""
 
     def __post_init__(self) -> None:
         if self.size == {}:
@@ -81,6 +93,7 @@ class ParameterRing(nn.Module):
         subnets: the number of the sub-network that each layer is part of; 0 for all when not given. Each sub-network's
             layers have a list of places of their own, which starts anew; so what no sub-network is long enough to read
             may be read by none.
+        gain: whether each layer has a factor of its own, stored and trained.
         device: where the parameters live; `dtype` is their type.
         dtype: of the parameters.
     Raises:
@@ -90,6 +103,7 @@ class ParameterRing(nn.Module):
     stored_weights = ("values",)  # of one axis, and weights all the same
     indices: Tensor
     signs: Tensor
+    codes: Tensor
 
     def __init__(
         self,
@@ -100,6 +114,7 @@ class ParameterRing(nn.Module):
         scheme: str = "random",
         groups: Sequence[int] | None = None,
         subnets: Sequence[int] | None = None,
+        gain: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -126,27 +141,36 @@ class ParameterRing(nn.Module):
         self.std = (sum(n * v for n, v in zip(self.sizes, variances, strict=True)) / total) ** 0.5
         self.scales = [v**0.5 / self.std for v in variances]
         self.values = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
-        # Rebuilt from the seed, hence never in a file; int32 halves the memory and the reading time of int64.
-        self.register_buffer("indices", torch.empty(total, device=device, dtype=torch.int32), persistent=False)
-        self.register_buffer("signs", torch.empty(total, device=device, dtype=torch.int8), persistent=False)
+        self.gains = nn.Parameter(torch.empty(len(shapes), device=device, dtype=dtype)) if gain else None
+        if self.scheme == "windows":
+            count = sum(map(code_count, self.sizes))
+            self.register_buffer("codes", torch.empty(count, 2, device=device, dtype=torch.uint8))
+        else:
+            # Rebuilt from the seed, hence never in a file; int32 halves the memory and the reading time of int64.
+            self.register_buffer("indices", torch.empty(total, device=device, dtype=torch.int32), persistent=False)
+            self.register_buffer("signs", torch.empty(total, device=device, dtype=torch.int8), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws the ring anew from torch's random numbers and rebuilds places and signs from the seed."""
         nn.init.normal_(self.values, std=self.std)
-        if not self.indices.is_meta:
-            for number in dict.fromkeys(self.subnets):
-                slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
-                indices, signs = kernels.ring_indices(
-                    [self.sizes[slot] for slot in slots],
-                    len(self.values),
-                    seed=self._seed_of(number),
-                    scheme=self.scheme,
-                    filter_sizes=[self.sizes[slot] // self.shapes[slot][0] for slot in slots],
-                )
-                window = torch.cat([torch.arange(self.sizes[slot]) + sum(self.sizes[:slot]) for slot in slots])
-                self.indices[window] = indices.to(self.indices)
-                self.signs[window] = signs.to(self.signs)
+        if self.gains is not None:
+            nn.init.ones_(self.gains)
+        for number in () if self.values.is_meta else dict.fromkeys(self.subnets):
+            slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
+            sizes, seed = [self.sizes[slot] for slot in slots], self._seed_of(number)
+            if self.scheme == "windows":
+                drawn = window_codes(sizes, seed=seed).split(list(map(code_count, sizes)))
+                for slot, codes in zip(slots, drawn, strict=True):
+                    self.codes[self.code_window(slot)] = codes.to(self.codes)
+                continue
+            filter_sizes = [self.sizes[slot] // self.shapes[slot][0] for slot in slots]
+            indices, signs = kernels.ring_indices(
+                sizes, len(self.values), seed=seed, scheme=self.scheme, filter_sizes=filter_sizes
+            )
+            window = torch.cat([torch.arange(self.sizes[slot]) + sum(self.sizes[:slot]) for slot in slots])
+            self.indices[window] = indices.to(self.indices)
+            self.signs[window] = signs.to(self.signs)
 
     def _seed_of(self, subnet: int) -> int:
         return (self.seed + (subnet << 48)) % 2**64  # far from the seeds of other rings and other runs
@@ -156,14 +180,23 @@ class ParameterRing(nn.Module):
         start = sum(self.sizes[:slot])
         return slice(start, start + self.sizes[slot])
 
+    def code_window(self, slot: int) -> slice:
+        """Where in `codes` the layer in that slot has its own."""
+        start = sum(map(code_count, self.sizes[:slot]))
+        return slice(start, start + code_count(self.sizes[slot]))
+
+    def places(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Where the layer in that slot reads each number of its kernel, and with which sign; both flat."""
+        if self.scheme == "windows":
+            return window_indices(self.codes[self.code_window(slot)], len(self.values), self.sizes[slot])
+        if self.scheme == "affine" and torch.compiler.is_exporting():
+            return self._computed(slot)  # an exported net needs no tables
+        return self.indices[self.window(slot)], self.signs[self.window(slot)]
+
     def read(self, slot: int) -> Tensor:
         """The kernel of the layer in that slot."""
-        if self.scheme == "affine" and torch.compiler.is_exporting():
-            indices, signs = self._computed(slot)  # an exported net needs no tables
-        else:
-            window = self.window(slot)
-            indices, signs = self.indices[window], self.signs[window]
-        return kernels.ring_kernel(self.values, indices, signs, self.scales[slot]).view(self.shapes[slot])
+        kernel = kernels.ring_kernel(self.values, *self.places(slot), self.scales[slot]).view(self.shapes[slot])
+        return kernel if self.gains is None else kernel * self.gains[slot]
 
     def _computed(self, slot: int) -> tuple[Tensor, Tensor]:
         """Places and signs of a slot of the affine scheme, by arithmetic."""
@@ -247,8 +280,8 @@ class RingConv2d(AbstractConv2d):
         return self.ring.read(self.slot)
 
     def generator_parameters(self) -> Iterable[nn.Parameter]:
-        """The ring."""
-        return [self.ring.values]
+        """The ring, and the layers' factors where they have some."""
+        return list(self.ring.parameters())
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
@@ -357,12 +390,34 @@ def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
             scheme=options.scheme,
             groups=[conv.groups for conv in convs],
             subnets=[site.detail[1] for site in group],
+            gain=options.gain,
             device=convs[0].weight.device,
             dtype=convs[0].weight.dtype,
         )
         for slot, (site, conv) in enumerate(zip(group, convs, strict=True)):
             built[site.name] = RingConv2d(**conv_arguments(conv), ring=ring, slot=slot)
     return built
+
+
+@torch.no_grad()
+def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
+    """Rings whose layers' kernels are as near to trained ones as they can be; see `pocketcnn.numerics.fit_ring`."""
+    readers: dict[ParameterRing, dict[int, nn.Conv2d]] = {}
+    for name, layer in made.items():
+        assert isinstance(layer, RingConv2d)
+        (conv,) = trained[name]
+        readers.setdefault(layer.ring, {})[layer.slot] = conv
+        if layer.bias is not None:
+            layer.bias.copy_(conv.bias)
+    for ring, convs in readers.items():
+        weights = [convs[slot].weight.float().flatten() for slot in range(len(ring.shapes))]
+        if ring.scheme == "windows":
+            ring.codes.copy_(fit_windows([w / w.square().mean().sqrt() for w in weights], len(ring.values)))
+        places = [ring.places(slot) for slot in range(len(weights))]
+        values, gains = fit_ring(weights, ring.scales, places, len(ring.values), std=ring.std)
+        ring.values.copy_(values)
+        assert ring.gains is not None
+        ring.gains.copy_(gains)
 
 
 METHOD = Method(
@@ -372,4 +427,6 @@ METHOD = Method(
     options=RingOptions,
     sites=sites,
     build=build,
+    fit=fit,
+    fit_options={"gain": True},
 )

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-SCHEMES = ("random", "block", "affine", "identity")
-_SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS, _FILTERS, _AFFINE = range(6)
+SCHEMES = ("random", "block", "affine", "identity", "windows")
+WINDOW = 9  # neighbouring numbers that a code of the scheme "windows" stands for: a kernel of 3x3
+CODES = 1 << 16  # how many there are: each takes two bytes
+_SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS, _FILTERS, _AFFINE, _WINDOWS = range(7)
 _TURNS = 16  # after so many turns around the ring the steps come again, from other starts
 _PRIME = 2**31 - 1  # squares of smaller numbers fit in 64 bits
 
@@ -31,7 +33,7 @@ def ring_indices(
     """The place on the ring and the sign of every number that the layers read.
 
     The layers read M = sum(sizes) numbers off a ring of N, in consecutive slices of one list of places. In every scheme
-    each of the N is used floor(M / N) or floor(M / N) + 1 times.
+    but the last each of the N is used floor(M / N) or floor(M / N) + 1 times.
 
     `"random"`, the paper's: the list holds floor(M / N) full copies of 0 .. N-1, then M mod N more drawn without
     replacement, and is shuffled once; each use has its own fair-coin sign.
@@ -39,6 +41,8 @@ def ring_indices(
     pattern of signs of the numbers of a filter, the same for all of its filters.
     `"affine"`: places and signs are arithmetic, see `affine_indices`; an exported net needs no table of them.
     `"identity"`: round and round the ring, all signs positive: plain reuse, to compare with.
+    `"windows"`: every `WINDOW` numbers of a layer are neighbours on the ring, from a place and with a sign that the seed
+    draws, see `window_codes`; a fit may choose them instead.
 
     Args:
         sizes: how many numbers each layer reads, in the order of the layers; each at least 1.
@@ -65,6 +69,10 @@ def ring_indices(
         raise ValueError(f"every layer reads at least 1 number off the ring; got sizes {list(sizes)}")
     check_seed(seed)
     total = sum(sizes)
+    if scheme == "windows":
+        parts = window_codes(sizes, seed=seed).split([code_count(size) for size in sizes])
+        read = [window_indices(codes, ring_size, size) for codes, size in zip(parts, sizes, strict=True)]
+        return torch.cat([indices for indices, _ in read]), torch.cat([signs for _, signs in read])
     if scheme == "affine":
         return affine_indices(torch.arange(total, device="cpu"), affine_constants(ring_size, seed))
     if scheme == "random":
@@ -141,6 +149,52 @@ def affine_indices(
     p = positions % _PRIME
     drawn = (a * (p * p % _PRIME) % _PRIME + b * p % _PRIME + c) % _PRIME
     return places, torch.where(drawn <= _PRIME // 2, 1, -1).to(torch.int8)
+
+
+def code_count(size: int) -> int:
+    """How many codes the windows of a layer of `size` numbers take: one for every `WINDOW` numbers begun."""
+    return -(-size // WINDOW)
+
+
+def window_codes(sizes: Sequence[int], *, seed: int) -> Int[Tensor, "codes 2"]:
+    """Codes of the scheme `"windows"`, drawn at random: two bytes each, the lower one first.
+
+    Args:
+        sizes: how many numbers each layer reads.
+        seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
+    Returns:
+        uint8, on the CPU; the codes of all layers in order. Bytes, because all devices and files know them.
+    """
+    check_seed(seed)
+    drawn = _stream(seed, _WINDOWS).bytes(2 * sum(map(code_count, sizes)))
+    return torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(-1, 2)
+
+
+def window_indices(
+    codes: Int[Tensor, "codes 2"], ring_size: int, size: int
+) -> tuple[Int[Tensor, " size"], Int[Tensor, " size"]]:
+    """Places and signs of the numbers of a layer, from the codes of its windows.
+
+    The lowest bit of a code is the sign, 1 for negative. The others, a number below 2**15, say how far round the ring the
+    window starts, as a share of 2**15; windows go on past the end.
+
+    Args:
+        codes: as many as `code_count(size)`.
+        ring_size: N, how many numbers the ring stores.
+        size: how many numbers the layer reads.
+    Returns:
+        int64 places in [0, N) and int8 signs, -1 or 1.
+    Example:
+        >>> window_indices(torch.tensor([[0, 0], [1, 128]], dtype=torch.uint8), ring_size=10, size=11)
+        (tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 6]), tensor([ 1,  1,  1,  1,  1,  1,  1,  1,  1, -1, -1], dtype=torch.int8))
+    """
+    low, high = codes.long().unbind(1)
+    code = low + 256 * high
+    inside = torch.arange(WINDOW, device=codes.device)
+    starts = code // 2 * ring_size // (CODES // 2)
+    places = (starts[:, None] + inside) % ring_size
+    signs = (1 - 2 * (code % 2))[:, None].expand(-1, WINDOW).to(torch.int8)
+    return places.flatten()[:size], signs.flatten()[:size]
 
 
 def channel_indices(

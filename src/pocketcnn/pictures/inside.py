@@ -190,7 +190,12 @@ def ring_fraction(net: nn.Module) -> float | None:
 
 def ring_usage(ring: ParameterRing) -> Tensor:
     """How often each stored number is read, one integer a place."""
-    return torch.bincount(ring.indices.cpu(), minlength=len(ring.values))
+    return torch.bincount(torch.cat(_places(ring)), minlength=len(ring.values))
+
+
+def _places(ring: ParameterRing) -> list[Tensor]:
+    """Where on the ring each layer reads its numbers."""
+    return [ring.places(slot)[0].cpu() for slot in range(len(ring.sizes))]
 
 
 def ring_overlap(ring: ParameterRing) -> Tensor:
@@ -200,7 +205,7 @@ def ring_overlap(ring: ParameterRing) -> Tensor:
         [layers, layers], symmetric, with 1 on the diagonal.
     Cost: layers * numbers read.
     """
-    places = [part.long().unique() for part in ring.indices.cpu().split(ring.sizes)]
+    places = [part.long().unique() for part in _places(ring)]
     overlap = torch.empty(len(places), len(places))
     for row, mine in enumerate(places):
         held = torch.zeros(len(ring.values), dtype=torch.bool)

@@ -103,6 +103,10 @@ PRESETS: dict[str, TrainConfig] = {
     "quick": TrainConfig(epochs=24, small_epochs=14, lr=0.2, warmup=0.2, precision="bfloat16", channels_last="on"),
     # Ours, for the best accuracy in the end; give it a teacher where there is one.
     "best": TrainConfig(epochs=200, lr=0.2, schedule="cosine", warmup=0.05, cutout=8, ema_decay=0.999, temperature=4.0),
+    # Ours, for a net that starts from trained weights and learns from their owner; see docs/fit.md.
+    "distil": TrainConfig(
+        epochs=5, lr=0.05, warmup=0.1, teacher_weight=0.9, temperature=4.0, precision="bfloat16", channels_last="on"
+    ),
     # Mukherjee's second table.
     "report": TrainConfig(epochs=200, batch_size=32, lr=1e-2, nesterov=False, schedule="cosine", warmup=0.0),
     # Kag & Saligrama, CVPR 2022, on CIFAR.

@@ -1,0 +1,107 @@
+"""A small net learns from a trained one: it starts from its weights, then is trained to give what the other gives."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketcnn import checkpoint
+from pocketcnn._files import make_folder, read_json, write_json
+from pocketcnn.data import DataSet
+from pocketcnn.methods import METHODS
+from pocketcnn.recipes import create_model, parse_method, parse_options
+from pocketcnn.storage import hold_zeros_
+from pocketcnn.surgery import condense, provenance
+from pocketcnn.train import TrainConfig, evaluate, fit
+from pocketcnn.train.loop import calibrate, normalized
+from pocketcnn.train.teacher import Teacher
+
+IMAGES = 2000
+_log = logging.getLogger(__name__)
+
+
+def distil(
+    teacher: str | Path,
+    student: str,
+    data: DataSet,
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    initialize: str = "fit",
+    images: int = IMAGES,
+    hold_zeros: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains a student on what a teacher gives, in a folder like that of `pocketcnn.train.fit`.
+
+    The folder gets two more files: `start.safetensors`, the student before its first step, from which a stopped run goes
+    on, and `start.json` with its accuracy on the validation images.
+
+    Args:
+        teacher: the file of a trained net.
+        student: a method with its options (`"ring:size=0.25"`), by which the teacher is condensed; the file of a net; or
+            the name of a net, which starts fresh.
+        data: images of the classes that the teacher knows. With `config.teacher_weight` 1 their labels are not learnt from.
+        config: the recipe; its teacher is the one given here.
+        folder: of the run; made when missing.
+        initialize: how a condensed student starts, as in `pocketcnn.condense`.
+        images: how many training images a fit looks at.
+        hold_zeros: whether weights that are zero at the start, as in a pruned net, stay zero.
+        **settings: of `pocketcnn.train.fit`: devices and the like.
+    Returns:
+        The result of the run.
+    Raises:
+        BadData: the teacher has other classes or images than the data.
+        UnknownModel: the student is neither a method nor a file nor a net.
+        ValueError: an option out of range; or as in `pocketcnn.train.fit`.
+    """
+    folder = make_folder(Path(folder))
+    config = dataclasses.replace(config, teacher=str(teacher))
+    identity = {**_identity(Path(teacher), student), "initialize": initialize, "student": student}
+    start = folder / "start.safetensors"
+    if start.is_file():
+        net = checkpoint.load(start)
+    else:
+        known = Teacher.open(str(teacher), data)  # before anything takes long
+        torch.manual_seed(config.seed)
+        net = _student(known.net, student, data, initialize, images)
+        calibrate(net, data)
+        accuracy = evaluate(net, dataclasses.replace(data, test=data.validation))["test_accuracy"]
+        write_json(folder / "start.json", {**identity, "validation_accuracy": accuracy})
+        _log.info("%s: %.2f %% of the validation images are right before the first step", student, 100 * accuracy)
+        checkpoint.save(net, start)
+    if hold_zeros:
+        hold_zeros_(net)
+    label = f"{identity['model']} {student} {initialize}" if identity["method"] in METHODS else f"{student} distilled"
+    result = fit(net, data, config, folder, name=label, identity={**identity, "label": label}, **settings)
+    return {**result, "start": read_json(folder / "start.json")}
+
+
+def _student(teacher: nn.Module, student: str, data: DataSet, initialize: str, images: int) -> nn.Module:
+    if Path(student).is_file():
+        return checkpoint.load(Path(student))
+    name = student.partition(":")[0]
+    if name not in METHODS:
+        name, options = parse_options(student)
+        return create_model(name, **{"in_channels": data.input_size[0], "num_classes": len(data.classes), **options})
+    method, options = parse_method(student)
+    # A trained net is condensed with all of its numbers to be learnt.
+    teacher = teacher.requires_grad_(True)
+    if initialize != "fit":
+        return condense(teacher, method, initialize=initialize, **options)
+    shown = torch.cat(list(normalized(data.train.sample(images).in_order(500), data)))
+    return condense(teacher, method, initialize=initialize, images=shown, **options)
+
+
+def _identity(teacher: Path, student: str) -> Mapping[str, Any]:
+    """What tables call the student: the net that the teacher is, and the method that condenses it."""
+    name = student.partition(":")[0]
+    if name not in METHODS:
+        return {"model": Path(student).stem, "method": "plain", "options": {}}
+    base = provenance(checkpoint.load(teacher)).base
+    method, options = parse_method(student)
+    return {"model": base["name"] if base else teacher.stem, "method": method, "options": options}

@@ -1,0 +1,187 @@
+"""Starting a small net from trained weights: from the weights alone where a method can, else by matching outputs on images.
+
+Rings, puppets and experts are made of kernels and are brought near to the trained ones directly. A layer that solves an
+equation, or that makes a kernel for every pixel, has no kernel to compare: its block is trained for a while to give what the
+trained block gives, on images without labels, one block after the other; each is given what the small net has come to up to
+there, so that it makes up for the ones before. Layer-wise reconstruction of this kind: Luo, Wu, Lin: ThiNet, ICCV 2017.
+
+In the end batch norms look at the images again: other weights have other statistics.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pocketcnn.cost.params import device_and_dtype, evaluating
+from pocketcnn.methods import Method, Site
+from pocketcnn.methods._blocks import block_of
+
+BATCH = 64  # images a step
+STEPS = 200  # steps for each block
+_LR = 3e-3
+_SAME = 1e-4  # outputs that differ by less, as a share of the largest, are the same
+
+
+def fit_(small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[Site], images: Tensor | None) -> None:
+    """Brings a freshly condensed net near to the trained one it was made of, in place.
+
+    Args:
+        small: the condensed net.
+        trained: the net before, with its weights; it is left alone.
+        method: what the sites were condensed by.
+        sites: places of the trained net that were condensed.
+        images: as the nets are given them, [count, channels, height, width], no labels; None where the method looks at
+            weights alone, and batch norms are to stay as they are.
+    Raises:
+        ValueError: the method needs images and there are none, or they are no batch of images that the net takes.
+    """
+    made = {site.name: _find(small, site.name) for site in sites}
+    device, dtype = device_and_dtype(trained)
+    if images is not None:
+        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or len(images) < 2:
+            raise ValueError(
+                "images must be two or more normalised ones in a float tensor, [count, channels, height, width]"
+            )
+        images = images.to(dtype)
+    if method.fit is not None:
+        method.fit({site.name: site.modules for site in sites}, made)
+    elif images is None:
+        raise ValueError(
+            f'{method.name} is fitted to what the trained layers give: initialize="fit" needs images= of the kind that the '
+            "net was trained on, a thousand or so, normalised, without labels"
+        )
+    else:
+        _match_blocks(small, trained, [site for site in sites if made[site.name] is not None], images)
+    if images is not None and not _same(small, trained, images[:BATCH].to(device)):
+        recalibrate_(small, images)
+
+
+def _find(model: nn.Module, name: str) -> nn.Module | None:
+    """What stands at a name; None where nothing does, as where blocks were dropped."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+@torch.no_grad()
+def _same(small: nn.Module, trained: nn.Module, images: Tensor) -> bool:
+    with evaluating(small), evaluating(trained):
+        one, other = small(images), trained(images)
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return False
+    return bool((one - other).abs().max() <= _SAME * other.abs().max())
+
+
+@torch.no_grad()
+def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> None:
+    """Has the batch norms of a net forget their running statistics and take those of some images.
+
+    Args:
+        model: changed in place; everything but its batch norms is in evaluation mode meanwhile.
+        images: as the net is given them, [count, channels, height, width].
+        batch_size: images at once.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    device, _ = device_and_dtype(model)
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.training = True
+        # Equal batches, for each counts as much as the others.
+        for batch in images.tensor_split(-(-len(images) // batch_size)):
+            model(batch.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+class _Reached(Exception):
+    """A forward pass has come as far as it had to."""
+
+
+def _match_blocks(small: nn.Module, trained: nn.Module, sites: Sequence[Site], images: Tensor) -> None:
+    """Trains block after block of the small net to give what the trained net's gives."""
+    ends: dict[str, str] = {}  # block of the small net -> where the trained one has its output
+    for site in sites:
+        block = block_of(trained, site.name)
+        ends[block] = site.rest[-1][0] if site.rest else block
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        for name, end in ends.items():
+            _match(small, small.get_submodule(name), trained, trained.get_submodule(end), images, generator)
+
+
+def _match(
+    small: nn.Module,
+    block: nn.Module,
+    trained: nn.Module,
+    model_block: nn.Module,
+    images: Tensor,
+    generator: torch.Generator,
+) -> None:
+    parameters = [p for p in block.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    device, _ = device_and_dtype(trained)
+    optimizer = torch.optim.Adam(parameters, _LR)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = _LR * (1 + math.cos(math.pi * step / STEPS)) / 2
+        batch = images[torch.randint(len(images), (BATCH,), generator=generator)].to(device)
+        with torch.no_grad():
+            wanted = _passing(trained, model_block, batch)[1]
+            arguments = _passing(small, block, batch, before=True)[0]
+        with _learning(block):
+            found = block(*arguments[0], **arguments[1])
+        if not (isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape):
+            raise ValueError(f"{type(block).__name__} gives no map like the trained block's; fit cannot compare them")
+        loss = (found - wanted).square().mean() / wanted.var().clamp(min=1e-12)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for parameter in small.parameters():
+        parameter.grad = None
+
+
+@contextlib.contextmanager
+def _learning(block: nn.Module) -> Iterator[None]:
+    """A block in training mode, so that its batch norms learn; afterwards every part is in the mode it was in."""
+    modes = [(module, module.training) for module in block.modules()]
+    block.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _passing(model: nn.Module, part: nn.Module, x: Tensor, *, before: bool = False) -> tuple[Any, Any]:
+    """What a part of a net in evaluation mode is given, and what it gives if it is not to stop before."""
+    seen: dict[str, Any] = {}
+
+    def enter(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        seen["in"] = (args, kwargs)
+        if before:
+            raise _Reached
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+        seen["out"] = output
+        raise _Reached
+
+    hooks = [part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave)]
+    try:
+        with evaluating(model), contextlib.suppress(_Reached):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if "in" not in seen:
+        raise ValueError(f"{type(part).__name__}: the net's forward never calls it; leave it out with exclude=")
+    return seen["in"], seen.get("out")

@@ -1,0 +1,112 @@
+"""The ring, and the choice of its windows, that come nearest to given kernels: least squares.
+
+A ring that stands for trained kernels W_l minimises
+
+    sum over layers l of  |W_l - g_l s_l sign * ring[index]|^2 / |W_l|^2 * (numbers of l)
+
+over the ring and the gains g_l, in turns: with the gains fixed each stored number is a weighted mean over all of its uses,
+and with the ring fixed each gain is a projection. Where windows may be chosen, they are a codebook that lies on the ring
+and overlaps itself: vector quantisation by Lloyd's algorithm (Linde, Buzo, Gray: An Algorithm for Vector Quantizer Design,
+1980), in which the mean of a cell is replaced by the least squares above.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from pocketcnn.numerics.ring_index import CODES, WINDOW, code_count, window_indices
+
+Places = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+_ROWS = 256  # windows looked up at once: their scores of all codes take 64 MiB
+
+
+def fit_ring(
+    weights: Sequence[Float[Tensor, " n"]],
+    scales: Sequence[float],
+    places: Sequence[Places],
+    ring_size: int,
+    *,
+    std: float = 1.0,
+    rounds: int = 8,
+) -> tuple[Float[Tensor, " ring"], Float[Tensor, " layers"]]:
+    """The ring and the gains with which `gain * scale * sign * ring[index]` is nearest to the kernels of all layers.
+
+    Args:
+        weights: the kernels, flat.
+        scales: the nominal scale of each layer.
+        places: of each layer, the indices on the ring and the signs.
+        ring_size: how many numbers the ring stores.
+        std: standard deviation that the ring is given; the gains make up for it.
+        rounds: how often ring and gains are solved for in turn.
+    Returns:
+        The ring, 0 where nothing reads it, and the gain of each layer.
+    Cost: rounds passes over all the kernels' numbers.
+    """
+    energies = [w.square().mean().clamp(min=torch.finfo(w.dtype).tiny) for w in weights]
+    gains = torch.stack([e.sqrt() / (scale * std) for e, scale in zip(energies, scales, strict=True)])
+    ring = weights[0].new_zeros(ring_size)
+    layers = list(zip(weights, scales, places, energies, strict=True))
+    for _ in range(rounds):
+        above, below = torch.zeros_like(ring), torch.zeros_like(ring)
+        for gain, (weight, scale, (indices, signs), energy) in zip(gains, layers, strict=True):
+            factor = gain * scale
+            above.index_add_(0, indices, weight * signs * (factor / energy))
+            below.index_add_(0, indices, (factor.square() / energy).expand(len(weight)))
+        ring = torch.where(below > 0, above / below, 0)
+        spread = ring.square().mean().sqrt()
+        if spread > 0:
+            ring = ring * (std / spread)
+        for number, (weight, scale, (indices, signs), _) in enumerate(layers):
+            read = scale * signs * ring[indices]
+            power = read.square().sum()
+            gains[number] = (weight * read).sum() / power if power > 0 else 0
+    return ring, gains
+
+
+def fit_windows(
+    weights: Sequence[Float[Tensor, " n"]], ring_size: int, *, rounds: int = 4, seed: int = 0
+) -> Int[Tensor, "codes 2"]:
+    """The codes with which windows of a ring come nearest to some kernels, each taken as it is.
+
+    The ring begins as windows picked among the kernels' own. Then in turn every window of the kernels takes the code
+    that is nearest, and the ring becomes the mean of what reads it.
+
+    Args:
+        weights: the kernels, flat, brought to one scale.
+        ring_size: how many numbers the ring stores.
+        rounds: how often codes and ring are chosen in turn.
+        seed: of the first pick.
+    Returns:
+        uint8, the codes of all layers in order, as `window_indices` takes them.
+    Cost: rounds * (numbers of all kernels) * (codes that differ, at most 2**16 and 2 * ring_size) multiply-adds.
+    """
+    rows = torch.cat([F.pad(w, (0, -len(w) % WINDOW)).view(-1, WINDOW) for w in weights])
+    known = torch.cat([_real(len(w)) for w in weights]).to(rows)
+    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+    start = rows[picked[: code_count(ring_size)]].flatten()
+    ring = start.repeat(-(-ring_size // len(start)))[:ring_size]
+    code = torch.arange(CODES, device=rows.device)
+    table = torch.stack([code % 256, code // 256], 1).to(torch.uint8)
+    places, signs = (found.view(-1, WINDOW) for found in window_indices(table, ring_size, WINDOW * CODES))
+    # On a short ring many codes start at one place; the first two, of either sign, are enough.
+    differ = torch.cat([code[:2] == code[:2], places[2:, 0] != places[:-2, 0]])
+    table, places, signs = table[differ], places[differ], signs[differ].to(rows)
+    for _ in range(rounds):
+        book = ring[places] * signs
+        # |row - entry|^2 is least where row . entry - |entry|^2 / 2 is most; the last column multiplies -1/2.
+        book = torch.cat([book, book.square().sum(1, keepdim=True)], 1).T.contiguous()
+        ended = F.pad(rows, (0, 1), value=-0.5)
+        best = torch.cat([(part @ book).argmax(1) for part in ended.split(_ROWS)])
+        indices = places[best].flatten()
+        above = torch.zeros_like(ring).index_add_(0, indices, (rows * signs[best]).flatten())
+        below = torch.zeros_like(ring).index_add_(0, indices, known.flatten())
+        ring = torch.where(below > 0, above / below.clamp(min=1), ring)
+    return table[best]
+
+
+def _real(size: int) -> Tensor:
+    """1 for the numbers of a layer's windows, 0 for what fills up the last one."""
+    return (torch.arange(code_count(size) * WINDOW) < size).view(-1, WINDOW)

@@ -1,9 +1,10 @@
 """Starting a small net from trained weights: from the weights alone where a method can, else by matching outputs on images.
 
 Rings, puppets and experts are made of kernels and are brought near to the trained ones directly. A layer that solves an
-equation, or that makes a kernel for every pixel, has no kernel to compare: its block is trained for a while to give what the
-trained block gives, on images without labels, one block after the other; each is given what the small net has come to up to
-there, so that it makes up for the ones before. Layer-wise reconstruction of this kind: Luo, Wu, Lin: ThiNet, ICCV 2017.
+equation, or that makes a kernel for every pixel, has no kernel to compare: the stage that it is part of is trained for a
+while to give what the trained stage gives, on images without labels, one stage after the other; each is given what the small
+net has come to up to there, so that it makes up for the ones before. Reconstruction of this kind, layer by layer: Luo, Wu,
+Lin: ThiNet, ICCV 2017.
 
 In the end batch norms look at the images again: other weights have other statistics.
 """
@@ -22,8 +23,9 @@ from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
 
 BATCH = 64  # images a step
-STEPS = 200  # steps for each block
+STEPS = 300  # for each stage
 _LR = 3e-3
+_TINY = 1e-12
 _SAME = 1e-4  # outputs that differ by less, as a share of the largest, are the same
 
 
@@ -38,7 +40,9 @@ def fit_(small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[S
         images: as the nets are given them, [count, channels, height, width], no labels; None where the method looks at
             weights alone, and batch norms are to stay as they are.
     Raises:
-        ValueError: the method needs images and there are none, or they are no batch of images that the net takes.
+        ValueError: the method needs images and there are none, or they are no batch of images, or a stage to be matched
+            gives something else than a map.
+    Cost: of matching, for each stage `STEPS` times the training of `BATCH` images, minutes on a CPU.
     """
     made = {site.name: _find(small, site.name) for site in sites}
     device, dtype = device_and_dtype(trained)
@@ -56,7 +60,7 @@ def fit_(small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[S
             "net was trained on, a thousand or so, normalised, without labels"
         )
     else:
-        _match_blocks(small, trained, [site for site in sites if made[site.name] is not None], images)
+        _match_stages(small, trained, sites, images)
     if images is not None and not _same(small, trained, images[:BATCH].to(device)):
         recalibrate_(small, images)
 
@@ -106,27 +110,34 @@ class _Reached(Exception):
     """A forward pass has come as far as it had to."""
 
 
-def _match_blocks(small: nn.Module, trained: nn.Module, sites: Sequence[Site], images: Tensor) -> None:
-    """Trains block after block of the small net to give what the trained net's gives."""
-    ends: dict[str, str] = {}  # block of the small net -> where the trained one has its output
-    for site in sites:
-        block = block_of(trained, site.name)
-        ends[block] = site.rest[-1][0] if site.rest else block
+def _match_stages(small: nn.Module, trained: nn.Module, sites: Sequence[Site], images: Tensor) -> None:
+    """Trains stage after stage of the small net to give what the trained net's gives."""
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        for name, end in ends.items():
-            _match(small, small.get_submodule(name), trained, trained.get_submodule(end), images, generator)
+    for name in dict.fromkeys(_stage_of(trained, site.name) for site in sites):
+        stage = _find(small, name)
+        if stage is not None:
+            with torch.enable_grad():
+                _match(small, stage, trained, trained.get_submodule(name), images, generator, name)
+
+
+def _stage_of(model: nn.Module, name: str) -> str:
+    """The sequence inside of the net that holds a site's block; the block itself where there is none."""
+    block = block_of(model, name)
+    stage = block.rpartition(".")[0]
+    return stage if stage and isinstance(model.get_submodule(stage), nn.Sequential) else block
 
 
 def _match(
     small: nn.Module,
-    block: nn.Module,
+    stage: nn.Module,
     trained: nn.Module,
-    model_block: nn.Module,
+    wanted_of: nn.Module,
     images: Tensor,
     generator: torch.Generator,
+    name: str,
 ) -> None:
-    parameters = [p for p in block.parameters() if p.requires_grad]
+    """Trains a stage on the mean square of its distance to what another gives, in units of that one's variance."""
+    parameters = [p for p in stage.parameters() if p.requires_grad]
     if not parameters:
         return
     device, _ = device_and_dtype(trained)
@@ -135,26 +146,23 @@ def _match(
         for group in optimizer.param_groups:
             group["lr"] = _LR * (1 + math.cos(math.pi * step / STEPS)) / 2
         batch = images[torch.randint(len(images), (BATCH,), generator=generator)].to(device)
-        with torch.no_grad():
-            wanted = _passing(trained, model_block, batch)[1]
-            arguments = _passing(small, block, batch, before=True)[0]
-        with _learning(block):
-            found = block(*arguments[0], **arguments[1])
+        wanted = _passing(trained, wanted_of, batch, name)[1]
+        args, kwargs = _passing(small, stage, batch, name, before=True)[0]
+        with _learning(stage):
+            found = stage(*args, **kwargs)
         if not (isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape):
-            raise ValueError(f"{type(block).__name__} gives no map like the trained block's; fit cannot compare them")
-        loss = (found - wanted).square().mean() / wanted.var().clamp(min=1e-12)
+            raise ValueError(f"{name} gives no map, or another than the trained one; only maps can be matched")
         optimizer.zero_grad()
-        loss.backward()
+        ((found - wanted).square().mean() / wanted.var().clamp(min=_TINY)).backward()
         optimizer.step()
-    for parameter in small.parameters():
-        parameter.grad = None
+    optimizer.zero_grad()
 
 
 @contextlib.contextmanager
-def _learning(block: nn.Module) -> Iterator[None]:
-    """A block in training mode, so that its batch norms learn; afterwards every part is in the mode it was in."""
-    modes = [(module, module.training) for module in block.modules()]
-    block.train()
+def _learning(stage: nn.Module) -> Iterator[None]:
+    """A stage in training mode, so that its batch norms learn; afterwards every part is in the mode it was in."""
+    modes = [(module, module.training) for module in stage.modules()]
+    stage.train()
     try:
         yield
     finally:
@@ -162,7 +170,7 @@ def _learning(block: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _passing(model: nn.Module, part: nn.Module, x: Tensor, *, before: bool = False) -> tuple[Any, Any]:
+def _passing(model: nn.Module, part: nn.Module, x: Tensor, name: str, *, before: bool = False) -> tuple[Any, Any]:
     """What a part of a net in evaluation mode is given, and what it gives if it is not to stop before."""
     seen: dict[str, Any] = {}
 
@@ -183,5 +191,5 @@ def _passing(model: nn.Module, part: nn.Module, x: Tensor, *, before: bool = Fal
         for hook in hooks:
             hook.remove()
     if "in" not in seen:
-        raise ValueError(f"{type(part).__name__}: the net's forward never calls it; leave it out with exclude=")
+        raise ValueError(f"{name}: the net's forward never calls this {type(part).__name__}; exclude= leaves it alone")
     return seen["in"], seen.get("out")

@@ -8,13 +8,20 @@ from hypothesis import strategies as st
 
 import oracles
 from pocketcnn.numerics import channel_indices, ring_indices, ring_kernel
-from pocketcnn.numerics.ring_index import SCHEMES, affine_constants, affine_indices
+from pocketcnn.numerics.ring_index import (
+    SCHEMES,
+    WINDOW,
+    affine_constants,
+    affine_indices,
+    window_codes,
+    window_indices,
+)
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 
 @settings(deadline=None, max_examples=200)
-@given(sizes, st.integers(1, 150), st.integers(0, 2**64 - 1), st.sampled_from(SCHEMES))
+@given(sizes, st.integers(1, 150), st.integers(0, 2**64 - 1), st.sampled_from([s for s in SCHEMES if s != "windows"]))
 def test_every_number_is_used_floor_or_one_more_times(sizes, ring_size, seed, scheme):
     indices, signs = ring_indices(sizes, ring_size, seed=seed, scheme=scheme)
     total = sum(sizes)
@@ -191,3 +198,28 @@ def test_bad_channel_requests():
         channel_indices([], (4, 4, 3, 3), seed=0)
     with pytest.raises(ValueError, match="seed must lie"):
         channel_indices([(4, 4, 3, 3)], (4, 4, 3, 3), seed=-1)
+
+
+def test_windows_are_neighbours_with_one_sign_that_go_on_past_the_end():
+    sizes, ring_size = [31, 9, 4], 13
+    indices, signs = ring_indices(sizes, ring_size, seed=5, scheme="windows")
+    codes = window_codes(sizes, seed=5).long()
+    assert len(codes) == 4 + 1 + 1
+    expected, first = [], 0
+    for size in sizes:
+        for number in range(size):
+            code = int(codes[first + number // WINDOW, 0]) + 256 * int(codes[first + number // WINDOW, 1])
+            start = (code >> 1) * ring_size >> 15
+            expected.append(((start + number % WINDOW) % ring_size, -1 if code & 1 else 1))
+        first += -(-size // WINDOW)
+    assert list(zip(indices.tolist(), signs.tolist(), strict=True)) == expected
+
+
+def test_codes_of_windows_reach_every_place_and_both_signs():
+    codes = torch.stack(torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij"), -1).view(-1, 2)
+    for ring_size in (1, 7, 32768, 50_000):
+        indices, signs = window_indices(codes.to(torch.uint8), ring_size, len(codes) * WINDOW)
+        starts = indices.view(-1, WINDOW)[:, 0]
+        assert len(starts.unique()) == min(ring_size, 32768)
+        assert set(signs.tolist()) == {-1, 1}
+        assert int(indices.max()) < ring_size

@@ -13,24 +13,24 @@ and overlaps itself: vector quantisation by Lloyd's algorithm (Linde, Buzo, Gray
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn.numerics.ring_index import CODES, WINDOW, code_count, window_indices
 
-Places = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+Places = tuple[Tensor, Tensor]
 _ROWS = 256  # windows looked up at once: their scores of all codes take 64 MiB
 
 
 def fit_ring(
-    weights: Sequence[Float[Tensor, " n"]],
+    weights: Sequence[Tensor],
     scales: Sequence[float],
     places: Sequence[Places],
     ring_size: int,
     *,
     std: float = 1.0,
-    rounds: int = 8,
+    rounds: int = 4,
 ) -> tuple[Float[Tensor, " ring"], Float[Tensor, " layers"]]:
     """The ring and the gains with which `gain * scale * sign * ring[index]` is nearest to the kernels of all layers.
 
@@ -40,7 +40,8 @@ def fit_ring(
         places: of each layer, the indices on the ring and the signs.
         ring_size: how many numbers the ring stores.
         std: standard deviation that the ring is given; the gains make up for it.
-        rounds: how often ring and gains are solved for in turn.
+        rounds: how often ring and gains are solved for in turn. Few are enough: on a crowded ring more of them only favour
+            some layers at the cost of others.
     Returns:
         The ring, 0 where nothing reads it, and the gain of each layer.
     Cost: rounds passes over all the kernels' numbers.
@@ -67,8 +68,8 @@ def fit_ring(
 
 
 def fit_windows(
-    weights: Sequence[Float[Tensor, " n"]], ring_size: int, *, rounds: int = 4, seed: int = 0
-) -> Int[Tensor, "codes 2"]:
+    weights: Sequence[Tensor], ring_size: int, *, rounds: int = 4, seed: int = 0
+) -> UInt8[Tensor, "codes 2"]:
     """The codes with which windows of a ring come nearest to some kernels, each taken as it is.
 
     The ring begins as windows picked among the kernels' own. Then in turn every window of the kernels takes the code

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 SCHEMES = ("random", "block", "affine", "identity", "windows")
@@ -156,7 +156,7 @@ def code_count(size: int) -> int:
     return -(-size // WINDOW)
 
 
-def window_codes(sizes: Sequence[int], *, seed: int) -> Int[Tensor, "codes 2"]:
+def window_codes(sizes: Sequence[int], *, seed: int) -> UInt8[Tensor, "codes 2"]:
     """Codes of the scheme `"windows"`, drawn at random: two bytes each, the lower one first.
 
     Args:
@@ -171,7 +171,7 @@ def window_codes(sizes: Sequence[int], *, seed: int) -> Int[Tensor, "codes 2"]:
 
 
 def window_indices(
-    codes: Int[Tensor, "codes 2"], ring_size: int, size: int
+    codes: UInt8[Tensor, "codes 2"], ring_size: int, size: int
 ) -> tuple[Int[Tensor, " size"], Int[Tensor, " size"]]:
     """Places and signs of the numbers of a layer, from the codes of its windows.
 

@@ -1,4 +1,7 @@
-"""What all tests share: shapes in signatures are checked, golden files can be refreshed, nothing touches the user's cache."""
+"""What all tests share: shapes in signatures are checked, golden files can be refreshed, nothing touches the user's cache.
+
+Tests of other people's nets are skipped where timm or torchvision is missing, unless POCKETCNN_NETS says where they are.
+"""
 
 import os
 from pathlib import Path
@@ -65,6 +68,28 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip("the real data sets in ../shared/data are not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    return _other_library("torchvision")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    return _other_library("timm")
+
+
+def _other_library(name):
+    """A library of nets; without it a test is skipped, or fails where continuous integration has installed it."""
+    import foreign
+
+    try:
+        return foreign.import_library(name)
+    except Exception as error:  # a library made for another torch may raise anything
+        if "POCKETCNN_NETS" in os.environ:
+            raise
+        pytest.skip(f"{name} cannot be imported ({type(error).__name__}: {error})")
 
 
 @pytest.fixture(scope="session")

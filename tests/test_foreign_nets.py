@@ -1,61 +1,74 @@
-"""Surgery on nets of other libraries; these tests run where timm and torchvision are installed."""
+"""Surgery on nets of other libraries, held to the table of docs/nets.md; these tests run where timm and torchvision are."""
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import foreign
 import pocketcnn as pc
+from pocketcnn._files import read_json
+
+ROOT = Path(__file__).parents[1]
+RECORDS = read_json(ROOT / "results" / "foreign-nets" / "outcomes.json")
+QUICK = [(name, method) for name, net in foreign.NETS.items() if not net.slow for method in sorted(pc.METHODS)]
 
 
-@pytest.fixture(scope="module")
-def timm():
-    if not importlib.util.find_spec("timm") or not importlib.util.find_spec("torchvision"):
-        pytest.skip("timm and torchvision are not installed")
-    # Builds of torchvision that miss their compiled part fail on import for want of these two schemas.
-    library = torch.library.Library("torchvision", "DEF")
-    for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-                   "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
-        if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
-            library.define(schema)
-    import timm
+@pytest.mark.parametrize(("name", "method"), QUICK)
+def test_a_method_makes_of_a_net_what_the_table_says(name, method, request):
+    request.getfixturevalue(foreign.NETS[name].library)
+    assert foreign.outcome(foreign.NETS[name], method) == RECORDS[name][method]
 
-    return timm
+
+def test_the_table_is_made_of_the_records_and_long_enough():
+    source = importlib.util.spec_from_file_location("foreign_nets", ROOT / "benchmarks" / "foreign_nets.py")
+    script = importlib.util.module_from_spec(source)
+    sys.modules[source.name] = script
+    source.loader.exec_module(script)
+    assert script.table(RECORDS) in (ROOT / "docs" / "nets.md").read_text(encoding="utf-8")
+    assert list(RECORDS) == list(foreign.NETS)
+    assert len({name for name, _ in QUICK}) >= 25
+
+
+def test_what_fails_is_known():
+    """A new entry here is a bug that somebody has looked at; see docs/nets.md."""
+    failures = {(n, m): o["failure"] for n, found in RECORDS.items() for m, o in found.items() if "failure" in o}
+    assert failures == {
+        ("edgenext_xx_small", "condconv"): "AttributeError: 'CondConv2d' object has no attribute 'weight'"
+    }
+
+
+def test_a_net_that_reads_a_weight_itself_keeps_that_layer(timm):
+    net = timm.create_model("edgenext_xx_small", num_classes=7)
+    small = pc.condense(net, "condconv", exclude="*.pos_embd.*")
+    assert small(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
     ("name", "replaced"),
     [
-        ("wide_resnet50_2", ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]),
         ("mobilenetv3_large_100", ["blocks.2.1", "blocks.3.2", "blocks.5.1"]),
         ("efficientnet_b0", ["blocks.3.1", "blocks.4.1", "blocks.5.1"]),
         ("convnext_atto", ["stages.2.blocks.1"]),
     ],
 )
-def test_global_layers_in_nets_of_timm(timm, name, replaced, tmp_path):
+def test_plans_of_global_layers_in_nets_of_timm_come_true(timm, name, replaced):
     net = timm.create_model(name, num_classes=7)
     plan = pc.plan(net, "pde", input_size=(3, 64, 64))
-    small = pc.condense(net, "pde").eval()
-    x = torch.randn(2, 3, 64, 64)
-    assert small(x).shape == (2, 7)
-    assert plan.after == pc.measure(small, (3, 64, 64))
+    assert plan.after == pc.measure(pc.condense(net, "pde"), (3, 64, 64))
     assert set(replaced) <= set(plan.replaced)
-    pc.save(small, tmp_path / "small.safetensors")
-    again = pc.load(tmp_path / "small.safetensors", base=timm.create_model(name, num_classes=7))
-    assert torch.equal(again(x), small(x))
 
 
 @pytest.mark.parametrize("name", ["resnet26d", "mobilenetv3_large_100", "convnext_atto"])
-def test_puppets_in_nets_of_timm(timm, name, tmp_path):
+def test_puppets_in_nets_of_timm(timm, name):
     net = timm.create_model(name, num_classes=7)
-    plan = pc.plan(net, "puppet", input_size=(3, 64, 64))
+    plan = pc.plan(net, "puppet", input_size=(3, 32, 32))
     small = pc.condense(net, "puppet").eval()
-    x = torch.rand(4, 3, 64, 64)
+    x = torch.rand(4, 3, 32, 32)
     x[1:3] = x[1:3, :, :1, :1]  # simple images among complex ones
     together = small(x)
     torch.testing.assert_close(together, torch.cat([small(image[None]) for image in x]), rtol=1e-3, atol=1e-4)
-    assert plan.after == pc.measure(small, (3, 64, 64))
+    assert plan.after == pc.measure(small, (3, 32, 32))
     assert plan.after.macs_min < plan.after.macs_max
-    pc.save(small, tmp_path / "small.safetensors")
-    again = pc.load(tmp_path / "small.safetensors", base=timm.create_model(name, num_classes=7))
-    assert torch.equal(again.eval()(x), together)

@@ -152,3 +152,69 @@ def test_materialized_nets_can_be_saved(tmp_path):
     pc.save(dense, tmp_path / "dense.safetensors")
     x = torch.randn(1, 3, 40, 40)
     assert torch.equal(pc.load(tmp_path / "dense.safetensors")(x), dense(x))
+
+
+class Stage(nn.Module):
+    """Blocks in a row inside of a module, as timm's stages are."""
+
+    def __init__(self, blocks, conv=nn.Conv2d):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(conv(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(blocks))
+        )
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+@pytest.mark.parametrize(("method", "sites"), [("pde", ["2.blocks.1"]), ("puppet", ["1", "2.blocks.0"])])
+def test_a_stage_of_one_block_beside_a_longer_one(method, sites):
+    """The short one is a block itself; the long one's blocks must not be taken twice, inside of it and with it."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Stage(1), Stage(4))
+    assert pc.plan(net, method).replaced == sites
+    assert pc.condense(net, method)(torch.randn(2, 3, 8, 8)).shape == (2, 4, 8, 8)
+
+
+def test_kernels_of_subclasses_are_not_generated_and_named():
+    class Scaled(nn.Conv2d):
+        pass
+
+    (row,) = pc.plan(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *Stage(3, Scaled).blocks), "puppet").rows
+    assert row.reason.endswith("no convolutions larger than 1x1 to generate (Scaled is not a plain nn.Conv2d)")
+
+
+def test_nets_that_read_the_weight_of_a_convolution_find_a_rings():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(torch.conv2d(self.stem(x), self.conv.weight, self.conv.bias).mean((2, 3)))
+
+    small = pc.condense(Reads(), "ring", size=5)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(small(x), pc.materialize(small)(x))
+    small(x).sum().backward()
+    assert small.conv.ring.values.grad.ne(0).all()
+
+
+@pytest.mark.parametrize(
+    ("net", "reasons"),
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2)),
+            {"ring": "it has no convolutions", "pde": "it has no runs of equal blocks of convolutions"},
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(2), nn.TransformerEncoderLayer(4, 1, 8)),
+            {"condconv": "0: the stem: the first layer is left alone", "involution": "0: involution keeps the channel count",
+             "puppet": "it has no runs of equal blocks of convolutions in an nn.Sequential"},
+        ),
+    ],
+    ids=["mlp", "patches"],
+)  # fmt: skip
+def test_a_net_without_a_fitting_place_says_why(net, reasons):
+    for method, reason in reasons.items():
+        with pytest.raises(NothingToCondense, match=rf"in Sequential \({reason}"):
+            pc.condense(net, method)

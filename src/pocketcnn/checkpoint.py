@@ -40,6 +40,7 @@ from pocketcnn.storage import Storage, pack, unpack
 from pocketcnn.surgery import Provenance, Step, check_step, provenance, rebuild, remember
 
 FORMAT, VERSION = "pocketcnn", 2
+FILE = "model.safetensors"  # in the folder of a run, or of a repository
 _log = logging.getLogger(__name__)
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # 32 MiB and about a tenth of a second for each guess
 _MEMORY = 1 << 28  # bytes that a file may ask for
@@ -138,7 +139,7 @@ def load(
     """Rebuilds the net of a file, bit for bit, in evaluation mode.
 
     Args:
-        path: of a file written by `save`.
+        path: of a file written by `save`, or of a folder with one: a run's, or what `pocketcnn.hub` writes.
         base: for a net that `create_model` did not make: a fresh plain net of the same architecture; it is left alone.
         device: where the net goes.
         passphrase: that the file was saved with. A wrong one is not noticed: the net has other places and signs, and is
@@ -152,7 +153,7 @@ def load(
         ValueError: a passphrase for a file that was saved without.
         MissingBase: the file describes changes to a net that must be given as `base`.
     """
-    path = Path(path)
+    path = file_in(Path(path))
     header = read_header(path)
     if passphrase is not None and "key" not in header:
         raise ValueError(f"{path}: saved without a passphrase; leave it out")
@@ -227,6 +228,11 @@ def fill_(model: nn.Module, path: Path, storage: dict[str, Any] | None = None) -
         places[name].data = stored[name].clone()
 
 
+def file_in(path: Path) -> Path:
+    """The model file that is meant by its own path or that of its folder."""
+    return path / FILE if path.is_dir() else path
+
+
 def read_header(path: str | Path) -> dict[str, Any]:
     """What a model file says of itself: base, steps, notes, version.
 
@@ -236,7 +242,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         ForeignFile: not a safetensors file, or one that `save` did not write.
         NewerFormat: written by a newer version.
     """
-    path = Path(path)
+    path = file_in(Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model file")
     try:

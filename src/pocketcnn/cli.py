@@ -418,6 +418,52 @@ def pack(words: Sequence[str]) -> None:
     print(f"{given.output}: {size:,} bytes")
 
 
+# --- publish ---------------------------------------------------------------------------------------------------------
+
+
+def publish(words: Sequence[str]) -> None:
+    """Write a net as a repository of the Hugging Face hub, with a card made of its run's record; upload it if asked."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Publish:
+        model: Positional[str]
+        """A model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
+        output: Path | None = None
+        """Folder for model file, configuration and card; a README.md that is there stays."""
+        repo: str | None = None
+        """Upload to this repository, owner/name, which is made when missing."""
+        record: Path | None = None
+        """Folder of the run that trained the net, where the file lies elsewhere."""
+        data: str | None = None
+        """Measure the file on this data set's test images, for the card: a packed file is not what its run measured."""
+        license: str | None = None
+        """Of the weights, as the hub spells it: apache-2.0. The card names none by default."""
+        private: bool = False
+        """A repository that is made now is private."""
+
+    given = _parse(Publish, words, "publish")
+    if given.output is None and given.repo is None:
+        raise BadUsage("say where to: --output FOLDER, --repo OWNER/NAME, or both")
+    from pocketcnn import hub
+    from pocketcnn._files import read_json
+
+    path = _model_path(given.model)
+    record = hub.record_of(path) if given.record is None else read_json(given.record / "result.json")
+    if given.data is not None:
+        from pocketcnn.data import load
+        from pocketcnn.train import evaluate
+
+        notes = _trained_notes(given.model, path)
+        data = dataclasses.replace(load(given.data), mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+        record["stored_accuracy"] = evaluate(_load(path), data)["test_accuracy"]
+    if given.output is not None:
+        print(f"folder: {hub.save_pretrained(path, given.output, record=record, license=given.license)}")
+    if given.repo is not None:
+        private = given.private or None  # as the owner's settings say
+        print(hub.push_to_hub(path, given.repo, record=record, license=given.license, private=private))
+
+
 # --- classify, evaluate ----------------------------------------------------------------------------------------------
 
 
@@ -860,6 +906,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
         condense,
         plan,
         pack,
+        publish,
         models,
         data,
         report,

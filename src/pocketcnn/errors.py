@@ -117,6 +117,10 @@ class CannotWrite(PocketError):
     """A folder or file could not be written; what was there before is unchanged."""
 
 
+class CannotReach(PocketError):
+    """A repository of the hub is not there, may not be read or written, or the hub does not answer."""
+
+
 class NonFiniteLoss(PocketError):
     """Training produced a NaN or infinite loss; the last good checkpoint is kept."""
 

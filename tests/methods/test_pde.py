@@ -569,24 +569,35 @@ def test_blocks_in_a_list_are_no_sequence():
             super().__init__()
             self.blocks = nn.ModuleList(BasicBlock(4, 4, 1) for _ in range(4))
 
-    with pytest.raises(NothingToCondense, match=r"Listed \(it has no runs of equal blocks in an nn\.Sequential\)"):
+    with pytest.raises(
+        NothingToCondense, match=r"Listed \(blocks\.0: in ModuleList, which need not call them one after"
+    ):
         pc.condense(Listed(), "pde")
+    (row,) = pc.plan(Listed(), "pde").rows
+    assert row.layer == "4 x BasicBlock"
 
 
-class Halves(nn.Module):
-    """A block whose convolution sees half of the channels."""
+class Parts(nn.Module):
+    """A block whose convolution sees one of several parts of the channels."""
 
-    def __init__(self):
+    def __init__(self, parts):
         super().__init__()
+        self.parts = parts
         self.conv = nn.Conv2d(4, 4, 3, padding=1)
 
     def forward(self, x):
-        kept, changed = x.chunk(2, dim=1)
-        return torch.cat([kept, self.conv(changed)], dim=1)
+        *kept, changed = x.chunk(self.parts, dim=1)
+        return torch.cat([*kept, self.conv(changed)], dim=1)
+
+
+def test_blocks_that_split_their_channels_in_two_are_replaced():
+    small = pc.condense(nn.Sequential(*(Parts(2) for _ in range(3))), "pde")
+    assert layers_of(small)["1"].channels == 8
+    assert small(torch.randn(2, 8, 6, 6)).shape == (2, 8, 6, 6)
 
 
 def test_blocks_are_tried_out_and_left_as_they_were():
-    blocks = nn.Sequential(*(Halves() for _ in range(3)))
+    blocks = nn.Sequential(*(Parts(3) for _ in range(3)))
     (row,) = pc.plan(blocks, "pde").rows
     assert row.reason.startswith(
         "its blocks do not turn 4 channels into as many of the same size (RuntimeError: Given groups=1"

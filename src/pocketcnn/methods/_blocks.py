@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pocketcnn.methods._method import is_condensed
+from pocketcnn.methods._method import Site, is_condensed
 
 
 def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn.Module]]]]:
-    """Modules of one type that follow each other in an `nn.Sequential` of a net, blocks or not, under their names in it,
-    and the dotted prefixes that lead there. Sequences inside a block are part of it."""
+    """Modules of one type that follow each other in an `nn.Sequential` of a net, all of them blocks or none, under their
+    names in it, and the dotted prefixes that lead there. Sequences inside a block are part of it."""
     paths: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(f"{name}." if name else "")
@@ -25,8 +25,45 @@ def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn
             continue
         children = [(name, child) for name, child in stage._modules.items() if child is not None]
         inside.update(part for _, child in children if is_block(child) for part in child.modules())
-        for _, blocks in groupby(children, lambda named: type(named[1])):
+        # A stage of a single block is a block itself; those beside it are not, and their blocks are found inside them.
+        for _, blocks in groupby(children, lambda named: (type(named[1]), is_block(named[1]))):
             yield prefixes, list(blocks)
+
+
+def elsewhere(model: nn.Module) -> list[Site]:
+    """Equal blocks side by side in something that is no `nn.Sequential` and may call them in any order, as places passed
+    over."""
+    found: list[Site] = []
+    inside: set[nn.Module] = set()
+    for prefix, parent in model.named_modules():
+        if type(parent) is nn.Sequential or parent in inside:
+            continue
+        children = [(f"{prefix}.{name}".removeprefix("."), child) for name, child in parent.named_children()]
+        for equal, run in groupby(children, lambda named: structure(named[1]) if is_block(named[1]) else None):
+            (name, first), *rest = run
+            if equal and rest:
+                inside.update(part for child in (first, *(block for _, block in rest)) for part in child.modules())
+                reason = (
+                    f"in {type(parent).__name__}, which need not call them one after the other as an nn.Sequential does"
+                )
+                words = f"{1 + len(rest)} x {type(first).__name__}"
+                found.append(Site((name,), first, reason, False, tuple(rest), words))
+    return found
+
+
+def kept_channels(block: nn.Module) -> tuple[int, str]:
+    """How many channels a block takes and gives, 0 where it does not keep their number or the image's size; and what was
+    wrong then.
+
+    The first convolution says how many the block takes, unless the block gives it half of them, as in ShuffleNet V2.
+    """
+    first = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
+    problem = ""
+    for channels in (first.in_channels, 2 * first.in_channels):
+        if not (wrong := tried_out(block, first.weight, channels)):
+            return channels, ""
+        problem = problem or f"its blocks do not turn {channels} channels into as many of the same size{wrong}"
+    return 0, problem
 
 
 def owners_of_parameters(model: nn.Module) -> Counter[int]:

@@ -27,13 +27,14 @@ from pocketcnn.errors import UnstableStep
 from pocketcnn.folding import fold_, is_watched
 from pocketcnn.methods._blocks import (
     difference,
+    elsewhere,
     is_block,
+    kept_channels,
     names_of,
     neighbours,
     obstacle_to,
     owners_of_parameters,
     structure,
-    tried_out,
 )
 from pocketcnn.methods._conv import fan_out
 from pocketcnn.methods._method import Method, Site
@@ -451,6 +452,7 @@ def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
     """
     owners = owners_of_parameters(model)
     found = [site for prefixes, blocks in neighbours(model) for site in _sites(prefixes, blocks, owners)]
+    found = found or elsewhere(model)
     runs = [number for number, site in enumerate(found) if site.possible]
     if runs:
         last = found[runs[-1]]
@@ -489,10 +491,10 @@ def _sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], own
 
 def _run_of(block: nn.Module) -> tuple[Run | None, str]:
     """What a layer in the place of blocks like this one needs to know, or why there can be none."""
-    convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
-    channels, kernel_size = convs[0].in_channels, max(max(conv.kernel_size) for conv in convs)
-    if problem := tried_out(block, convs[0].weight, channels):
-        return None, f"its blocks do not turn {channels} channels into as many of the same size{problem}"
+    channels, problem = kept_channels(block)
+    if problem:
+        return None, problem
+    kernel_size = max(max(module.kernel_size) for module in block.modules() if isinstance(module, nn.Conv2d))
     return Run(channels, kernel_size + 1 - kernel_size % 2), ""
 
 
@@ -516,5 +518,8 @@ METHOD = Method(
     options=PdeOptions,
     sites=sites,
     build=build,
-    places=("run of equal blocks in an nn.Sequential", "runs of equal blocks in an nn.Sequential"),
+    places=(
+        "run of equal blocks of convolutions in an nn.Sequential",
+        "runs of equal blocks of convolutions in an nn.Sequential",
+    ),
 )

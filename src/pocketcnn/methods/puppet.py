@@ -24,13 +24,14 @@ from torch.nn import functional as F
 
 from pocketcnn import kernels
 from pocketcnn.methods._blocks import (
+    elsewhere,
     is_block,
+    kept_channels,
     names_of,
     neighbours,
     obstacle_to,
     owners_of_parameters,
     structure,
-    tried_out,
 )
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._gauge import Alike, Calls, Gauge, Held, Unseen, tracing
@@ -603,6 +604,13 @@ def _kernels_of(block: nn.Module) -> list[tuple[list[str], nn.Conv2d]]:
     return [(names, conv) for conv, names in found.items()]
 
 
+def _subclasses_in(blocks: Sequence[nn.Module]) -> str:
+    """The kinds of larger convolutions in blocks that are no plain `nn.Conv2d`, in brackets."""
+    large = (m for block in blocks for m in block.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1)
+    kinds = dict.fromkeys(type(module).__name__ for module in large if type(module) is not nn.Conv2d)
+    return f" ({', '.join(kinds)} is not a plain nn.Conv2d)" if kinds else ""
+
+
 def kernel_shapes(blocks: Sequence[nn.Module]) -> list[list[Shape]]:
     """The shapes of the kernels that a stage of such blocks has generated, block by block."""
     return [[tuple(conv.weight.shape) for _, conv in _kernels_of(block)] for block in blocks]
@@ -639,10 +647,10 @@ def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
             if not chosen:
                 obstacle = 'no block after the first; generate="all" takes that too'
             elif not obstacle and options.generator != "stored" and not any(map(_kernels_of, modules)):
-                obstacle = "its blocks have no convolutions larger than 1x1 to generate"
+                obstacle = f"its blocks have no convolutions larger than 1x1 to generate{_subclasses_in(modules)}"
             words = f"{len(chosen) or 1} x {type(first).__name__}"
             found.append(Site(names_of(prefixes, name), first, obstacle, not obstacle, rest, words))
-    return found
+    return found or elsewhere(model)
 
 
 def _stages(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[tuple[str, nn.Module]]]:
@@ -659,8 +667,7 @@ def _stages(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[tuple[str,
 
 
 def _keeps_shape(block: nn.Module) -> bool:
-    conv = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
-    return not tried_out(block, conv.weight, conv.in_channels)
+    return kept_channels(block)[0] > 0
 
 
 def first_conv(model: nn.Module) -> Any:
@@ -784,7 +791,10 @@ METHOD = Method(
     options=PuppetOptions,
     sites=sites,
     build=build,
-    places=("run of equal blocks in an nn.Sequential", "runs of equal blocks in an nn.Sequential"),
+    places=(
+        "run of equal blocks of convolutions in an nn.Sequential",
+        "runs of equal blocks of convolutions in an nn.Sequential",
+    ),
     finish=finish,
     fit=fit,
 )

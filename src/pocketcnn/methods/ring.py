@@ -275,6 +275,11 @@ class RingConv2d(AbstractConv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, for nets that read it themselves: `F.conv2d(x, conv.weight)`. What is written to it is lost."""
+        return self.dense_weight()
+
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
         """The kernel, [out_channels, in_channels // groups, kernel_height, kernel_width]; the same for every `x`."""
         return self.ring.read(self.slot)

@@ -1,0 +1,62 @@
+"""What each method can do with each net of timm and torchvision: the records and the table of docs/nets.md.
+
+    .venv/bin/pip install --no-deps --constraint constraints.txt --target .venv/nets timm torchvision
+    POCKETCNN_NETS=.venv/nets .venv/bin/python benchmarks/foreign_nets.py
+
+Every net goes through every method as in tests/test_foreign_nets.py, which tries the smaller ones in every run. Names of nets
+as arguments try those alone, and keep the records of the others.
+"""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import foreign  # noqa: E402
+from pocketcnn import METHODS  # noqa: E402
+from pocketcnn._files import read_json, write_atomically, write_json  # noqa: E402
+
+RECORDS, PAGE = ROOT / "results" / "foreign-nets" / "outcomes.json", ROOT / "docs" / "nets.md"
+_TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+
+
+def table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as Markdown, and under it, by number, why a method does nothing somewhere."""
+    notes: dict[str, int] = {}
+    lines = [f"| net | of | numbers | {' | '.join(METHODS)} |", f"|---|---|---:|{'---:|' * len(METHODS)}"]
+    for name, outcomes in records.items():
+        net = foreign.NETS[name]
+        title = name if net.slow else f"**{name}**"
+        numbers = next((f"{o['before']:,}" for o in outcomes.values() if "before" in o), "")
+        cells = [_cell(outcomes[method], notes) for method in METHODS]
+        lines.append(f"| {title} | {net.library} | {numbers} | {' | '.join(cells)} |")
+    listed = [f"{number}. {reason}" for reason, number in notes.items()]
+    return "\n".join([*lines, "", *listed]) + "\n"
+
+
+def _cell(outcome: Mapping[str, Any], notes: dict[str, int]) -> str:
+    if "after" in outcome:
+        return f"{outcome['replaced']}/{outcome['places']}: {outcome['after']:,}"
+    reason = f"it fails: {outcome['failure']}" if "failure" in outcome else outcome["reason"]
+    return f"({notes.setdefault(reason, len(notes) + 1)})"
+
+
+def main(names: Sequence[str]) -> None:
+    foreign.import_library("timm")  # else its absence would be recorded as what a method makes of its nets
+    records = read_json(RECORDS) if RECORDS.exists() else {}
+    for name in names or foreign.NETS:
+        records[name] = {method: foreign.outcome(foreign.NETS[name], method) for method in METHODS}
+        print(table({name: records[name]}).splitlines()[2], flush=True)
+    records = {name: records[name] for name in foreign.NETS if name in records}
+    RECORDS.parent.mkdir(exist_ok=True)
+    write_json(RECORDS, records)
+    page = PAGE.read_text(encoding="utf-8")
+    write_atomically(PAGE, _TABLE.sub(lambda _: table(records), page))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,127 @@
+"""Our nets in timm's registry, for whoever trains and serves with timm.
+
+    import timm
+    from pocketcnn import timm_models
+
+    timm_models.register()
+    net = timm.create_model("pocketcnn_resnet20", num_classes=10)
+    trained = timm.create_model("pocketcnn_resnet20.cifar10", pretrained=True)
+
+Nothing else in this package imports timm, so whoever does without it pays nothing; that is why registering is a call.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from pocketcnn import checkpoint, zoo
+from pocketcnn._optional import optional_import
+from pocketcnn.errors import UnknownPretrained
+from pocketcnn.recipes import create_model, list_models
+from pocketcnn.surgery import Step, provenance, rebuild, remember
+
+PREFIX = "pocketcnn_"
+default_cfgs: dict[str, Any] = {}  # where timm's decorator looks for what else a net is registered with
+
+
+def register() -> list[str]:
+    """Puts every net of `pocketcnn.list_models()`, and those that come trained, into timm's registry.
+
+    A net is called there as here, behind `pocketcnn_`, so that it hides none of timm's; trained weights are tags, by data
+    set: `"pocketcnn_resnet20.cifar10"`. `timm.create_model` takes `in_chans`, `num_classes` and the net's own options:
+    `width`, `stem`, and of a paper's net those of its method. With `pretrained=True`, another `num_classes` than was trained
+    gives a new classifier. What is made is a net of ours: it can be condensed, and saved and loaded without a `base`.
+
+    Returns:
+        The names, sorted as timm does.
+    Raises:
+        MissingExtra: timm is not installed, or broken.
+    """
+    timm = optional_import("timm.models", extra="timm", purpose="timm's registry")
+    for name in dict.fromkeys((*list_models(), *(card.name for card in zoo.cards()))):
+        if not timm.is_model(PREFIX + name):
+            configurations = _configurations(name, timm.PretrainedCfg)
+            if configurations:
+                default_cfgs[PREFIX + name] = timm.DefaultCfg(deque(configurations), configurations, is_pretrained=True)
+            timm.register_model(_entry(name))
+    return timm.list_models(f"{PREFIX}*")
+
+
+def _configurations(name: str, kind: Any) -> dict[str, Any]:
+    """What timm should know of the trained weights of a net, by their tags."""
+    found = {}
+    for card in zoo.cards():
+        if card.name == name:
+            path = zoo.FOLDER / card.file
+            notes = checkpoint.read_header(path)["notes"]
+            found[card.data] = kind(
+                file=str(path),
+                input_size=tuple(notes["input_size"]),
+                mean=tuple(notes["mean"]),
+                std=tuple(notes["std"]),
+                num_classes=len(notes["classes"]),
+                label_names=tuple(notes["classes"]),
+                crop_pct=1.0,
+                classifier="fc",
+            )
+    return found
+
+
+def _entry(name: str) -> Callable[..., nn.Module]:
+    """The function that timm calls to make a net, under the name that the net has there."""
+
+    def make(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Any = None,
+        cache_dir: Any = None,
+        in_chans: int | None = None,
+        num_classes: int | None = None,
+        **options: Any,
+    ) -> nn.Module:
+        if options.get("drop_rate") == 0:  # timm's own training script always gives it
+            del options["drop_rate"]
+        if in_chans is not None:
+            options["in_channels"] = in_chans
+        configurations = getattr(default_cfgs.get(PREFIX + name), "cfgs", {})
+        tag = pretrained_cfg if isinstance(pretrained_cfg, str) else next(iter(configurations), "")
+        if pretrained:
+            if not tag:
+                raise UnknownPretrained(name, [card.name for card in zoo.cards()])
+            net = zoo.create_model(name, pretrained=tag, **options)
+            if num_classes is not None:
+                _set_classes(net, num_classes)
+        else:
+            net = _fresh(name, {**options, **({} if num_classes is None else {"num_classes": num_classes})})
+        classifier: Any = net.fc
+        known = dataclasses.asdict(configurations[tag]) if tag in configurations else {}
+        described: Any = {**known, "architecture": PREFIX + name, "num_classes": classifier.out_features}
+        vars(net).update(num_classes=classifier.out_features, pretrained_cfg=described, default_cfg=described)
+        return net.train()  # as timm's nets are made
+
+    make.__name__ = PREFIX + name
+    return make
+
+
+def _fresh(name: str, options: dict[str, Any]) -> nn.Module:
+    """A net by name, freshly initialised; one that has a name only as it was trained, from what its file says."""
+    if name in list_models():
+        return create_model(name, **options)
+    path = next(zoo.path_of(card) for card in zoo.cards(name))
+    header = checkpoint.read_header(path)
+    steps = [Step(step["method"], step["options"], tuple(step["sites"])) for step in header["steps"]]
+    return rebuild(create_model(header["base"]["name"], **{**header["base"]["options"], **options}), steps)
+
+
+def _set_classes(net: Any, num_classes: int) -> None:
+    """Gives a trained net a new classifier, unless it has as many classes, and a file of it the right shape."""
+    if num_classes == net.fc.out_features:
+        return
+    net.fc = nn.Linear(net.fc.in_features, num_classes)
+    made = provenance(net)
+    base: Any = made.base
+    options = {**base["options"], "num_classes": num_classes}
+    remember(net, dataclasses.replace(made, base={**base, "options": options}))

@@ -1,0 +1,269 @@
+"""Repositories of the hub: a folder goes back and forth bit for bit, a card says what the record says, uploads are recorded.
+
+The hub itself is played by a folder: what would be uploaded lands there, and is downloaded from there.
+"""
+
+import dataclasses
+import importlib
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, errors, hub_mixin
+from torch import nn
+
+import pocketcnn as pc
+from pocketcnn import hub
+from pocketcnn._files import read_json
+from pocketcnn.cli import main
+from pocketcnn.errors import CannotReach, ForeignFile, MissingBase, MissingExtra
+from pocketcnn.train import TrainConfig, evaluate, fit
+
+
+def own_net():
+    convs = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)]
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def small_net(**options):
+    return pc.create_model("resnet20", width=0.25, **options).eval()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, few):
+    """The folder of a run of an epoch."""
+    folder = tmp_path_factory.mktemp("hub") / "ring"
+    net = pc.condense(pc.create_model("resnet20", width=0.25, in_channels=1), "ring", size=0.5)
+    fit(net, few, TrainConfig(epochs=1, batch_size=32, precision="float32", channels_last="off"), folder)
+    return folder
+
+
+class Hub:
+    """A hub of one repository, in a folder."""
+
+    def __init__(self, folder):
+        self.folder, self.downloaded = folder, []
+
+    def create_repo(self, repo_id, private, exist_ok):
+        self.private = private
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, *, repo_id, folder_path, revision, **_):
+        shutil.copytree(folder_path, self.folder / repo_id)
+        return f"https://hub/{repo_id}/commit/1"
+
+    def download(self, repo_id, filename, **_):
+        self.downloaded.append(filename)
+        return str(self.folder / repo_id / filename)
+
+
+@pytest.fixture
+def played(monkeypatch, tmp_path):
+    """Plays the hub."""
+    found = Hub(tmp_path / "hub")
+    monkeypatch.setattr(hub_mixin, "HfApi", lambda token: found)
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda repo_id, filename, **_: found.download(repo_id, filename))
+    monkeypatch.setattr(hub._hub, "hf_hub_download", found.download)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "base", "storage"),
+    [
+        (small_net, None, None),
+        (lambda: pc.condense(small_net(), "ring", size=0.2).eval(), None, None),
+        (lambda: pc.condense(own_net(), "ring").eval(), own_net, None),
+        (lambda: pc.condense(small_net(), "ring", size=0.2).eval(), None, "int8"),
+    ],
+    ids=["plain", "ring", "foreign", "int8"],
+)
+def test_a_folder_gives_back_the_net_that_a_file_would(make, base, storage, tmp_path):
+    net = make()
+    folder = hub.save_pretrained(net, tmp_path / "net", storage=storage, notes={"seen": [1, 2]})
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    pc.save(net, tmp_path / "net.safetensors", storage=storage)
+    x = torch.randn(2, 3, 12, 12)
+    expected = pc.load(tmp_path / "net.safetensors", base=base and base())(x)
+    assert storage or torch.equal(expected, net(x))
+    assert torch.equal(hub.from_pretrained(folder, base=base and base())(x), expected)
+    assert torch.equal(pc.load(folder, base=base and base())(x), expected)
+    assert read_json(folder / "config.json")["notes"] == {"seen": [1, 2]}
+
+
+def test_a_card_says_what_the_record_says(run, tmp_path):
+    result = read_json(run / "result.json")
+    folder = hub.save_pretrained(run, tmp_path / "rings", license="mit")
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.library_name, card.data.license, card.data.tags) == ("pocketcnn", "mit", ["pocketcnn", "ring"])
+    (found,) = card.data.eval_results
+    assert (found.metric_type, found.dataset_name) == ("accuracy", "digits")
+    assert found.metric_value == pytest.approx(result["test_accuracy"], abs=1e-6)
+    assert f"| test accuracy of this file | {100 * result['test_accuracy']:.2f} % |" in card.text
+    assert f"| trained numbers | {result['cost']['trainable_params']:,} |" in card.text
+    assert (
+        f"| file | {(run / 'model.safetensors').stat().st_size:,} bytes, every number as it was trained |" in card.text
+    )
+    assert "1. `ring(size=0.5)` in place of 20 of its parts, layer1.0.conv1 to layer3.2.conv2" in card.text
+    assert "epochs=1 batch_size=32" in card.text
+    assert "from_pretrained('rings')" in card.text
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(hub.from_pretrained(run)(x), pc.load(run / "model.safetensors")(x))
+
+
+def test_a_packed_file_has_no_accuracy_but_what_was_measured(run, digits, tmp_path):
+    packed = tmp_path / "packed.safetensors"
+    notes = pc.checkpoint.read_header(run / "model.safetensors")["notes"]
+    pc.save(pc.load(run), packed, storage="int8", notes=notes)
+    record = read_json(run / "result.json")
+    card = ModelCard.load(hub.save_pretrained(packed, tmp_path / "one", record=record) / "README.md")
+    assert card.data.eval_results is None
+    assert f"before the weights were stored so | {100 * record['test_accuracy']:.2f} %" in card.text
+    assert f"{packed.stat().st_size:,} bytes, weights as int8" in card.text
+    words = ["publish", str(packed), "--record", str(run), "--data", "digits", "--output", str(tmp_path / "two")]
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+    (found,) = ModelCard.load(tmp_path / "two" / "README.md").data.eval_results
+    seen = dataclasses.replace(digits, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    measured = evaluate(pc.load(packed), seen)
+    assert found.metric_value == pytest.approx(measured["test_accuracy"], abs=1e-6)
+
+
+def test_a_card_of_a_locked_foreign_net_says_what_loading_needs(tmp_path):
+    net = pc.condense(own_net(), "ring", seed=(1 << 63) + 3)
+    pc.save(net, tmp_path / "locked.safetensors", passphrase="open")
+    folder = hub.save_pretrained(tmp_path / "locked.safetensors", tmp_path / "locked")
+    text = (folder / "README.md").read_text()
+    assert "from_pretrained('locked', base=YourNet(), passphrase=...)" in text
+    assert "seed=" not in text
+    x = torch.randn(1, 3, 6, 6)
+    again = hub.from_pretrained(folder, base=own_net(), passphrase="open")
+    assert torch.equal(again(x), net.eval()(x))
+
+
+def test_a_card_that_is_there_stays(tmp_path):
+    folder = hub.save_pretrained(small_net(), tmp_path / "net")
+    (folder / "README.md").write_text("mine")
+    hub.save_pretrained(small_net(), folder)
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_pushes_and_downloads_two_files(played, tmp_path):
+    net = pc.condense(small_net(), "ring").eval()
+    assert hub.push_to_hub(net, "me/small", private=True) == "https://hub/me/small/commit/1"
+    assert played.private
+    assert {path.name for path in (played.folder / "me" / "small").iterdir()} == {
+        "model.safetensors", "config.json", "README.md",
+    }  # fmt: skip
+    assert "from_pretrained('me/small')" in (played.folder / "me" / "small" / "README.md").read_text()
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(hub.from_pretrained("me/small")(x), net(x))
+    assert sorted(played.downloaded) == ["config.json", "model.safetensors"]
+
+
+def response(status):
+    return SimpleNamespace(headers={}, request=SimpleNamespace(url="", method="GET"), status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (
+            errors.RepositoryNotFoundError("", response=response(404)),
+            CannotReach,
+            "me/gone: the hub has no such repository",
+        ),
+        (
+            errors.RevisionNotFoundError("", response=response(404)),
+            CannotReach,
+            "me/gone: the repository has no revision",
+        ),
+        (
+            errors.RemoteEntryNotFoundError("", response=response(404)),
+            FileNotFoundError,
+            "me/gone: no model.safetensors in",
+        ),
+        (
+            errors.HfHubHTTPError("", response=response(503)),
+            CannotReach,
+            r"did not answer as it should \(HfHubHTTPError 503",
+        ),
+        (
+            errors.OfflineModeIsEnabled(),
+            CannotReach,
+            r"did not answer as it should \(OfflineModeIsEnabled\); check the net",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_hub_does_not_give_is_said_in_one_line(raised, expected, message, played, monkeypatch):
+    def refuse(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(hub._hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", refuse)
+    with pytest.raises(expected, match=message) as told:
+        hub.from_pretrained("me/gone")
+    assert "\n" not in str(told.value)
+
+
+def test_an_upload_that_fails_is_said_in_one_line(played, monkeypatch):
+    def refuse(*_, **__):
+        raise errors.HfHubHTTPError("", response=response(403))
+
+    monkeypatch.setattr(played, "create_repo", refuse)
+    with pytest.raises(CannotReach, match=r"me/small: the hub did not answer as it should \(HfHubHTTPError 403\)"):
+        hub.push_to_hub(small_net(), "me/small")
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(CannotReach, match=r"me/never: the hub did not answer as it should \(LocalEntryNotFoundError\)"):
+        hub.from_pretrained("me/never", local_files_only=True, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="'a/b/c' is no folder that is there, and cannot be a repository"):
+        hub.from_pretrained("a/b/c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty/model\.safetensors: no such model file"):
+        hub.from_pretrained(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"empty/model\.safetensors: no such model file"):
+        hub.save_pretrained(tmp_path / "empty", tmp_path / "other")
+    (tmp_path / "empty" / "model.safetensors").write_bytes(b"some words, no tensors")
+    with pytest.raises(ForeignFile, match="not a safetensors file"):
+        hub.from_pretrained(tmp_path / "empty")
+    folder = hub.save_pretrained(pc.condense(own_net(), "ring"), tmp_path / "own")
+    with pytest.raises(MissingBase, match=rf"pass a fresh plain one as from_pretrained\('{folder}', base=net\)"):
+        hub.from_pretrained(folder)
+    with pytest.raises(ValueError, match="a model file is published as it is; leave out notes and storage"):
+        hub.save_pretrained(folder, tmp_path / "again", storage="int8")
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules, "pocketcnn.hub")
+    with pytest.raises(
+        MissingExtra, match=r"the hub needs huggingface_hub, which is not installed; pip install 'pocketcnn\[hub\]'"
+    ):
+        importlib.import_module("pocketcnn.hub")
+
+
+def published(*words):
+    with pytest.raises(SystemExit) as left:
+        main(["publish", *words])
+    return left.value.code
+
+
+def test_publishes_a_net_of_the_package(played, tmp_path, capsys):
+    folder = tmp_path / "net"
+    assert published("cifar10/resnet20_ring28", "--output", str(folder), "--repo", "me/ring") == 0
+    assert capsys.readouterr().out.splitlines() == [f"folder: {folder}", "https://hub/me/ring/commit/1"]
+    (card,) = pc.zoo.cards("resnet20_ring28")
+    data = ModelCard.load(played.folder / "me" / "ring" / "README.md").data
+    assert data.datasets == ["uoft-cs/cifar10"]
+    assert data.eval_results[0].metric_value == pytest.approx(card.test_accuracy, abs=1e-6)
+    assert played.private is None
+    assert published("cifar10/resnet20") == 2
+    assert capsys.readouterr().err == "BadUsage: say where to: --output FOLDER, --repo OWNER/NAME, or both\n"
+    assert published(str(tmp_path / "gone.safetensors"), "--output", str(folder)) == 2
+    assert "no such model file" in capsys.readouterr().err

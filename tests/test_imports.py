@@ -28,6 +28,7 @@ ARROWS = {
     "bench": {"cost", "data", "kernels", "methods", "models", "numerics", "recipes", "surgery", "train"},
     "pictures": {"cost", "methods", "numerics"},
     "reproduce": {"compare", "cost", "data", "methods", "pictures", "recipes", "report", "train"},
+    "search": {"checkpoint", "cost", "data", "methods", "recipes", "report", "storage", "surgery", "train"},
     "zoo": {"checkpoint", "cost", "data", "recipes", "storage", "train"},
     "cli": {
         "bench",
@@ -40,6 +41,7 @@ ARROWS = {
         "pictures",
         "report",
         "reproduce",
+        "search",
         "storage",
         "train",
         "zoo",

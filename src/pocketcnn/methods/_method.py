@@ -3,7 +3,7 @@
 import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -37,6 +37,14 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers that a search tries for an option, evenly over their logarithms; whole ones where `low` is whole."""
+
+    low: int | float
+    high: int | float
+
+
+@dataclass(frozen=True)
 class Method:
     """One condensing method: everything that surgery, the command line, plans and reports need to know of it."""
 
@@ -50,6 +58,8 @@ class Method:
     places: tuple[str, str] = ("convolution", "convolutions")  # what it replaces, for messages: one, several
     # What is left to do to the whole net once what was built is in its place.
     finish: Callable[[nn.Module, Mapping[str, nn.Module | None]], None] = lambda model, built: None
+    # What a search varies: option -> numbers or choices, of which the first finds most places to work.
+    searched: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)
 
 
 def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:

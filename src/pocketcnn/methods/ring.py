@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._method import Method, Site, conv_sites, matches, sites_by_pattern
+from pocketcnn.methods._method import Method, Range, Site, conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics.dynamic_conv import Pair
 from pocketcnn.numerics.ring_index import SCHEMES, affine_constants, affine_indices
 
@@ -372,4 +372,5 @@ METHOD = Method(
     options=RingOptions,
     sites=sites,
     build=build,
+    searched={"size": Range(0.01, 1.0), "level": ("net", "stage")},
 )

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pocketcnn._plots import pyplot
 from pocketcnn.report.figures import _colour, _short, _svg
 
@@ -45,16 +47,24 @@ def pareto(
             style, best = styles[_kind(trial)], trial["number"] in front
             axes.plot(
                 trial[key], 100 * trial["validation_accuracy"], style["marker"], color=style["color"],
-                markerfacecolor=style["color"] if best else "white", alpha=1.0 if best else 0.55,
+                markerfacecolor=style["color"] if best else "white", alpha=1.0 if best or style["marker"] == "*" else 0.55,
                 markersize=12 if style["marker"] == "*" else 7.5, markeredgewidth=1.2, zorder=3 if best else 2,
             )  # fmt: skip
         if budgets.get(budget) is not None:
             axes.axvline(budgets[budget], color="#B00020", linewidth=1, linestyle="--", zorder=0)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(plots.matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        low, high = axes.get_xlim()
+        ticker = plots.matplotlib.ticker
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)) if high > 5 * low else ticker.MaxNLocator(6))
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-        axes.xaxis.set_minor_formatter(plots.matplotlib.ticker.NullFormatter())
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xlabel(title)
+    # By the logarithm of the error: from 98 to 99 % is as far as from 80 to 90 %. The half keeps 100 % finite.
+    panels[0].set_yscale("function", functions=(_by_error, lambda height: 100.5 - 10.0**-height))
+    heights = [_by_error(100 * trial["validation_accuracy"]) for trial in done] or [0.0]
+    margin = 0.06 * (max(heights) - min(heights)) + 0.01
+    panels[0].set_ylim(100.5 - 10 ** (margin - min(heights)), 100.5 - 10 ** (-margin - max(heights)))
+    panels[0].yaxis.set_major_locator(ticker.FixedLocator([0, 20, 40, 60, 70, 80, 85, 90, 93, 95, 97, 98, 99, 100]))
     panels[0].set_ylabel("validation accuracy in %")
     handles = [
         plots.Line2D([], [], linestyle="none", label=kind, markersize=11 if style["marker"] == "*" else 7.5, **style)
@@ -75,6 +85,10 @@ def pareto(
 def _kind(trial: Mapping[str, Any]) -> str:
     """`pde+ring`, or `plain`."""
     return "+".join(part["method"] for part in trial["parts"]) or "plain"
+
+
+def _by_error(accuracy: Any) -> Any:
+    return -np.log10(np.maximum(100.5 - accuracy, 0.1))
 
 
 def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -19,6 +19,7 @@ from pocketcnn.errors import (
     BadStorage,
     BrokenFile,
     Interrupted,
+    MissingExtra,
     NonFiniteLoss,
     NothingFits,
     NothingToCondense,
@@ -36,6 +37,15 @@ TIGHT = Budgets(max_bytes=20_000, max_macs=100_000, max_ms=1000.0)
 METHODS = ("plain", "ring", "pde+ring")
 
 optuna = pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hasty():
+    """Latency as it comes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "_ROUNDS", 1)
+        patch.setattr(searching, "_RUNS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -443,12 +453,12 @@ from pocketcnn.data import load
 from pocketcnn.train import TrainConfig
 
 torch.set_num_threads(1)
-searching._HEARTBEAT, searching._GRACE = 1, 3
+searching._HEARTBEAT, searching._GRACE, searching._ROUNDS = 1, 3, 1
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
-config = TrainConfig(epochs=4, batch_size=32, precision="float32", channels_last="off")
+config = TrainConfig(epochs=3, batch_size=32, precision="float32", channels_last="off")
 space = searching.Space.of("resnet20", {"in_channels": 1, "num_classes": 10, "width": 0.5}, ["plain", "ring"])
 found = searching.search(
-    load("digits", limit=640), config, sys.argv[1], trials=int(sys.argv[2]), space=space, storage="sqlite:///" + sys.argv[3],
+    load("digits", limit=480), config, sys.argv[1], trials=int(sys.argv[2]), space=space, storage="sqlite:///" + sys.argv[3],
     budgets=searching.Budgets(max_bytes=20_000),
 )
 print(found.table)
@@ -465,7 +475,7 @@ def test_two_workers_share_a_search_and_one_is_killed(tmp_path):
             workers.append(subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT))
     try:
         deadline = time.time() + 120
-        while "epoch 2/4" not in logs[0].read_text():
+        while "epoch 2/3" not in logs[0].read_text():
             assert time.time() < deadline
             assert workers[0].poll() is None, logs[0].read_text()
             time.sleep(0.02)
@@ -487,9 +497,9 @@ def test_two_workers_share_a_search_and_one_is_killed(tmp_path):
         assert f"trial {cut} broke off; it is taken up again" in said[1]
         again = next(record for record in counted if record["folder"] == f"trials/{cut}")
         assert again["number"] > int(cut)
-        assert f"trial {again['number']}: epoch 1/4" not in said[1], "it does not start anew"
+        assert f"trial {again['number']}: epoch 1/3" not in said[1], "it does not start anew"
         if again["outcome"] == "trained":
-            assert len(again["curve"]) == 4
+            assert len(again["curve"]) == 3
     assert "4 nets trained" in said[1]
 
 
@@ -508,6 +518,12 @@ def test_storages_that_cannot_be_opened(few, space, tmp_path, monkeypatch, url, 
     with pytest.raises(BadStorage, match=match) as raised:
         search(few, QUICK, tmp_path, trials=1, space=space, storage=url)
     assert "secret" not in str(raised.value)
+
+
+def test_without_optuna(few, space, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtra, match=r"searching needs optuna, which is .*; pip install 'pocketcnn\[search\]'"):
+        search(few, QUICK, tmp_path, trials=1, space=space)
 
 
 def test_a_database_of_something_else(few, space, tmp_path, monkeypatch):

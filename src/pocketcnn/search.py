@@ -435,7 +435,7 @@ class _Worker:
         pruned = _optuna().TrialPruned
 
         def watch(rows: Sequence[Mapping[str, float]]) -> None:
-            curve = [row["validation_accuracy"] for row in rows]
+            curve = [round(row["validation_accuracy"], 6) for row in rows]  # as metrics.csv has it
             note(curve=curve)
             if stops(curve, self._peers(costs), self.config.epochs):
                 raise pruned

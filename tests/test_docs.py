@@ -83,6 +83,17 @@ def test_the_tables_of_the_comparison_are_made_of_the_records():
         assert table in (ROOT / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
 
 
+def test_the_page_of_searches_is_made_of_the_records():
+    folder = ROOT / "results" / "search" / "digits"
+    assert (folder / "table.md").read_text(encoding="utf-8") in (ROOT / "docs" / "search.md").read_text(
+        encoding="utf-8"
+    )
+    found = read_json(folder / "trials.json")
+    assert sum(trial["outcome"] in ("trained", "stopped early") for trial in found["trials"]) == 30
+    for record in read_json(folder / "front.json")["front"]:
+        assert (folder / record["file"]).stat().st_size == record["file_bytes"] <= 20_000
+
+
 def test_every_method_has_a_card_and_every_link_leads_somewhere():
     import pocketcnn as pc
 

@@ -220,6 +220,60 @@ def distil(words: Sequence[str]) -> None:
     print(f"model file: {given.output / 'model.safetensors'}")
 
 
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def search(words: Sequence[str]) -> None:
+    """Search methods, sites, sizes and precisions for the most accurate nets within a budget; several workers may share it."""
+    from pocketcnn.train.config import PRESETS, TrainConfig
+
+    @dataclass
+    class Search(DataArguments, ModelArguments):
+        model: str = "resnet20"
+        """The plain net that candidates are made of; they are between an eighth of its width and all of it."""
+        methods: tuple[str, ...] | None = None
+        """plain, and methods, in turn where joined: ring pde+ring; options given are not searched: ring:level=stage. All
+        that find something to do in the net, by default."""
+        max_bytes: str | None = None
+        """Largest file: 100k, 0.1M, 100_000; k is 1000."""
+        max_macs: str | None = None
+        """Most multiply-adds of an image: 20M."""
+        max_ms: float | None = None
+        """Longest time for an image, on one thread of the CPU, in milliseconds."""
+        trials: int = 30
+        """How many candidates are trained, by all workers together; those over budget never are."""
+        storage: str | None = None
+        """Database that workers share: sqlite:///FILE, postgresql+psycopg://HOST/NAME; search.db in the output folder by
+        default."""
+        study: str = "pocketcnn"
+        """Name of the search in the database."""
+        output: Path = Path("runs/search")
+        """Folder of the search, one for all workers; the same command joins in, or goes on where it stopped."""
+        accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+        """Kind of device; a worker uses one."""
+        preset: str = "default"
+        """Recipe to start from; the flags below change it."""
+        train: TrainConfig = field(default_factory=TrainConfig)
+
+    given = _parse(Search, words, "search", _method_help(), train=_preset(words, PRESETS))
+    from pocketcnn.recipes import parse_options
+    from pocketcnn.search import Budgets, Space, parse_size
+    from pocketcnn.search import search as run
+
+    sizes = (given.max_bytes, given.max_macs)
+    max_bytes, max_macs = (None if text is None else parse_size(text) for text in sizes)
+    budgets = Budgets(max_bytes, max_macs, given.max_ms)
+    data = _load_data(given)
+    model, model_options = parse_options(given.model)
+    space = Space.of(model, {**_model_options(given, data), **model_options}, given.methods)
+    found = run(
+        data, given.train, given.output, trials=given.trials, space=space, budgets=budgets, storage=given.storage,
+        study=given.study, accelerator=given.accelerator,
+    )  # fmt: skip
+    print(found.table)
+    print(f"figure: {given.output / 'pareto.svg'}, nets: {given.output / 'front'}")
+
+
 # --- measure ---------------------------------------------------------------------------------------------------------
 
 
@@ -899,6 +953,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
         compare,
         train,
         distil,
+        search,
         evaluate,
         classify,
         measure,

@@ -139,6 +139,14 @@ class Preempted(PocketError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+class NothingFits(PocketError):
+    """No candidate of a search met its budgets."""
+
+
+class BadStorage(PocketError):
+    """The storage of a search cannot be opened."""
+
+
 class WorkerDied(PocketError):
     """A process that reads data died; the message names what it was reading."""
 

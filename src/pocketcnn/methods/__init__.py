@@ -3,7 +3,7 @@
 import importlib
 
 from pocketcnn.errors import UnknownMethod
-from pocketcnn.methods._method import Method, Site
+from pocketcnn.methods._method import Method, Range, Site
 
 _NAMES = (
     "condconv",
@@ -27,4 +27,4 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Method", "Site", "get_method"]
+__all__ = ["METHODS", "Method", "Range", "Site", "get_method"]

@@ -37,6 +37,14 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Numbers that a search tries for an option, evenly over their logarithms; whole ones where `low` is whole."""
+
+    low: int | float
+    high: int | float
+
+
+@dataclass(frozen=True)
 class Method:
     """One condensing method: everything that surgery, the command line, plans and reports need to know of it."""
 
@@ -54,6 +62,8 @@ class Method:
     # only images can tell how near the outputs are.
     fit: Callable[[Mapping[str, Sequence[Any]], Mapping[str, nn.Module | None]], None] | None = None
     fit_options: Mapping[str, Any] = field(default_factory=dict)  # what such a start needs
+    # What a search varies: option -> numbers or choices, of which the first finds most places to work.
+    searched: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)
 
 
 def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:

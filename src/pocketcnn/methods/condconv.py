@@ -28,7 +28,7 @@ from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._gauge import Held
-from pocketcnn.methods._method import Method, Site, conv_sites
+from pocketcnn.methods._method import Method, Range, Site, conv_sites
 from pocketcnn.numerics.dynamic_conv import COMPUTATIONS, Pair
 
 _APART = 0.1  # standard deviation of the experts apart after a fit, as a share of that of the kernel
@@ -371,4 +371,5 @@ METHOD = Method(
     build=build,
     finish=finish,
     fit=fit,
+    searched={"num_experts": Range(2, 8)},
 )

@@ -261,4 +261,5 @@ METHOD = Method(
     options=InvolutionOptions,
     sites=sites,
     build=build,
+    searched={"kernel_size": (3, 5, 7), "group_channels": (2, 4, 8, 16), "reduction": (2, 4, 8)},
 )

@@ -37,7 +37,7 @@ from pocketcnn.methods._blocks import (
     structure,
 )
 from pocketcnn.methods._conv import fan_out
-from pocketcnn.methods._method import Method, Site
+from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
 
@@ -522,4 +522,10 @@ METHOD = Method(
         "run of equal blocks of convolutions in an nn.Sequential",
         "runs of equal blocks of convolutions in an nn.Sequential",
     ),
+    searched={
+        "velocity": ("depthwise", "identity"),
+        "diffusivity": ("depthwise", "constant", "perona_malik"),
+        "num_steps": Range(1, 8),
+        "last_stage": ("global", "drop"),
+    },
 )

@@ -35,7 +35,7 @@ from pocketcnn.methods._blocks import (
 )
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._gauge import Alike, Calls, Gauge, Held, Unseen, tracing
-from pocketcnn.methods._method import Method, Site
+from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 from pocketcnn.numerics.odeint import check_solver, odeint
 from pocketcnn.numerics.ring_index import channel_indices, check_seed
@@ -797,4 +797,5 @@ METHOD = Method(
     ),
     finish=finish,
     fit=fit,
+    searched={"size": Range(0.02, 0.5), "depth": ("fixed", "entropy")},
 )

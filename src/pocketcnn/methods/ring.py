@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._method import Method, Site, conv_sites, matches, sites_by_pattern
+from pocketcnn.methods._method import Method, Range, Site, conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics.dynamic_conv import Pair
 from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
 from pocketcnn.numerics.ring_index import (
@@ -434,4 +434,5 @@ METHOD = Method(
     build=build,
     fit=fit,
     fit_options={"gain": True},
+    searched={"size": Range(0.01, 1.0), "level": ("net", "stage")},
 )

@@ -1,6 +1,6 @@
 """Records of runs to tables, figures and one self-contained page."""
 
-from pocketcnn.report.page import read_results, read_speeds, write_report
+from pocketcnn.report.page import read_curve, read_results, read_speeds, write_report
 from pocketcnn.report.tables import COLUMNS, Summary, markdown, summarize
 
-__all__ = ["COLUMNS", "Summary", "markdown", "read_results", "read_speeds", "summarize", "write_report"]
+__all__ = ["COLUMNS", "Summary", "markdown", "read_curve", "read_results", "read_speeds", "summarize", "write_report"]

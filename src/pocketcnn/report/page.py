@@ -66,7 +66,7 @@ def write_report(folder: str | Path) -> Path:
     summaries = tables.summarize(results, read_speeds(folder))
     curves: dict[str, list[list[float]]] = {}
     for result in results:
-        curves.setdefault(result["identity"].get("label") or result["name"], []).append(_curve(result["folder"]))
+        curves.setdefault(result["identity"].get("label") or result["name"], []).append(read_curve(result["folder"]))
     drawn = dict(zip(("bytes", "macs", "latency"), figures.tradeoffs(summaries), strict=True))
     drawn["learning"] = figures.learning_curves(summaries, curves)
     for name, svg in drawn.items():
@@ -137,7 +137,8 @@ def _doubt(small: tables.Summary, rival: tables.Summary, gap: float) -> str:
     return "" if abs(gap) > 2 * error else " (within the noise of these seeds)"
 
 
-def _curve(folder: Path) -> list[float]:
+def read_curve(folder: Path) -> list[float]:
+    """Validation accuracy in [0, 1] after each epoch of a run."""
     with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         return [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
 

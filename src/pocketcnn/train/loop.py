@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,8 @@ def fit(
     save_every: float = 300.0,
     logger: Logger = "csv",
     progress: bool = False,
+    test: bool = True,
+    on_epoch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
 ) -> dict[str, Any]:
     """Trains a net, evaluates it once on the test split, and leaves everything about it in a folder.
 
@@ -90,6 +92,8 @@ def fit(
         save_every: seconds between checkpoints inside an epoch; each epoch ends with one.
         logger: also send the epochs to `"tensorboard"` or `"wandb"`; `"csv"` is only the file above.
         progress: show a bar with rate and time left.
+        test: whether the test images are looked at, at the end; else the result says nothing of them.
+        on_epoch: called with the rows of `metrics.csv` once an epoch is saved; what it raises ends the run there.
     Returns:
         The content of `result.json`: accuracy and loss on test and validation, images per second in training, cost, what
         the test images cost where that depends on the image, latency, file size, configuration.
@@ -149,6 +153,8 @@ def fit(
             callbacks.insert(0, Averaging(config.ema_decay))  # before the step is saved
         if progress:
             callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
+        if on_epoch is not None:
+            callbacks.append(pl.callbacks.LambdaCallback(on_train_epoch_end=lambda *_: on_epoch(epochs.rows)))
         last = newest_checkpoint(folder)
         norms = norms_of(model)
         start = time.perf_counter()
@@ -173,8 +179,10 @@ def fit(
             log_every_n_steps=1,
         )
         trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
-        trainer.test(module, verbose=False)
-        test = module.take("test")
+        found: dict[str, float] = {}
+        if test:
+            trainer.test(module, verbose=False)
+            found = module.take("test")
         if not trainer.is_global_zero:
             return trainer.strategy.broadcast({}, src=0)
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
@@ -184,8 +192,7 @@ def fit(
             "identity": dict(identity or {}),
             "data": data.name,
             "seed": config.seed,
-            "test_accuracy": test["test_accuracy"],
-            "test_loss": test["test_loss"],
+            **found,
             "validation_accuracy": epochs.rows[-1]["validation_accuracy"],
             "epochs": len(epochs.rows),
             "train_images_per_second": epochs.images_per_second(),
@@ -193,7 +200,7 @@ def fit(
             "wall_seconds": time.perf_counter() - start,
             "file_bytes": size,
             "cost": dataclasses.asdict(measure(model, data.input_size)),
-            "image_costs": _image_costs(model, data),
+            "image_costs": _image_costs(model, data) if test else None,
             "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
             "train": _as_read(dataclasses.asdict(config)),
         }

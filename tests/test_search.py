@@ -1,0 +1,575 @@
+"""Searches: what they choose from, what they train and do not, what workers that share one or die leave behind."""
+
+import dataclasses
+import logging
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import pocketcnn as pc
+from pocketcnn import search as searching
+from pocketcnn._files import read_json
+from pocketcnn.cli import main
+from pocketcnn.data import load
+from pocketcnn.errors import (
+    BadStorage,
+    BrokenFile,
+    Interrupted,
+    MissingExtra,
+    NonFiniteLoss,
+    NothingFits,
+    NothingToCondense,
+    UnknownMethod,
+    UnknownModel,
+)
+from pocketcnn.methods import Range
+from pocketcnn.report.pareto import _staircase
+from pocketcnn.search import Budgets, Space, parse_size, search, stops
+from pocketcnn.train import TrainConfig, evaluate
+
+QUICK = TrainConfig(epochs=1, batch_size=64, precision="float32", channels_last="off")
+NET = {"in_channels": 1, "num_classes": 10, "width": 0.5}
+TIGHT = Budgets(max_bytes=20_000, max_macs=100_000, max_ms=1000.0)
+METHODS = ("plain", "ring", "pde+ring")
+
+optuna = pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hasty():
+    """Latency as it comes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "_ROUNDS", 1)
+        patch.setattr(searching, "_RUNS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few():
+    return load("digits", limit=128)
+
+
+@pytest.fixture(scope="module")
+def space():
+    return Space.of("resnet20", NET, METHODS)
+
+
+@pytest.fixture(scope="module")
+def done(few, space, tmp_path_factory):
+    """A search of five trials: its folder and what it found."""
+    folder = tmp_path_factory.mktemp("search")
+    return folder, search(few, QUICK, folder, trials=5, space=space, budgets=TIGHT)
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """`fit` leaves the net as it is, and what a run leaves of each epoch; costs are those of the width."""
+    calls = []
+
+    def fit(net, data, config, folder, *, on_epoch, **run):
+        calls.append(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.csv").write_text("epoch,validation_accuracy\n" + config.epochs * "1,0.1\n")
+        on_epoch(config.epochs * [{"validation_accuracy": 0.1}])
+
+    def costs(worker, candidate):
+        size = round(200_000 * candidate.model_options["width"])
+        return {"file_bytes": size, "macs": size, "latency_ms": 1.0, "trainable_params": size}
+
+    monkeypatch.setattr(searching, "fit", fit)
+    monkeypatch.setattr(searching._Worker, "_costs", costs)
+    monkeypatch.setattr(searching, "_accuracy", lambda file, data, split: 0.1)
+    return calls
+
+
+def outcomes(found):
+    return [record["outcome"] for record in found.trials]
+
+
+def test_every_trained_net_is_within_the_budgets(done, few):
+    folder, found = done
+    trained = [record for record in found.trials if record["outcome"] == "trained"]
+    assert len(trained) == 5
+    for record in trained:
+        file = folder / record["folder"] / "stored.safetensors"
+        assert file.stat().st_size == record["file_bytes"] <= TIGHT.max_bytes
+        assert pc.measure(pc.load(file), few.input_size).macs == record["macs"] <= TIGHT.max_macs
+    assert {path.name for path in (folder / "trials").iterdir()} == {r["folder"].split("/")[1] for r in trained}
+    over = [record for record in found.trials if record["outcome"] == "over budget"]
+    assert over, "or this tests nothing"
+    for record in over:
+        assert record["file_bytes"] > TIGHT.max_bytes or record["macs"] > TIGHT.max_macs
+
+
+def test_the_front_is_what_no_other_net_beats(done):
+    folder, found = done
+    points = {
+        record["number"]: (-record["validation_accuracy"], record["file_bytes"], record["latency_ms"])
+        for record in found.trials
+        if record["outcome"] == "trained"
+    }
+    best = [
+        number
+        for number, point in points.items()
+        if not any(
+            all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points.values()
+        )
+    ]
+    written = read_json(folder / "front.json")["front"]
+    assert written == found.front
+    assert sorted(record["number"] for record in written) == best
+    assert {f"front/{path.name}" for path in (folder / "front").iterdir()} == {record["file"] for record in written}
+
+
+def test_accuracies_are_those_of_the_files(done, few):
+    folder, found = done
+    record = found.front[-1]
+    net = pc.load(folder / record["file"])
+    assert evaluate(net, few)["test_accuracy"] == record["test_accuracy"]
+    shown = dataclasses.replace(few, test=few.validation)
+    assert evaluate(net, shown)["test_accuracy"] == record["validation_accuracy"]
+
+
+def test_test_images_are_not_seen_before_the_last_choice(done):
+    folder, found = done
+    for record in found.trials:
+        assert "test_accuracy" not in record
+        if record["outcome"] == "trained":
+            assert "test_accuracy" not in read_json(folder / record["folder"] / "result.json")
+
+
+def test_the_widest_plain_net_that_fits_comes_first(done, few, tmp_path):
+    folder, found = done
+    first = found.trials[0]
+    assert (first["parts"], first["storage"]) == ([], "int8")
+    wider = pc.create_model("resnet20", **{**NET, "width": first["model_options"]["width"] + 0.5 / 16})
+    notes = pc.checkpoint.read_header(folder / first["folder"] / "stored.safetensors")["notes"]
+    size = pc.save(wider, tmp_path / "net.safetensors", notes=notes, storage="int8")
+    assert size > TIGHT.max_bytes or pc.measure(wider, few.input_size).macs > TIGHT.max_macs
+
+
+def test_a_finished_search_is_read_and_one_with_more_trials_goes_on(few, space, tmp_path, untrained):
+    arguments = {"space": space, "budgets": TIGHT, "storage": f"sqlite:///{tmp_path / 'a.db'}"}
+    found = search(few, QUICK, tmp_path, trials=2, **arguments)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert search(few, QUICK, tmp_path, trials=2, **arguments) == found
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == kept
+    assert len(untrained) == 2
+    (tmp_path / "front" / "trial-99.safetensors").touch()  # of a front that was
+    search(few, QUICK, tmp_path, trials=3, **arguments)
+    assert len(untrained) == 3
+    assert not (tmp_path / "front" / "trial-99.safetensors").exists()
+    with pytest.raises(ValueError, match="has trained 3 candidates already, more than 2; ask for 3 or more"):
+        search(few, QUICK, tmp_path, trials=2, **arguments)
+
+
+def test_other_settings_are_named(done, few, space):
+    folder, _ = done
+
+    def refused(match, data=few, config=QUICK, space=space, budgets=TIGHT):
+        with pytest.raises(ValueError, match=match):
+            search(data, config, folder, trials=5, space=space, budgets=budgets)
+
+    refused(
+        "other settings \\(budgets.max_bytes was 20000, now 30000\\)",
+        budgets=dataclasses.replace(TIGHT, max_bytes=30_000),
+    )
+    refused("train.epochs was 1, now 2", config=dataclasses.replace(QUICK, epochs=2))
+    refused("fingerprint was .*, now 'other'", data=dataclasses.replace(few, fingerprint="other"))
+    refused(
+        "model_options.width was 0.5, now 1.0", space=dataclasses.replace(space, model_options={**NET, "width": 1.0})
+    )
+    refused("space.methods was .*, now \\['plain'\\]", space=Space.of("resnet20", NET, ["plain"]))
+
+
+@pytest.mark.parametrize(("budgets", "broken"), [
+    (Budgets(max_bytes=1_000), "bytes, .*, over max_bytes 1,000; allow more"),
+    (Budgets(max_bytes=100_000, max_macs=50), "MACs, .* ms, over max_macs 50;"),
+    (Budgets(max_bytes=1_000, max_ms=1e-6), " ms, over max_bytes 1,000 and max_ms 1e-06;"),
+])  # fmt: skip
+def test_where_nothing_fits_the_nearest_is_named(few, space, tmp_path, monkeypatch, budgets, broken):
+    monkeypatch.setattr(searching, "_PATIENCE", 3)
+    with pytest.raises(NothingFits, match=f"none of 3 proposals meets the budgets; the nearest, width=.*{broken}"):
+        search(few, QUICK, tmp_path, trials=2, space=space, budgets=budgets)
+    assert not (tmp_path / "trials").exists()
+
+
+def test_the_nearest_is_the_one_that_misses_least():
+    budgets = Budgets(max_bytes=100, max_ms=1.0)
+    rows = [("far", 1000, 0.5), ("near", 150, 0.5), ("slow", 100, 3.0)]
+    records = [{"label": name, "file_bytes": size, "macs": 7, "latency_ms": ms} for name, size, ms in rows]
+    said = searching._nothing_fits(records, budgets)
+    assert "the nearest, near, has 150 bytes, 7 MACs, 0.5 ms, over max_bytes 100;" in said
+    with pytest.raises(ValueError, match="max_ms must be more than 0, not -1"):
+        Budgets(max_ms=-1.0)
+
+
+def test_a_search_ends_where_nothing_new_is_left(few, tmp_path, untrained, monkeypatch, caplog):
+    """Of a plain net of one width there are three candidates, one for each storage."""
+    monkeypatch.setattr(searching, "_PATIENCE", 8)
+    space = dataclasses.replace(Space.of("resnet20", NET, ["plain"]), widths=(2, 2))
+    found = search(few, QUICK, tmp_path, trials=9, space=space)
+    assert sorted(r["storage"] for r in found.trials if r["outcome"] == "trained") == ["float16", "float32", "int8"]
+    assert outcomes(found)[-8:] == 8 * ["repeated"]
+    assert "8 proposals in a row that do not fit or were trained before: 3 of 9 trials, no more" in caplog.text
+
+
+def test_where_nothing_can_be_built_the_reason_is_given(few, tmp_path, monkeypatch):
+    """The widest of these nets has 8 channels."""
+    monkeypatch.setattr(searching, "_PATIENCE", 3)
+    space = Space.of("resnet20", {**NET, "width": 0.25}, ["involution:group_channels=16"])
+    narrow = dataclasses.replace(space, widths=(2, 8))
+    with pytest.raises(
+        NothingFits, match="none of 3 proposals can be built: 'involution' found no convolution to work on"
+    ):
+        search(few, QUICK, tmp_path, trials=1, space=narrow)
+
+
+# --- what is chosen from ---------------------------------------------------------------------------------------------
+
+
+def test_stages_are_those_of_the_plan(space):
+    assert space.stages["ring"] == (
+        "layer1 layer2 layer3", "layer2 layer3", "layer3", "layer1", "layer2",
+    )  # fmt: skip
+    trial = optuna.trial.FixedTrial({
+        "method": "pde+ring", "width": 8, "storage": "float16", "pde.velocity": "identity", "pde.diffusivity": "constant",
+        "pde.num_steps": 3, "pde.last_stage": "global", "pde.stages": "layer1", "ring.size": 0.1234, "ring.level": "net",
+        "ring.stages": "layer2 layer3",
+    })  # fmt: skip
+    candidate = space.propose(trial)
+    assert candidate.label == (
+        "width=0.25 pde:velocity=identity,diffusivity=constant,num_steps=3@layer1+ring:size=0.12@layer2,layer3 float16"
+    )
+    first, second = candidate.build(seed=0).provenance.steps
+    assert (first.method, first.sites) == ("pde", ("layer1.1",))
+    assert second.options["size"] == 0.12
+    assert {name.split(".")[0] for name in second.sites} == {"layer2", "layer3"}
+    with torch.no_grad():
+        assert candidate.build(seed=0)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_options_that_are_given_are_not_searched():
+    space = Space.of("resnet20", NET, ["ring:size=0.5"])
+    params = {"method": "ring:size=0.5", "width": 16, "storage": "int8", "ring.level": "net", "ring.stages": "layer3"}
+    assert space.propose(optuna.trial.FixedTrial(params)).label == "width=0.5 ring:size=0.5@layer3 int8"
+
+
+def test_methods_that_find_nothing_to_do_are_left_out_unless_asked_for(caplog):
+    caplog.set_level(logging.INFO, "pocketcnn")
+    assert list(Space.of("resnet18", {"width": 0.0625}).methods) == [
+        "plain", "ring", "puppet", "condconv", "involution", "involution+ring",
+    ]  # fmt: skip
+    assert "pde+ring has nothing to do in resnet18 and is left out" in caplog.text
+    with pytest.raises(NothingToCondense, match="'pde' found no run of equal blocks"):
+        Space.of("resnet18", {"width": 0.0625}, ["pde"])
+
+
+@pytest.mark.parametrize(("model", "methods", "error", "match"), [
+    ("resnet19", None, UnknownModel, "no model 'resnet19'"),
+    ("resnet18_ring", None, ValueError, "resnet18_ring is resnet18 condensed already"),
+    ("resnet20", ["rong"], UnknownMethod, "no method 'rong'; did you mean 'ring'"),
+    ("resnet20", ["pde+rong"], UnknownMethod, "no method 'rong'"),
+    ("resnet20", ["ring:size=7.5"], ValueError, "ring: size as a fraction must lie in"),
+    ("resnet20", ["ring+ring"], ValueError, "ring\\+ring: each method once, and plain alone"),
+    ("resnet20", ["plain+ring"], ValueError, "each method once, and plain alone"),
+    ("resnet20", [], ValueError, "give at least one method to search over: plain, ring,"),
+])  # fmt: skip
+def test_mistakes_in_what_is_searched(model, methods, error, match):
+    with pytest.raises(error, match=match):
+        Space.of(model, NET, methods)
+
+
+@pytest.mark.parametrize("method", sorted(pc.METHODS))
+def test_every_value_that_is_searched_is_one_that_the_method_takes(method):
+    record = pc.METHODS[method]
+    assert record.searched, "a method that no search varies"
+    for option, allowed in record.searched.items():
+        for value in (allowed.low, allowed.high) if isinstance(allowed, Range) else allowed:
+            pc.plan(pc.create_model("resnet20"), method, where=lambda *_: False, **{option: value})
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("100k", 100_000), ("100_000", 100_000), ("100kB", 100_000), ("0.1M", 100_000), ("100 KB", 100_000),
+    ("1.5g", 1_500_000_000), ("20M", 20_000_000), ("7", 7), ("1,234", 1234),
+])  # fmt: skip
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["100x", "", "k", "-5k", "1e5", "12kk", "nan"])
+def test_sizes_that_cannot_be_read(text):
+    with pytest.raises(ValueError, match=f"'{text}' is no size; write 100k, 0.1M, 100_000 or 100kB, where k is 1000"):
+        parse_size(text)
+
+
+# --- when training stops early ---------------------------------------------------------------------------------------
+
+PEERS = [[0.2, 0.5, 0.4, 0.9], [0.3, 0.6, 0.7, 0.7], [0.1, 0.1, 0.8, 0.8], [0.4, 0.4, 0.4, 0.6]]
+
+
+@pytest.mark.parametrize(("curve", "peers", "epochs", "stopped"), [
+    ([0.2, 0.44], PEERS, 4, True),  # the best after two epochs are 0.5 0.6 0.1 0.4, their median 0.45
+    ([0.2, 0.46], PEERS, 4, False),
+    ([0.46, 0.2], PEERS, 4, False),  # a bad epoch after a good one
+    ([0.1, 0.2, 0.59], PEERS, 4, True),  # after three 0.5 0.7 0.8 0.4, their median 0.6
+    ([0.1, 0.2, 0.61], PEERS, 4, False),
+    ([0.1], PEERS, 4, False),  # too early
+    ([0.1, 0.1, 0.1, 0.1], PEERS, 4, False),  # done anyway
+    ([0.1, 0.1], PEERS[:3], 4, False),  # too few to compare with
+    ([0.1, 0.1], PEERS, 8, False),
+    ([0.1, 0.1, 0.1], PEERS, 8, True),
+])  # fmt: skip
+def test_a_net_below_the_median_of_its_peers_stops(curve, peers, epochs, stopped):
+    assert stops(curve, peers, epochs) is stopped
+
+
+def test_peers_are_not_larger_and_not_slower(few, space, tmp_path):
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    for number, (size, ms, outcome) in enumerate(
+        [(109, 1.0, "trained"), (111, 1.0, "trained"), (50, 1.2, "trained"), (50, 0.5, "stopped early")]
+    ):
+        record = {"file_bytes": size, "latency_ms": ms, "outcome": outcome, "curve": [number]}
+        study.add_trial(optuna.trial.create_trial(values=[0.5, size, ms], user_attrs={"record": record}))
+    worker = searching._Worker(study, few, QUICK, tmp_path, space, TIGHT, 9, "cpu")
+    assert worker._peers({"file_bytes": 100, "latency_ms": 1.0}) == [[0]]
+
+
+def test_a_poor_net_is_stopped_counted_and_not_on_the_front(few, space, tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "stops", lambda curve, peers, epochs: len(curve) == 1)
+    config = dataclasses.replace(QUICK, epochs=3)
+    found = search(few, config, tmp_path, trials=1, space=space, budgets=TIGHT)
+    assert outcomes(found)[0] == "stopped early"
+    assert len(found.trials[0]["curve"]) == 1
+    assert {path.name for path in (tmp_path / "trials" / "0").iterdir()} == {
+        "config.json", "environment.json", "metrics.csv",
+    }  # fmt: skip
+    assert found.front == []
+    assert "1 nets trained, of which 1 stopped early" in found.table
+
+
+def test_a_net_that_diverges_counts(few, space, tmp_path, monkeypatch):
+    def fit(*_, **__):
+        raise NonFiniteLoss("epoch 1, step 1: the loss is nan")
+
+    monkeypatch.setattr(searching, "fit", fit)
+    found = search(few, QUICK, tmp_path, trials=2, space=space, budgets=TIGHT)
+    assert [outcome for outcome in outcomes(found) if outcome != "over budget"] == ["diverged", "diverged"]
+    assert found.trials[0]["reason"] == "epoch 1, step 1: the loss is nan"
+
+
+# --- workers that stop or die ----------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_was_interrupted_goes_on_in_its_folder(few, space, tmp_path, monkeypatch, untrained):
+    fit = searching.fit
+
+    def interrupted(*_, **__):
+        raise Interrupted("stopped after epoch 1")
+
+    monkeypatch.setattr(searching, "fit", interrupted)
+    with pytest.raises(Interrupted, match="stopped after epoch 1"):
+        search(few, QUICK, tmp_path, trials=2, space=space, budgets=TIGHT)
+    monkeypatch.setattr(searching, "fit", fit)
+    found = search(few, QUICK, tmp_path, trials=2, space=space, budgets=TIGHT)
+    assert untrained[0] == tmp_path / "trials" / "0"
+    assert (found.trials[0]["number"], found.trials[0]["folder"]) == (1, "trials/0")
+    assert outcomes(found).count("trained") == 2
+
+
+def test_a_trial_that_breaks_off_each_time_is_given_up(few, space, tmp_path, monkeypatch, caplog, untrained):
+    fit = searching.fit
+
+    def failing(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(searching, "fit", failing)
+    for _ in range(4):
+        with pytest.raises(OSError, match="no space left"):
+            search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT)
+    assert "trial 0 broke off 4 times and is given up" in caplog.text
+    monkeypatch.setattr(searching, "fit", fit)
+    found = search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT)
+    assert outcomes(found).count("trained") == 1
+    assert untrained == [tmp_path / found.front[0]["folder"]] != [tmp_path / "trials" / "0"]
+
+
+def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for(
+    few, space, tmp_path, monkeypatch, untrained
+):
+    """Of two such trials one was a new proposal; the other took up a trial, and is taken up again."""
+    monkeypatch.setattr(searching, "_GRACE", 1)
+    with searching._quiet_optuna():
+        study = searching._open(f"sqlite:///{tmp_path / 'search.db'}", "pocketcnn")
+        for attributes in ({}, {"takes_up": 0, "tries": 1}):
+            running = optuna.trial.TrialState.RUNNING
+            study.add_trial(optuna.trial.create_trial(state=running, user_attrs=attributes))
+    time.sleep(1.1)
+    found = search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT)
+    assert outcomes(found).count("trained") == 1
+    assert "trials/0" in {record["folder"] for record in found.trials}
+
+
+def test_of_workers_that_ask_for_the_last_trial_the_first_gets_it(few, space, tmp_path, untrained):
+    """The other's proposal is surplus and not counted as one in vain."""
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    study.ask()  # another worker's
+    worker = searching._Worker(study, few, QUICK, tmp_path, space, Budgets(), 1, "cpu")
+    with searching._quiet_optuna():
+        study.optimize(worker._try, n_trials=1)
+    assert searching._record(study.trials[1])["outcome"] == "surplus"
+    assert searching._in_vain(study.trials) == 0
+    assert not untrained
+
+
+def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it(
+    few, space, tmp_path, monkeypatch, caplog, untrained
+):
+    fit = searching.fit
+
+    def silent(net, data, config, folder, *, on_epoch, **run):
+        monkeypatch.setattr(searching, "fit", fit)
+        study = optuna.load_study(study_name="pocketcnn", storage=f"sqlite:///{tmp_path / 'search.db'}")
+        study.tell(0, state=optuna.trial.TrialState.FAIL)
+        searching._again(study, study.trials[0])
+        on_epoch([{"validation_accuracy": 0.9}])
+
+    monkeypatch.setattr(searching, "fit", silent)
+    found = search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT)
+    assert "another one took its trial over" in caplog.text
+    assert (found.front[0]["number"], found.front[0]["folder"]) == (1, "trials/0")
+
+
+WORKER = """
+import logging, sys
+from pathlib import Path
+import torch
+from pocketcnn import search as searching
+from pocketcnn.data import load
+from pocketcnn.train import TrainConfig
+
+torch.set_num_threads(1)
+searching._HEARTBEAT, searching._GRACE, searching._ROUNDS = 1, 3, 1
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+config = TrainConfig(epochs=3, batch_size=32, precision="float32", channels_last="off")
+space = searching.Space.of("resnet20", {"in_channels": 1, "num_classes": 10, "width": 0.5}, ["plain", "ring"])
+found = searching.search(
+    load("digits", limit=480), config, sys.argv[1], trials=int(sys.argv[2]), space=space, storage="sqlite:///" + sys.argv[3],
+    budgets=searching.Budgets(max_bytes=20_000),
+)
+print(found.table)
+"""
+
+
+def test_two_workers_share_a_search_and_one_is_killed(tmp_path):
+    """They make the database together; the one that is left takes up the trial of the other, from its checkpoint."""
+    logs = [tmp_path / "one.log", tmp_path / "other.log"]
+    words = [sys.executable, "-c", WORKER, str(tmp_path / "out"), "4", str(tmp_path / "shared.db")]
+    workers = []
+    for log in logs:
+        with log.open("w") as file:
+            workers.append(subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT))
+    try:
+        deadline = time.time() + 120
+        while "epoch 2/3" not in logs[0].read_text():
+            assert time.time() < deadline
+            assert workers[0].poll() is None, logs[0].read_text()
+            time.sleep(0.02)
+        workers[0].send_signal(signal.SIGKILL)
+        workers[0].wait()
+        assert workers[1].wait(timeout=180) == 0, logs[1].read_text()
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    said = [log.read_text() for log in logs]
+    cut = said[0].split("trial ")[-1].split(":")[0]
+    written = read_json(tmp_path / "out" / "trials.json")["trials"]
+    counted = [record for record in written if record["outcome"] in ("trained", "stopped early")]
+    assert len(counted) == 4
+    assert len({record["folder"] for record in counted}) == 4
+    assert len({record["label"] for record in counted}) == 4
+    if f"trial {cut}: validation accuracy" not in said[0]:
+        assert f"trial {cut} broke off; it is taken up again" in said[1]
+        again = next(record for record in counted if record["folder"] == f"trials/{cut}")
+        assert again["number"] > int(cut)
+        assert f"trial {again['number']}: epoch 1/3" not in said[1], "it does not start anew"
+        if again["outcome"] == "trained":
+            assert len(again["curve"]) == 3
+    assert "4 nets trained" in said[1]
+
+
+# --- the storage, the folder, the command line -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("url", "match"), [
+    ("no url at all", "no url at all: this storage cannot be opened"),
+    ("sqlite:////proc/nowhere/search.db", "unable to open database file"),
+    ("nosuchdatabase+driver://me:secret@host/name", r"nosuchdatabase\+driver://me:\*\*\*@host/name: this storage cannot"),
+    ("mysql+nodriver://host/name", "give sqlite:///FILE in a folder that can be written to"),
+])  # fmt: skip
+def test_storages_that_cannot_be_opened(few, space, tmp_path, monkeypatch, url, match):
+    monkeypatch.setattr(searching, "_OPENINGS", 2)
+    monkeypatch.setattr(searching, "_POLL", 0.01)
+    with pytest.raises(BadStorage, match=match) as raised:
+        search(few, QUICK, tmp_path, trials=1, space=space, storage=url)
+    assert "secret" not in str(raised.value)
+
+
+def test_without_optuna(few, space, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtra, match=r"searching needs optuna, which is .*; pip install 'pocketcnn\[search\]'"):
+        search(few, QUICK, tmp_path, trials=1, space=space)
+
+
+def test_a_database_of_something_else(few, space, tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "_OPENINGS", 1)
+    (tmp_path / "search.db").write_text("notes, " * 1000)
+    with pytest.raises(BadStorage, match="file is not a database"):
+        search(few, QUICK, tmp_path, trials=1, space=space)
+
+
+def test_a_trial_whose_files_are_gone_is_named(few, space, tmp_path, untrained):
+    arguments = {"space": space, "budgets": TIGHT, "storage": f"sqlite:///{tmp_path / 'a.db'}"}
+    search(few, QUICK, tmp_path / "here", trials=1, **arguments)
+    with pytest.raises(
+        BrokenFile, match=r"stored\.safetensors: the file of trial 0 is gone; give the folder that it was"
+    ):
+        search(few, QUICK, tmp_path / "there", trials=1, **arguments)
+
+
+def test_trials_below_one(few, space, tmp_path):
+    with pytest.raises(ValueError, match="trials is how many candidates are trained, at least 1, not 0"):
+        search(few, QUICK, tmp_path, trials=0, space=space)
+
+
+def test_the_command_line_reads_a_finished_search(done, capsys):
+    folder, found = done
+    words = ["search", "--limit", "128", "--width", "0.5", "--methods", *METHODS, "--trials", "5", "--epochs", "1"]
+    words += ["--batch-size", "64", "--precision", "float32", "--channels-last", "off", "--output", str(folder)]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--max-bytes", "20k", "--max-macs", "0.1M", "--max-ms", "1000"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith(found.table)
+    assert (folder / "table.md").read_text() == found.table
+    for wrong, message in (
+        (["--max-bytes", "20x"], "ValueError: '20x' is no size"),
+        ([], "ValueError: the storage holds a"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([*words, *wrong])
+        assert left.value.code == 2
+        assert capsys.readouterr().err.startswith(message)
+
+
+def test_the_figure(done):
+    folder, found = done
+    drawn = (folder / "pareto.svg").read_text()
+    assert "<svg" in drawn
+    assert searching.pareto(found.trials, {r["number"] for r in found.front}, dataclasses.asdict(TIGHT), "") != drawn
+    points = [(3, 0.5), (1, 0.2), (2, 0.4), (2, 0.3), (4, 0.45)]
+    assert _staircase(points) == [(1, 0.2), (2, 0.2), (2, 0.4), (3, 0.4), (3, 0.5)]

@@ -185,6 +185,8 @@ def distil(words: Sequence[str]) -> None:
         """A method with its options, by which the teacher is condensed; a model file; or a net by name."""
         initialize: Literal["fit", "fresh"] = "fit"
         """Start a condensed student from the teacher's weights, or fresh."""
+        unlabelled: Path | None = None
+        """Learn from the images in this folder instead, by what the teacher takes them for; accuracy is agreement with it."""
         images: int = 2000
         """Training images that the start from trained weights looks at."""
         hold_zeros: bool = False
@@ -200,13 +202,19 @@ def distil(words: Sequence[str]) -> None:
         raise BadUsage(
             "distil needs --teacher: the file of a trained net, the folder of its run, or DATA/NAME of models"
         )
+    from pocketcnn.distil import answered
     from pocketcnn.distil import distil as run
     from pocketcnn.report import summarize
 
+    teacher = _model_path(given.train.teacher)
+    if given.unlabelled is None:
+        data = _load_data(given)
+    else:
+        data = answered(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
     result = run(
-        _model_path(given.train.teacher),
+        teacher,
         given.student,
-        _load_data(given),
+        data,
         given.train,
         given.output,
         initialize=given.initialize,
@@ -388,12 +396,18 @@ def condense(words: Sequence[str]) -> None:
     class Condense(SurgeryArguments):
         output: Path = Path("small.safetensors")
         """The model file to write."""
+        initialize: Literal["fresh", "fit"] = "fresh"
+        """Draw the new layers' numbers anew, or bring them near to the trained weights that they replace."""
+        data: str | None = None
+        """Data set whose training images a fit looks at; accuracy on its validation images is shown."""
+        images: int = 2000
+        """How many training images a fit looks at."""
 
     import pocketcnn as pc
 
     given, options = _parse_surgery(Condense, words, "condense")
     net, notes = _named_or_file(given.model, given)
-    small = pc.condense(net, given.method, include=given.include, exclude=given.exclude, **options)
+    small = _condensed(net, given, {"include": given.include, "exclude": given.exclude, **options})
     before, after = pc.measure(net, _input_size(given, notes)), pc.measure(small, _input_size(given, notes))
     passphrase = _passphrase_of(Path(given.model)) if Path(given.model).is_file() else None
     size = pc.save(small, given.output, notes=notes, passphrase=passphrase)
@@ -401,6 +415,31 @@ def condense(words: Sequence[str]) -> None:
         old, new = getattr(before, key), getattr(after, key)
         print(f"{key:<16} {old:>14,} -> {new:>14,}  ({new / old:.3g}x)")
     print(f"{given.output}: {size:,} bytes")
+
+
+def _condensed(net: "nn.Module", given: Any, options: dict[str, Any]) -> "nn.Module":
+    """The condensed net; with data, it is shown how accurate it is before any training, and from a fresh start."""
+    import pocketcnn as pc
+
+    if given.data is None:
+        return pc.condense(net, given.method, initialize=given.initialize, **options)
+    import torch
+
+    from pocketcnn.data import load
+    from pocketcnn.train import evaluate
+    from pocketcnn.train.loop import calibrate, normalized
+
+    data = load(given.data)
+    nets = {"before": net, "fresh": pc.condense(net, given.method, **options)}
+    if given.initialize == "fit":
+        images = torch.cat(list(normalized(data.train.sample(given.images).in_order(500), data)))
+        nets["fit"] = pc.condense(net, given.method, initialize="fit", images=images, **options)
+    for title, made in nets.items():
+        if made is not net:
+            calibrate(made, data)
+        found = evaluate(made, data, split="validation")
+        print(f"{title:<7} {100 * found['validation_accuracy']:6.2f} % of the validation images of {data.name}")
+    return nets[given.initialize]
 
 
 def plan(words: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
-from pocketcnn.data import DataSet
+from pocketcnn.data import DataSet, load_unlabelled
 from pocketcnn.methods import METHODS
 from pocketcnn.recipes import create_model, parse_method, parse_options
 from pocketcnn.storage import hold_zeros_
@@ -70,7 +70,7 @@ def distil(
         torch.manual_seed(config.seed)
         net = _student(known.net, student, data, initialize, images)
         calibrate(net, data)
-        accuracy = evaluate(net, dataclasses.replace(data, test=data.validation))["test_accuracy"]
+        accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
         write_json(folder / "start.json", {**identity, "validation_accuracy": accuracy})
         _log.info("%s: %.2f %% of the validation images are right before the first step", student, 100 * accuracy)
         checkpoint.save(net, start)
@@ -79,6 +79,31 @@ def distil(
     label = f"{identity['model']} {student} {initialize}" if identity["method"] in METHODS else f"{student} distilled"
     result = fit(net, data, config, folder, name=label, identity={**identity, "label": label}, **settings)
     return {**result, "start": read_json(folder / "start.json")}
+
+
+def answered(teacher: str | Path, folder: str | Path, *, skip_bad_images: bool = False) -> DataSet:
+    """Images without labels for `distil`, with the teacher's answers in their place, as it was shown its own.
+
+    Args:
+        teacher: the file of a trained net.
+        folder: with image files, in whatever folders.
+        skip_bad_images: as in `pocketcnn.data.load_unlabelled`; so are the errors.
+    """
+    known, notes = Teacher.read(str(teacher))
+
+    def answer(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return known(images).argmax(dim=1)
+
+    return load_unlabelled(
+        folder,
+        answer,
+        classes=notes["classes"],
+        mean=notes["mean"],
+        std=notes["std"],
+        input_size=tuple(notes["input_size"]),
+        skip_bad_images=skip_bad_images,
+    )
 
 
 def _student(teacher: nn.Module, student: str, data: DataSet, initialize: str, images: int) -> nn.Module:

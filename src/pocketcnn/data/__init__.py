@@ -2,7 +2,7 @@
 gives those of a folder that does not fit in memory."""
 
 from pocketcnn.data.augment import Augmentation, augment, shrink
-from pocketcnn.data.images import BUILT_IN, DataSet, Images, generator_of, load
+from pocketcnn.data.images import BUILT_IN, DataSet, Images, generator_of, load, load_unlabelled
 from pocketcnn.data.sources import read_image
 from pocketcnn.data.stream import Stream, open_stream
 
@@ -15,6 +15,7 @@ __all__ = [
     "augment",
     "generator_of",
     "load",
+    "load_unlabelled",
     "open_stream",
     "read_image",
     "shrink",

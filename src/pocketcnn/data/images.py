@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,51 @@ def load(
     augmentation = default_augmentation(family, size)
     fingerprint = _fingerprint(train, held_out, test)
     return DataSet(name, classes, train, held_out, test, mean, std, augmentation, fingerprint, stored.skipped)
+
+
+def load_unlabelled(
+    folder: str | Path,
+    answer: Callable[[Tensor], Tensor],
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    input_size: tuple[int, int, int],
+    validation: float = 0.1,
+    skip_bad_images: bool = False,
+) -> DataSet:
+    """All images below a folder, with what a trained net takes them for in place of labels.
+
+    A fifth of them is put aside as test images, and of the rest a share for validation; accuracy on them is how often a net
+    agrees with the one that answered. Nothing is cached.
+
+    Args:
+        folder: with image files, in whatever folders.
+        answer: the classes' numbers [n] of uint8 images [n, channels, height, width].
+        classes: their names.
+        mean: per channel, of images scaled to [0, 1], as the net that answers normalises them; so is `std`.
+        std: per channel.
+        input_size: (channels, height, width) that images are brought to, by their shorter side and a crop of the centre.
+        validation: fraction of the images that are not test images, in (0, 1).
+        skip_bad_images: leave out, and count, images that cannot be decoded; otherwise the first one is an error.
+    Raises:
+        BadImage: an image that cannot be decoded.
+        BadData: fewer than three images, or `input_size` is not square.
+    """
+    folder = Path(folder)
+    channels, height, width = input_size
+    if height != width:
+        raise BadData(f"{folder}: images can be brought to squares only, the net takes {height} x {width}")
+    pixels, skipped = sources.read_images(folder, Reading(height, channels, skip_bad_images))
+    if len(pixels) < 3:
+        raise BadData(f"{folder}: {len(pixels)} images in it; three or more can be divided for training and two tests")
+    found = Images(pixels, torch.cat([answer(batch) for batch in pixels.split(500)]))
+    train, test = _divide(found, _TEST_FRACTION, seed=0)
+    train, held_out = _divide(train, validation, seed=1)
+    augmentation = default_augmentation(folder.resolve().name, height)
+    moments = (tuple(mean), tuple(std))
+    fingerprint = _fingerprint(train, held_out, test)
+    return DataSet(str(folder), tuple(classes), train, held_out, test, *moments, augmentation, fingerprint, skipped)
 
 
 def _cache_folder() -> Path:

@@ -372,6 +372,14 @@ def _upright_and_opaque(image: Any, image_module: Any) -> Any:
     return image
 
 
+def read_images(folder: Path, reading: Reading) -> tuple[torch.Tensor, int]:
+    """All image files below a folder as uint8 [n, channels, height, width], in the order of their names, and how many did
+    not decode."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    pixels, _, skipped = _decode_all((RawImage(str(file), file, None) for file in files), reading)
+    return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, dtype=torch.uint8), skipped
+
+
 def read_image(path: str | Path, *, image_size: int | None = None, channels: int | None = None) -> torch.Tensor:
     """One image file as uint8, [channels, height, width].
 

@@ -40,6 +40,8 @@ class TrainConfig:
     """Share of the teacher in the loss."""
     temperature: float = 3.0
     """What the outputs of both nets are divided by where they are compared; more shows more of the wrong classes."""
+    feature_weight: float = 0.0
+    """Weight in the loss of how far the maps after the stages are from the teacher's, where both have the same shape."""
     clip_norm: float = 0.0
     """Gradients are scaled down to this norm; 0 leaves them alone."""
     ema_decay: float = 0.0
@@ -80,6 +82,10 @@ class TrainConfig:
             bad.append(
                 f"teacher_weight must lie in (0, 1] and temperature be positive, got {self.teacher_weight}, {self.temperature}"
             )
+        if self.feature_weight < 0 or (self.feature_weight > 0 and not self.teacher):
+            bad.append(f"feature_weight must not be negative, and needs a teacher, got {self.feature_weight}")
+        if self.feature_weight > 0 and (self.compile or self.small_epochs):
+            bad.append("feature_weight looks into the net at full size; leave out compile and small_epochs")
         shares = ("momentum", "warmup", "label_smoothing", "ema_decay")
         bad += [f"{n} must lie in [0, 1), got {getattr(self, n)}" for n in shares if not 0 <= getattr(self, n) < 1]
         if self.cutout < 0 or (self.crop is not None and self.crop < 0):

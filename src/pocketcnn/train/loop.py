@@ -253,8 +253,10 @@ def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
         part.calibrate_(normalized(data.train.sample(images).in_order(500), data), mean=data.mean, std=data.std)
 
 
-def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[str, float]:
-    """Loss and accuracy of a net on the test split, in its own precision, on the device where it lives."""
+def evaluate(
+    model: nn.Module, data: DataSet, *, split: Literal["test", "validation"] = "test", batch_size: int = 256
+) -> dict[str, float]:
+    """Loss and accuracy of a net on the test or the validation split, in its own precision, on the device where it lives."""
     check_fit(model, data)
     module = Classifier(model, data, TrainConfig(batch_size=batch_size, precision="float32", channels_last="off"))
     with _quiet_lightning():
@@ -262,8 +264,8 @@ def evaluate(model: nn.Module, data: DataSet, *, batch_size: int = 256) -> dict[
             accelerator=next(model.parameters()).device.type, devices=1, logger=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
-        trainer.test(module, verbose=False)
-    return module.take("test")
+        (trainer.test if split == "test" else trainer.validate)(module, verbose=False)
+    return module.take(split)
 
 
 def as_served(model: nn.Module) -> nn.Module:

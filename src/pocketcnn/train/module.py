@@ -1,6 +1,7 @@
 """The LightningModule: augments, normalises, classifies and counts, for any net and any number of devices."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from pocketcnn.data import DataSet, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
+from pocketcnn.train.features import common_stages, map_distance, maps_of
 from pocketcnn.train.loader import Loader, Share
 
 SMALL = 0.75  # of their side have the images of small_epochs
@@ -41,7 +43,7 @@ class Classifier(pl.LightningModule):
     `teacher` takes images as this module does; what it gives is learnt too.
     """
 
-    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig, teacher: nn.Module | None = None) -> None:
+    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig, teacher: Any = None) -> None:
         super().__init__()
         self.net, self.config = net, config
         self._data = data
@@ -59,6 +61,9 @@ class Classifier(pl.LightningModule):
         self.normalize = Normalize(data.mean, data.std)
         self.memory_format = LAYOUTS[config.channels_last]
         to_layout(net, self.memory_format)
+        self._stages: list[str] = []
+        if teacher is not None and config.feature_weight:
+            self._stages = common_stages(net, teacher.net, torch.zeros(1, *data.input_size))
         classes = len(data.classes)
         self.metrics: Any = nn.ModuleDict(
             {
@@ -88,8 +93,9 @@ class Classifier(pl.LightningModule):
             parts = {"part": self.global_rank, "parts": self.trainer.world_size}
             images = augment(images, self.augmentation, generator_of(*where), **parts)
         seen = shrink(images, SMALL) if self.current_epoch < self.config.small_epochs else images
-        logits = self(seen)
-        loss = self._loss(logits, images, labels)
+        with maps_of(self.net, self._stages) as maps:
+            logits = self(seen)
+        loss = self._loss(logits, maps, images, labels)
         # All devices decide together: one that stopped alone would leave the others waiting for its gradients.
         if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
             found = "of another device is not finite" if torch.isfinite(loss) else f"is {loss.item()}"
@@ -102,19 +108,22 @@ class Classifier(pl.LightningModule):
         self._count("train", logits, labels, loss)
         return loss
 
-    def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Of a training batch: cross entropy, and where there is a teacher its distance from what that gives."""
+    def _loss(self, logits: Tensor, maps: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        """Of a training batch: cross entropy, and where there is a teacher the distance of outputs and maps from its own."""
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
         teacher = self._teacher[0]
         if teacher is None:
             return loss
-        with torch.no_grad():
+        with torch.no_grad(), maps_of(teacher.net, self._stages) as wanted_maps:
             wanted = teacher.to(images.device)(images).float()
         share, heat = self.config.teacher_weight, self.config.temperature
         given, wanted = (F.log_softmax(found.float() / heat, dim=1) for found in (logits, wanted))
         # The square keeps the size of the gradients when the temperature changes, as in Hinton et al., 2015.
         apart = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
-        return (1 - share) * loss + share * apart
+        loss = (1 - share) * loss + share * apart
+        if not maps:
+            return loss
+        return loss + self.config.feature_weight * map_distance(maps, wanted_maps)
 
     def on_validation_epoch_start(self) -> None:
         self._share_statistics()  # after the callbacks have put an averaged net in

@@ -1,0 +1,94 @@
+"""The table of docs/fit.md: every method from the trained resnet20, fitted or fresh, beside plain files of as many bytes.
+
+    pocketcnn distil --teacher cifar10/resnet20 --student ring:size=0.25,scheme=windows --data cifar10 \\
+        --output results/distil/ring25_windows_fit                     # and the other rows: the page has their commands
+    python benchmarks/fit.py --data cifar10                            # measures each net as int8, then prints the table
+    python benchmarks/fit.py                                           # prints it from the records
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results" / "distil"
+HEADER = (
+    "| net | start | epochs | before training, validation % | test % | to the plain net | numbers | bytes | int8 bytes | int8 test % |\n"
+    "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+def measure(data_name: str, results: Path) -> dict[str, Any]:
+    """Bytes and test accuracy of the plain net, and of every run's net, as stored in float32 and in int8."""
+    import pocketcnn as pc
+    from pocketcnn import checkpoint
+    from pocketcnn.data import load
+    from pocketcnn.train import evaluate
+    from pocketcnn.zoo import find, path_of
+
+    data = load(data_name)
+    plain = path_of(find("resnet20", "cifar10"))
+    files = {"plain": plain, **{path.parent.name: path for path in sorted(results.glob("*/model.safetensors"))}}
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for title, path in files.items():
+            net, notes = pc.load(path), checkpoint.read_header(path)["notes"]
+            found[title] = {}
+            for storage in ("float32", "int8"):
+                stored = Path(folder) / "stored.safetensors"
+                size = pc.save(net, stored, notes=notes, storage=storage)
+                accuracy = evaluate(pc.load(stored), data)["test_accuracy"]
+                found[title][storage] = {"bytes": size, "test_accuracy": accuracy}
+    return found
+
+
+def table(results: Path) -> str:
+    """The rows, best first."""
+    from pocketcnn._files import read_json
+
+    files = read_json(results / "files.json")
+    plain = files["plain"]["float32"]["test_accuracy"]
+    numbers = {"plain": read_json(results / "plain.json")["trainable_params"]}
+    rows = [("plain, trained", "", "", "", "plain")]
+    for path in results.glob("*/result.json"):
+        run, start = read_json(path), read_json(path.parent / "start.json")
+        numbers[path.parent.name] = run["cost"]["trainable_params"]
+        started = start["initialize"] if run["identity"]["method"] != "plain" else "pruned"
+        before = f"{100 * start['validation_accuracy']:.2f}"
+        rows.append((named(run, path.parent.name), started, str(run["epochs"]), before, path.parent.name))
+    rows.sort(key=lambda row: -files[row[-1]]["float32"]["test_accuracy"])
+    lines = [HEADER]
+    for name, started, epochs, before, key in rows:
+        whole, small = files[key]["float32"], files[key]["int8"]
+        accuracy = whole["test_accuracy"]
+        apart = "" if key == "plain" else f"{100 * (accuracy - plain):+.2f}"
+        lines.append(
+            f"| {name} | {started} | {epochs} | {before} | {100 * accuracy:.2f} | {apart} | {numbers[key]:,} | "
+            f"{whole['bytes']:,} | {small['bytes']:,} | {100 * small['test_accuracy']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def named(run: dict[str, Any], folder: str) -> str:
+    """What a run's net is, in a few words."""
+    if run["identity"]["method"] == "plain":
+        return f"plain, {folder.removeprefix('pruned')} % pruned"
+    return f"`{run['identity']['student']}`"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="measure the nets of the runs on this data set's test images first")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if given.data:
+        from pocketcnn._files import write_json
+        from pocketcnn.zoo import find
+
+        write_json(given.results / "files.json", measure(given.data, given.results))
+        write_json(given.results / "plain.json", {"trainable_params": find("resnet20", "cifar10").trainable_params})
+    print(table(given.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -39,10 +39,14 @@ def test_a_student_starts_from_the_teachers_weights_and_goes_on_from_where_it_wa
     for name in ("model.safetensors", "result.json"):
         (tmp_path / "run" / name).unlink()
     assert (
-        distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run")["test_accuracy"]
+        distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run", images=64)["test_accuracy"]
         == result["test_accuracy"]
     )
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == trained
+    with pytest.raises(
+        ValueError, match=r"run: holds a student that began otherwise .initialize was 'fit', now 'fresh'."
+    ):
+        distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run", images=64, initialize="fresh")
 
 
 def test_a_fresh_student_a_file_and_a_net_by_name(teacher, few, tmp_path):

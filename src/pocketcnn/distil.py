@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ from torch import nn
 from pocketcnn import checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn.data import DataSet, load_unlabelled
+from pocketcnn.errors import BadData
 from pocketcnn.methods import METHODS
-from pocketcnn.recipes import create_model, parse_method, parse_options
+from pocketcnn.recipes import PLAIN_METHOD, create_model, parse_method, parse_options
 from pocketcnn.storage import hold_zeros_
 from pocketcnn.surgery import condense, provenance
 from pocketcnn.train import TrainConfig, evaluate, fit
+from pocketcnn.train.devices import is_first_process
 from pocketcnn.train.loop import calibrate, normalized
 from pocketcnn.train.teacher import Teacher
 
 IMAGES = 2000
+_PATIENCE = 3600.0  # seconds that a process waits for the first one to make the student
 _log = logging.getLogger(__name__)
 
 
@@ -61,24 +64,50 @@ def distil(
     """
     folder = make_folder(Path(folder))
     config = dataclasses.replace(config, teacher=str(teacher))
-    identity = {**_identity(Path(teacher), student), "initialize": initialize, "student": student}
+    known = Teacher.open(str(teacher), data)  # before anything takes long
+    began = {
+        "student": student,
+        "initialize": initialize,
+        "images": images,
+        "seed": config.seed,
+        "teacher": known.digest,
+    }
     start = folder / "start.safetensors"
+    if not start.is_file() and not is_first_process():
+        _wait_for(start)
     if start.is_file():
+        found = read_json(folder / "start.json")
+        if other := [key for key, value in began.items() if found.get(key) != value]:
+            raise ValueError(
+                f"{folder}: holds a student that began otherwise ({other[0]} was {found.get(other[0])!r}, now "
+                f"{began[other[0]]!r}); give another output folder, or delete this one"
+            )
         net = checkpoint.load(start)
     else:
-        known = Teacher.open(str(teacher), data)  # before anything takes long
         torch.manual_seed(config.seed)
         net = _student(known.net, student, data, initialize, images)
         calibrate(net, data)
         accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
-        write_json(folder / "start.json", {**identity, "validation_accuracy": accuracy})
         _log.info("%s: %.2f %% of the validation images are right before the first step", student, 100 * accuracy)
+        write_json(folder / "start.json", {**began, "validation_accuracy": accuracy})
         checkpoint.save(net, start)
     if hold_zeros:
         hold_zeros_(net)
-    label = f"{identity['model']} {student} {initialize}" if identity["method"] in METHODS else f"{student} distilled"
-    result = fit(net, data, config, folder, name=label, identity={**identity, "label": label}, **settings)
+    identity = _identity(known.net, Path(teacher).stem, student)
+    condensed = identity["method"] in METHODS
+    label = f"{identity['model']} {student} {initialize}" if condensed else f"{identity['model']} distilled"
+    identity |= {"student": student, "initialize": initialize, "label": label}
+    result = fit(net, data, config, folder, name=label, identity=identity, **settings)
     return {**result, "start": read_json(folder / "start.json")}
+
+
+def _wait_for(path: Path) -> None:
+    """Waits for what the first process is making."""
+    deadline = time.monotonic() + _PATIENCE
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            raise BadData(f"{path}: the first process has not made it; is the folder the same on all machines?")
+        time.sleep(0.5)
 
 
 def answered(teacher: str | Path, folder: str | Path, *, skip_bad_images: bool = False) -> DataSet:
@@ -122,11 +151,10 @@ def _student(teacher: nn.Module, student: str, data: DataSet, initialize: str, i
     return condense(teacher, method, initialize=initialize, images=shown, **options)
 
 
-def _identity(teacher: Path, student: str) -> Mapping[str, Any]:
+def _identity(teacher: nn.Module, stem: str, student: str) -> dict[str, Any]:
     """What tables call the student: the net that the teacher is, and the method that condenses it."""
-    name = student.partition(":")[0]
-    if name not in METHODS:
-        return {"model": Path(student).stem, "method": "plain", "options": {}}
-    base = provenance(checkpoint.load(teacher)).base
+    if student.partition(":")[0] not in METHODS:
+        return {"model": Path(student).stem, "method": PLAIN_METHOD, "options": {}}
+    base = provenance(teacher).base
     method, options = parse_method(student)
-    return {"model": base["name"] if base else teacher.stem, "method": method, "options": options}
+    return {"model": base["name"] if base else stem, "method": method, "options": options}

@@ -23,6 +23,7 @@ ARROWS = {
     "checkpoint": {"cost", "recipes", "storage", "surgery"},
     "data": set(),
     "train": {"checkpoint", "cost", "data", "surgery"},
+    "export": {"cost", "folding", "methods", "numerics", "surgery"},
     "compare": {"checkpoint", "cost", "data", "methods", "recipes", "surgery", "train"},
     "report": {"methods"},
     "bench": {"cost", "data", "kernels", "methods", "models", "numerics", "recipes", "surgery", "train"},
@@ -35,6 +36,7 @@ ARROWS = {
         "compare",
         "cost",
         "data",
+        "export",
         "methods",
         "recipes",
         "pictures",
@@ -45,7 +47,7 @@ ARROWS = {
         "zoo",
     },
 }
-OPEN = {"errors", "_optional", "_files", "_memory", "_plots"}
+OPEN = {"errors", "_optional", "_files", "_memory", "_plots", "_timing"}
 CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, and what it is made of, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba", "llvmlite"},

@@ -30,7 +30,7 @@ _HOMES = {
     ),
     "pocketcnn.methods": ("METHODS",),
 }
-_SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "methods", "models", "numerics", "recipes", "report",
+_SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "export", "methods", "models", "numerics", "recipes", "report",
                "storage", "surgery", "train", "zoo")  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

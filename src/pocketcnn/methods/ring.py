@@ -140,7 +140,7 @@ class ParameterRing(nn.Module):
                 indices, signs = kernels.ring_indices(
                     [self.sizes[slot] for slot in slots],
                     len(self.values),
-                    seed=self._seed_of(number),
+                    seed=self.seed_of(number),
                     scheme=self.scheme,
                     filter_sizes=[self.sizes[slot] // self.shapes[slot][0] for slot in slots],
                 )
@@ -148,7 +148,8 @@ class ParameterRing(nn.Module):
                 self.indices[window] = indices.to(self.indices)
                 self.signs[window] = signs.to(self.signs)
 
-    def _seed_of(self, subnet: int) -> int:
+    def seed_of(self, subnet: int) -> int:
+        """The seed of the places and signs of a sub-network's layers."""
         return (self.seed + (subnet << 48)) % 2**64  # far from the seeds of other rings and other runs
 
     def window(self, slot: int) -> slice:
@@ -170,7 +171,7 @@ class ParameterRing(nn.Module):
         subnet = self.subnets[slot]
         before = sum(n for n, s in zip(self.sizes[:slot], self.subnets[:slot], strict=True) if s == subnet)
         positions = torch.arange(before, before + self.sizes[slot], device=self.values.device)
-        return affine_indices(positions, affine_constants(len(self.values), self._seed_of(subnet)))
+        return affine_indices(positions, affine_constants(len(self.values), self.seed_of(subnet)))
 
     def extra_repr(self) -> str:
         subnets = f", {len(set(self.subnets))} sub-networks" if len(set(self.subnets)) > 1 else ""

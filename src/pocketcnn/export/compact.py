@@ -147,6 +147,15 @@ class Puppet(nn.Module):
         super().__init__()
         self.puppeteer, self.level = puppeteer, level
 
+    def keep(self, slots: set[Any]) -> None:
+        """Has kernels that nobody reads take no room: all of their numbers come from one place."""
+        start = 0
+        for slot, size in self.puppeteer.sizes.items():
+            if slot not in slots:
+                self.puppeteer.indices[start : start + size] = 0
+                self.puppeteer.signs[start : start + size] = 1
+            start += size
+
     def forward(self) -> Any:
         return self.puppeteer.kernels(self.level)
 
@@ -184,6 +193,9 @@ class Fed(nn.Module):
                 for inner, conv in layer.blocks[: layer.depth_of(level)].named_modules():
                     if isinstance(conv, GeneratedConv2d):
                         self._read(number, conv.slot, f"{name}.{inner}", 1.0)
+        for number, source in enumerate(self.sources):
+            if isinstance(source, Puppet):
+                source.keep({slot for other, slot, *_ in self.reads if other == number})
         fold_norms_(self.net, input_size)
         for _, _, name, _ in self.reads:
             conv = self._conv(name)

@@ -24,6 +24,7 @@ ARROWS = {
     "checkpoint": {"cost", "recipes", "storage", "surgery"},
     "data": set(),
     "train": {"checkpoint", "cost", "data", "surgery"},
+    "export": {"cost", "folding", "methods", "numerics", "surgery"},
     "compare": {"checkpoint", "cost", "data", "methods", "recipes", "surgery", "train"},
     "distil": {"checkpoint", "data", "methods", "recipes", "storage", "surgery", "train"},
     "report": {"methods"},
@@ -42,6 +43,7 @@ ARROWS = {
         "data",
         "distil",
         "hub",
+        "export",
         "methods",
         "recipes",
         "pictures",
@@ -53,7 +55,7 @@ ARROWS = {
         "zoo",
     },
 }
-OPEN = {"errors", "_optional", "_files", "_memory", "_plots"}
+OPEN = {"errors", "_optional", "_files", "_memory", "_plots", "_timing"}
 CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, and what it is made of, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba", "llvmlite"},

@@ -30,8 +30,8 @@ _HOMES = {
     ),
     "pocketcnn.methods": ("METHODS",),
 }
-_SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "hub", "methods", "models", "numerics", "recipes", "report",
-               "search", "storage", "surgery", "timm_models", "train", "zoo")  # fmt: skip
+_SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "export", "hub", "methods", "models", "numerics", "recipes",
+               "report", "search", "storage", "surgery", "timm_models", "train", "zoo")  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [*_HOME_OF, "__version__"]

@@ -5,7 +5,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.errors import BrokenFile, CannotWrite
+from pocketcnn.errors import BrokenFile, CannotWrite, ExportedFile
+
+EXPORTED = (".onnx", ".pte", ".pt2")
+"""How the names of files end that are exported for serving."""
+
+
+def refuse_exported(path: str | Path) -> None:
+    """Checks that a file which should hold a net is not one that was exported.
+
+    Raises:
+        ExportedFile: by its name it is.
+    """
+    if Path(path).suffix in EXPORTED:
+        raise ExportedFile(
+            f"{path}: an exported file is for serving, its net can be neither trained nor changed; give the "
+            ".safetensors file that it was exported from"
+        )
 
 
 def make_folder(path: Path) -> Path:

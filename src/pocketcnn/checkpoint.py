@@ -23,7 +23,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from pocketcnn import __version__
-from pocketcnn._files import write_atomically
+from pocketcnn._files import refuse_exported, write_atomically
 from pocketcnn.cost import distinct_tensors, separate
 from pocketcnn.errors import (
     BrokenFile,
@@ -152,6 +152,7 @@ def load(
         MissingPassphrase: the file was saved with a passphrase.
         ValueError: a passphrase for a file that was saved without.
         MissingBase: the file describes changes to a net that must be given as `base`.
+        ExportedFile: the file was exported for serving.
     """
     path = file_in(Path(path))
     header = read_header(path)
@@ -241,8 +242,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
         BrokenFile: the file is cut short or damaged.
         ForeignFile: not a safetensors file, or one that `save` did not write.
         NewerFormat: written by a newer version.
+        ExportedFile: a file for serving.
     """
     path = file_in(Path(path))
+    refuse_exported(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model file")
     try:

@@ -292,7 +292,7 @@ def measure(words: Sequence[str]) -> None:
     @dataclass
     class Measure(ModelArguments):
         model: Positional[str]
-        """A net by name, with its options (mnist_net:width=8), or a model file."""
+        """A net by name, with its options (mnist_net:width=8), a model file, or an exported one (.onnx)."""
         method: str = "plain"
         """Condense the net first: ring:size=0.1"""
         input_size: tuple[int, int, int] | None = None
@@ -307,6 +307,9 @@ def measure(words: Sequence[str]) -> None:
         """Also count the test images of a data set by what each costs, where that depends on the image."""
 
     given = _parse(Measure, words, "measure", _method_help())
+    if given.model.endswith(".onnx"):
+        print(_cost_of_onnx(given))
+        return
     import pocketcnn as pc
     from pocketcnn.recipes import PLAIN_METHOD, parse_method
 
@@ -332,6 +335,32 @@ def measure(words: Sequence[str]) -> None:
         print(f"{key:<{width}}  {value:>16}")
     if given.data is not None:
         print(_costs_by_image(net, given.data, notes, given.runs))
+
+
+def _cost_of_onnx(given: Any) -> str:
+    """A table of what an exported file costs."""
+    from pocketcnn.export import measure_onnx
+
+    if given.method != "plain" or given.data is not None or given.input_size is not None or _model_options(given):
+        raise BadUsage(f"{given.model}: an exported file is what it is; only --batch, --threads and --runs go with it")
+    cost = measure_onnx(given.model, batch=given.batch, threads=given.threads, runs=given.runs)
+    cells = [
+        ("size_bytes", cost.size_bytes),
+        ("stored_numbers", cost.stored_numbers),
+        ("table_bytes", cost.table_bytes),
+    ]
+    cells += [("opset", cost.opset), ("macs", cost.macs)]
+    cells += [(f"  {operator}", macs) for operator, macs in cost.macs_by_operator.items()]
+    if cost.generating:
+        cells.append(("macs once, at loading", cost.generating_macs))
+    rows = [(name, f"{number:,}") for name, number in cells]
+    rows += [("median_ms", f"{cost.latency.median_ms:.3f}"), ("p95_ms", f"{cost.latency.p95_ms:.3f}")]
+    lines = [f"{given.model}, images {_size(cost.input_size)}, batch {cost.latency.batch}, {cost.latency.threads} threads, "
+             f"{cost.latency.dtype} in {cost.latency.device}, {cost.latency.runs} runs", _columns(rows)]  # fmt: skip
+    if cost.generating:
+        made = ", ".join(f"{count} {operator}" for operator, count in cost.generating.items())
+        lines.append(f"nodes that depend on no image and make kernels when the file is loaded: {made}")
+    return "\n".join(lines)
 
 
 def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> str:
@@ -555,6 +584,68 @@ def publish(words: Sequence[str]) -> None:
     if given.repo is not None:
         private = given.private or None  # as the owner's settings say
         print(hub.push_to_hub(path, given.repo, record=record, license=given.license, private=private))
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def export(words: Sequence[str]) -> None:
+    """Write a net to a file that serves without this package, checked against the net: ONNX, ExecuTorch, torch.export."""
+    from tyro.conf import Positional
+
+    @dataclass
+    class Export:
+        model: Positional[str]
+        """A trained net of the package (cifar10/resnet20), a model file, or the folder of a run."""
+        format: Literal["onnx", "onnx_compact", "executorch", "torch_export"] = "onnx"
+        """onnx: a kernel for each layer; onnx_compact: shared numbers once, their places computed in the graph;
+        executorch: for small devices; torch_export: for torch."""
+        output: Path | None = None
+        """The file to write; by default model.onnx, model.pte or model.pt2 here."""
+        opset: int | None = None
+        """Version of ONNX; 20 by default."""
+        entropy: float | None = None
+        """Bits: a net whose depth depends on its images becomes the one that images of this entropy see."""
+        batch: int | None = None
+        """Images at once, always so many; any number by default, with executorch up to 32."""
+        input_size: tuple[int, int, int] | None = None
+        """Channels, height and width of an image; a trained file knows its own, else 3 32 32."""
+        data: str | None = None
+        """Also check with 170 test images of a data set."""
+
+    given = _parse(Export, words, "export")
+    from pocketcnn import checkpoint
+    from pocketcnn.export import SUFFIXES
+    from pocketcnn.export import export as write
+
+    path = _model_path(given.model)
+    net, notes = _load(path), checkpoint.read_header(path)["notes"]
+    if given.data is not None:
+        _trained_notes(given.model, path)
+    found = write(
+        net,
+        given.output or Path(f"model{SUFFIXES[given.format]}"),
+        format=given.format,
+        input_size=given.input_size,
+        batch=given.batch,
+        opset=given.opset,
+        entropy=given.entropy,
+        notes=notes,
+        images=None if given.data is None else _test_images(given.data, notes, 170)[1],
+    )
+    before = path.stat().st_size
+    cells = [(str(path), f"{before:,} bytes", "")]
+    if found.dense_bytes is not None:
+        why = ", smaller than a compact one, so this was written" if found.dense else ""
+        cells.append((f"dense ONNX{why}", f"{found.dense_bytes:,} bytes", f"({found.dense_bytes / before:.3f}x)"))
+    cells.append((str(found.path), f"{found.size_bytes:,} bytes", f"({found.size_bytes / before:.3f}x)"))
+    print(f"{found.format}{f', opset {found.opset}' if found.opset else ''}")
+    print(_columns(cells))
+    print(f"largest difference from the net: {found.max_difference:.2g}; by what the images are: "
+          + ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items()))  # fmt: skip
+    for speed in found.speeds:
+        print(f"batch {speed.batch}: {speed.file_ms:.3f} ms, the net in PyTorch {speed.net_ms:.3f} ms ({speed.ratio:.3g}x), "
+              f"{found.threads} threads each")  # fmt: skip
 
 
 # --- classify, evaluate ----------------------------------------------------------------------------------------------
@@ -1001,6 +1092,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int | None]] = {
         plan,
         pack,
         publish,
+        export,
         models,
         data,
         report,

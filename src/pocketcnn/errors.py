@@ -73,6 +73,18 @@ class CannotMaterialize(PocketError):
     """The net holds layers whose kernels depend on the image: no ordinary convolution equals them."""
 
 
+class CannotExport(PocketError):
+    """A net that the format asked for cannot hold; the message names the layer where it can."""
+
+
+class Disagreement(CannotExport):
+    """What an exported file computes differs from what the net computes; the file was not written."""
+
+
+class ExportedFile(PocketError):
+    """A file that was exported for serving, where a net that can be trained is asked for."""
+
+
 class NotEnoughMemory(PocketError):
     """What was asked for takes more memory than there is."""
 

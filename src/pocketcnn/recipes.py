@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pocketcnn._files import refuse_exported
 from pocketcnn.errors import UnknownMethod, UnknownModel
 from pocketcnn.methods import METHODS, get_method
 from pocketcnn.methods.pde import GlobalLayer
@@ -108,6 +109,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
         A net in training mode that `save` can write and `load` can rebuild.
     Raises:
         UnknownModel: no net of that name; the nearest are offered.
+        ExportedFile: a file for serving instead of a name.
         ValueError: an unknown option or one out of range.
     Example:
         >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
@@ -120,6 +122,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
             raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
         return remember(model, Provenance(base={"name": name, "options": options}, steps=()))
     if name not in RECIPES:
+        refuse_exported(name)
         raise UnknownModel(name, (*BUILDERS, *RECIPES))
     recipe = RECIPES[name]
     steps = [(method, dict(step_options)) for method, step_options in recipe.steps]

@@ -270,6 +270,7 @@ def materialize(
     entropy: float | None = None,
     fold_norm: bool = False,
     input_size: tuple[int, int, int] | None = None,
+    partly: bool = False,
 ) -> nn.Module:
     """Puts ordinary `nn.Conv2d` in the place of every condensed layer; the given net is left alone.
 
@@ -280,6 +281,7 @@ def materialize(
         fold_norm: whether batch norms are folded into the convolutions before them afterwards, as `pocketcnn.fold_norm`
             does; the new net is then in evaluation mode, and not for saving or training.
         input_size: as in `pocketcnn.fold_norm`.
+        partly: leave layers as they are whose kernels depend on the image, instead of refusing the net.
     Returns:
         A new net with equal outputs, as large and as fast as the plain one.
     Raises:
@@ -300,7 +302,7 @@ def materialize(
         for name, module in condensed.items()
         if module.why_not_dense and (entropy is None or name not in looking)
     }
-    if obstacles:
+    if obstacles and not partly:
         name, why = next(iter(obstacles.items()))
         others = f" (and {len(obstacles) - 1} more layers)" if len(obstacles) > 1 else ""
         raise CannotMaterialize(
@@ -311,15 +313,19 @@ def materialize(
     base = made.base
     layer: Any
     for layer, names in _paths(dense).items():
-        if is_condensed(layer):
+        if is_condensed(layer) and obstacles.keys().isdisjoint(names):
             new = layer.dense(entropy)
             dense = _replace(dense, names, new)
             if not isinstance(new, nn.Conv2d):
                 base = None  # parts have other names than in the plain net
+        if not obstacles.keys().isdisjoint(looking):
+            continue  # the stages left hear of every call
         for hook in list(layer._forward_pre_hooks.values()):
             owner: Any = getattr(hook, "__self__", None)
             if hasattr(owner, "detach") and not isinstance(owner, torch.Tensor):
                 owner.detach(layer)
+    if obstacles:
+        base = None
     dense = remember(dense, dataclasses.replace(made, base=base, steps=()))
     return _folded(dense, input_size) if fold_norm else dense
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn._optional import optional_import
+from pocketcnn._timing import Spread, in_turns
 from pocketcnn.bench.layers import NUM_STEPS, RING_SIZE, LayerRecord, advect_diffuse_by_rolls
 from pocketcnn.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner, served
 from pocketcnn.bench.settings import Settings
-from pocketcnn.bench.timing import Spread, in_turns
 from pocketcnn.cost import measure_memory
 from pocketcnn.data import DataSet, augment
 from pocketcnn.data.augment import default_augmentation

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pocketcnn._timing import Spread, Turns, first_line, in_turns
 from pocketcnn.bench.settings import Settings
-from pocketcnn.bench.timing import Spread, Turns, first_line, in_turns
 from pocketcnn.cost import measure_memory
 from pocketcnn.errors import CannotMaterialize
 from pocketcnn.methods.pde import GlobalLayer

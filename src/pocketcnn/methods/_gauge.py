@@ -260,7 +260,7 @@ class Gauge(nn.Module):
     def share_of(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The map from the measure to [0, 1], rising, piecewise linear between the quantiles."""
         points = self.quantiles.to(value.dtype)
-        place = torch.searchsorted(points, value.contiguous()).clamp(1, self.POINTS - 1)
+        place = (points < value[..., None]).sum(-1).clamp(1, self.POINTS - 1)
         low, high = points[place - 1], points[place]
         within = ((value - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
         return (place - 1 + within) / (self.POINTS - 1)

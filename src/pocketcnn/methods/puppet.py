@@ -490,12 +490,16 @@ class PuppetStage(nn.Module):
             passed += self._pass(rows, wave, found.made)
         return _rows(torch.cat(passed), found.back)
 
+    def level_of(self, entropy: float | None = None) -> int:
+        """The level of images of some entropy; the highest where nothing depends on it, or none is given."""
+        if self.gauge is None or entropy is None:
+            return self.options.levels - 1
+        value = torch.tensor(float(entropy), device=self.gauge.quantiles.device)
+        return int(self.gauge.level_of(self.gauge.share_of(value)))
+
     def dense(self, entropy: float | None = None) -> nn.Sequential:
         """The ordinary blocks that the stage equals, for images of some entropy where that matters."""
-        level = self.options.levels - 1
-        if self.gauge is not None and entropy is not None:
-            value = torch.tensor(float(entropy), device=self.gauge.quantiles.device)
-            level = int(self.gauge.level_of(self.gauge.share_of(value)))
+        level = self.level_of(entropy)
         stage = copy.deepcopy(self)
         blocks = stage.blocks[: self.depth_of(level)]
         stage._held.push(stage._parts([(level, 1)], {}))

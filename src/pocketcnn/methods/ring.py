@@ -158,7 +158,7 @@ class ParameterRing(nn.Module):
             nn.init.ones_(self.gains)
         for number in () if self.values.is_meta else dict.fromkeys(self.subnets):
             slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
-            sizes, seed = [self.sizes[slot] for slot in slots], self._seed_of(number)
+            sizes, seed = [self.sizes[slot] for slot in slots], self.seed_of(number)
             if self.scheme == "windows":
                 drawn = window_codes(sizes, seed=seed).split(list(map(code_count, sizes)))
                 for slot, codes in zip(slots, drawn, strict=True):
@@ -172,7 +172,8 @@ class ParameterRing(nn.Module):
             self.indices[window] = indices.to(self.indices)
             self.signs[window] = signs.to(self.signs)
 
-    def _seed_of(self, subnet: int) -> int:
+    def seed_of(self, subnet: int) -> int:
+        """The seed of the places and signs of a sub-network's layers."""
         return (self.seed + (subnet << 48)) % 2**64  # far from the seeds of other rings and other runs
 
     def window(self, slot: int) -> slice:
@@ -203,7 +204,7 @@ class ParameterRing(nn.Module):
         subnet = self.subnets[slot]
         before = sum(n for n, s in zip(self.sizes[:slot], self.subnets[:slot], strict=True) if s == subnet)
         positions = torch.arange(before, before + self.sizes[slot], device=self.values.device)
-        return affine_indices(positions, affine_constants(len(self.values), self._seed_of(subnet)))
+        return affine_indices(positions, affine_constants(len(self.values), self.seed_of(subnet)))
 
     def extra_repr(self) -> str:
         subnets = f", {len(set(self.subnets))} sub-networks" if len(set(self.subnets)) > 1 else ""

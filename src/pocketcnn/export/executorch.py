@@ -1,0 +1,55 @@
+"""Programs for phones and other small devices: `.pte` files, which ExecuTorch's runtime runs without Python.
+
+What XNNPACK has fast operators for goes there, where the package has it; the rest to ExecuTorch's portable ones.
+"""
+
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from pocketcnn._optional import optional_import
+from pocketcnn.errors import CannotExport
+from pocketcnn.export._trace import quiet, summary
+
+LARGEST = 32
+"""Images in a batch at most: the runtime sets memory aside for so many."""
+
+
+def _package(name: str) -> Any:
+    with quiet():
+        return optional_import(name, extra="executorch", purpose="exporting to ExecuTorch")
+
+
+def to_executorch(program: ExportedProgram) -> bytes:
+    """A program as the content of a `.pte` file.
+
+    Args:
+        program: traced with the largest batch that it is for, for which XNNPACK sets memory aside.
+    Raises:
+        CannotExport: an operation has no counterpart there.
+    """
+    exir = _package("executorch.exir")
+    try:
+        partitioner = _package("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner
+        partitioners = [partitioner()]
+    except ImportError:
+        partitioners = []
+    try:
+        with quiet():
+            lowered = exir.to_edge_transform_and_lower(program, partitioner=partitioners)
+            return bytes(lowered.to_executorch().buffer)
+    except Exception as error:  # it has many of its own
+        raise CannotExport(f"ExecuTorch has no counterpart for an operation of this net ({summary(error)})") from error
+
+
+def runner(content: bytes) -> Any:
+    """What runs a file on images."""
+    runtime = _package("executorch.runtime").Runtime.get()
+    program = runtime.load_program(content)
+    method = program.load_method("forward")
+
+    def run(x: torch.Tensor, program: Any = program) -> torch.Tensor:  # the method needs its program to be alive
+        return method.execute([x.contiguous()])[0].clone()
+
+    return run

@@ -1,0 +1,162 @@
+"""Programs as ONNX files: nothing in them but what the arithmetic needs, and the few facts that serving does."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from pocketcnn._optional import optional_import
+from pocketcnn.errors import CannotExport
+from pocketcnn.export._trace import quiet, summary
+
+OPSETS = range(18, 24)
+"""ONNX's versions that torch writes; to older ones it converts or not, without saying so."""
+OPSET = 20
+NOTES = ("classes", "input_size", "mean", "std")
+"""What serving needs to know, kept in the file under the key `KEY` as JSON."""
+KEY = "pocketcnn"
+INPUT, OUTPUT = "images", "logits"
+_FOLDED = 1024  # numbers that a constant of a compact file may have when it is computed beforehand
+
+
+def package(name: str) -> Any:
+    """A package of the extra `export`.
+
+    Raises:
+        MissingExtra: it is missing or broken.
+    """
+    return optional_import(name, extra="export", purpose="exporting to ONNX")
+
+
+def check_opset(opset: int | None) -> int:
+    """The version to write.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    opset = OPSET if opset is None else opset
+    if opset not in OPSETS:
+        old = f"the lowest that works is {OPSETS[0]}" if opset < OPSETS[0] else f"the highest is {OPSETS[-1]}"
+        raise ValueError(f"opset {opset} of ONNX cannot be written: {old}; leave opset out for {OPSET}")
+    return opset
+
+
+def to_onnx(program: ExportedProgram, opset: int, *, notes: Mapping[str, Any], compact: bool = False) -> bytes:
+    """A program as the content of an ONNX file.
+
+    What torch writes beside the graph goes: traces of the code it came from, with the paths of this machine, and shapes
+    that any reader infers.
+
+    Args:
+        program: of one tensor to one tensor.
+        opset: of ONNX, one of `OPSETS`.
+        notes: of a model file; those of `NOTES` are kept.
+        compact: leave operations on constants undone whose result is larger than what they are made of, and name
+            everything by a letter or two.
+    Raises:
+        CannotExport: an operation has no counterpart in ONNX; the message names the layer.
+    """
+    helper, _ = package("onnx.helper"), package("onnxscript")
+    try:
+        with quiet():
+            written: Any = torch.onnx.export(
+                program, (), dynamo=True, verbose=False, optimize=not compact, opset_version=opset,
+                input_names=[INPUT], output_names=[OUTPUT],
+            )  # fmt: skip
+            if compact:
+                _optimize(written.model)
+            model = written.model_proto
+    except Exception as error:  # the exporter has many of its own
+        raise CannotExport(
+            f"{_place(program, error)}: ONNX has no counterpart for it ({summary(_first(error))})"
+        ) from error
+    if (found := {entry.domain: entry.version for entry in model.opset_import}.get("")) != opset:
+        raise CannotExport(f"opset {opset} of ONNX cannot hold this net, which needs {found}; leave opset out")
+    _strip(model)
+    if compact:
+        _rename(model)
+    if kept := {name: notes[name] for name in NOTES if name in notes}:
+        helper.set_model_props(model, {KEY: json.dumps(kept, separators=(",", ":"))})
+    return model.SerializeToString()
+
+
+def session(content: bytes, threads: int) -> Any:
+    """An onnxruntime session on the CPU."""
+    runtime = package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # it warns of every constant that it folds
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def runner(content: bytes, threads: int) -> Any:
+    """What runs a file on images."""
+    opened = session(content, threads)
+    return lambda x: torch.from_numpy(opened.run([OUTPUT], {INPUT: x.numpy()})[0])
+
+
+def _optimize(model: Any) -> None:
+    """As torch does, but nothing grows."""
+    package("onnxscript.optimizer").optimize_ir(model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
+    package("onnx_ir.passes.common").DeduplicateHashedInitializersPass()(model)
+
+
+def _strip(model: Any) -> None:
+    """Takes out what only a reader of the graph would look at."""
+    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = model.producer_version = ""
+    for part in (
+        *model.graph.node,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+        *model.functions,
+    ):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for node in model.graph.node:
+        node.name = ""
+
+
+def _rename(model: Any) -> None:
+    """Gives every value the shortest name that is free; those of the net's input and output stay."""
+    graph = model.graph
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        return  # of values that graphs inside of this one share, the names stay
+    names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
+    fresh = (word for word in _words() if word not in (INPUT, OUTPUT))
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [names[name] if name in names else names.setdefault(name, next(fresh)) for name in field]
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    graph.name = "g"
+
+
+def _words() -> Iterator[str]:
+    """a, b, ... z, aa, ab, ..."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    yield from letters
+    for word in _words():
+        yield from (word + letter for letter in letters)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _place(program: ExportedProgram, error: BaseException) -> str:
+    """The layer and the operation that could not be translated, as far as the error says which."""
+    chain: BaseException | None = error
+    while chain is not None:
+        for node in program.graph.nodes:
+            if f"%{node.name} :" in str(chain):
+                stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+                return f"{stack[-1] if stack else 'the net'}: {node.target}"
+        chain = chain.__cause__
+    return "the net"

@@ -1,0 +1,33 @@
+"""Programs as torch keeps them: `.pt2` files, which `torch.export.load` opens where torch is at hand."""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from pocketcnn.export._trace import quiet
+from pocketcnn.export.onnx import KEY, NOTES
+
+
+def to_torch(program: ExportedProgram, *, notes: Mapping[str, Any]) -> bytes:
+    """A program as the content of a `.pt2` file; the notes that serving needs are an extra file in it, `pocketcnn`."""
+    file = io.BytesIO()
+    kept = {name: notes[name] for name in NOTES if name in notes}
+    with quiet():
+        torch.export.save(program, file, extra_files={KEY: json.dumps(kept)} if kept else None)
+    return file.getvalue()
+
+
+def runner(content: bytes) -> Any:
+    """What runs a file on images."""
+    with quiet():
+        net = torch.export.load(io.BytesIO(content)).module()
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return net(x)
+
+    return run

@@ -75,6 +75,8 @@ def made(method=None, channels=8, **options):
         if isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
+        if getattr(module, "gains", None) is not None:
+            nn.init.uniform_(module.gains, 0.5, 1.5)
     images = _check.ordinary_images(64, SIZE, NOTES)
     if (gauge := gauge_of(net)) is not None:
         gauge.calibrate_([images], mean=NOTES["mean"], std=NOTES["std"])
@@ -156,6 +158,8 @@ def test_a_compact_ring_is_about_as_small_as_its_model_file(tmp_path):
         # A code for each filter and each number of a filter: two bytes at most.
         ({"scheme": "block"}, 4 * (8 + 72) * 2),
         ({"scheme": "identity"}, 4 * (8 + 72) * 2),
+        # A code for each window of nine, and their nine steps; a factor a layer goes into the norm's.
+        ({"scheme": "windows", "gain": True}, 4 * (64 + 9) * 2),
         ({"scheme": "affine"}, 0),
         ({"scheme": "affine", "level": "block"}, 0),
         ({"scheme": "affine", "subnets": "stage.*"}, 0),

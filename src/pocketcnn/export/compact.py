@@ -123,7 +123,8 @@ class Ring(nn.Module):
         super().__init__()
         self.ring = ring
         if ring.scheme != "affine":
-            self.places = Places(ring.indices, ring.signs, ring.shapes, len(ring.values))
+            places, signs = zip(*map(ring.places, range(len(ring.shapes))), strict=True)
+            self.places = Places(torch.cat(places), torch.cat(signs), ring.shapes, len(ring.values))
 
     def forward(self) -> dict[int, Tensor]:
         ring = self.ring
@@ -182,7 +183,7 @@ class Fed(nn.Module):
                 number = numbers.setdefault(layer.ring, len(numbers))
                 if number == len(self.sources):
                     self.sources.append(Ring(layer.ring))
-                self._read(number, layer.slot, name, layer.ring.scales[layer.slot])
+                self._read(number, layer.slot, name, layer.ring.scale_of(layer.slot))
             elif isinstance(layer, PuppetStage) and not isinstance(self._conv(name), PuppetStage):
                 if layer.puppeteer is None:
                     continue

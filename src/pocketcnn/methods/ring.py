@@ -194,6 +194,10 @@ class ParameterRing(nn.Module):
             return self._computed(slot)  # an exported net needs no tables
         return self.indices[self.window(slot)], self.signs[self.window(slot)]
 
+    def scale_of(self, slot: int) -> float:
+        """What the numbers that the layer in that slot reads are multiplied by, its gain included."""
+        return self.scales[slot] * (1.0 if self.gains is None else float(self.gains.detach()[slot]))
+
     def read(self, slot: int) -> Tensor:
         """The kernel of the layer in that slot."""
         kernel = kernels.ring_kernel(self.values, *self.places(slot), self.scales[slot]).view(self.shapes[slot])

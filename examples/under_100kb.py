@@ -33,7 +33,7 @@ def ring_for(net, notes: dict, max_bytes: int, folder: Path) -> int:
     while size > 50 and file_bytes(size) > max_bytes:
         size -= 50
     if size < 50:
-        raise ValueError(f"{max_bytes:,} bytes are too few: without a ring the file takes {least:,}")
+        raise ValueError(f"{max_bytes:,} bytes are too few: with a ring of 50 numbers the file takes {least:,}")
     return size
 
 

@@ -26,7 +26,7 @@ ARROWS = {
     "train": {"checkpoint", "cost", "data", "surgery"},
     "export": {"cost", "folding", "methods", "numerics", "surgery"},
     "compare": {"checkpoint", "cost", "data", "methods", "recipes", "surgery", "train"},
-    "distil": {"checkpoint", "data", "methods", "recipes", "storage", "surgery", "train"},
+    "distil": {"checkpoint", "cost", "data", "fit", "methods", "recipes", "storage", "surgery", "train"},
     "report": {"methods"},
     "bench": {"cost", "data", "kernels", "methods", "models", "numerics", "recipes", "surgery", "train"},
     "pictures": {"cost", "methods", "numerics"},

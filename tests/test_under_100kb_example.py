@@ -36,5 +36,5 @@ def test_the_file_keeps_to_the_budget_and_uses_it(teacher, few, tmp_path):
 
 
 def test_a_budget_that_no_ring_meets(teacher, few, tmp_path):
-    with pytest.raises(ValueError, match="5,000 bytes are too few: without a ring the file takes 17,"):
+    with pytest.raises(ValueError, match="5,000 bytes are too few: with a ring of 50 numbers the file takes 17,"):
         example.run(teacher, few, tmp_path, RECIPE, max_bytes=5000)

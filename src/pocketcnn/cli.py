@@ -209,6 +209,8 @@ def distil(words: Sequence[str]) -> None:
     teacher = _model_path(given.train.teacher)
     if given.unlabelled is None:
         data = _load_data(given)
+    elif _value_of("--data", words) is not None:
+        raise BadUsage("give --data, or --unlabelled with images that the teacher answers for, not both")
     else:
         data = answered(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
     result = run(
@@ -436,7 +438,7 @@ def condense(words: Sequence[str]) -> None:
 
     given, options = _parse_surgery(Condense, words, "condense")
     net, notes = _named_or_file(given.model, given)
-    small = _condensed(net, given, {"include": given.include, "exclude": given.exclude, **options})
+    small = _condensed(net, notes, given, {"include": given.include, "exclude": given.exclude, **options})
     before, after = pc.measure(net, _input_size(given, notes)), pc.measure(small, _input_size(given, notes))
     passphrase = _passphrase_of(Path(given.model)) if Path(given.model).is_file() else None
     size = pc.save(small, given.output, notes=notes, passphrase=passphrase)
@@ -446,26 +448,29 @@ def condense(words: Sequence[str]) -> None:
     print(f"{given.output}: {size:,} bytes")
 
 
-def _condensed(net: "nn.Module", given: Any, options: dict[str, Any]) -> "nn.Module":
+def _condensed(net: "nn.Module", notes: dict[str, Any], given: Any, options: dict[str, Any]) -> "nn.Module":
     """The condensed net; with data, it is shown how accurate it is before any training, and from a fresh start."""
     import pocketcnn as pc
 
     if given.data is None:
+        if given.initialize == "fit" and pc.METHODS[given.method].fit is None:
+            raise BadUsage(
+                f"{given.method} is fitted to what the trained layers give for images: name some with --data"
+            )
+        if given.initialize == "fit":
+            print("without --data batch norms keep the statistics of the weights before")
         return pc.condense(net, given.method, initialize=given.initialize, **options)
-    import torch
-
     from pocketcnn.data import load
+    from pocketcnn.distil import condensed
     from pocketcnn.train import evaluate
-    from pocketcnn.train.loop import calibrate, normalized
 
     data = load(given.data)
-    nets = {"before": net, "fresh": pc.condense(net, given.method, **options)}
-    if given.initialize == "fit":
-        images = torch.cat(list(normalized(data.train.sample(given.images).in_order(500), data)))
-        nets["fit"] = pc.condense(net, given.method, initialize="fit", images=images, **options)
+    if {"mean", "std"} <= notes.keys():
+        data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    nets = {"before": net}
+    for initialize in dict.fromkeys(("fresh", given.initialize)):
+        nets[initialize] = condensed(net, given.method, data, initialize=initialize, images=given.images, **options)
     for title, made in nets.items():
-        if made is not net:
-            calibrate(made, data)
         found = evaluate(made, data, split="validation")
         print(f"{title:<7} {100 * found['validation_accuracy']:6.2f} % of the validation images of {data.name}")
     return nets[given.initialize]

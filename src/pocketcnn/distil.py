@@ -1,6 +1,7 @@
 """A small net learns from a trained one: it starts from its weights, then is trained to give what the other gives."""
 
 import dataclasses
+import hashlib
 import logging
 import time
 from pathlib import Path
@@ -11,8 +12,10 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn._files import make_folder, read_json, write_json
+from pocketcnn.cost import dial_of
 from pocketcnn.data import DataSet, load_unlabelled
 from pocketcnn.errors import BadData
+from pocketcnn.fit import recalibrate_
 from pocketcnn.methods import METHODS
 from pocketcnn.recipes import PLAIN_METHOD, create_model, parse_method, parse_options
 from pocketcnn.storage import hold_zeros_
@@ -23,6 +26,7 @@ from pocketcnn.train.loop import calibrate, normalized
 from pocketcnn.train.teacher import Teacher
 
 IMAGES = 2000
+INITIALIZATIONS = ("fit", "fresh")
 _PATIENCE = 3600.0  # seconds that a process waits for the first one to make the student
 _log = logging.getLogger(__name__)
 
@@ -42,10 +46,11 @@ def distil(
     """Trains a student on what a teacher gives, in a folder like that of `pocketcnn.train.fit`.
 
     The folder gets two more files: `start.safetensors`, the student before its first step, from which a stopped run goes
-    on, and `start.json` with its accuracy on the validation images.
+    on, and `start.json` with its accuracy on the validation images. Images are normalised as the teacher's were.
 
     Args:
-        teacher: the file of a trained net.
+        teacher: the file of a trained net, or the folder of its run. It must be a net of `create_model`, condensed or not,
+            and saved without a passphrase.
         student: a method with its options (`"ring:size=0.25"`), by which the teacher is condensed; the file of a net; or
             the name of a net, which starts fresh.
         data: images of the classes that the teacher knows. With `config.teacher_weight` 1 their labels are not learnt from.
@@ -56,21 +61,28 @@ def distil(
         hold_zeros: whether weights that are zero at the start, as in a pruned net, stay zero.
         **settings: of `pocketcnn.train.fit`: devices and the like.
     Returns:
-        The result of the run.
+        The result of the run, and as `"start"` the content of `start.json`.
     Raises:
         BadData: the teacher has other classes or images than the data.
+        MissingBase: the teacher is no net of `create_model`.
         UnknownModel: the student is neither a method nor a file nor a net.
-        ValueError: an option out of range; or as in `pocketcnn.train.fit`.
+        ValueError: an option out of range, or the folder holds a student that began otherwise; or as in
+            `pocketcnn.train.fit`.
     """
+    if initialize not in INITIALIZATIONS:
+        raise ValueError(f"no initialization {initialize!r}; known: {', '.join(INITIALIZATIONS)}")
     folder = make_folder(Path(folder))
     config = dataclasses.replace(config, teacher=str(teacher))
-    known = Teacher.open(str(teacher), data)  # before anything takes long
+    known, notes = Teacher.open(str(teacher), data), checkpoint.read_header(teacher)["notes"]
+    data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
     began = {
-        "student": student,
+        "student": _digest(student),
         "initialize": initialize,
         "images": images,
+        "hold_zeros": hold_zeros,
         "seed": config.seed,
         "teacher": known.digest,
+        "fingerprint": data.fingerprint,
     }
     start = folder / "start.safetensors"
     if not start.is_file() and not is_first_process():
@@ -86,19 +98,39 @@ def distil(
     else:
         torch.manual_seed(config.seed)
         net = _student(known.net, student, data, initialize, images)
-        calibrate(net, data)
         accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
         _log.info("%s: %.2f %% of the validation images are right before the first step", student, 100 * accuracy)
         write_json(folder / "start.json", {**began, "validation_accuracy": accuracy})
         checkpoint.save(net, start)
     if hold_zeros:
         hold_zeros_(net)
-    identity = _identity(known.net, Path(teacher).stem, student)
-    condensed = identity["method"] in METHODS
-    label = f"{identity['model']} {student} {initialize}" if condensed else f"{identity['model']} distilled"
-    identity |= {"student": student, "initialize": initialize, "label": label}
-    result = fit(net, data, config, folder, name=label, identity=identity, **settings)
+    identity = _identity(net, student, initialize)
+    result = fit(net, data, config, folder, name=identity["label"], identity=identity, **settings)
     return {**result, "start": read_json(folder / "start.json")}
+
+
+def condensed(
+    trained: nn.Module, method: str, data: DataSet, *, initialize: str = "fit", images: int = IMAGES, **options: Any
+) -> nn.Module:
+    """A trained net condensed, with what its parts learn of images alone learnt from a data set.
+
+    Args:
+        trained: the net; it is left alone.
+        method: as in `pocketcnn.condense`; so are the options.
+        data: whose training images are shown, normalised by its mean and deviation.
+        initialize: `"fit"`, or `"fresh"`, whose batch norms take their statistics anew as well.
+        images: how many images are shown.
+        **options: of `pocketcnn.condense`.
+    """
+    shown = torch.cat(list(normalized(data.train.sample(images).in_order(500), data)))
+    if initialize == "fresh":
+        net = condense(trained, method, **options)
+    else:
+        net = condense(trained, method, initialize=initialize, images=shown, **options)
+    calibrate(net, data)
+    if initialize == "fresh" or dial_of(net) is not None:  # which images go how deep is known only now
+        recalibrate_(net, shown)
+    return net
 
 
 def _wait_for(path: Path) -> None:
@@ -136,25 +168,40 @@ def answered(teacher: str | Path, folder: str | Path, *, skip_bad_images: bool =
 
 
 def _student(teacher: nn.Module, student: str, data: DataSet, initialize: str, images: int) -> nn.Module:
-    if Path(student).is_file():
+    if Path(student).exists():
         return checkpoint.load(Path(student))
-    name = student.partition(":")[0]
-    if name not in METHODS:
-        name, options = parse_options(student)
-        return create_model(name, **{"in_channels": data.input_size[0], "num_classes": len(data.classes), **options})
-    method, options = parse_method(student)
-    # A trained net is condensed with all of its numbers to be learnt.
-    teacher = teacher.requires_grad_(True)
-    if initialize != "fit":
-        return condense(teacher, method, initialize=initialize, **options)
-    shown = torch.cat(list(normalized(data.train.sample(images).in_order(500), data)))
-    return condense(teacher, method, initialize=initialize, images=shown, **options)
+    if _is_method(student):
+        method, options = parse_method(student)
+        # A trained net is condensed with all of its numbers to be learnt.
+        return condensed(teacher.requires_grad_(True), method, data, initialize=initialize, images=images, **options)
+    name, options = parse_options(student)
+    net = create_model(name, **{"in_channels": data.input_size[0], "num_classes": len(data.classes), **options})
+    calibrate(net, data)
+    return net
 
 
-def _identity(teacher: nn.Module, stem: str, student: str) -> dict[str, Any]:
-    """What tables call the student: the net that the teacher is, and the method that condenses it."""
-    if student.partition(":")[0] not in METHODS:
-        return {"model": Path(student).stem, "method": PLAIN_METHOD, "options": {}}
-    base = provenance(teacher).base
-    method, options = parse_method(student)
-    return {"model": base["name"] if base else stem, "method": method, "options": options}
+def _is_method(student: str) -> bool:
+    return student.partition(":")[0] in METHODS
+
+
+def _digest(student: str) -> str:
+    """What a student is made of: its words, or of a file its content."""
+    path = checkpoint.file_in(Path(student))
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else student
+
+
+def _identity(net: nn.Module, student: str, initialize: str) -> dict[str, Any]:
+    """What tables call the student: its plain net, and the last method that condensed it."""
+    made = provenance(net)
+    method, options = (made.steps[-1].method, made.steps[-1].options) if made.steps else (PLAIN_METHOD, {})
+    model = made.base["name"] if made.base else type(net).__name__
+    if Path(student).exists():
+        student, initialize = checkpoint.file_in(Path(student)).stem, "file"
+    elif _is_method(student):
+        options = parse_method(student)[1]  # those given; the others are at their defaults
+    else:
+        initialize = "fresh"
+    words = {"file": f"{student}, distilled", "fresh": f"{student} fresh", "fit": f"{student} fit"}
+    label = f"{model} {words[initialize]}" if _is_method(student) else words[initialize]
+    return {"model": model, "method": method, "options": dict(options), "student": student, "initialize": initialize,
+            "label": label}  # fmt: skip

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pocketcnn.cost.params import device_and_dtype, evaluating
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
+from pocketcnn.methods._method import is_condensed, learning
 
 BATCH = 64  # images a step
 STEPS = 300  # for each stage
@@ -50,6 +51,10 @@ def fit_(small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[S
         if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or len(images) < 2:
             raise ValueError(
                 "images must be two or more normalised ones in a float tensor, [count, channels, height, width]"
+            )
+        if not torch.isfinite(images).all():
+            raise ValueError(
+                "images hold numbers that are not finite; take out what was not decoded or normalised well"
             )
         images = images.to(dtype)
     if method.fit is not None:
@@ -84,7 +89,9 @@ def _same(small: nn.Module, trained: nn.Module, images: Tensor) -> bool:
 
 @torch.no_grad()
 def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> None:
-    """Has the batch norms of a net forget their running statistics and take those of some images.
+    """Has the batch norms of a net, frozen ones too, forget their running statistics and take those of some images.
+
+    Norms that no image reaches keep what they have.
 
     Args:
         model: changed in place; everything but its batch norms is in evaluation mode meanwhile.
@@ -92,18 +99,23 @@ def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> 
         batch_size: images at once.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [({name: b.clone() for name, b in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
     device, _ = device_and_dtype(model)
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-            norm.training = True
-        # Equal batches, for each counts as much as the others.
-        for batch in images.tensor_split(-(-len(images) // batch_size)):
-            model(batch.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+                norm.training = True
+            # Equal batches, for each counts as much as the others.
+            for batch in images.tensor_split(-(-len(images) // batch_size)):
+                model(batch.to(device))
+    finally:
+        for norm, (buffers, momentum) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked == 0:  # as in a head that only training runs
+                for name, buffer in buffers.items():
+                    getattr(norm, name).copy_(buffer)
 
 
 class _Reached(Exception):
@@ -116,8 +128,7 @@ def _match_stages(small: nn.Module, trained: nn.Module, sites: Sequence[Site], i
     for name in dict.fromkeys(_stage_of(trained, site.name) for site in sites):
         stage = _find(small, name)
         if stage is not None:
-            with torch.enable_grad():
-                _match(small, stage, trained, trained.get_submodule(name), images, generator, name)
+            _match(small, stage, trained, trained.get_submodule(name), images, generator, name)
 
 
 def _stage_of(model: nn.Module, name: str) -> str:
@@ -137,9 +148,8 @@ def _match(
     name: str,
 ) -> None:
     """Trains a stage on the mean square of its distance to what another gives, in units of that one's variance."""
-    parameters = [p for p in stage.parameters() if p.requires_grad]
-    if not parameters:
-        return
+    made = {id(p) for module in stage.modules() if is_condensed(module) for p in module.parameters()}
+    parameters = [p for p in stage.parameters() if p.requires_grad or id(p) in made]
     device, _ = device_and_dtype(trained)
     optimizer = torch.optim.Adam(parameters, _LR)
     for step in range(STEPS):
@@ -148,18 +158,17 @@ def _match(
         batch = images[torch.randint(len(images), (BATCH,), generator=generator)].to(device)
         wanted = _passing(trained, wanted_of, batch, name)[1]
         args, kwargs = _passing(small, stage, batch, name, before=True)[0]
-        with _learning(stage):
-            found = stage(*args, **kwargs)
-        if not (isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape):
-            raise ValueError(f"{name} gives no map, or another than the trained one; only maps can be matched")
-        optimizer.zero_grad()
-        ((found - wanted).square().mean() / wanted.var().clamp(min=_TINY)).backward()
-        optimizer.step()
-    optimizer.zero_grad()
+        with learning(parameters):
+            with _in_training_mode(stage):
+                found = stage(*args, **kwargs)
+            if not (isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape):
+                raise ValueError(f"{name} gives no map, or another than the trained one; only maps can be matched")
+            ((found - wanted).square().mean() / wanted.var().clamp(min=_TINY)).backward()
+            optimizer.step()
 
 
 @contextlib.contextmanager
-def _learning(stage: nn.Module) -> Iterator[None]:
+def _in_training_mode(stage: nn.Module) -> Iterator[None]:
     """A stage in training mode, so that its batch norms learn; afterwards every part is in the mode it was in."""
     modes = [(module, module.training) for module in stage.modules()]
     stage.train()

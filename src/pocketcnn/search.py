@@ -9,7 +9,7 @@ The sampler is Optuna's TPE. It takes three objectives and constraints, learns f
 twentieth on; a generation of NSGA-II alone has more candidates than most searches train. Its proposals differ with the
 number of the trial, so workers that share a storage propose different ones.
 
-The test images are looked at once, for the nets of the front, after the last choice.
+The test images are looked at for the nets of the front, whenever a search ends; nothing is chosen by them.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ from pocketcnn._optional import optional_import
 from pocketcnn.cost import measure, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadStorage, BrokenFile, NonFiniteLoss, NothingFits, NothingToCondense
-from pocketcnn.methods import Range, get_method
+from pocketcnn.methods import METHODS, Range, get_method
 from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
 from pocketcnn.report import read_curve
 from pocketcnn.report.pareto import pareto
@@ -47,7 +47,7 @@ from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.callbacks import LAST, PREVIOUS
 from pocketcnn.train.loop import as_served, check_fit, image_notes
 
-METHODS_TRIED = ("plain", "ring", "puppet", "pde", "condconv", "involution", "pde+ring", "involution+ring")
+METHODS_TRIED = (PLAIN_METHOD, *METHODS, "pde+ring", "involution+ring")
 WIDTHS = (2, 16)  # sixteenths of the net's channels
 
 _STARTUP = 20  # proposals that are drawn at random before any are modelled
@@ -450,7 +450,7 @@ class _Worker:
         )  # fmt: skip
         file = folder / "stored.safetensors"
         size = checkpoint.save(net, file, notes=image_notes(self.data), storage=candidate.storage)
-        accuracy = _accuracy(file, self.data, self.data.validation)
+        accuracy = _accuracy(file, self.data, "validation")
         note(outcome="trained", file_bytes=size, validation_accuracy=accuracy, curve=read_curve(folder))
         self._tidy(trial)
         _log.info("trial %d: validation accuracy %.2f %% in %s bytes", trial.number, 100 * accuracy, f"{size:,}")
@@ -503,7 +503,8 @@ def parse_size(text: str) -> int:
         >>> [parse_size(text) for text in ("100k", "0.1M", "100_000", "100 kB", "100,000")]
         [100000, 100000, 100000, 100000, 100000]
     """
-    found = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?) ?([kmg]?)b?", text.strip(), re.IGNORECASE)
+    number = r"\d[\d_]*|\d{1,3}(?:,\d{3})+"  # a comma that is no separator of thousands is refused
+    found = re.fullmatch(rf"((?:{number})(?:\.\d+)?) ?([kmg]?)b?", text.strip(), re.IGNORECASE)
     if found is None:
         raise ValueError(f"{text!r} is no size; write 100k, 0.1M, 100_000 or 100kB, where k is 1000")
     scale = 1000 ** " kmg".index(found[2].lower() or " ")
@@ -618,7 +619,9 @@ def _agree(study: Any, settings: Record) -> None:
     if had is None:
         study.set_user_attr("settings", settings)
         return
-    was, now = _flat(had), _flat(settings)
+    # Fields that are younger than the study had their defaults.
+    had = {**had, "train": {**dataclasses.asdict(TrainConfig()), **had["train"]}}
+    was, now = _flat(json.loads(json.dumps(had))), _flat(settings)
     if differing := [key for key in {**was, **now} if was.get(key) != now.get(key)]:
         changed = "; ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in differing[:3])
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -690,9 +693,9 @@ def _bury(study: Any) -> None:
 # --- what is found ---------------------------------------------------------------------------------------------------
 
 
-def _accuracy(file: Path, data: DataSet, split: Any) -> float:
-    """Of the net in a model file, as it loads, on some images."""
-    return evaluate(checkpoint.load(file), dataclasses.replace(data, test=split))["test_accuracy"]
+def _accuracy(file: Path, data: DataSet, split: Literal["test", "validation"]) -> float:
+    """Of the net in a model file, as it loads, on the images of a split."""
+    return evaluate(checkpoint.load(file), data, split=split)[f"{split}_accuracy"]
 
 
 def _costs_in_words(record: Mapping[str, Any]) -> str:
@@ -718,7 +721,7 @@ def _write(study: Any, settings: Record, data: DataSet, output: Path, budgets: B
                 f"{source}: the file of trial {record['number']} is gone; give the folder that it was trained in"
             )
         write_atomically(output / name, source.read_bytes())
-        kept.append({**record, "file": name, "test_accuracy": _accuracy(source, data, data.test)})
+        kept.append({**record, "file": name, "test_accuracy": _accuracy(source, data, "test")})
     for path in (output / "front").glob("trial-*.safetensors"):
         if f"front/{path.name}" not in {record["file"] for record in kept}:
             path.unlink(missing_ok=True)  # another worker may be at it too

@@ -209,22 +209,34 @@ def load_unlabelled(
         skip_bad_images: leave out, and count, images that cannot be decoded; otherwise the first one is an error.
     Raises:
         BadImage: an image that cannot be decoded.
-        BadData: fewer than three images, or `input_size` is not square.
+        BadData: no such folder, fewer than three images, or `input_size` is not square.
+        ValueError: `validation` out of range.
     """
+    if not 0 < validation < 1:
+        raise ValueError(f"validation must be a fraction between 0 and 1, not {validation}")
     folder = Path(folder)
+    if not folder.is_dir():
+        raise BadData(f"{folder}: there is no such folder of images")
     channels, height, width = input_size
     if height != width:
         raise BadData(f"{folder}: images can be brought to squares only, the net takes {height} x {width}")
     pixels, skipped = sources.read_images(folder, Reading(height, channels, skip_bad_images))
     if len(pixels) < 3:
         raise BadData(f"{folder}: {len(pixels)} images in it; three or more can be divided for training and two tests")
-    found = Images(pixels, torch.cat([answer(batch) for batch in pixels.split(500)]))
-    train, test = _divide(found, _TEST_FRACTION, seed=0)
-    train, held_out = _divide(train, validation, seed=1)
+    # As if of one class: which image is a test image must not depend on what the net takes it for.
+    places = Images(pixels, torch.zeros(len(pixels), dtype=torch.int64))
+    rest, test = _divide(places, _TEST_FRACTION, seed=0)
+    train, held_out = (_answered(part, answer) for part in _divide(rest, validation, seed=1))
+    test = _answered(test, answer)
     augmentation = default_augmentation(folder.resolve().name, height)
     moments = (tuple(mean), tuple(std))
     fingerprint = _fingerprint(train, held_out, test)
-    return DataSet(str(folder), tuple(classes), train, held_out, test, *moments, augmentation, fingerprint, skipped)
+    name = f"{folder}, as the teacher sees it"
+    return DataSet(name, tuple(classes), train, held_out, test, *moments, augmentation, fingerprint, skipped)
+
+
+def _answered(images: Images, answer: Callable[[Tensor], Tensor]) -> Images:
+    return Images(images.images, torch.cat([answer(batch) for batch in images.images.split(500)]))
 
 
 def _cache_folder() -> Path:

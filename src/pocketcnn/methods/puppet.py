@@ -35,7 +35,7 @@ from pocketcnn.methods._blocks import (
 )
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._gauge import Alike, Calls, Gauge, Held, Unseen, tracing
-from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._method import Method, Range, Site, learning
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 from pocketcnn.numerics.odeint import check_solver, odeint
 from pocketcnn.numerics.ring_index import channel_indices, check_seed
@@ -757,13 +757,11 @@ def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | Non
 
 def _follow(puppeteer: Puppeteer, wanted: Mapping[Slot, Tensor]) -> None:
     """Moves a puppeteer's state and field until its kernels point where those wanted do, then sets its scales."""
-    parameters = [p for p in puppeteer.parameters() if p.requires_grad]
-    if not parameters:
-        return
+    parameters = list(puppeteer.parameters())
     path = puppeteer.key(puppeteer.options.levels - 1)
     optimizer = torch.optim.Adam(parameters, _FIT_RATE * puppeteer.std)
     total = sum(w.numel() for w in wanted.values())
-    with torch.enable_grad():
+    with learning(parameters):
         for step in range(_FIT_STEPS):
             for group in optimizer.param_groups:
                 group["lr"] = _FIT_RATE * puppeteer.std * (1 + math.cos(math.pi * step / _FIT_STEPS)) / 2
@@ -776,10 +774,9 @@ def _follow(puppeteer: Puppeteer, wanted: Mapping[Slot, Tensor]) -> None:
             optimizer.zero_grad()
             (-torch.stack(near).sum() / total).backward()
             optimizer.step()
-    optimizer.zero_grad()
     with torch.no_grad():
         for number in range(len(puppeteer.scales)):
-            made = puppeteer._generate(path[0], number)
+            made = puppeteer._generate(*(puppeteer.key(number) if len(puppeteer.scales) > 1 else path))
             for place, slot in enumerate(puppeteer.slots):
                 if slot in made and slot in wanted and made[slot].square().sum() > 0:
                     # The sign too: a trajectory may pass on the other side.

@@ -25,9 +25,10 @@ from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Range, Site, conv_sites, matches, sites_by_pattern
-from pocketcnn.numerics.dynamic_conv import Pair
+from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype
 from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
 from pocketcnn.numerics.ring_index import (
+    LONGEST,
     SCHEMES,
     affine_constants,
     affine_indices,
@@ -133,6 +134,11 @@ class ParameterRing(nn.Module):
         longest = max(
             sum(n for n, s in zip(self.sizes, self.subnets, strict=True) if s == k) for k in set(self.subnets)
         )
+        if scheme == "windows" and length > LONGEST:
+            raise ValueError(
+                f"codes of windows reach {LONGEST:,} numbers of a ring, this one would have {length:,}; take a smaller size, "
+                'or level="stage" for several rings'
+            )
         if len(set(self.subnets)) > 1 and length > longest:
             _log.warning("a ring of %d numbers, but no sub-network reads more than %d of it", length, longest)
         variances = [
@@ -409,6 +415,11 @@ def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
     return built
 
 
+def _of_one_size(numbers: Tensor) -> Tensor:
+    """Numbers brought to a mean square of 1; zeros stay what they are."""
+    return numbers / numbers.square().mean().sqrt().clamp(min=torch.finfo(numbers.dtype).tiny)
+
+
 @torch.no_grad()
 def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
     """Rings whose layers' kernels are as near to trained ones as they can be; see `pocketcnn.numerics.fit_ring`."""
@@ -420,9 +431,10 @@ def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | Non
         if layer.bias is not None:
             layer.bias.copy_(conv.bias)
     for ring, convs in readers.items():
-        weights = [convs[slot].weight.float().flatten() for slot in range(len(ring.shapes))]
+        weights = [convs[slot].weight.flatten() for slot in range(len(ring.shapes))]
+        weights = [w.to(accumulation_dtype(w)) for w in weights]
         if ring.scheme == "windows":
-            ring.codes.copy_(fit_windows([w / w.square().mean().sqrt() for w in weights], len(ring.values)))
+            ring.codes.copy_(fit_windows([_of_one_size(w) for w in weights], len(ring.values)))
         places = [ring.places(slot) for slot in range(len(weights))]
         values, gains = fit_ring(weights, ring.scales, places, len(ring.values), std=ring.std)
         ring.values.copy_(values)

@@ -93,14 +93,13 @@ def fit_windows(
     table = torch.stack([code % 256, code // 256], 1).to(torch.uint8)
     places, signs = (found.view(-1, WINDOW) for found in window_indices(table, ring_size, WINDOW * CODES))
     # On a short ring many codes start at one place; the first two, of either sign, are enough.
-    differ = torch.cat([code[:2] == code[:2], places[2:, 0] != places[:-2, 0]])
+    differ = torch.cat([code[:2] < 2, places[2:, 0] != places[:-2, 0]])
     table, places, signs = table[differ], places[differ], signs[differ].to(rows)
     for _ in range(rounds):
         book = ring[places] * signs
-        # |row - entry|^2 is least where row . entry - |entry|^2 / 2 is most; the last column multiplies -1/2.
-        book = torch.cat([book, book.square().sum(1, keepdim=True)], 1).T.contiguous()
-        ended = F.pad(rows, (0, 1), value=-0.5)
-        best = torch.cat([(part @ book).argmax(1) for part in ended.split(_ROWS)])
+        # |row - entry|^2 is least where row . entry - |entry|^2 / 2 is most, over the numbers that the row has.
+        book = torch.cat([book, book.square()], 1).T.contiguous()
+        best = torch.cat([(part @ book).argmax(1) for part in torch.cat([rows, -known / 2], 1).split(_ROWS)])
         indices = places[best].flatten()
         above = torch.zeros_like(ring).index_add_(0, indices, (rows * signs[best]).flatten())
         below = torch.zeros_like(ring).index_add_(0, indices, known.flatten())

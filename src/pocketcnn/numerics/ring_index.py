@@ -17,6 +17,7 @@ from torch import Tensor
 SCHEMES = ("random", "block", "affine", "identity", "windows")
 WINDOW = 9  # neighbouring numbers that a code of the scheme "windows" stands for: a kernel of 3x3
 CODES = 1 << 16  # how many there are: each takes two bytes
+LONGEST = WINDOW * CODES // 2  # ring of which windows reach every number
 _SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS, _FILTERS, _AFFINE, _WINDOWS = range(7)
 _TURNS = 16  # after so many turns around the ring the steps come again, from other starts
 _PRIME = 2**31 - 1  # squares of smaller numbers fit in 64 bits
@@ -42,7 +43,7 @@ def ring_indices(
     `"affine"`: places and signs are arithmetic, see `affine_indices`; an exported net needs no table of them.
     `"identity"`: round and round the ring, all signs positive: plain reuse, to compare with.
     `"windows"`: every `WINDOW` numbers of a layer are neighbours on the ring, from a place and with a sign that the seed
-    draws, see `window_codes`; a fit may choose them instead.
+    draws, see `window_codes`; a fit may choose them instead. Beyond `LONGEST` numbers some of a ring are never read.
 
     Args:
         sizes: how many numbers each layer reads, in the order of the layers; each at least 1.

@@ -82,8 +82,8 @@ class TrainConfig:
             bad.append(
                 f"teacher_weight must lie in (0, 1] and temperature be positive, got {self.teacher_weight}, {self.temperature}"
             )
-        if self.feature_weight < 0 or (self.feature_weight > 0 and not self.teacher):
-            bad.append(f"feature_weight must not be negative, and needs a teacher, got {self.feature_weight}")
+        if self.feature_weight < 0:
+            bad.append(f"feature_weight must not be negative, got {self.feature_weight}")
         if self.feature_weight > 0 and (self.compile or self.small_epochs):
             bad.append("feature_weight looks into the net at full size; leave out compile and small_epochs")
         shares = ("momentum", "warmup", "label_smoothing", "ema_decay")

@@ -105,7 +105,7 @@ def fit(
         BrokenFile: both checkpoints of the folder are damaged; if only the last one is, the one before is taken.
         CannotWrite: the folder is not writable or the disk is full; files written before are intact.
         ValueError: the folder holds a run with another configuration (the fields that differ are named), or the data
-            changed since it began; more devices than there are; `sync_batchnorm` on the CPU.
+            changed since it began; more devices than there are; `sync_batchnorm` on the CPU; a `feature_weight` without a teacher.
     """
     devices = count_devices(accelerator, devices, num_nodes, sync_batchnorm=sync_batchnorm)
     keep_memory()
@@ -126,6 +126,10 @@ def fit(
         "net": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
         "world": [devices, num_nodes],
     }
+    if config.feature_weight and not config.teacher:
+        raise ValueError(
+            f"feature_weight {config.feature_weight} needs a teacher whose maps are learnt; give one, or 0"
+        )
     teacher = Teacher.open(config.teacher, data) if config.teacher else None
     unusual = {
         "sync_batchnorm": sync_batchnorm,

@@ -33,7 +33,7 @@ class Teacher(nn.Module):
             BadData: it was not trained.
             BrokenFile: or another error of `checkpoint.load`.
         """
-        path = Path(name)
+        path = checkpoint.file_in(Path(name))
         notes = checkpoint.read_header(path)["notes"]
         if not {"classes", "input_size", "mean", "std"} <= notes.keys():
             raise BadData(f"teacher {name}: does not say what it was trained on; take the file that a training left")

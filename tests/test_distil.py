@@ -43,10 +43,14 @@ def test_a_student_starts_from_the_teachers_weights_and_goes_on_from_where_it_wa
         == result["test_accuracy"]
     )
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == trained
-    with pytest.raises(
-        ValueError, match=r"run: holds a student that began otherwise .initialize was 'fit', now 'fresh'."
+    for changed, message in (
+        (dict(initialize="fresh"), "initialize was 'fit', now 'fresh'"),
+        (dict(hold_zeros=True), "hold_zeros was False, now True"),
     ):
-        distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run", images=64, initialize="fresh")
+        with pytest.raises(ValueError, match=f"run: holds a student that began otherwise .{message}."):
+            distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run", images=64, **changed)
+    with pytest.raises(ValueError, match="no initialization 'guess'; known: fit, fresh"):
+        distil(teacher, "condconv", few, RECIPE, tmp_path / "other", initialize="guess")
 
 
 def test_a_fresh_student_a_file_and_a_net_by_name(teacher, few, tmp_path):
@@ -56,12 +60,16 @@ def test_a_fresh_student_a_file_and_a_net_by_name(teacher, few, tmp_path):
     prune_(pruned, 0.5)
     zeros = {name: p == 0 for name, p in pruned.named_parameters() if p.dim() == 4}
     pc.save(pruned, tmp_path / "pruned.safetensors")
-    distil(teacher, str(tmp_path / "pruned.safetensors"), few, RECIPE, tmp_path / "pruned", hold_zeros=True)
+    held = distil(teacher, str(tmp_path / "pruned.safetensors"), few, RECIPE, tmp_path / "pruned", hold_zeros=True)
+    assert (held["identity"]["initialize"], held["identity"]["method"]) == ("file", "plain")
     after = dict(pc.load(tmp_path / "pruned" / "model.safetensors").named_parameters())
     for name, zero in zeros.items():
         assert (after[name][zero] == 0).all()
         assert not torch.equal(after[name], dict(pruned.named_parameters())[name])
+    again = distil(teacher, str(tmp_path / "fresh"), few, RECIPE, tmp_path / "again")
+    assert (again["identity"]["model"], again["identity"]["method"]) == ("resnet20", "ring")
     named = distil(teacher, "resnet20:width=0.125", few, RECIPE, tmp_path / "named")
+    assert named["identity"]["label"] == "resnet20:width=0.125 fresh"
     assert named["cost"]["trainable_params"] < fresh["cost"]["trainable_params"]
     with pytest.raises(UnknownModel, match="no model 'rings'"):
         distil(teacher, "rings", few, RECIPE, tmp_path / "none")
@@ -74,15 +82,14 @@ def test_without_labels_a_student_learns_what_the_teacher_says(teacher, digits, 
         image = Image.fromarray(digits.test.images[number, 0].numpy())
         image.resize((10, 12)).save(folder / ("inner" if number % 2 else "") / f"{number}.png")
     data = answered(teacher, folder)
-    assert [len(split) for split in (data.train, data.validation, data.test)] != [40, 0, 0]
-    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 40
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [29, 3, 8]
     assert (data.mean, data.std, data.classes) == (digits.mean, digits.std, digits.classes)
     net = pc.load(teacher)
     assert evaluate(net, data)["test_accuracy"] == 1  # agreement of the teacher with itself
     result = distil(
         teacher, "ring:size=0.5", data, dataclasses.replace(RECIPE, batch_size=8), tmp_path / "run", images=20
     )
-    assert result["data"] == str(folder)
+    assert result["data"] == f"{folder}, as the teacher sees it"
     (folder / "broken.png").write_bytes(b"no image")
     with pytest.raises(BadImage, match=r"broken\.png: cannot be decoded"):
         answered(teacher, folder)
@@ -90,6 +97,8 @@ def test_without_labels_a_student_learns_what_the_teacher_says(teacher, digits, 
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match="empty: 0 images in it; three or more"):
         answered(teacher, tmp_path / "empty")
+    with pytest.raises(BadData, match="nowhere: there is no such folder of images"):
+        answered(teacher, tmp_path / "nowhere")
 
 
 def test_labels_are_not_looked_at_where_the_teacher_is_all(teacher, few, tmp_path):
@@ -134,7 +143,7 @@ def test_a_student_of_maps_comes_nearer_to_them(teacher, few, tmp_path):
     x = (few.test.images.float() / 255 - few.mean[0]) / few.std[0]
     apart = {}
     for weight in (0.0, 5.0):
-        config = dataclasses.replace(RECIPE, epochs=6, augment=False, feature_weight=weight, teacher=str(teacher))
+        config = dataclasses.replace(RECIPE, epochs=6, augment=False, feature_weight=weight)
         folder = tmp_path / str(weight)
         distil(teacher, "ring:size=0.6", few, config, folder, initialize="fresh")
         student = pc.load(folder / "model.safetensors")
@@ -148,14 +157,31 @@ def test_a_student_of_maps_comes_nearer_to_them(teacher, few, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(feature_weight=1.0), "feature_weight must not be negative, and needs a teacher"),
-        (dict(feature_weight=-1.0, teacher="x"), "feature_weight must not be negative"),
-        (dict(feature_weight=1.0, teacher="x", compile=True), "leave out compile and small_epochs"),
+        (dict(feature_weight=-1.0), "feature_weight must not be negative"),
+        (dict(feature_weight=1.0, compile=True), "leave out compile and small_epochs"),
     ],
 )
 def test_bad_recipes(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+def test_maps_need_a_teacher(few, tmp_path):
+    net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+    with pytest.raises(ValueError, match=r"feature_weight 1\.0 needs a teacher"):
+        fit(net, few, dataclasses.replace(RECIPE, feature_weight=1.0), tmp_path)
+
+
+def test_a_small_split_without_labels_has_images_in_all_parts(teacher, digits, tmp_path):
+    """Whatever the teacher takes them for: each of these might be the only one of its class."""
+    for number in range(6):
+        Image.fromarray(digits.test.images[number, 0].numpy()).save(tmp_path / f"{number}.png")
+    data = answered(teacher, tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [4, 1, 1]
+    with pytest.raises(ValueError, match="validation must be a fraction between 0 and 1, not 3"):
+        pc.data.load_unlabelled(
+            tmp_path, lambda x: x, classes="ab", mean=(0,), std=(1,), input_size=(1, 8, 8), validation=3
+        )
 
 
 def test_the_verb_says_how_the_student_began(teacher, tmp_path, capsys):
@@ -178,10 +204,18 @@ def test_the_verb_says_how_the_student_began(teacher, tmp_path, capsys):
     assert leaving.value.code == 0
     start = read_json(tmp_path / "run" / "start.json")["validation_accuracy"]
     assert f"on validation images: {100 * start:.2f} %" in capsys.readouterr().out
+    for words, message in (
+        ([], "distil needs --teacher"),
+        (["--teacher", str(teacher), "--unlabelled", str(tmp_path)], "give --data, or --unlabelled"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            main(["distil", "--student", "condconv", *words, *flags])
+        assert leaving.value.code == 2
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit) as leaving:
-        main(["distil", "--student", "condconv", *flags])
+        main(["condense", "--model", str(teacher), "--method", "pde", "--initialize", "fit"])
     assert leaving.value.code == 2
-    assert "distil needs --teacher" in capsys.readouterr().err
+    assert "name some with --data" in capsys.readouterr().err
 
 
 def test_the_verb_condense_shows_what_a_fit_is_worth(teacher, tmp_path, capsys):

@@ -124,12 +124,18 @@ def test_a_puppeteer_turns_towards_the_trained_kernels(trained):
     assert near(pc.condense(trained, "puppet", size=0.3, initialize="fit")) > 0.4
 
 
-def test_frozen_layers_and_the_random_state_outlive_a_fit(trained, images):
+@pytest.mark.parametrize("method", ["involution", "puppet"])
+def test_of_a_frozen_net_only_what_is_new_is_fitted(method, trained, images):
     net = copy.deepcopy(trained).requires_grad_(False)
-    fitted = pc.condense(net, "involution", initialize="fit", images=images)
+    fresh = pc.condense(net, method)
+    fitting.recalibrate_(fresh, images)
+    fitted = pc.condense(net, method, initialize="fit", images=images)
     assert not any(p.requires_grad for p in fitted.parameters())
-    conv = fitted.layer1[0].conv1.weight
-    assert torch.equal(conv, trained.layer1[0].conv1.weight)
+    assert all(p.grad is None for p in fitted.parameters())
+    assert torch.equal(fitted.fc.weight, trained.fc.weight)
+    if method == "involution":
+        assert torch.equal(fitted.layer1[0].conv1.weight, trained.layer1[0].conv1.weight)
+    assert apart(fitted, trained, images) < apart(fresh, trained, images)
 
 
 def test_statistics_of_recalibrated_norms_are_those_of_the_images(trained, images):
@@ -140,6 +146,30 @@ def test_statistics_of_recalibrated_norms_are_those_of_the_images(trained, image
     torch.testing.assert_close(net[1].running_var, y.var(dim=(0, 2, 3)), rtol=0.05, atol=1e-4)
     assert net[1].momentum == 0.3
     assert not net[1].training
+
+
+def test_norms_that_no_image_reaches_keep_what_they_have(images):
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[0](x) if x.isfinite().all() else self[2](x)  # the second norm is never called
+
+    net = Net(nn.BatchNorm2d(3), nn.BatchNorm2d(5), nn.Identity())
+    nn.init.constant_(net[1].running_mean, 7)
+    net[1].num_batches_tracked.fill_(4)
+    fitting.recalibrate_(net, images)
+    assert (net[1].running_mean == 7).all()
+    assert int(net[1].num_batches_tracked) == 4
+    before = net[0].running_mean.clone()
+    with pytest.raises(RuntimeError):
+        fitting.recalibrate_(net, torch.zeros(4, 2, 8, 8))
+    assert torch.equal(net[0].running_mean, before)
+    assert net[0].momentum == 0.1
+
+
+def test_float64_nets_are_fitted_in_float64(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)).double()
+    fitted = pc.condense(net, "ring", initialize="fit", size=1.0)
+    torch.testing.assert_close(fitted[2].dense_weight(), net[2].weight, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +183,10 @@ def test_statistics_of_recalibrated_norms_are_those_of_the_images(trained, image
             "images must be two or more normalised ones in a float tensor",
         ),
         (dict(method="ring", initialize="fit", images=torch.zeros(1, 3, 16, 16)), "images must be two or more"),
+        (
+            dict(method="ring", initialize="fit", images=torch.full((4, 3, 16, 16), torch.nan)),
+            "numbers that are not finite",
+        ),
     ],
 )
 def test_bad_requests(options, message, trained):

@@ -289,3 +289,32 @@ def test_a_ring_that_no_sub_network_reads_to_its_end_is_said(caplog):
     assert len(ring.indices) == 288
     with pytest.raises(ValueError, match="2 layers need as many numbers of sub-networks, got 1"):
         ParameterRing([(4, 4, 3, 3)] * 2, subnets=[0])
+
+
+def test_windows_of_zeros_and_of_rings_too_long():
+    net = nn.Sequential(*(nn.Conv2d(4, 4, 3, bias=False) for _ in range(5)))
+    nn.init.zeros_(net[2].weight)
+    fitted = pc.condense(net, "ring", initialize="fit", scheme="windows", size=60)
+    assert (fitted[2].dense_weight() == 0).all()
+    left = (fitted[1].dense_weight() - net[1].weight).square().sum() / net[1].weight.square().sum()
+    assert left.item() < 0.6
+    with pytest.raises(
+        ValueError, match="codes of windows reach 294,912 numbers of a ring, this one would have 300,000"
+    ):
+        ParameterRing([(4, 4, 3, 3)], size=300_000, scheme="windows")
+
+
+def test_codes_of_windows_are_stored_and_places_follow_them(tmp_path):
+    torch.manual_seed(0)
+    net = pc.condense(pc.create_model("resnet20", width=0.25), "ring", size=0.2, scheme="windows", gain=True)
+    ring = net.layer1[0].conv1.ring
+    ring.codes.copy_(torch.randint(0, 256, ring.codes.shape, dtype=torch.uint8))
+    nn.init.uniform_(ring.gains, 0.5, 2)
+    pc.save(net, tmp_path / "net.safetensors")
+    again = pc.load(tmp_path / "net.safetensors")
+    for slot, shape in enumerate(ring.shapes):
+        indices, signs = ring.places(slot)
+        expected = ring.gains[slot] * ring.scales[slot] * (ring.values[indices] * signs).view(shape)
+        torch.testing.assert_close(ring.read(slot), expected)
+        assert torch.equal(again.layer1[0].conv1.ring.read(slot), ring.read(slot))
+        assert ring.scale_of(slot) == pytest.approx(ring.scales[slot] * ring.gains[slot].item())

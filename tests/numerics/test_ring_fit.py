@@ -73,13 +73,13 @@ def test_layers_of_zeros_and_places_never_read_do_no_harm():
 
 def nearest(row, ring):
     """The best window by looking at every one: its distance."""
-    every = [[ring[(start + k) % len(ring)] for k in range(WINDOW)] for start in range(len(ring))]
+    every = [[ring[(start + k) % len(ring)] for k in range(len(row))] for start in range(len(ring))]
     return min(float(((row - s * torch.stack(window)) ** 2).sum()) for window in every for s in (1, -1))
 
 
 @pytest.mark.parametrize("ring_size", [1, 5, 23, 60])
-def test_every_window_takes_the_nearest_code(ring_size):
-    """After one round the ring is a mean of windows that were nearest on the ring before; with the ring unmoved, so are all."""
+def test_every_window_takes_nearly_the_nearest_code(ring_size):
+    """Codes are nearest on the ring before its last mean, which still moves it a little; hence the slack."""
     torch.manual_seed(0)
     truth = torch.randn(ring_size, dtype=torch.float64)
     sizes = [45, 20]
@@ -95,9 +95,7 @@ def test_every_window_takes_the_nearest_code(ring_size):
     for weight, (indices, signs), gain in zip(weights, places, gains, strict=True):
         read = gain * signs * ring[indices]
         for row, got in zip(weight.split(WINDOW), read.split(WINDOW), strict=True):
-            if len(row) == WINDOW:
-                # Lloyd's algorithm stops where no code is better by more than what the last mean still moved.
-                assert float((row - got).square().sum()) <= nearest(row, gain * ring) + 0.3 * float(row.square().sum())
+            assert float((row - got).square().sum()) <= nearest(row, gain * ring) + 0.3 * float(row.square().sum())
 
 
 def test_chosen_windows_come_nearer_than_drawn_ones():

@@ -101,6 +101,7 @@ def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> 
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [({name: b.clone() for name, b in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
     device, _ = device_and_dtype(model)
+    done = False
     try:
         with evaluating(model):
             for norm in norms:
@@ -110,10 +111,11 @@ def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> 
             # Equal batches, for each counts as much as the others.
             for batch in images.tensor_split(-(-len(images) // batch_size)):
                 model(batch.to(device))
+        done = True
     finally:
         for norm, (buffers, momentum) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            if norm.num_batches_tracked == 0:  # as in a head that only training runs
+            if not done or norm.num_batches_tracked == 0:  # as in a head that only training runs
                 for name, buffer in buffers.items():
                     getattr(norm, name).copy_(buffer)
 

@@ -29,6 +29,7 @@ NETS = {
     "ring 10 % affine": ("resnet20", "ring", {"size": 0.1, "scheme": "affine"}, None),
     "ring 10 % random": ("resnet20", "ring", {"size": 0.1}, None),
     "ring 10 % block": ("resnet20", "ring", {"size": 0.1, "scheme": "block"}, None),
+    "ring of 15,500, windows": ("resnet20", "ring", {"size": 15_500, "scheme": "windows", "gain": True}, None),
     "puppet, 5 bits": ("resnet20", "puppet", {}, 5.0),
     "puppet by channels, 5 bits": ("resnet20", "puppet", {"read": "channels"}, 5.0),
     "puppet, decides in the file": ("resnet20", "puppet", {}, None),

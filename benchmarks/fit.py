@@ -1,9 +1,9 @@
-"""The table of docs/fit.md: every method from the trained resnet20, fitted or fresh, beside plain files of as many bytes.
+"""The table of docs/fit.md: every method from the trained resnet20, fitted or fresh, beside pruned and int8 plain files.
 
-    pocketcnn distil --teacher cifar10/resnet20 --student ring:size=0.25,scheme=windows --data cifar10 \\
-        --output results/distil/ring25_windows_fit                     # and the other rows: the page has their commands
-    python benchmarks/fit.py --data cifar10                            # measures each net as int8, then prints the table
-    python benchmarks/fit.py                                           # prints it from the records
+Runs lie in results/distil, a folder each, made by `pocketcnn distil` as the page says.
+
+    python benchmarks/fit.py --data cifar10     # measures each run's net as float32 and int8 files, then prints the table
+    python benchmarks/fit.py                    # prints it from the records
 """
 
 import argparse
@@ -13,7 +13,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "distil"
 HEADER = (
-    "| net | start | epochs | before training, validation % | test % | to the plain net | numbers | bytes | int8 bytes | int8 test % |\n"
+    "| net | start | epochs | before training, validation % | test % | points to the plain net | trainable numbers | bytes | "
+    "int8 bytes | int8 test % |\n"
     "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
@@ -49,11 +50,11 @@ def table(results: Path) -> str:
     files = read_json(results / "files.json")
     plain = files["plain"]["float32"]["test_accuracy"]
     numbers = {"plain": read_json(results / "plain.json")["trainable_params"]}
-    rows = [("plain, trained", "", "", "", "plain")]
+    rows = [("plain, as it was trained", "", "", "", "plain")]
     for path in results.glob("*/result.json"):
         run, start = read_json(path), read_json(path.parent / "start.json")
         numbers[path.parent.name] = run["cost"]["trainable_params"]
-        started = start["initialize"] if run["identity"]["method"] != "plain" else "pruned"
+        started = run["identity"]["initialize"] if run["identity"]["method"] != "plain" else "pruned"
         before = f"{100 * start['validation_accuracy']:.2f}"
         rows.append((named(run, path.parent.name), started, str(run["epochs"]), before, path.parent.name))
     rows.sort(key=lambda row: -files[row[-1]]["float32"]["test_accuracy"])
@@ -72,7 +73,7 @@ def table(results: Path) -> str:
 def named(run: dict[str, Any], folder: str) -> str:
     """What a run's net is, in a few words."""
     if run["identity"]["method"] == "plain":
-        return f"plain, {folder.removeprefix('pruned')} % pruned"
+        return f"plain, {folder.removeprefix('pruned')} % of its weights zero"
     return f"`{run['identity']['student']}`"
 
 

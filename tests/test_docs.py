@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def test_the_tables_of_puppet_are_made_of_the_records():
     assert len(folders) == 4
     for folder in folders:
         assert markdown(summarize(read_results(folder), read_speeds(folder))) in card, folder.name
+
+
+def test_the_table_of_students_is_made_of_the_records():
+    table = runpy.run_path(str(ROOT / "benchmarks" / "fit.py"))["table"]
+    assert table(ROOT / "results" / "distil") in (ROOT / "docs" / "fit.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_of_the_ring_are_made_of_the_records(monkeypatch):

@@ -1,6 +1,7 @@
 """Searches: what they choose from, what they train and do not, what workers that share one or die leave behind."""
 
 import dataclasses
+import json
 import logging
 import signal
 import subprocess
@@ -166,6 +167,23 @@ def test_a_finished_search_is_read_and_one_with_more_trials_goes_on(few, space, 
         search(few, QUICK, tmp_path, trials=2, **arguments)
 
 
+class Study:
+    """What is written down of a study."""
+
+    study_name = "old"
+
+    def __init__(self, settings):
+        self.user_attrs = {"settings": settings}
+
+
+def test_a_study_from_before_a_field_was_added_goes_on():
+    train = json.loads(json.dumps(dataclasses.asdict(QUICK)))
+    had = {key: value for key, value in train.items() if key != "feature_weight"}
+    searching._agree(Study({"train": had}), {"train": train})
+    with pytest.raises(ValueError, match=r"train\.feature_weight was 0\.0, now 1\.0"):
+        searching._agree(Study({"train": had}), {"train": {**train, "feature_weight": 1.0}})
+
+
 def test_other_settings_are_named(done, few, space):
     folder, _ = done
 
@@ -300,7 +318,7 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["100x", "", "k", "-5k", "1e5", "12kk", "nan"])
+@pytest.mark.parametrize("text", ["100x", "", "k", "-5k", "1e5", "12kk", "nan", "1,5M", "12,34"])
 def test_sizes_that_cannot_be_read(text):
     with pytest.raises(ValueError, match=f"'{text}' is no size; write 100k, 0.1M, 100_000 or 100kB, where k is 1000"):
         parse_size(text)
@@ -569,6 +587,11 @@ def test_the_figure(done):
     folder, found = done
     drawn = (folder / "pareto.svg").read_text()
     assert "<svg" in drawn
-    assert searching.pareto(found.trials, {r["number"] for r in found.front}, dataclasses.asdict(TIGHT), "") != drawn
+    front = {record["number"] for record in found.front}
+    marks = {}
+    for budgets in (TIGHT, Budgets()):
+        svg = searching.pareto(found.trials, front, dataclasses.asdict(budgets), "")
+        marks[budgets] = svg.count("stroke-dasharray")
+    assert marks[TIGHT] > marks[Budgets()]  # the line of the budget
     points = [(3, 0.5), (1, 0.2), (2, 0.4), (2, 0.3), (4, 0.45)]
     assert _staircase(points) == [(1, 0.2), (2, 0.2), (2, 0.4), (3, 0.4), (3, 0.5)]

@@ -1,6 +1,6 @@
 """What each method can do with each net of timm and torchvision: the records and the table of docs/nets.md.
 
-    .venv/bin/pip install --no-deps --constraint constraints.txt --target .venv/nets timm torchvision
+    .venv/bin/pip install --upgrade --no-deps --constraint constraints.txt --target .venv/nets timm torchvision
     POCKETCNN_NETS=.venv/nets .venv/bin/python benchmarks/foreign_nets.py
 
 Every net goes through every method as in tests/test_foreign_nets.py, which tries the smaller ones in every run. Names of nets
@@ -46,14 +46,17 @@ def _cell(outcome: Mapping[str, Any], notes: dict[str, int]) -> str:
 
 
 def main(names: Sequence[str]) -> None:
-    foreign.import_library("timm")  # else its absence would be recorded as what a method makes of its nets
+    # Imported first, else their absence would be recorded as what a method makes of their nets.
+    versions = {name: foreign.version(foreign.import_library(name)) for name in ("timm", "torchvision")}
     records = read_json(RECORDS) if RECORDS.exists() else {}
+    if names and records.get("versions", versions) != versions:
+        raise SystemExit(f"the records are of {records['versions']}, installed are {versions}; try all nets")
     for name in names or foreign.NETS:
         records[name] = {method: foreign.outcome(foreign.NETS[name], method) for method in METHODS}
         print(table({name: records[name]}).splitlines()[2], flush=True)
     records = {name: records[name] for name in foreign.NETS if name in records}
     RECORDS.parent.mkdir(exist_ok=True)
-    write_json(RECORDS, records)
+    write_json(RECORDS, {"versions": versions, **records})
     page = PAGE.read_text(encoding="utf-8")
     write_atomically(PAGE, _TABLE.sub(lambda _: table(records), page))
 

@@ -18,6 +18,7 @@ import pocketcnn as pc
 from pocketcnn.errors import CannotMaterialize, NothingToCondense
 
 CLASSES, BATCH = 7, 2
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # schemas last as long as what defined them
 
 
 @dataclass(frozen=True)
@@ -94,22 +95,27 @@ def import_library(name: str) -> Any:
 
     Builds of torchvision whose compiled part is missing or made for another torch fail on import for want of the schemas of
     two operators, which no net here calls. Other packages, Lightning among them, fail with such a torchvision beside them:
-    so it lies in a folder of its own, and only here it is told these schemas.
+    so it lies in a folder of its own, which is searched only here, and only here it is told these schemas.
     """
-    folder = os.environ.get("POCKETCNN_NETS")
-    if folder and folder not in sys.path:
-        sys.path.append(folder)
     if name == "timm":
         import_library("torchvision")  # which timm imports
+    searched = list(sys.path)
+    sys.path += filter(None, [os.environ.get("POCKETCNN_NETS")])
     try:
         return importlib.import_module(name)
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-                       "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
-            library.define(schema)
-        importlib.import_module(name)
-    return importlib.import_module(name)
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return importlib.import_module(name)
+    finally:
+        sys.path[:] = searched
+
+
+def version(library: Any) -> str:
+    """Of a library, without the build."""
+    return str(library.__version__).partition("+")[0]
 
 
 def tensors_of(output: Any) -> list[Tensor]:

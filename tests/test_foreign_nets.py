@@ -13,13 +13,32 @@ from pocketcnn._files import read_json
 
 ROOT = Path(__file__).parents[1]
 RECORDS = read_json(ROOT / "results" / "foreign-nets" / "outcomes.json")
-QUICK = [(name, method) for name, net in foreign.NETS.items() if not net.slow for method in sorted(pc.METHODS)]
+VERSIONS = RECORDS.pop("versions")
+
+
+def numbers(name, method):
+    """How many trained numbers a trial handles at most, in millions."""
+    return max(RECORDS[name][method].get(key, 0) for key in ("before", "after")) / 1e6
+
+
+# Of larger nets only the smallest trial: rings of millions of numbers and kernels four times over take most of the time.
+QUICK = [
+    (name, method)
+    for name, net in foreign.NETS.items()
+    if not net.slow
+    for method in sorted(pc.METHODS)
+    if numbers(name, method) < 2.5 or method == min(sorted(pc.METHODS), key=lambda other: numbers(name, other))
+]
 
 
 @pytest.mark.parametrize(("name", "method"), QUICK)
 def test_a_method_makes_of_a_net_what_the_table_says(name, method, request):
-    request.getfixturevalue(foreign.NETS[name].library)
-    assert foreign.outcome(foreign.NETS[name], method) == RECORDS[name][method]
+    library = request.getfixturevalue(foreign.NETS[name].library)
+    found = foreign.outcome(foreign.NETS[name], method)
+    if foreign.version(library) == VERSIONS[library.__name__]:
+        assert found == RECORDS[name][method]
+    else:  # another version may have other nets
+        assert "failure" in RECORDS[name][method] or "failure" not in found
 
 
 def test_the_table_is_made_of_the_records_and_long_enough():

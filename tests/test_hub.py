@@ -18,7 +18,7 @@ import pocketcnn as pc
 from pocketcnn import hub
 from pocketcnn._files import read_json
 from pocketcnn.cli import main
-from pocketcnn.errors import CannotReach, ForeignFile, MissingBase, MissingExtra
+from pocketcnn.errors import BrokenFile, CannotReach, CannotWrite, ForeignFile, MissingBase, MissingExtra
 from pocketcnn.train import TrainConfig, evaluate, fit
 
 
@@ -48,10 +48,15 @@ class Hub:
 
     def create_repo(self, repo_id, private, exist_ok):
         self.private = private
+        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
         return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(self, *, repo_id, folder_path, revision, **_):
-        shutil.copytree(folder_path, self.folder / repo_id)
+    def file_exists(self, repo_id, filename, revision):
+        return (self.folder / repo_id / filename).is_file()
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, **_):
+        for name in allow_patterns:
+            shutil.copy(folder_path / name, self.folder / repo_id)
         return f"https://hub/{repo_id}/commit/1"
 
     def download(self, repo_id, filename, **_):
@@ -63,7 +68,7 @@ class Hub:
 def played(monkeypatch, tmp_path):
     """Plays the hub."""
     found = Hub(tmp_path / "hub")
-    monkeypatch.setattr(hub_mixin, "HfApi", lambda token: found)
+    monkeypatch.setattr(hub._hub, "HfApi", lambda token: found)
     monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda repo_id, filename, **_: found.download(repo_id, filename))
     monkeypatch.setattr(hub._hub, "hf_hub_download", found.download)
     return found
@@ -101,7 +106,7 @@ def test_a_card_says_what_the_record_says(run, tmp_path):
     (found,) = card.data.eval_results
     assert (found.metric_type, found.dataset_name) == ("accuracy", "digits")
     assert found.metric_value == pytest.approx(result["test_accuracy"], abs=1e-6)
-    assert f"| test accuracy of this file | {100 * result['test_accuracy']:.2f} % |" in card.text
+    assert f"| test accuracy of this file, on digits | {100 * result['test_accuracy']:.2f} % |" in card.text
     assert f"| trained numbers | {result['cost']['trainable_params']:,} |" in card.text
     assert (
         f"| file | {(run / 'model.safetensors').stat().st_size:,} bytes, every number as it was trained |" in card.text
@@ -151,6 +156,89 @@ def test_a_card_that_is_there_stays(tmp_path):
     assert (folder / "README.md").read_text() == "mine"
 
 
+def test_a_folder_whose_files_would_be_lost_is_refused(run, tmp_path):
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="ring: the model file lies there, and what is beside it would be lost"):
+        hub.save_pretrained(run, run)
+    with pytest.raises(ValueError, match=r"ring/config\.json: of something else, a run for example, and would be lost"):
+        hub.save_pretrained(small_net(), run)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: of something else"):
+        hub.save_pretrained(small_net(), tmp_path)
+
+
+def test_a_path_of_images_is_not_published(tmp_path):
+    net, path = small_net(), tmp_path / "net.safetensors"
+    pc.save(net, path, notes={"data": "/home/me/photos/birds", "classes": ["wren"]})
+    folder = hub.save_pretrained(path, tmp_path / "net")
+    assert not [file for file in folder.iterdir() if b"/home/me" in file.read_bytes()]
+    assert read_json(folder / "config.json")["notes"] == {"data": "birds", "classes": ["wren"]}
+    published = (folder / "model.safetensors").read_bytes()
+    tensors = sum(8 * -(-tensor.nbytes // 8) for tensor in net.state_dict().values())
+    assert published[-tensors:] == path.read_bytes()[-tensors:]
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(hub.from_pretrained(folder)(x), net(x))
+    pc.save(net, path, notes={"data": "owner/birds"})
+    hub.save_pretrained(path, folder)
+    assert (folder / "model.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("notes", "record", "shown", "hidden"),
+    [
+        ({"classes": ["a", "b"]}, {}, "| classes | 2: a, b |", "mean"),
+        ({"input_size": [3, 8, 8]}, {}, "| images | 3x8x8 (channels x height x width) |", "classes"),
+        ({}, {"train": {"lr": 0.1}}, "## Training\n\n    lr=0.1", "epochs"),
+        ({}, {"cost": {"macs": 1234}}, "| multiply-adds an image | 1,234 |", "trained numbers"),
+        ({}, {"latency": {"median_ms": 1.0}}, "| file |", "latency"),
+        ({}, {"data": "digits", "test_accuracy": 0.5}, "| test accuracy of this file, on digits | 50.00 % |", "images"),
+    ],
+)
+def test_a_card_shows_what_is_known(notes, record, shown, hidden, tmp_path):
+    text = (hub.save_pretrained(small_net(), tmp_path / "net", notes=notes, record=record) / "README.md").read_text()
+    assert shown in text
+    assert hidden not in text
+
+
+def test_the_card_of_a_repository_stays_unless_a_folder_brings_another(played, tmp_path):
+    hub.push_to_hub(small_net(), "me/small")
+    card = played.folder / "me" / "small" / "README.md"
+    card.write_text("theirs")
+    hub.push_to_hub(small_net(), "me/small")
+    assert card.read_text() == "theirs"
+    folder = hub.save_pretrained(small_net(), tmp_path / "net")
+    (folder / "README.md").write_text("mine")
+    (folder / "thoughts.txt").write_text("not to be read")
+    hub.push_to_hub(small_net(), "me/small", folder=folder)
+    assert card.read_text() == "mine"
+    assert not card.with_name("thoughts.txt").exists()
+
+
+def test_what_cannot_be_saved_makes_no_repository(played, tmp_path):
+    net = pc.fold_norm(small_net())
+    with pytest.raises(CannotWrite, match="has batch norms folded"):
+        hub.push_to_hub(net, "me/small")
+    assert not (played.folder / "me" / "small").exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_configuration_is_named(content, tmp_path):
+    folder = hub.save_pretrained(small_net(), tmp_path / "net")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(BrokenFile, match=r"net: its config\.json is damaged"):
+        hub.from_pretrained(folder)
+
+
+def test_an_error_of_this_machine_is_none_of_the_hub(played, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "cache")
+
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", refuse)
+    with pytest.raises(PermissionError, match="cache"):
+        hub.from_pretrained("me/small")
+
+
 def test_pushes_and_downloads_two_files(played, tmp_path):
     net = pc.condense(small_net(), "ring").eval()
     assert hub.push_to_hub(net, "me/small", private=True) == "https://hub/me/small/commit/1"
@@ -174,7 +262,7 @@ def response(status):
         (
             errors.RepositoryNotFoundError("", response=response(404)),
             CannotReach,
-            "me/gone: the hub has no such repository",
+            "me/gone: the hub has no such repository, or you may not see it; there is no such folder here either",
         ),
         (
             errors.RevisionNotFoundError("", response=response(404)),
@@ -194,7 +282,7 @@ def response(status):
         (
             errors.OfflineModeIsEnabled(),
             CannotReach,
-            r"did not answer as it should \(OfflineModeIsEnabled\); check the net",
+            r"did not answer as it should \(OfflineModeIsEnabled\); there is no such folder here",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
@@ -233,7 +321,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(ForeignFile, match="not a safetensors file"):
         hub.from_pretrained(tmp_path / "empty")
     folder = hub.save_pretrained(pc.condense(own_net(), "ring"), tmp_path / "own")
-    with pytest.raises(MissingBase, match=rf"pass a fresh plain one as from_pretrained\('{folder}', base=net\)"):
+    with pytest.raises(MissingBase, match="pass a fresh plain one as base=net, to which 1 condensing"):
         hub.from_pretrained(folder)
     with pytest.raises(ValueError, match="a model file is published as it is; leave out notes and storage"):
         hub.save_pretrained(folder, tmp_path / "again", storage="int8")
@@ -263,7 +351,41 @@ def test_publishes_a_net_of_the_package(played, tmp_path, capsys):
     assert data.datasets == ["uoft-cs/cifar10"]
     assert data.eval_results[0].metric_value == pytest.approx(card.test_accuracy, abs=1e-6)
     assert played.private is None
+    assert data.eval_results[0].dataset_name == "cifar10"
+    assert f"| trained numbers | {card.trainable_params:,} |" in (folder / "README.md").read_text()
     assert published("cifar10/resnet20") == 2
     assert capsys.readouterr().err == "BadUsage: say where to: --output FOLDER, --repo OWNER/NAME, or both\n"
     assert published(str(tmp_path / "gone.safetensors"), "--output", str(folder)) == 2
     assert "no such model file" in capsys.readouterr().err
+
+
+def test_publishes_no_accuracy_on_images_of_another_size(run, tmp_path, capsys):
+    assert published("cifar10/resnet20", "--data", "digits", "--output", str(tmp_path / "net")) == 2
+    told = capsys.readouterr().err
+    assert "images are 1x8x8, the net was trained on 3x32x32 (channels x height x width)" in told
+    assert not (tmp_path / "net").exists()
+    model = pc.load(run)
+    notes = {
+        **pc.checkpoint.read_header(run / "model.safetensors")["notes"],
+        "data": "own",
+        "classes": list("abcdefghij"),
+    }
+    pc.save(model, tmp_path / "own.safetensors", notes=notes)
+    assert published(str(tmp_path / "own.safetensors"), "--data", "digits", "--output", str(tmp_path / "net")) == 0
+    assert "they are compared by number" in capsys.readouterr().err
+    card = ModelCard.load(tmp_path / "net" / "README.md")
+    assert card.data.eval_results[0].dataset_name == "digits"
+    assert "| test accuracy of this file, on digits |" in card.text
+    assert "| images | own, 1x8x8" in card.text
+
+
+def test_publishes_with_the_record_of_a_finished_run_only(tmp_path, capsys):
+    assert published("cifar10/resnet20", "--record", str(tmp_path), "--output", str(tmp_path / "net")) == 2
+    assert "not the folder of a finished run: there is no result.json" in capsys.readouterr().err
+
+
+def test_publishes_of_a_folder_the_file_that_loads(tmp_path, capsys):
+    folder = hub.save_pretrained(small_net(), tmp_path / "net")
+    (folder / "earlier.safetensors").write_bytes(b"of another time")
+    assert published(str(folder), "--output", str(tmp_path / "again")) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

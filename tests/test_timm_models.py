@@ -57,6 +57,20 @@ def test_trained_weights_are_those_of_the_package(timm, names):
     assert len(fresh.provenance.steps) == 1
 
 
+def test_what_is_known_of_a_net_fits_it(timm, names):
+    grey = timm.create_model("pocketcnn_resnet20", in_chans=1, num_classes=4).default_cfg
+    trained = timm.create_model("pocketcnn_resnet20").default_cfg
+    assert grey["input_size"] == (1, 32, 32)
+    assert grey["mean"] == pytest.approx([sum(trained["mean"]) / 3])
+    assert len(grey["std"]) == 1
+    assert grey["label_names"] is None
+    assert len(trained["label_names"]) == 10
+
+
+def test_what_the_module_offers_is_there(names):
+    assert timm_models.__all__ == ["PREFIX", "register"]
+
+
 def test_a_trained_net_gets_a_new_classifier_and_its_file_knows(timm, names, tmp_path):
     net = timm.create_model("pocketcnn_resnet20", pretrained=True, num_classes=4).eval()
     trained = pc.create_model("resnet20", pretrained="cifar10")
@@ -73,6 +87,10 @@ def test_a_trained_net_gets_a_new_classifier_and_its_file_knows(timm, names, tmp
         ("resnet56", {"pretrained": True}, UnknownPretrained, "no trained net 'resnet56'; did you mean 'resnet20'"),
         ("resnet20.mnist", {"pretrained": True}, UnknownPretrained, "'resnet20' was trained on: cifar10"),
         ("resnet20", {"pretrained": True, "in_chans": 1}, ValueError, "its in_channels is 3"),
+        ("resnet20.mnist", {}, UnknownPretrained, "'resnet20' was trained on: cifar10"),
+        ("resnet20", {"num_classes": 0}, ValueError, "num_classes=0 asks for a net without classifier"),
+        ("resnet20", {"pretrained_cfg": {"file": "x"}}, ValueError, "leave out the configuration of others"),
+        ("resnet20", {"pretrained_cfg_overlay": {"file": "x"}}, ValueError, "leave out the configuration of others"),
         ("resnet20", {"features_only": True}, ValueError, "unexpected keyword argument 'features_only'"),
     ],
 )

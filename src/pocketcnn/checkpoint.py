@@ -168,8 +168,8 @@ def load(
     steps = [Step(s["method"], s["options"], tuple(s["sites"])) for s in header["steps"]]
     if base is None and header["base"] is None:
         raise MissingBase(
-            f"{path}: this net was not made by create_model; pass a fresh plain one as load(path, base=net), "
-            f"to which {len(steps)} condensing steps will be applied"
+            f"{path}: this net was not made by create_model; pass a fresh plain one as base=net, to "
+            f"which {len(steps)} condensing steps will be applied"
         )
     for step in steps:
         try:
@@ -274,6 +274,18 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BrokenFile(f"{path}: its description of the net is damaged ({error}); copy or train it again") from error
     return header
+
+
+def renote_(path: Path, notes: dict[str, Any]) -> None:
+    """Gives a model file other notes; the rest of its header and the bytes of its tensors stay."""
+    content = path.read_bytes()
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:start])
+    metadata = header["__metadata__"]
+    metadata[FORMAT] = json.dumps({**json.loads(metadata[FORMAT]), "notes": notes})
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # the tensors begin at a multiple of 8
+    write_atomically(path, struct.pack("<Q", len(head)) + head + content[start:])
 
 
 def _looks_like_safetensors(path: Path) -> bool:

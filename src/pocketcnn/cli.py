@@ -557,9 +557,9 @@ def publish(words: Sequence[str]) -> None:
         model: Positional[str]
         """A model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
         output: Path | None = None
-        """Folder for model file, configuration and card; a README.md that is there stays."""
+        """Folder for model file, configuration and card; a README.md that is there stays, and goes to the repository."""
         repo: str | None = None
-        """Upload to this repository, owner/name, which is made when missing."""
+        """Upload to this repository, owner/name, which is made when missing; without --output its README.md stays."""
         record: Path | None = None
         """Folder of the run that trained the net, where the file lies elsewhere."""
         data: str | None = None
@@ -576,19 +576,27 @@ def publish(words: Sequence[str]) -> None:
     from pocketcnn._files import read_json
 
     path = _model_path(given.model)
+    if given.record is not None and not (given.record / "result.json").is_file():
+        raise FileNotFoundError(f"{given.record}: not the folder of a finished run: there is no result.json")
     record = hub.record_of(path) if given.record is None else read_json(given.record / "result.json")
     if given.data is not None:
         from pocketcnn.data import load
         from pocketcnn.train import evaluate
 
         notes = _trained_notes(given.model, path)
-        data = dataclasses.replace(load(given.data), mean=tuple(notes["mean"]), std=tuple(notes["std"]))
-        record["stored_accuracy"] = evaluate(_load(path), data)["test_accuracy"]
-    if given.output is not None:
-        print(f"folder: {hub.save_pretrained(path, given.output, record=record, license=given.license)}")
+        data = _as_trained(load(given.data), notes)
+        record["stored_accuracy"], record["stored_data"] = evaluate(_load(path), data)["test_accuracy"], data.name
+    described: dict[str, Any] = {"record": record, "license": given.license}
+    address = ""
     if given.repo is not None:
         private = given.private or None  # as the owner's settings say
-        print(hub.push_to_hub(path, given.repo, record=record, license=given.license, private=private))
+        address = hub.push_to_hub(path, given.repo, folder=given.output, private=private, **described)
+    elif given.output is not None:
+        hub.save_pretrained(path, given.output, **described)
+    if given.output is not None:
+        print(f"folder: {given.output}")
+    if address:
+        print(address)
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
@@ -754,16 +762,7 @@ def evaluate(words: Sequence[str]) -> None:
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,
     )
-    if list(data.input_size) != notes["input_size"]:
-        raise BadUsage(
-            f"{data.name}: images are {_size(data.input_size)}, the net was trained on {_size(notes['input_size'])} "
-            "(channels x height x width); --image-size and --channels convert them"
-        )
-    if list(data.classes) != notes["classes"]:
-        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes['classes'][:3])}, ..."
-        print(f"{data.name}: its classes are {names}; they are compared by number", file=sys.stderr)
-    # The net must see images as it did in training, whatever their own moments are.
-    data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    data = _as_trained(data, notes, "; --image-size and --channels convert them")
     found = evaluate(net, data)
     print(f"{given.model}: {path.stat().st_size:,} bytes, on {len(data.test):,} test images of {data.name}")
     print(f"test accuracy {100 * found['test_accuracy']:.2f} %")
@@ -1366,9 +1365,14 @@ def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[
 
 
 def _model_path(name: str | Path) -> Path:
-    """The model file that is meant: a file, the first one in the folder of a run, or DATA/NAME of the package's nets."""
+    """The model file that is meant: a file, that in the folder of a run, else the first there, or DATA/NAME of the
+    package's nets."""
     path = Path(name)
     if path.is_dir():
+        from pocketcnn import checkpoint
+
+        if (usual := checkpoint.file_in(path)).is_file():
+            return usual
         if found := sorted(path.glob("*.safetensors")):
             return found[0]
         raise FileNotFoundError(f"{path}: no model file (*.safetensors) in this folder")
@@ -1394,6 +1398,20 @@ def _trained_notes(title: str, path: Path) -> dict[str, Any]:
     if not {"data", "classes", "input_size", "mean", "std"} <= notes.keys():
         raise BadUsage(f"{title}: not a trained net's file: it does not say what its images and classes are")
     return notes
+
+
+def _as_trained(data: "DataSet", notes: dict[str, Any], hint: str = "") -> "DataSet":
+    """A data set for a trained net: with images like those of its training, whose moments are taken for them too."""
+    if list(data.input_size) != notes["input_size"]:
+        raise BadUsage(
+            f"{data.name}: images are {_size(data.input_size)}, the net was trained on {_size(notes['input_size'])} "
+            f"(channels x height x width){hint}"
+        )
+    if list(data.classes) != notes["classes"]:
+        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes['classes'][:3])}, ..."
+        print(f"{data.name}: its classes are {names}; they are compared by number", file=sys.stderr)
+    # The net must see images as it did in training, whatever their own moments are.
+    return dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
 
 
 def _model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:

@@ -1,12 +1,15 @@
 """Nets on the Hugging Face hub: one model file, its description for readers without tensors, and a card of its run.
 
 A repository holds `model.safetensors`, as `pocketcnn.save` writes it; `config.json`, what that file says of itself; and
-`README.md`, the model card. Saving, uploading and downloading are huggingface_hub's own, through its mixin. Only the file
-and `config.json` are ever downloaded, and nothing in them is run.
+`README.md`, the model card. Saving and downloading are huggingface_hub's own, through its mixin; so is uploading, but only
+what is complete is uploaded. Only the file and `config.json` are ever downloaded, and nothing in them is run.
 """
 
 import contextlib
 import dataclasses
+import json
+import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,14 @@ from pocketcnn._files import make_folder, read_json, write_atomically, write_jso
 from pocketcnn._optional import optional_import
 from pocketcnn.checkpoint import FILE, FORMAT
 from pocketcnn.data import BUILT_IN
-from pocketcnn.errors import CannotReach, MissingBase, PocketError
+from pocketcnn.errors import BrokenFile, CannotReach
 from pocketcnn.methods import METHODS
 from pocketcnn.storage import Storage
 
 _hub: Any = optional_import("huggingface_hub", extra="hub", purpose="the hub")
 
 _TASK = "image-classification"
+_CARD, _CONFIG = "README.md", "config.json"
 
 
 def save_pretrained(
@@ -41,8 +45,9 @@ def save_pretrained(
 
     Args:
         model: a net, written as `pocketcnn.save` does; or a model file or the folder of a run, whose file is taken as it
-            is, stored small or locked.
-        folder: where to; made when missing. A `README.md` that is there stays: it may have been edited.
+            is, stored small or locked; of the path of its images in `notes["data"]` only the last part is published.
+        folder: where to, not where the file lies; made when missing. A `README.md` that is there stays: it may have been
+            edited.
         record: of the run that trained the net, the content of its `result.json`; for a file by default what `record_of`
             finds. Its `test_accuracy` counts for a file whose weights are as they were trained; `stored_accuracy`, where
             it has one, is that of the file.
@@ -53,13 +58,12 @@ def save_pretrained(
         The folder.
     Raises:
         FileNotFoundError: there is no such model file.
-        ValueError: notes or a storage for a file, which is taken as it is.
+        ValueError: notes or a storage for a file, which is taken as it is; or a folder whose files would be lost: that of
+            the model file, or one with another `config.json`.
         CannotWrite: the folder cannot be written.
     """
-    folder = make_folder(Path(folder))
-    made = _made(model, record, license, notes, storage)
-    made.save_pretrained(folder, model_card_kwargs={"repo_id": folder.resolve().name})
-    return folder
+    folder = Path(folder)
+    return _saved(_made(model, record, license, notes, storage), folder, folder.resolve().name)
 
 
 def push_to_hub(
@@ -70,6 +74,7 @@ def push_to_hub(
     license: str | None = None,
     notes: dict[str, Any] | None = None,
     storage: Storage | None = None,
+    folder: str | Path | None = None,
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
@@ -83,6 +88,8 @@ def push_to_hub(
         license: as in `save_pretrained`.
         notes: as in `save_pretrained`.
         storage: as in `save_pretrained`.
+        folder: where it is written before, as `save_pretrained` does, and then stays: its `README.md`, which may have been
+            edited, replaces that of the repository. Without a folder a `README.md` of the repository stays.
         private: whether a repository that is made now is private; as the owner's settings say by default.
         token: of the hub; by default the one that `hf auth login` kept.
         revision: the branch; `main` by default.
@@ -91,18 +98,23 @@ def push_to_hub(
     Raises:
         CannotReach: the hub does not answer, or refuses.
         FileNotFoundError: there is no such model file.
-        ValueError: a name that no repository can have; notes or a storage for a file.
+        ValueError: a name that no repository can have; or as in `save_pretrained`.
+        CannotWrite: as in `save_pretrained`; no repository is made.
     """
     made = _made(model, record, license, notes, storage)
-    with _reaching(repo_id, revision):
-        return made.push_to_hub(
-            repo_id,
-            commit_message="Publish a net of pocketcnn",
-            private=private,
-            token=token,
-            branch=revision,
-            model_card_kwargs={"repo_id": repo_id},
-        )
+    with tempfile.TemporaryDirectory() as place:
+        saved = _saved(made, Path(place) / "net" if folder is None else Path(folder), repo_id)
+        with _reaching(repo_id, revision):
+            api = _hub.HfApi(token=token)
+            repo_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+            stays = folder is None and api.file_exists(repo_id, _CARD, revision=revision)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=saved,
+                commit_message="Publish a net of pocketcnn",
+                revision=revision,
+                allow_patterns=[FILE, _CONFIG, *([] if stays else [_CARD])],
+            )
 
 
 def from_pretrained(
@@ -134,21 +146,21 @@ def from_pretrained(
         CannotReach: no such repository, or none that may be read; the hub does not answer.
         MissingBase: the net was not made by `create_model`, and must be given plain as `base`.
         ValueError: no folder, and a name that no repository can have.
-        BrokenFile: or another error of `pocketcnn.load`.
+        BrokenFile: `config.json` is damaged; this or another error of `pocketcnn.load`.
     """
-    with _reaching(str(source), revision):
-        found = HubModel.from_pretrained(
-            source,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            base=base,
-            device=device,
-            passphrase=passphrase,
-        )
-    return found.source
+    try:
+        with _reaching(str(source), revision, "; there is no such folder here either"):
+            found = HubModel.from_pretrained(
+                source,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise BrokenFile(f"{source}: its {_CONFIG} is damaged ({error}); delete or publish it again") from error
+    return checkpoint.load(found.source, base=base, device=device, passphrase=passphrase)
 
 
 def record_of(path: Path) -> dict[str, Any]:
@@ -157,11 +169,13 @@ def record_of(path: Path) -> dict[str, Any]:
     Args:
         path: of the file. Only what a run itself called `model.safetensors` has the record beside it.
     Returns:
-        The content of `result.json`, with `stored_accuracy` where the file was measured as it is; nothing for other files.
+        The content of `result.json`, with `stored_accuracy` where the file was measured as it is, and `stored_data` where
+        that was on other images than it was trained on; nothing for other files.
     """
     if card := next((card for card in zoo.cards() if zoo.FOLDER / card.file == path), None):
         known = dataclasses.asdict(card)
-        return {**known, "test_accuracy": card.trained_accuracy, "stored_accuracy": card.test_accuracy}
+        measured = {"test_accuracy": card.trained_accuracy, "stored_accuracy": card.test_accuracy}
+        return {**known, **measured, "cost": {"trainable_params": card.trainable_params}}
     beside = path.with_name("result.json")
     return read_json(beside) if path.name == FILE and beside.is_file() else {}
 
@@ -184,16 +198,16 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
             write_atomically(self.file, self.source.read_bytes())
         else:
             checkpoint.save(self.source, self.file, **self.saving)
-        write_json(save_directory / "config.json", checkpoint.read_header(self.file))
+        notes = checkpoint.read_header(self.file)["notes"]
+        if notes.get("data") != (name := _last_part(notes.get("data"))):
+            checkpoint.renote_(self.file, {**notes, "data": name})
+        write_json(save_directory / _CONFIG, checkpoint.read_header(self.file))
 
     @classmethod
     def _from_pretrained(
         cls,
         *,
         model_id: str,
-        base: nn.Module | None,
-        device: torch.device | str,
-        passphrase: str | None,
         revision: str | None,
         cache_dir: str | Path | None,
         force_download: bool,
@@ -207,22 +221,20 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
                 model_id, FILE, revision=revision, cache_dir=cache_dir, force_download=force_download,
                 local_files_only=local_files_only, token=token,
             ))  # fmt: skip
-        try:
-            return cls(checkpoint.load(file, base=base, device=device, passphrase=passphrase), {}, {}, None)
-        except MissingBase as error:
-            raise MissingBase(str(error).replace("load(path,", f"from_pretrained({model_id!r},")) from error
+        return cls(file, {}, {}, None)
 
     def generate_model_card(self, repo_id: str) -> Any:
         """The card of the file that was saved last, for a repository of that name."""
         header, size = checkpoint.read_header(self.file), self.file.stat().st_size
         notes, record = header["notes"], self.record
-        data = Path(notes.get("data", "")).name  # of a folder of images its name alone, not where it lies
+        data = _last_part(notes.get("data") or record.get("data", ""))
+        measured = _last_part(record.get("stored_data", data))
         # What the run measured were the numbers before they were stored small.
         accuracy = record.get("stored_accuracy", None if "storage" in header else record.get("test_accuracy"))
         results = None
-        if accuracy is not None and data:
+        if accuracy is not None and measured:
             results = [_hub.EvalResult(
-                task_type=_TASK, dataset_type=BUILT_IN.get(data, data), dataset_name=data, dataset_split="test",
+                task_type=_TASK, dataset_type=BUILT_IN.get(measured, measured), dataset_name=measured, dataset_split="test",
                 metric_type="accuracy", metric_value=round(accuracy, 6),
             )]  # fmt: skip
         tags = [FORMAT, *dict.fromkeys(step["method"] for step in header["steps"])]
@@ -237,34 +249,48 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
             model_name=repo_id.rpartition("/")[2],
             eval_results=results,
         )
-        return _hub.ModelCard(f"---\n{metadata.to_yaml()}\n---\n{_card(repo_id, header, size, record, accuracy, data)}")
+        text = _card(repo_id, header, size, record, accuracy, data, measured)
+        return _hub.ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}")
 
 
 def _card(
-    repo_id: str, header: Mapping[str, Any], size: int, record: Mapping[str, Any], accuracy: float | None, data: str
+    repo_id: str,
+    header: Mapping[str, Any],
+    size: int,
+    record: Mapping[str, Any],
+    accuracy: float | None,
+    data: str,
+    measured: str,
 ) -> str:
-    """The card's text: what the net is, what it costs, how it was condensed and trained, how it is loaded."""
+    """The card's text: what the net is, what it costs, how it was condensed and trained, how it is loaded.
+
+    Of record and notes, which anybody may write, it shows what is there.
+    """
     notes, base = header["notes"], header["base"]
     stored = header.get("storage", {}).get("weights")
     rows = []
     if accuracy is not None:
-        rows.append(("test accuracy of this file", f"{100 * accuracy:.2f} %"))
+        on = f", on {measured}" if measured else ""
+        rows.append((f"test accuracy of this file{on}", f"{100 * accuracy:.2f} %"))
     if stored and "test_accuracy" in record:
         rows.append(("test accuracy before the weights were stored so", f"{100 * record['test_accuracy']:.2f} %"))
     rows.append(("file", f"{size:,} bytes, {f'weights as {stored}' if stored else 'every number as it was trained'}"))
     cost, latency = record.get("cost", {}), record.get("latency", {})
-    if cost:
-        rows += [
-            ("trained numbers", f"{cost['trainable_params']:,}"),
-            ("numbers that one image meets", f"{cost['generated_params']:,}"),
-            ("multiply-adds an image", f"{cost['macs']:,}"),
-        ]
-    if latency:
+    names = {
+        "trainable_params": "trained numbers",
+        "generated_params": "numbers that one image meets",
+        "macs": "multiply-adds an image",
+    }
+    rows += [(name, f"{cost[key]:,}") for key, name in names.items() if key in cost]
+    if {"runs", "batch", "threads", "dtype", "median_ms", "device"} <= latency.keys():
         how = f"median of {latency['runs']}, batch {latency['batch']}, {latency['threads']} threads, {latency['dtype']}"
         rows.append(("latency in the run", f"{latency['median_ms']:.2f} ms ({how} on {latency['device']})"))
+    if "input_size" in notes:
+        size_of = f"{'x'.join(map(str, notes['input_size']))} (channels x height x width)"
+        rows.append(("images", f"{data}, {size_of}" if data else size_of))
+    if {"mean", "std"} <= notes.keys():
+        rows.append(("mean, deviation", f"{_numbers(notes['mean'])}; {_numbers(notes['std'])}, of values from 0 to 1"))
     if "classes" in notes:
-        rows.append(("images", f"{data}, {'x'.join(map(str, notes['input_size']))} (channels x height x width)"))
-        rows += [("mean, deviation", f"{_numbers(notes['mean'])}; {_numbers(notes['std'])}, of values from 0 to 1")]
         rows.append(("classes", f"{len(notes['classes'])}: {', '.join(map(str, notes['classes'][:10]))}"
                                 f"{', ...' if len(notes['classes']) > 10 else ''}"))  # fmt: skip
     made = f"`{_call(base['name'], base['options'])}`" if base else "A net that pocketcnn did not make"
@@ -285,7 +311,9 @@ def _card(
     if record.get("train"):
         settings = {**record["train"], "teacher": Path(record["train"].get("teacher", "")).name}
         shown = " ".join(f"{key}={value}" for key, value in settings.items() if value not in ("", [], None))
-        lines.append(f"\n## Training\n\n{record['epochs']} epochs, seed {record['seed']}:\n\n    {shown}")
+        known = [f"{record['epochs']} epochs"] if "epochs" in record else []
+        known += [f"seed {record['seed']}"] if "seed" in record else []
+        lines.append("\n".join(["\n## Training\n", *([f"{', '.join(known)}:\n"] if known else []), f"    {shown}"]))
     return "\n".join(lines) + "\n"
 
 
@@ -327,14 +355,37 @@ def _made(
     return HubModel(path, {}, record_of(path) if record is None else record, license)
 
 
+def _saved(made: HubModel, folder: Path, repo_id: str) -> Path:
+    """The folder, with the three files in it; the card names the repository."""
+    if isinstance(made.source, Path) and made.source.resolve().parent == folder.resolve():
+        raise ValueError(
+            f"{folder}: the model file lies there, and what is beside it would be lost; give another folder"
+        )
+    if (config := folder / _CONFIG).is_file():
+        try:
+            ours = json.loads(config.read_text(encoding="utf-8"))["format"] == FORMAT
+        except (ValueError, TypeError, KeyError):
+            ours = False
+        if not ours:
+            raise ValueError(f"{config}: of something else, a run for example, and would be lost; give another folder")
+    made.save_pretrained(make_folder(folder), model_card_kwargs={"repo_id": repo_id})
+    return folder
+
+
+def _last_part(data: Any) -> Any:
+    """How a data set is called in public: a folder of images by its name alone, not by where it lies; `owner/name` of the
+    hub is kept."""
+    if not isinstance(data, str) or (re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) and not Path(data).exists()):
+        return data
+    return Path(data).name
+
+
 @contextlib.contextmanager
-def _reaching(name: str, revision: str | None) -> Iterator[None]:
-    """Says in one line what the hub did not give, and why."""
+def _reaching(name: str, revision: str | None, here: str = "") -> Iterator[None]:
+    """Says in one line what the hub did not give, and why, and what was looked for `here`."""
     errors = _hub.errors
     try:
         yield
-    except PocketError:
-        raise
     except errors.HFValidationError as error:
         raise ValueError(f"{name!r} is no folder that is there, and cannot be a repository (owner/name)") from error
     except errors.RevisionNotFoundError as error:
@@ -343,15 +394,14 @@ def _reaching(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CannotReach(
-            f"{name}: the hub has no such repository, or you may not see it; check the name, or log in by `hf auth login`"
+            f"{name}: the hub has no such repository, or you may not see it{here}; check the name, or log in by "
+            "`hf auth login`"
         ) from error
-    except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
-        if isinstance(error, FileNotFoundError) and not isinstance(error, errors.EntryNotFoundError):
-            raise  # a folder without a model file
+    except (errors.EntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError) as error:
         if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
             raise FileNotFoundError(f"{name}: no {FILE} in this repository; only nets of pocketcnn load") from error
         status = getattr(getattr(error, "response", None), "status_code", "")
         raise CannotReach(
-            f"{name}: the hub did not answer as it should ({type(error).__name__}{f' {status}' if status else ''}); check the "
-            "network, and that you are logged in (`hf auth login`) where the repository is private or to be written"
+            f"{name}: the hub did not answer as it should ({type(error).__name__}{f' {status}' if status else ''}){here}; check "
+            "the network, and that you are logged in (`hf auth login`) where the repository is private or to be written"
         ) from error

@@ -23,6 +23,7 @@ from pocketcnn.errors import UnknownPretrained
 from pocketcnn.recipes import create_model, list_models
 from pocketcnn.surgery import Step, provenance, rebuild, remember
 
+__all__ = ["PREFIX", "register"]
 PREFIX = "pocketcnn_"
 default_cfgs: dict[str, Any] = {}  # where timm's decorator looks for what else a net is registered with
 
@@ -47,6 +48,7 @@ def register() -> list[str]:
             if configurations:
                 default_cfgs[PREFIX + name] = timm.DefaultCfg(deque(configurations), configurations, is_pretrained=True)
             timm.register_model(_entry(name))
+    del __all__[2:]  # timm has added the names of the nets, which are none of this module's
     return timm.list_models(f"{PREFIX}*")
 
 
@@ -82,12 +84,18 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         num_classes: int | None = None,
         **options: Any,
     ) -> nn.Module:
+        if num_classes == 0:
+            raise ValueError(f"{PREFIX}{name}: num_classes=0 asks for a net without classifier, and ours have one")
+        if pretrained_cfg_overlay or not isinstance(pretrained_cfg, str | None):
+            raise ValueError(f"{PREFIX}{name}: weights are those of the package; leave out the configuration of others")
         if options.get("drop_rate") == 0:  # timm's own training script always gives it
             del options["drop_rate"]
         if in_chans is not None:
             options["in_channels"] = in_chans
         configurations = getattr(default_cfgs.get(PREFIX + name), "cfgs", {})
-        tag = pretrained_cfg if isinstance(pretrained_cfg, str) else next(iter(configurations), "")
+        tag = pretrained_cfg or next(iter(configurations), "")
+        if tag:
+            zoo.find(name, tag)
         if pretrained:
             if not tag:
                 raise UnknownPretrained(name, [card.name for card in zoo.cards()])
@@ -97,7 +105,15 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         else:
             net = _fresh(name, {**options, **({} if num_classes is None else {"num_classes": num_classes})})
         classifier: Any = net.fc
-        known = dataclasses.asdict(configurations[tag]) if tag in configurations else {}
+        known = dataclasses.asdict(configurations[tag]) if tag else {}
+        if known:
+            channels, *size = known["input_size"]
+            wanted = options.get("in_channels", channels)
+            if wanted != channels:  # as timm adapts what it knows
+                moments = {key: (sum(known[key]) / channels,) * wanted for key in ("mean", "std")}
+                known.update(input_size=(wanted, *size), **moments)
+            if classifier.out_features != known["num_classes"]:
+                known["label_names"] = None
         described: Any = {**known, "architecture": PREFIX + name, "num_classes": classifier.out_features}
         vars(net).update(num_classes=classifier.out_features, pretrained_cfg=described, default_cfg=described)
         return net.train()  # as timm's nets are made

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import pocketcnn as pc
 from pocketcnn.errors import CannotMaterialize, NothingToCondense
+from pocketcnn.numerics import image_entropy
 
 CLASSES, BATCH = 7, 2
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # schemas last as long as what defined them
@@ -164,13 +165,18 @@ def trial(net: Net, method: str) -> dict[str, Any]:
         pc.save(small, path)
         again = pc.load(path, base=net.make())
         for one, other in zip(outputs, tensors_of(again(x)), strict=True):
+            # Some untrained nets overflow with involutions, whose outputs are products of what they are given.
             assert torch.equal(one.nan_to_num(), other.nan_to_num()), "a file gives another net back"
+        assert [one.shape for one in outputs] == [one.shape for one in tensors_of(plain.eval()(x))]
         try:
             dense = pc.materialize(small)
         except CannotMaterialize:
             dense = None
+            if any(getattr(module, "needs_entropy", False) for module in small.modules()):
+                seen = pc.materialize(small, entropy=image_entropy(x[:1]).item())
+                _close(seen(x[:1]), small(x[:1]))
         else:
-            torch.testing.assert_close(tensors_of(dense(x)), outputs, rtol=1e-4, atol=1e-5)
+            _close(dense(x), outputs)
     return {
         "replaced": len(plan.replaced),
         "places": len(plan.rows),
@@ -178,6 +184,10 @@ def trial(net: Net, method: str) -> dict[str, Any]:
         "after": plan.after,
         "materialized": dense is not None,
     }
+
+
+def _close(one: Any, other: Any) -> None:
+    torch.testing.assert_close(tensors_of(one), tensors_of(other), rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def _without_gradient(net: nn.Module, x: Tensor) -> set[str]:

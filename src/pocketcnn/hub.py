@@ -1,8 +1,8 @@
 """Nets on the Hugging Face hub: one model file, its description for readers without tensors, and a card of its run.
 
 A repository holds `model.safetensors`, as `pocketcnn.save` writes it; `config.json`, what that file says of itself; and
-`README.md`, the model card. Saving and downloading are huggingface_hub's own, through its mixin; so is uploading, but only
-what is complete is uploaded. Only the file and `config.json` are ever downloaded, and nothing in them is run.
+`README.md`, the model card. Saving and loading go through huggingface_hub's mixin. Uploading does not: the mixin makes the
+repository first, and only what is complete is uploaded. Only the file and `config.json` are ever downloaded, and nothing in them is run.
 """
 
 import contextlib

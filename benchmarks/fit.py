@@ -20,9 +20,11 @@ HEADER = (
 
 
 def measure(data_name: str, results: Path) -> dict[str, Any]:
-    """Bytes and test accuracy of the plain net, and of every run's net, as stored in float32 and in int8."""
+    """Bytes and test accuracy of the plain net and of every run's net, stored as float32 and as int8; what is in files.json
+    is not looked at again."""
     import pocketcnn as pc
     from pocketcnn import checkpoint
+    from pocketcnn._files import read_json
     from pocketcnn.data import load
     from pocketcnn.train import evaluate
     from pocketcnn.zoo import find, path_of
@@ -30,9 +32,11 @@ def measure(data_name: str, results: Path) -> dict[str, Any]:
     data = load(data_name)
     plain = path_of(find("resnet20", "cifar10"))
     files = {"plain": plain, **{path.parent.name: path for path in sorted(results.glob("*/model.safetensors"))}}
-    found: dict[str, Any] = {}
+    known = results / "files.json"
+    found: dict[str, Any] = read_json(known) if known.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for title, path in files.items():
+        for title in sorted(files.keys() - found.keys()):
+            path = files[title]
             net, notes = pc.load(path), checkpoint.read_header(path)["notes"]
             found[title] = {}
             for storage in ("float32", "int8"):

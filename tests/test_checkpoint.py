@@ -93,7 +93,7 @@ def test_foreign_nets_need_their_base(tmp_path):
     base(torch.randn(1, 3, 8, 8))
     net = pc.condense(base, "ring").eval()
     pc.save(net, tmp_path / "net.safetensors")
-    with pytest.raises(MissingBase, match="pass a fresh plain one as load"):
+    with pytest.raises(MissingBase, match="pass a fresh plain one as base=net"):
         pc.load(tmp_path / "net.safetensors")
     fresh = Foreign()
     fresh(torch.randn(1, 3, 8, 8))

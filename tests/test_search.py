@@ -279,7 +279,7 @@ def test_options_that_are_given_are_not_searched():
 def test_methods_that_find_nothing_to_do_are_left_out_unless_asked_for(caplog):
     caplog.set_level(logging.INFO, "pocketcnn")
     assert list(Space.of("resnet18", {"width": 0.0625}).methods) == [
-        "plain", "ring", "puppet", "condconv", "involution", "involution+ring",
+        "plain", "condconv", "involution", "puppet", "ring", "involution+ring",
     ]  # fmt: skip
     assert "pde+ring has nothing to do in resnet18 and is left out" in caplog.text
     with pytest.raises(NothingToCondense, match="'pde' found no run of equal blocks"):
@@ -294,7 +294,7 @@ def test_methods_that_find_nothing_to_do_are_left_out_unless_asked_for(caplog):
     ("resnet20", ["ring:size=7.5"], ValueError, "ring: size as a fraction must lie in"),
     ("resnet20", ["ring+ring"], ValueError, "ring\\+ring: each method once, and plain alone"),
     ("resnet20", ["plain+ring"], ValueError, "each method once, and plain alone"),
-    ("resnet20", [], ValueError, "give at least one method to search over: plain, ring,"),
+    ("resnet20", [], ValueError, "give at least one method to search over: plain, condconv,"),
 ])  # fmt: skip
 def test_mistakes_in_what_is_searched(model, methods, error, match):
     with pytest.raises(error, match=match):

@@ -187,7 +187,7 @@ def trial(net: Net, method: str) -> dict[str, Any]:
 
 
 def _close(one: Any, other: Any) -> None:
-    torch.testing.assert_close(tensors_of(one), tensors_of(other), rtol=1e-3, atol=1e-3, equal_nan=True)
+    torch.testing.assert_close(tensors_of(one), tensors_of(other), rtol=1e-4, atol=1e-5)
 
 
 def _without_gradient(net: nn.Module, x: Tensor) -> set[str]:

@@ -24,8 +24,8 @@ def measure(data_name: str, results: Path) -> dict[str, Any]:
     is not looked at again."""
     import pocketcnn as pc
     from pocketcnn import checkpoint
-    from pocketcnn._files import read_json
     from pocketcnn.data import load
+    from pocketcnn.support.files import read_json
     from pocketcnn.train import evaluate
     from pocketcnn.zoo import find, path_of
 
@@ -49,7 +49,7 @@ def measure(data_name: str, results: Path) -> dict[str, Any]:
 
 def table(results: Path) -> str:
     """The rows, best first."""
-    from pocketcnn._files import read_json
+    from pocketcnn.support.files import read_json
 
     files = read_json(results / "files.json")
     plain = files["plain"]["float32"]["test_accuracy"]
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     if given.data:
-        from pocketcnn._files import write_json
+        from pocketcnn.support.files import write_json
         from pocketcnn.zoo import find
 
         write_json(given.results / "files.json", measure(given.data, given.results))

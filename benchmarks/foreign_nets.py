@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import foreign  # noqa: E402
 from pocketcnn import METHODS  # noqa: E402
-from pocketcnn._files import read_json, write_atomically, write_json  # noqa: E402
+from pocketcnn.support.files import read_json, write_atomically, write_json  # noqa: E402
 
 RECORDS, PAGE = ROOT / "results" / "foreign-nets" / "outcomes.json", ROOT / "docs" / "nets.md"
 _TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)

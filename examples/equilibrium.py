@@ -17,10 +17,11 @@ from statistics import median
 import torch
 
 import pocketcnn as pc
-from pocketcnn._files import make_folder, write_atomically, write_json
 from pocketcnn.cost import count_params
 from pocketcnn.data import load
-from pocketcnn.train.loop import as_served, environment, evaluate, normalized
+from pocketcnn.support.environment import environment
+from pocketcnn.support.files import make_folder, write_atomically, write_json
+from pocketcnn.train.loop import as_served, evaluate, normalized
 
 LIMIT = 1e-3  # the residual that every test image must come below
 ROUNDS = 9

@@ -24,12 +24,12 @@ import sharing
 import torch
 
 import pocketcnn as pc
-from pocketcnn._files import make_folder, write_atomically
-from pocketcnn._plots import pyplot
-from pocketcnn.cost.params import evaluating
 from pocketcnn.data.figures import JOINTS, LIMBS, figures
 from pocketcnn.models.hourglass import StackedHourglass
 from pocketcnn.pictures import write_figure
+from pocketcnn.support.files import make_folder, write_atomically
+from pocketcnn.support.modules import evaluating
+from pocketcnn.support.plots import pyplot
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 
 SUBNETS = "stages.*"

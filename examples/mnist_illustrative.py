@@ -33,8 +33,8 @@ from pocketcnn.data import DataSet, augment, load
 from pocketcnn.data.augment import Augmentation
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.mnist_net import MnistNet
+from pocketcnn.support.environment import environment
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
-from pocketcnn.train.loop import environment
 
 PAPER = TrainConfig(
     epochs=30, batch_size=128, lr=0.01, weight_decay=5e-4, clip_norm=5, schedule="steps", milestones=(60, 120, 160),

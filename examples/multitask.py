@@ -22,10 +22,10 @@ import sharing
 import torch
 from torch.nn import functional as F
 
-from pocketcnn._files import make_folder, write_atomically
-from pocketcnn.cost.params import evaluating
 from pocketcnn.data import load
 from pocketcnn.models.multitask import MultiTask
+from pocketcnn.support.files import make_folder, write_atomically
+from pocketcnn.support.modules import evaluating
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 
 SUBNETS = "tasks.*"

@@ -18,12 +18,12 @@ import torch
 
 import pocketcnn as pc
 from pocketcnn import compare, storage
-from pocketcnn._files import read_json, write_atomically, write_json
 from pocketcnn.cost import count_params
 from pocketcnn.data import load
 from pocketcnn.methods.ring import ParameterRing
 from pocketcnn.numerics import log_linear_fit
 from pocketcnn.pictures import draw_law, write_figure
+from pocketcnn.support.files import read_json, write_atomically, write_json
 from pocketcnn.train import TrainConfig, evaluate, fit
 
 MODEL = "resnet20"

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
-from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn.cost import count_params
-from pocketcnn.train.loop import environment
+from pocketcnn.support.environment import environment
+from pocketcnn.support.files import make_folder, read_json, write_json
 
 MODES = {
     "separate": "kernels of its own, narrower net",

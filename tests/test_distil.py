@@ -8,12 +8,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 import pocketcnn as pc
-from pocketcnn._files import read_json
 from pocketcnn.distil import answered, distil
 from pocketcnn.errors import BadData, BadImage, UnknownModel
 from pocketcnn.storage import prune_
+from pocketcnn.support.files import read_json
+from pocketcnn.support.modules import maps_of
 from pocketcnn.train import TrainConfig, evaluate, fit
-from pocketcnn.train.features import common_stages, map_distance, maps_of
+from pocketcnn.train.features import common_stages, map_distance
 
 RECIPE = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)
 

@@ -6,8 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from pocketcnn._files import read_json
 from pocketcnn.report import markdown, read_results, read_speeds, summarize
+from pocketcnn.support.files import read_json
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import torch
 
 import foreign
 import pocketcnn as pc
-from pocketcnn._files import read_json
+from pocketcnn.support.files import read_json
 
 ROOT = Path(__file__).parents[1]
 RECORDS = read_json(ROOT / "results" / "foreign-nets" / "outcomes.json")

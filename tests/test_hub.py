@@ -16,9 +16,9 @@ from torch import nn
 
 import pocketcnn as pc
 from pocketcnn import hub
-from pocketcnn._files import read_json
 from pocketcnn.cli import main
 from pocketcnn.errors import BrokenFile, CannotReach, CannotWrite, ForeignFile, MissingBase, MissingExtra
+from pocketcnn.support.files import read_json
 from pocketcnn.train import TrainConfig, evaluate, fit
 
 

@@ -55,7 +55,7 @@ ARROWS = {
         "zoo",
     },
 }
-OPEN = {"errors", "_optional", "_files", "_memory", "_plots", "_timing"}
+OPEN = {"errors", "support"}
 CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, and what it is made of, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba", "llvmlite"},
@@ -93,7 +93,7 @@ def test_arrows_go_one_way(path, part):
         top, _, rest = name.partition(".")
         if top == "pocketcnn":
             imported = rest.split(".")[0]
-            if imported in {"__version__", ""} or imported == part or imported in OPEN:
+            if imported == "" or imported == part or imported in OPEN:
                 continue
             if part == "cli" and imported == "conf":
                 continue

@@ -13,7 +13,6 @@ import torch
 
 import pocketcnn as pc
 from pocketcnn import search as searching
-from pocketcnn._files import read_json
 from pocketcnn.cli import main
 from pocketcnn.data import load
 from pocketcnn.errors import (
@@ -30,6 +29,7 @@ from pocketcnn.errors import (
 from pocketcnn.methods import Range
 from pocketcnn.report.pareto import _staircase
 from pocketcnn.search import Budgets, Space, parse_size, search, stops
+from pocketcnn.support.files import read_json
 from pocketcnn.train import TrainConfig, evaluate
 
 QUICK = TrainConfig(epochs=1, batch_size=64, precision="float32", channels_last="off")

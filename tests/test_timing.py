@@ -1,6 +1,6 @@
 import pytest
 
-from pocketcnn._timing import Spread, Turns, first_line, in_turns
+from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
 
 
 def test_sides_take_turns_in_both_orders():
@@ -15,7 +15,7 @@ def test_sides_take_turns_in_both_orders():
 def test_short_calls_are_timed_more_often_than_long_ones(monkeypatch):
     """A call of 1 s in a budget of 5 s: begun after 0, 1, ... and 5 seconds, not after 6."""
     now = [0.0]
-    monkeypatch.setattr("pocketcnn._timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("pocketcnn.support.timing.time.perf_counter", lambda: now[0])
 
     def takes(seconds):
         return {"call": lambda: now.__setitem__(0, now[0] + seconds)}

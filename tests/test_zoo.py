@@ -14,9 +14,9 @@ from PIL import Image
 
 import pocketcnn as pc
 from pocketcnn import checkpoint, zoo
-from pocketcnn._files import read_json, write_json
 from pocketcnn.cli import main
 from pocketcnn.errors import TamperedFile, UnknownModel, UnknownPretrained
+from pocketcnn.support.files import read_json, write_json
 from pocketcnn.train import evaluate
 from pocketcnn.train.loop import image_notes
 from pocketcnn.zoo.__main__ import add

@@ -12,7 +12,7 @@ Names resolve lazily: importing the package is free, the first name used costs i
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pocketcnn.support.version import __version__
 
 _HOMES = {
     "pocketcnn.recipes": ("list_models",),

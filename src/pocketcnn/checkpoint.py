@@ -22,8 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
-from pocketcnn import __version__
-from pocketcnn._files import refuse_exported, write_atomically
 from pocketcnn.cost import distinct_tensors, separate
 from pocketcnn.errors import (
     BrokenFile,
@@ -37,6 +35,8 @@ from pocketcnn.errors import (
 )
 from pocketcnn.recipes import create_model
 from pocketcnn.storage import Storage, pack, unpack
+from pocketcnn.support.files import refuse_exported, write_atomically
+from pocketcnn.support.version import __version__
 from pocketcnn.surgery import Provenance, Step, check_step, provenance, rebuild, remember
 
 FORMAT, VERSION = "pocketcnn", 2

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pocketcnn import __version__
 from pocketcnn.errors import (
     BadImage,
     BadUsage,
@@ -29,11 +28,14 @@ from pocketcnn.errors import (
     UnknownModel,
     UnknownPretrained,
 )
+from pocketcnn.support.tables import columns
+from pocketcnn.support.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pocketcnn.data import DataSet
+
 
 Arguments = TypeVar("Arguments")
 _ORIENTATION = 0x0112  # the EXIF tag of how a camera was held
@@ -358,7 +360,7 @@ def _cost_of_onnx(given: Any) -> str:
     rows = [(name, f"{number:,}") for name, number in cells]
     rows += [("median_ms", f"{cost.latency.median_ms:.3f}"), ("p95_ms", f"{cost.latency.p95_ms:.3f}")]
     lines = [f"{given.model}, images {_size(cost.input_size)}, batch {cost.latency.batch}, {cost.latency.threads} threads, "
-             f"{cost.latency.dtype} in {cost.latency.device}, {cost.latency.runs} runs", _columns(rows)]  # fmt: skip
+             f"{cost.latency.dtype} in {cost.latency.device}, {cost.latency.runs} runs", columns(rows)]  # fmt: skip
     if cost.generating:
         made = ", ".join(f"{count} {operator}" for operator, count in cost.generating.items())
         lines.append(f"nodes that depend on no image and make kernels when the file is loaded: {made}")
@@ -573,7 +575,7 @@ def publish(words: Sequence[str]) -> None:
     if given.output is None and given.repo is None:
         raise BadUsage("say where to: --output FOLDER, --repo OWNER/NAME, or both")
     from pocketcnn import hub
-    from pocketcnn._files import read_json
+    from pocketcnn.support.files import read_json
 
     path = _model_path(given.model)
     if given.record is not None and not (given.record / "result.json").is_file():
@@ -653,7 +655,7 @@ def export(words: Sequence[str]) -> None:
         cells.append((f"dense ONNX{why}", f"{found.dense_bytes:,} bytes", f"({found.dense_bytes / before:.3f}x)"))
     cells.append((str(found.path), f"{found.size_bytes:,} bytes", f"({found.size_bytes / before:.3f}x)"))
     print(f"{found.format}{f', opset {found.opset}' if found.opset else ''}")
-    print(_columns(cells))
+    print(columns(cells))
     print(f"largest difference from the net: {found.max_difference:.2g}; by what the images are: "
           + ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items()))  # fmt: skip
     for speed in found.speeds:
@@ -686,7 +688,7 @@ def classify(words: Sequence[str]) -> None:
     import torch
 
     from pocketcnn import zoo
-    from pocketcnn.cost.params import device_and_dtype
+    from pocketcnn.support.modules import device_and_dtype
 
     if given.model is None:
         best = max(zoo.cards(data="cifar10"), key=lambda card: card.test_accuracy, default=None)
@@ -710,13 +712,13 @@ def classify(words: Sequence[str]) -> None:
     for image, row, indices in zip(given.images, shares.tolist(), chosen.tolist(), strict=True):
         found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))
         cells.append((str(image), *found))
-    print(_columns(cells))
+    print(columns(cells))
 
 
 def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
     """An image as a net takes it, and in words how it was converted, if it was."""
-    from pocketcnn._optional import optional_import
     from pocketcnn.data import read_image
+    from pocketcnn.support.optional import optional_import
 
     channels, height, width = input_size
     pixels = read_image(path, image_size=height if height == width else None, channels=channels)
@@ -821,7 +823,7 @@ def _pretrained(pattern: str) -> str:
             f"{card.trainable_params:,}",
         )
         cells.append((card.title, accuracy, size, card.storage, trainable, f"{card.seed}", f"{card.epochs}"))
-    return _columns(cells)
+    return columns(cells)
 
 
 def data(words: Sequence[str]) -> None:
@@ -901,7 +903,7 @@ def reproduce(words: Sequence[str]) -> int:
         data_folder=given.data_folder, results=given.results, docs=given.docs, progress=sys.stderr.isatty(),
     )  # fmt: skip
     for name, cells in found.cells.items():
-        print("\n".join([name, _columns(cells), *found.sentences[name], ""]))
+        print("\n".join([name, columns(cells), *found.sentences[name], ""]))
     for failure in found.failures:
         print(f"diverged: {failure}", file=sys.stderr)
     print(f"page: {given.docs}")
@@ -1036,7 +1038,7 @@ def similarity(words: Sequence[str]) -> None:
             *((f"{100 * found[0]:.1f}%", f"{found[1]:.3f}") if found else ("-", "-")),
         ))  # fmt: skip
     print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
-    print(_columns(cells))
+    print(columns(cells))
     written = write_figure(draw_similarity(grams), given.output, "cka")
     sizes = {title: ring_fraction(net) for title, net in nets.items()}
     points = [(size, found[0]) for title, found in filters.items() if found and (size := sizes[title])]
@@ -1053,8 +1055,8 @@ def similarity(words: Sequence[str]) -> None:
 
 def _accuracies(files: dict[str, Path], nets: dict[str, Any], rings: dict[str, float | None]) -> dict[str, Any]:
     """Stored numbers and test accuracies of nets whose run has left its record beside them, those with rings apart."""
-    from pocketcnn._files import read_json
     from pocketcnn.cost import count_params
+    from pocketcnn.support.files import read_json
 
     found: dict[str, Any] = {}
     for title, path in files.items():
@@ -1502,13 +1504,6 @@ def _unknown_verb(word: str) -> PocketError:
     near = difflib.get_close_matches(word, VERBS, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
     return BadUsage(f"no verb {word!r}{guess} Known: {', '.join(VERBS)}.")
-
-
-def _columns(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, one line each, columns aligned: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
-    return "\n".join("  ".join(line) for line in lines)
 
 
 def _size(input_size: Sequence[int]) -> str:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint
-from pocketcnn._files import make_folder, read_json, write_json
 from pocketcnn.cost import count_params, dial_of, measure_latency
 from pocketcnn.cost.images import look_at
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
+from pocketcnn.support.files import make_folder, read_json, write_json
 from pocketcnn.surgery import condense
 from pocketcnn.train import TrainConfig, fit
 from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pocketcnn.cost.params import device_and_dtype, evaluating
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
-from pocketcnn.methods._method import is_condensed, learning
+from pocketcnn.methods._method import is_condensed
+from pocketcnn.support.modules import device_and_dtype, evaluating, learning
 
 BATCH = 64  # images a step
 STEPS = 300  # for each stage

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.weak import TensorWeakRef
 
 from pocketcnn.cost.macs import most_complex
-from pocketcnn.cost.params import check_input_size, device_and_dtype
+from pocketcnn.support.modules import check_input_size, device_and_dtype
 
 SIZES = (32, 28, 64, 224)  # of the images tried on a net that does not say which it takes
 

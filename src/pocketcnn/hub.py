@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint, zoo
-from pocketcnn._files import make_folder, read_json, write_atomically, write_json
-from pocketcnn._optional import optional_import
 from pocketcnn.checkpoint import FILE, FORMAT
 from pocketcnn.data import BUILT_IN
 from pocketcnn.errors import BrokenFile, CannotReach
 from pocketcnn.methods import METHODS
 from pocketcnn.storage import Storage
+from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
+from pocketcnn.support.optional import optional_import
 
 _hub: Any = optional_import("huggingface_hub", extra="hub", purpose="the hub")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from pocketcnn._files import refuse_exported
 from pocketcnn.errors import UnknownMethod, UnknownModel
 from pocketcnn.methods import METHODS, get_method
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models import PLAIN, mnist_net
 from pocketcnn.models.equilibrium import EquilibriumNet
+from pocketcnn.support.files import refuse_exported
 from pocketcnn.surgery import Provenance, condense, remember
 
 PLAIN_METHOD = "plain"  # beside the methods' names: the net as it is

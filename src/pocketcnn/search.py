@@ -32,8 +32,6 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint
-from pocketcnn._files import make_folder, write_atomically, write_json
-from pocketcnn._optional import optional_import
 from pocketcnn.cost import measure, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadStorage, BrokenFile, NonFiniteLoss, NothingFits, NothingToCondense
@@ -42,6 +40,8 @@ from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
 from pocketcnn.report import read_curve
 from pocketcnn.report.pareto import pareto
 from pocketcnn.storage import Storage, weights_of
+from pocketcnn.support.files import make_folder, write_atomically, write_json
+from pocketcnn.support.optional import optional_import
 from pocketcnn.surgery import condense, plan
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.callbacks import LAST, PREVIOUS

@@ -18,9 +18,9 @@ from typing import Any
 from torch import nn
 
 from pocketcnn import checkpoint, zoo
-from pocketcnn._optional import optional_import
 from pocketcnn.errors import UnknownPretrained
 from pocketcnn.recipes import create_model, list_models
+from pocketcnn.support.optional import optional_import
 from pocketcnn.surgery import Step, provenance, rebuild, remember
 
 __all__ = ["PREFIX", "register"]

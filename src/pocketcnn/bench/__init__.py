@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from pocketcnn._files import make_folder, write_atomically, write_json
-from pocketcnn._memory import keep_memory
 from pocketcnn.bench import goals, layers, limits, nets, report
 from pocketcnn.bench.report import Results
 from pocketcnn.bench.settings import FULL, QUICK, SECTIONS, Settings
+from pocketcnn.support.files import make_folder, write_atomically, write_json
+from pocketcnn.support.memory import keep_memory
 
 __all__ = ["FULL", "QUICK", "SECTIONS", "Results", "Settings", "run"]
 
@@ -37,7 +37,7 @@ def run(settings: Settings, folder: str | Path, *, only: Collection[str] = SECTI
     """
     if unknown := sorted(set(only) - set(SECTIONS)):
         raise ValueError(f"no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
-    from pocketcnn.train.loop import environment
+    from pocketcnn.support.environment import environment
 
     keep_memory()
     folder = make_folder(Path(folder))

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn._optional import optional_import
-from pocketcnn._timing import Spread, in_turns
 from pocketcnn.bench.layers import NUM_STEPS, RING_SIZE, LayerRecord, advect_diffuse_by_rolls
 from pocketcnn.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner, served
 from pocketcnn.bench.settings import Settings
@@ -27,6 +25,8 @@ from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.methods.puppet import Gauge, gauge_of
 from pocketcnn.methods.ring import ParameterRing
 from pocketcnn.recipes import create_model
+from pocketcnn.support.optional import optional_import
+from pocketcnn.support.timing import Spread, in_turns
 from pocketcnn.surgery import condense, fold_norm, materialize
 
 _log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn import kernels, numerics
-from pocketcnn._timing import Spread, first_line, in_turns
 from pocketcnn.bench.limits import Limit, Machine, Work
 from pocketcnn.bench.settings import Settings, Shape
 from pocketcnn.methods.puppet import PuppetStage
 from pocketcnn.methods.ring import ParameterRing
 from pocketcnn.models.resnet import BasicBlock
+from pocketcnn.support.timing import Spread, first_line, in_turns
 
 _log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn._timing import Spread, Turns, first_line, in_turns
 from pocketcnn.bench.settings import Settings
 from pocketcnn.cost import measure_memory
 from pocketcnn.errors import CannotMaterialize
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.recipes import create_model
+from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
 from pocketcnn.surgery import condense, fold_norm, materialize
 
 _log = logging.getLogger(__name__)

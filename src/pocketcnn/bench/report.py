@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pocketcnn._plots import pyplot
 from pocketcnn.bench.goals import Goal
 from pocketcnn.bench.layers import LayerRecord
 from pocketcnn.bench.limits import Machine
 from pocketcnn.bench.nets import NetRecord
 from pocketcnn.bench.settings import Settings
+from pocketcnn.support.plots import pyplot
+from pocketcnn.support.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _goals(goals: Sequence[Goal]) -> str:
         bounds = [f"{word} {bound:g} {goal.unit}" for word, bound in (("≥", goal.least), ("≤", goal.most)) if bound]
         outcome = {True: "met", False: "**missed**", None: ""}[goal.met]
         rows.append((goal.what, f"{goal.measured:.3g} {goal.unit}", *(bounds or [""]), outcome, goal.note))
-    return _table(("what", "measured", "goal", "", "how"), rows, "lrrll")
+    return markdown_table(("what", "measured", "goal", "", "how"), rows, "lrrll")
 
 
 def _nets(records: Sequence[NetRecord]) -> str:
@@ -63,7 +64,7 @@ def _nets(records: Sequence[NetRecord]) -> str:
             (r.name, r.mode, str(r.batch), speed, f"{r.speed.median:.2f}x", memory, str(r.configuration), failures)
         )
     header = ("net", "", "batch", "images/s", "of the plain net's", "peak MB", "best configuration", "failed")
-    return _table(header, rows, "llrrrrll")
+    return markdown_table(header, rows, "llrrrrll")
 
 
 def _layers(records: Sequence[LayerRecord]) -> str:
@@ -78,18 +79,11 @@ def _layers(records: Sequence[LayerRecord]) -> str:
         where = f"{r.method} {'x'.join(map(str, r.shape))}"
         cells = [*map(_number, (*times, r.limit.ms)), *map(_number, ratios)]
         rows.append((where, r.dtype, r.passes, *cells))
-    return _table(header, rows, "lll" + "r" * 9)
+    return markdown_table(header, rows, "lll" + "r" * 9)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    rule = "|".join({"l": "---", "r": "---:"}[side] for side in sides)
-    lines = [f"| {' | '.join(header)} |", f"|{rule}|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
 
 
 _MARKS = {"obvious": ("o", "#D55E00"), "compiled": ("s", "#E69F00"), "conv": ("D", "#222222")}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pocketcnn.cost.latency import measure_latency
 from pocketcnn.cost.macs import dial_of, measure
-from pocketcnn.cost.params import device_and_dtype, evaluating
+from pocketcnn.support.modules import device_and_dtype, evaluating
 
 
 @dataclass(frozen=True)

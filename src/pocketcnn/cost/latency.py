@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pocketcnn.cost.macs import most_complex
-from pocketcnn.cost.params import check_input_size, device_and_dtype, evaluating
+from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pocketcnn.cost.params import check_input_size, count_params, device_and_dtype, evaluating, serialized_bytes
+from pocketcnn.cost.params import count_params, serialized_bytes
+from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from pocketcnn.cost.params import check_input_size, device_and_dtype, evaluating
+from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
 
 
 def measure_memory(

@@ -1,9 +1,5 @@
 """Counting what is stored: every distinct tensor once, however many layers share it."""
 
-import contextlib
-from collections.abc import Iterator
-
-import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
@@ -48,36 +44,3 @@ def separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         storages.add(tensor.untyped_storage().data_ptr())
         separated[name] = tensor
     return separated
-
-
-def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
-    """Checks (channels, height, width) and a batch size.
-
-    Raises:
-        ValueError: not three whole numbers of at least 1, or a batch below 1.
-    """
-    if len(input_size) != 3 or min(input_size) < 1:
-        raise ValueError(f"input_size is (channels, height, width), each at least 1, not {tuple(input_size)}")
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, not {batch}")
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a net in evaluation mode without gradients, and every module back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a net lives and in which precision, from its first floating-point tensor; CPU and float32 without one."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.get_default_dtype()

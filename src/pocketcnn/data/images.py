@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from pocketcnn._files import make_folder, write_atomically
 from pocketcnn.data import sources
 from pocketcnn.data.augment import Augmentation, default_augmentation
 from pocketcnn.data.sources import Reading
 from pocketcnn.errors import BadData, CannotWrite, UnknownData
+from pocketcnn.support.files import make_folder, write_atomically
 
 _log = logging.getLogger(__name__)
 _CACHE_VERSION = 2

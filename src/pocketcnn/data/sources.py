@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pocketcnn._optional import optional_import
 from pocketcnn.errors import BadData, BadImage, UnknownData
+from pocketcnn.support.optional import optional_import
 
 if TYPE_CHECKING:
     from pocketcnn.data.images import Images

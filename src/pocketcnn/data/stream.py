@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pocketcnn._optional import optional_import
 from pocketcnn.data.augment import default_augmentation
 from pocketcnn.data.images import DataSet, Images, _check_labels, _find, _moments
 from pocketcnn.data.sources import (
@@ -42,6 +41,7 @@ from pocketcnn.data.sources import (
     class_index,
 )
 from pocketcnn.errors import BadData, BadImage, PocketError, WorkerDied
+from pocketcnn.support.optional import optional_import
 
 _log = logging.getLogger(__name__)
 _WINDOW = 4  # row groups whose rows are mixed, and that a worker holds at a time

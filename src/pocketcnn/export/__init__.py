@@ -13,15 +13,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pocketcnn._files import write_atomically
-from pocketcnn._timing import in_turns
-from pocketcnn.cost.params import check_input_size, serialized_bytes
+from pocketcnn.cost.params import serialized_bytes
 from pocketcnn.errors import CannotExport, CannotWrite
 from pocketcnn.export import executorch, onnx, torch_export
 from pocketcnn.export._check import BATCHES, differences, ordinary_images, probes
 from pocketcnn.export._trace import summary, trace
 from pocketcnn.export.compact import Compact
 from pocketcnn.export.measure import OnnxCost, measure_onnx
+from pocketcnn.support.files import write_atomically
+from pocketcnn.support.modules import check_input_size
+from pocketcnn.support.timing import in_turns
 from pocketcnn.surgery import materialize
 
 __all__ = ["FORMATS", "Exported", "Format", "OnnxCost", "Speed", "export", "measure_onnx"]

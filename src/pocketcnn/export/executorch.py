@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from pocketcnn._optional import optional_import
 from pocketcnn.errors import CannotExport
 from pocketcnn.export._trace import quiet, summary
+from pocketcnn.support.optional import optional_import
 
 LARGEST = 32
 """Images in a batch at most: the runtime sets memory aside for so many."""

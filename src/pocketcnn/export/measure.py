@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pocketcnn._timing import in_turns
 from pocketcnn.cost import Latency
 from pocketcnn.errors import BrokenFile
 from pocketcnn.export.onnx import package, session
+from pocketcnn.support.timing import in_turns
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from pocketcnn._optional import optional_import
 from pocketcnn.errors import CannotExport
 from pocketcnn.export._trace import quiet, summary
+from pocketcnn.support.optional import optional_import
 
 OPSETS = range(18, 24)
 """ONNX's versions that torch writes; to older ones it converts or not, without saying so."""

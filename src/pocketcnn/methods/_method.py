@@ -1,13 +1,11 @@
 """What a condensing method is to the rest of the package, and the walk over a net that its `sites` starts from."""
 
-import contextlib
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -136,21 +134,6 @@ def sites_by_pattern(sites: Sequence[Site], patterns: Iterable[str], option: str
             )
         found.update(dict.fromkeys(hits, pattern))
     return found
-
-
-@contextlib.contextmanager
-def learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Lets parameters be trained, frozen or not; afterwards each is as it was, and has no gradient."""
-    before = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, trained in zip(parameters, before, strict=True):
-            parameter.requires_grad_(trained)
-            parameter.grad = None
 
 
 def is_condensed(module: nn.Module) -> bool:

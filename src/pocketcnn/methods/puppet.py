@@ -35,10 +35,11 @@ from pocketcnn.methods._blocks import (
 )
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._gauge import Alike, Calls, Gauge, Held, Unseen, tracing
-from pocketcnn.methods._method import Method, Range, Site, learning
+from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.numerics.dynamic_conv import accumulation_dtype
 from pocketcnn.numerics.odeint import check_solver, odeint
 from pocketcnn.numerics.ring_index import channel_indices, check_seed
+from pocketcnn.support.modules import learning
 
 Generator = Literal["ode", "linear", "static", "stored"]
 _FIT_STEPS, _FIT_RATE = 300, 0.3  # of the fit to trained kernels; the rate in units of the state's deviation

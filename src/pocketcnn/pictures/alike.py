@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketcnn._plots import pyplot
-from pocketcnn.cost.params import evaluating
 from pocketcnn.methods._conv import AbstractConv2d
 from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlations, kernel_alignment, log_linear_fit
 from pocketcnn.pictures.inside import _BATCH, _name_ticks
 from pocketcnn.pictures.maps import _MAPS, _bar, feature_maps
+from pocketcnn.support.modules import evaluating
+from pocketcnn.support.plots import log_axis, pyplot
 
 _FEW = 14  # so many points can each have its value beside it
 _CHANCE = 4  # standard deviations
@@ -186,7 +186,7 @@ def draw_correlated(
         )
     if plain is not None:
         axes.axhline(100 * plain, color="#222222", linewidth=1, linestyle="--", label="plain")
-    _log_axis(plots, axes, lambda value, _: f"{100 * value:.3g}%")
+    log_axis(plots, axes, lambda value, _: f"{100 * value:.3g}%")
     top = max(axes.get_ylim()[1], 1.0)
     axes.set_ylim(-0.03 * top, top)  # a share of 0 is seen whole
     axes.set_xlabel("numbers stored on the ring, of those read off it")
@@ -236,22 +236,8 @@ def draw_law(
                 textcoords="offset points", ha="center", fontsize=7, color=colour,
             )  # fmt: skip
     axes.margins(y=0.1)
-    _log_axis(plots, axes, plots.matplotlib.ticker.EngFormatter(sep=" "))
+    log_axis(plots, axes, plots.matplotlib.ticker.EngFormatter(sep=" "))
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy in %")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     return figure
-
-
-def _log_axis(plots: Any, axes: Any, formatter: Any) -> None:
-    """A logarithmic x axis with ticks at 1, 2 and 5, over a decade at least."""
-    ticker = plots.matplotlib.ticker
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(formatter)
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.margins(x=0.08)
-    low, high = axes.get_xlim()
-    if high / low < 10:
-        middle = (low * high) ** 0.5
-        axes.set_xlim(middle / 10**0.5, middle * 10**0.5)

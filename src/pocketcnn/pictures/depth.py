@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn._plots import pyplot
 from pocketcnn.cost.macs import dial_of
-from pocketcnn.cost.params import evaluating
 from pocketcnn.methods.puppet import Puppeteer, PuppetStage
 from pocketcnn.pictures.maps import _show_image, _spread
+from pocketcnn.support.modules import evaluating
+from pocketcnn.support.plots import pyplot
 
 _EXAMPLES = 8
 _UNITS = {"entropy": "entropy, bits", "variance": "variance, share of the largest", "edges": "share of pixels on edges"}

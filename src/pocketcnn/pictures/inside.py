@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketcnn._plots import pyplot
 from pocketcnn.methods.condconv import CondConv2d
 from pocketcnn.methods.involution import Involution2d
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
-from pocketcnn.pictures.maps import _MAPS, _PANEL, _SPEED, _at_inputs, _bar, _limits, _show, _show_image, _spread
+from pocketcnn.pictures.maps import _MAPS, _PANEL, _SPEED, _bar, _limits, _show, _show_image, _spread
+from pocketcnn.support.modules import at_inputs
+from pocketcnn.support.plots import pyplot
 
 _ROUTERS, _LAYERS, _GROUPS, _RINGS, _NAMES = 6, 4, 4, 4, 24  # at most so many are shown
 _BATCH = 250
@@ -38,7 +39,7 @@ def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
             routers[name] = layer.routing_weights
     if not routers:
         raise ValueError(f"{type(net).__name__} has no CondConv layer")
-    batches = [_at_inputs(net, batch, routers) for batch in x.split(_BATCH)]
+    batches = [at_inputs(net, batch, routers) for batch in x.split(_BATCH)]
     return {name: torch.cat([batch[name] for batch in batches]).float() for name in routers}
 
 
@@ -122,7 +123,7 @@ def pixel_kernels(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     layers = {name: layer.dense_weight for name, layer in net.named_modules() if isinstance(layer, Involution2d)}
     if not layers:
         raise ValueError(f"{type(net).__name__} has no involution layer")
-    return {name: kernels.float() for name, kernels in _at_inputs(net, x, layers).items()}
+    return {name: kernels.float() for name, kernels in at_inputs(net, x, layers).items()}
 
 
 def draw_pixel_kernels(net: nn.Module, image: Tensor, x: Tensor, *, title: str = "") -> Any:

@@ -1,7 +1,7 @@
 """Feature maps of nets side by side, and the fields inside a Global layer."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketcnn._files import make_folder, write_atomically
-from pocketcnn._plots import pyplot
-from pocketcnn.cost.params import evaluating
 from pocketcnn.methods.pde import GlobalLayer
+from pocketcnn.support.files import make_folder, write_atomically
+from pocketcnn.support.modules import at_inputs, evaluating
+from pocketcnn.support.plots import pyplot
 
 _PANEL = 1.55  # inches
 _MAPS, _GREY, _SPEED, _SPREAD = "viridis", "gray", "magma", "cividis"
@@ -92,7 +92,7 @@ def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
     if not isinstance(module, GlobalLayer):
         known = [name for name, part in net.named_modules() if isinstance(part, GlobalLayer)]
         raise ValueError(f"{layer!r} is no Global layer; the net has {', '.join(known) or 'none'}")
-    h = _at_inputs(net, x, {layer: lambda h: h})[layer]
+    h = at_inputs(net, x, {layer: lambda h: h})[layer]
     with evaluating(module):
         pairs = [
             tuple(torch.as_tensor(value).expand(h.shape).float() for value in values)
@@ -102,29 +102,6 @@ def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
         after = module(h).float()
     velocity, diffusivity = ((p[0], p[1]) if any(bool(f.any()) for f in p) else None for p in pairs)
     return Fields(h.float(), velocity, diffusivity, steps, after)
-
-
-def _at_inputs(net: nn.Module, x: Tensor, watched: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
-    """What functions make of the inputs of modules, by their names, when a batch comes by in evaluation mode.
-
-    A function is called as its module is, before anything can change the input in place; a module that the batch never
-    reaches is left out.
-    """
-    known = dict(net.named_modules())
-    found: dict[str, Tensor] = {}
-    handles = [
-        known[name].register_forward_pre_hook(
-            lambda _, given, name=name, function=function: found.__setitem__(name, function(given[0]))
-        )
-        for name, function in watched.items()
-    ]
-    try:
-        with evaluating(net):
-            net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def draw_maps(

@@ -1,6 +1,7 @@
 """Records of runs to tables, figures and one self-contained page."""
 
-from pocketcnn.report.page import read_curve, read_results, read_speeds, write_report
+from pocketcnn.report.page import write_report
 from pocketcnn.report.tables import COLUMNS, Summary, markdown, summarize
+from pocketcnn.support.runs import read_curve, read_results, read_speeds
 
 __all__ = ["COLUMNS", "Summary", "markdown", "read_curve", "read_results", "read_speeds", "summarize", "write_report"]

@@ -1,30 +1,25 @@
 """Figures of a comparison, as SVG text: what accuracy costs, and how it was learned."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pocketcnn._plots import pyplot
 from pocketcnn.methods import METHODS
 from pocketcnn.report.tables import Summary
+from pocketcnn.support.plots import MARKERS, PALETTE, pyplot, short, svg
 
 _LINE = 84  # characters of a legend across a figure
-
 _AXES = (
     ("file_bytes", "file size in bytes"),
     ("macs", "multiply-adds per image"),
     ("latency_ms", "latency in ms, one image"),
 )
-# Okabe and Ito's colours, told apart by most colour-blind readers; black is the plain net's.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vP*X"
 
 
 def _colour(method: str) -> str:
-    return "#222222" if method == "plain" else _PALETTE[sorted(METHODS).index(method) % len(_PALETTE)]
+    return "#222222" if method == "plain" else PALETTE[sorted(METHODS).index(method) % len(PALETTE)]
 
 
 def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
@@ -40,7 +35,7 @@ def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
             used[summary.method] += 1
             styles[summary.label] = {
                 "color": _colour(summary.method),
-                "marker": _MARKERS[number % len(_MARKERS)],
+                "marker": MARKERS[number % len(MARKERS)],
                 "hollow": False,
             }
     return styles
@@ -71,7 +66,7 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
                 )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(plots.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.xaxis.set_major_formatter(lambda value, _: short(value))
         axes.xaxis.set_minor_formatter(plots.matplotlib.ticker.NullFormatter())
         low, high = axes.get_xlim()
         if high / low < 10:  # less than a decade: widen it, so that there are ticks to read
@@ -80,7 +75,7 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
         axes.set_xlabel(title)
         axes.set_ylabel("test accuracy in %")
         _legend_below(figure, summaries)
-        figures.append(_svg(plots, figure))
+        figures.append(svg(plots, figure))
     return figures
 
 
@@ -111,21 +106,13 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
     axes.set_ylabel("validation accuracy in %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend_below(figure, summaries)
-    return _svg(plots, figure)
+    return svg(plots, figure)
 
 
 def _legend_below(figure: Any, summaries: Sequence[Summary]) -> None:
     """In two columns, or one where the names are too long for that."""
     longest = max(len(line) for summary in summaries for line in _legend(summary).splitlines())
     figure.legend(loc="outside lower center", ncols=2 if longest <= _LINE / 2 else 1, frameon=False, fontsize=8)
-
-
-def _short(value: float) -> str:
-    """A number on an axis: 0.5, 20, 200 k, 5 M."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
 
 
 def _legend(summary: Summary) -> str:
@@ -137,10 +124,3 @@ def _legend(summary: Summary) -> str:
         else:
             lines[-1] += part
     return "\n".join(lines)
-
-
-def _svg(plots: Any, figure: Any) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plots.close(figure)
-    return text.getvalue()

@@ -1,54 +1,17 @@
 """One self-contained HTML page from a folder of runs: it opens offline and reads well on a phone."""
 
-import csv
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketcnn._files import read_json, write_atomically
-from pocketcnn._optional import optional_import
-from pocketcnn.errors import BadData, ForeignFile
 from pocketcnn.report import figures, tables
+from pocketcnn.support.files import read_json, write_atomically
+from pocketcnn.support.optional import optional_import
+from pocketcnn.support.runs import planned, read_curve, read_results, read_speeds
 
-_KEYS = {"name", "identity", "data", "seed", "test_accuracy", "epochs", "train", "cost", "file_bytes", "latency"}
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
-
-
-def read_results(folder: str | Path) -> list[dict[str, Any]]:
-    """The results of all finished runs in a folder; of a comparison its rows and seeds only, in their order.
-
-    Raises:
-        BadData: there are none.
-        ForeignFile: a `result.json` that no run wrote.
-    """
-    folder = Path(folder)
-    results = []
-    for path in sorted(folder.rglob("result.json")):
-        record = read_json(path)
-        if not isinstance(record, dict) or not record.keys() >= _KEYS:
-            raise ForeignFile(f"{path}: not the result of a run of pocketcnn; move it out of the folder")
-        results.append({**record, "folder": path.parent})
-    if (plan := _plan(folder)) is not None:
-        order = {row["label"]: number for number, row in enumerate(plan["rows"])}
-        results = [r for r in results if r["identity"].get("label") in order and r["seed"] in plan["seeds"]]
-        results.sort(key=lambda r: (order[r["identity"]["label"]], r["seed"]))
-    if not results:
-        raise BadData(f"{folder}: no finished runs (no result.json); pocketcnn compare or train makes them")
-    return results
-
-
-def _plan(folder: Path) -> dict[str, Any] | None:
-    """What a comparison was to compare; None for a folder of other runs."""
-    path = folder / "comparison.json"
-    return read_json(path) if path.exists() else None
-
-
-def read_speeds(folder: str | Path) -> dict[str, dict[str, float]]:
-    """What a comparison measured in turns at its end; empty where there is none."""
-    path = Path(folder) / "speed.json"
-    return read_json(path)["nets"] if path.exists() else {}
 
 
 def write_report(folder: str | Path) -> Path:
@@ -78,7 +41,7 @@ def write_report(folder: str | Path) -> Path:
         data=Path(first["data"]).name,
         seeds=len({result["seed"] for result in results}),
         epochs=_spoken({result["epochs"] for result in results}),
-        diverged=(_plan(folder) or {}).get("diverged", []),
+        diverged=(planned(folder) or {}).get("diverged", []),
         header=tables.header(),
         rows=[(tables.cells(summary), bool(summary.rival_of)) for summary in summaries],
         figures={name: _embedded(svg, name) for name, svg in drawn.items()},
@@ -135,12 +98,6 @@ def _doubt(small: tables.Summary, rival: tables.Summary, gap: float) -> str:
         return " (one seed: no spread known)"
     error = (small.spread**2 / small.seeds + rival.spread**2 / rival.seeds) ** 0.5
     return "" if abs(gap) > 2 * error else " (within the noise of these seeds)"
-
-
-def read_curve(folder: Path) -> list[float]:
-    """Validation accuracy in [0, 1] after each epoch of a run."""
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        return [float(row["validation_accuracy"]) for row in csv.DictReader(file)]
 
 
 def _embedded(svg: str, prefix: str) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pocketcnn._plots import pyplot
-from pocketcnn.report.figures import _colour, _short, _svg
+from pocketcnn.report.figures import _colour
+from pocketcnn.support.plots import pyplot, short, svg
 
 _AXES = (
     ("file_bytes", "max_bytes", "file size in bytes"),
@@ -56,7 +56,7 @@ def pareto(
         low, high = axes.get_xlim()
         ticker = plots.matplotlib.ticker
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)) if high > 5 * low else ticker.MaxNLocator(6))
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.xaxis.set_major_formatter(lambda value, _: short(value))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_xlabel(title)
     # By the logarithm of the error: from 98 to 99 % is as far as from 80 to 90 %. The half keeps 100 % finite.
@@ -79,7 +79,7 @@ def pareto(
         handles.append(plots.Line2D([], [], color="#B00020", linewidth=1, linestyle="--", label="budget"))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
     figure.supxlabel(textwrap.fill(caption, 120), fontsize=8, color="#555555")
-    return _svg(plots, figure)
+    return svg(plots, figure)
 
 
 def _kind(trial: Mapping[str, Any]) -> str:

@@ -15,17 +15,19 @@ from typing import Any, Literal
 
 import torch
 
-from pocketcnn._files import make_folder, read_json, write_json
-from pocketcnn._memory import keep_memory
 from pocketcnn.compare import folder_of, measure_speeds
 from pocketcnn.data import DataSet, load
 from pocketcnn.errors import Interrupted, PocketError, Preempted, UnknownTable
 from pocketcnn.reproduce.page import Rates, cells, hours, orders, write_page
 from pocketcnn.reproduce.published import Recipe, Row, Table, read_tables
-from pocketcnn.reproduce.runs import curve_of, read_runs, runs_of
+from pocketcnn.reproduce.runs import read_runs, runs_of
+from pocketcnn.support.environment import environment
+from pocketcnn.support.files import make_folder, read_json, write_json
+from pocketcnn.support.memory import keep_memory
+from pocketcnn.support.runs import curve_of
 from pocketcnn.train import fit
 from pocketcnn.train.auto import step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import calibrate, environment
+from pocketcnn.train.loop import calibrate
 
 __all__ = ["Reproduced", "measure_rates", "read_tables", "reproduce"]
 _log = logging.getLogger(__name__)

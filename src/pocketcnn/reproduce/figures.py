@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pocketcnn._plots import pyplot
+from pocketcnn.support.plots import pyplot
 
 _COLOURS = (
     "#222222",

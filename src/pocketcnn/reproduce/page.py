@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from pocketcnn._files import make_folder, read_json, write_atomically
-from pocketcnn._plots import pyplot
 from pocketcnn.pictures import draw_law
 from pocketcnn.report import markdown, read_speeds, summarize
 from pocketcnn.reproduce import figures
 from pocketcnn.reproduce.published import Recipe, Row, Table, essence
-from pocketcnn.reproduce.runs import Run, Size, curve_of, is_of, latency_of, runs_of, size_of
+from pocketcnn.reproduce.runs import Run, Size, is_of, latency_of, runs_of, size_of
 from pocketcnn.reproduce.verdicts import order, rank_correlation, verdict
+from pocketcnn.support.files import make_folder, read_json, write_atomically
+from pocketcnn.support.plots import pyplot
+from pocketcnn.support.runs import curve_of
 
 Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by recipe and label of the net
 

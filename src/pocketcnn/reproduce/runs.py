@@ -1,6 +1,5 @@
 """Finished runs, as their records tell, and which row of a table each of them belongs to."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -8,9 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pocketcnn._files import read_json
 from pocketcnn.cost import measure
 from pocketcnn.reproduce.published import Data, Recipe, Row, essence, net_of
+from pocketcnn.support.files import read_json
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,3 @@ def latency_of(runs: Iterable[Run]) -> float | None:
     """Milliseconds for one image, the median over the runs that measured it."""
     measured = [run.result["latency"]["median_ms"] for run in runs if "latency" in run.result]
     return median(measured) if measured else None
-
-
-def curve_of(folder: Path) -> list[float]:
-    """Validation accuracy in per cent after each epoch that a run, finished or not, has behind it."""
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [100 * float(row["validation_accuracy"]) for row in csv.DictReader(file)]

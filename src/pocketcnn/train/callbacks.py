@@ -12,13 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pocketcnn._files import write_atomically
 from pocketcnn.errors import BrokenFile, Interrupted, NonFiniteLoss, Preempted
+from pocketcnn.support.files import write_atomically
+from pocketcnn.train.engine import TorchCheckpointIO, WeightAveraging, pl
 from pocketcnn.train.module import Classifier
 
 _log = logging.getLogger(__name__)

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pocketcnn._optional import optional_import
-
-environments = optional_import("lightning.pytorch.plugins.environments", extra="train", purpose="training")
+from pocketcnn.train.engine import environments
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -4,31 +4,13 @@ Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015; here withou
 where their shapes agree, as they do where one net was condensed from the other.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from pocketcnn.cost.params import device_and_dtype, evaluating
 from pocketcnn.errors import BadData
-
-
-@contextlib.contextmanager
-def maps_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named parts of a net give while it is called; filled in by the call."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
-        seen[name] = output
-
-    hooks = [net.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+from pocketcnn.support.modules import device_and_dtype, evaluating, maps_of
 
 
 def common_stages(student: nn.Module, teacher: nn.Module, x: Tensor) -> list[str]:

@@ -4,44 +4,31 @@ import dataclasses
 import hashlib
 import json
 import logging
-import platform
-import shlex
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pocketcnn import __version__, checkpoint
-from pocketcnn._files import make_folder, read_json, remove_partials, write_json
-from pocketcnn._memory import keep_memory
-from pocketcnn._optional import optional_import
+from pocketcnn import checkpoint
 from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
-from pocketcnn.cost.params import device_and_dtype, evaluating
 from pocketcnn.data import DataSet, shrink
 from pocketcnn.errors import BadData, CannotMaterialize, ForeignFile, MissingExtra
+from pocketcnn.support.environment import environment
+from pocketcnn.support.files import make_folder, read_json, remove_partials, write_json
+from pocketcnn.support.memory import keep_memory
+from pocketcnn.support.modules import device_and_dtype, evaluating
 from pocketcnn.surgery import materialize
+from pocketcnn.train.auto import resolve, to_layout
+from pocketcnn.train.callbacks import AtomicCheckpointIO, Averaging, EpochLog, Safeguard, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
-
-pl = optional_import("lightning.pytorch", extra="train", purpose="training")
-
-from pocketcnn.train.auto import resolve, to_layout  # noqa: E402
-from pocketcnn.train.callbacks import AtomicCheckpointIO, Averaging, EpochLog, Safeguard, newest_checkpoint  # noqa: E402
-from pocketcnn.train.devices import (  # noqa: E402
-    cluster,
-    count_devices,
-    device_of,
-    is_first_process,
-    norms_of,
-    restore_norms,
-)
-from pocketcnn.train.module import SMALL, Classifier, Normalize  # noqa: E402
-from pocketcnn.train.teacher import Teacher  # noqa: E402
+from pocketcnn.train.devices import cluster, count_devices, device_of, is_first_process, norms_of, restore_norms
+from pocketcnn.train.engine import pl
+from pocketcnn.train.module import SMALL, Classifier, Normalize
+from pocketcnn.train.teacher import Teacher
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 600.0  # seconds that a process waits for the first one to begin
@@ -318,33 +305,6 @@ def image_notes(data: DataSet) -> dict[str, Any]:
         "mean": list(data.mean),
         "std": list(data.std),
     }
-
-
-def environment() -> dict[str, Any]:
-    """Where a run happened: what one needs to judge its times and to repeat it."""
-    packages = ("torch", "numpy", "lightning", "torchmetrics", "datasets")
-    return {
-        "pocketcnn": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: metadata.version(name) for name in packages},
-        "command": shlex.join(["pocketcnn" if _is_ours(sys.argv[0]) else Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _is_ours(program: str) -> bool:
-    return Path(program).parts[-2:] == ("pocketcnn", "__main__.py")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def _as_read(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,19 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
-from pocketcnn.cost.params import device_and_dtype
 from pocketcnn.data import DataSet, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.support.modules import device_and_dtype, maps_of
 from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
-from pocketcnn.train.features import common_stages, map_distance, maps_of
+from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
+from pocketcnn.train.features import common_stages, map_distance
 from pocketcnn.train.loader import Loader, Share
 
 SMALL = 0.75  # of their side have the images of small_epochs

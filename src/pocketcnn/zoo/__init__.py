@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pocketcnn import checkpoint, recipes
-from pocketcnn._files import make_folder, read_json, write_atomically, write_json
 from pocketcnn.cost import count_params
 from pocketcnn.errors import TamperedFile, UnknownPretrained
 from pocketcnn.storage import Storage
+from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from pocketcnn.data import DataSet

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from pocketcnn.data import Augmentation, augment, load, read_image
+from pocketcnn.data.decode import Reading, decode_all
 from pocketcnn.errors import BadData, BadImage, UnknownData
 
 
@@ -115,7 +116,7 @@ def test_hub_ids_go_through_the_same_reading(parquets, tmp_path, monkeypatch):
 
     import pocketcnn.data.sources as sources
 
-    decoded = sources.HubDataSet(str(parquets)).decode(sources.Reading())
+    decoded = sources.HubDataSet(str(parquets)).decode(Reading())
     assert decoded.classes == ("ant", "bee")
     assert (len(decoded.train), len(decoded.test)) == (12, 4)
 
@@ -130,13 +131,13 @@ def test_hub_ids_go_through_the_same_reading(parquets, tmp_path, monkeypatch):
 def test_the_cache_is_used_until_the_files_change(folder, tmp_path, monkeypatch):
     load(folder)
     [cached] = (tmp_path / "cache").glob("*.safetensors")
-    import pocketcnn.data.sources as sources
+    from pocketcnn.data import decode
 
     def fail(*_):
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sources, "_decode", fail)
+        patched.setattr(decode, "decode_image", fail)
         assert len(load(folder).classes) == 2
     picture(folder / "cat" / "new.png", value=99)
     data = load(folder)
@@ -261,8 +262,8 @@ def test_image_folders_of_the_hub_are_opened_by_their_address(folder):
     import pocketcnn.data.sources as sources
 
     rows = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
-    columns = sources._columns(rows.features, "pets")
-    images, labels, skipped = sources._decode_all(sources._rows(rows, "pets", columns), sources.Reading())
+    columns = sources.columns_of(rows.features, "pets")
+    images, labels, skipped = decode_all(sources._rows(rows, "pets", columns), Reading())
     assert (len(images), sorted(set(labels)), skipped) == (16, [0, 1], 0)
 
 

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from pocketcnn.data import stream
-from pocketcnn.data.sources import Reading
-from pocketcnn.data.stream import RowGroup, Stream, open_stream, random_crop
+from pocketcnn.data.augment import random_crop
+from pocketcnn.data.decode import Reading
+from pocketcnn.data.shards import open_stream
+from pocketcnn.data.stream import RowGroup, Stream
 from pocketcnn.errors import BadData, BadImage, WorkerDied
 
 WIDTH, HEIGHT, SIZE = 12, 10, 8
@@ -177,7 +179,7 @@ def test_what_lies_before_is_not_read(folder, monkeypatch):
         stream, "_read", lambda group, column, read_=stream._read: read.append(group) or read_(group, column)
     )
     monkeypatch.setattr(
-        stream, "_decode", lambda raw, how, decode=stream._decode: decoded.append(raw) or decode(raw, how)
+        stream, "decode_image", lambda raw, how, decode=stream.decode_image: decoded.append(raw) or decode(raw, how)
     )
     list(data.batches(12, seed=0, epoch=0, start=8))
     assert len(read) == 1, "windows are of 4, 4 and 1 row groups, and step 8 of 9 is the last one"
@@ -233,7 +235,7 @@ def test_random_crops_have_the_shares_and_shapes_promised(monkeypatch):
         taken.append(part[0])
         return torch.zeros(1, part.shape[1], *size, dtype=torch.uint8)
 
-    monkeypatch.setattr(stream.F, "interpolate", keep)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", keep)
     y, x = np.mgrid[:100, :100].astype(np.uint8)
     random = np.random.default_rng(0)
     for _ in range(400):
@@ -414,12 +416,12 @@ def test_a_file_that_is_cut_short_later_is_named(tmp_path):
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patched decoder must reach the workers")
 def test_a_worker_that_dies_is_named_with_what_it_read(uneven, monkeypatch):
-    def fatal(raw, reading, decode=stream._decode):
+    def fatal(raw, reading, decode=stream.decode_image):
         if "train-00001-of-00003.parquet row 13" in raw.where:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(raw, reading)
 
-    monkeypatch.setattr(stream, "_decode", fatal)
+    monkeypatch.setattr(stream, "decode_image", fatal)
     handler = signal.getsignal(signal.SIGCHLD)
     batches = whole(uneven, workers=2).in_order(13)  # of 78 images: 6 batches, of which 39 is in the last but two
     with pytest.raises(

@@ -20,7 +20,7 @@ from pocketcnn.bench.settings import Settings
 from pocketcnn.cost import measure_memory
 from pocketcnn.data import DataSet, augment
 from pocketcnn.data.augment import default_augmentation
-from pocketcnn.data.images import Images
+from pocketcnn.data.sets import Images
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.methods.puppet import Gauge, gauge_of
 from pocketcnn.methods.ring import ParameterRing

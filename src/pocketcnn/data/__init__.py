@@ -2,9 +2,11 @@
 gives those of a folder that does not fit in memory."""
 
 from pocketcnn.data.augment import Augmentation, augment, shrink
-from pocketcnn.data.images import BUILT_IN, DataSet, Images, generator_of, load, load_unlabelled
-from pocketcnn.data.sources import read_image
-from pocketcnn.data.stream import Stream, open_stream
+from pocketcnn.data.decode import read_image
+from pocketcnn.data.load import load, load_unlabelled
+from pocketcnn.data.sets import BUILT_IN, DataSet, Images, generator_of
+from pocketcnn.data.shards import open_stream
+from pocketcnn.data.stream import Stream
 
 __all__ = [
     "BUILT_IN",

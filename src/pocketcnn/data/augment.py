@@ -1,7 +1,9 @@
 """Random shifts, mirror images and cut-outs, drawn for a whole batch at once."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -90,3 +92,29 @@ def shrink(images: Tensor, share: float) -> Tensor:
     """
     size = [max(1, round(share * side)) for side in images.shape[2:]]
     return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+
+
+def random_crop(pixels: np.ndarray, size: int, min_area: float, random: np.random.Generator) -> np.ndarray:
+    """A random part of an image, brought to a square.
+
+    Args:
+        pixels: [channels, height, width], uint8.
+        size: side of the result, in pixels.
+        min_area: least share of the image's area; the share is uniform from there to 1, and width over height is
+            log-uniform from 3/4 to 4/3. Where no such part fits after ten draws, the last one is cut to the image.
+        random: what is drawn from.
+    Returns:
+        [channels, size, size], uint8.
+    Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015, section 6.
+    """
+    _, height, width = pixels.shape
+    for _ in range(10):
+        area = random.uniform(min_area, 1) * height * width
+        ratio = math.exp(random.uniform(-1, 1) * math.log(4 / 3))
+        rows, columns = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
+        if rows <= height and columns <= width:
+            break
+    rows, columns = min(rows, height), min(columns, width)
+    top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
+    part = torch.from_numpy(pixels[:, top : top + rows, left : left + columns].copy())
+    return F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0].numpy()

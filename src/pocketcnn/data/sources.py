@@ -1,37 +1,29 @@
 """Where images come from: scikit-learn's digits, the hub, parquet folders, class folders. Each decodes to uint8 once."""
 
 import abc
-import io
 import logging
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pocketcnn.errors import BadData, BadImage, UnknownData
+from pocketcnn.data import sources
+from pocketcnn.data.decode import SUFFIXES, RawImage, Reading, decode_all
+from pocketcnn.data.dividing import class_index, is_label
+from pocketcnn.data.sets import BUILT_IN
+from pocketcnn.errors import BadData, UnknownData
 from pocketcnn.support.optional import optional_import
 
 if TYPE_CHECKING:
-    from pocketcnn.data.images import Images
+    from pocketcnn.data.sets import Images
+
 
 _log = logging.getLogger(__name__)
-_TRAIN, _TEST = ("train", "training"), ("test", "validation", "valid", "val", "testing")
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "testing")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How images are read; see `load`."""
-
-    image_size: int | None = None
-    channels: int | None = None
-    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,15 +34,6 @@ class Decoded:
     test: "Images | None"
     classes: tuple[str, ...]
     skipped: int
-
-
-@dataclass(frozen=True)
-class RawImage:
-    """An encoded image, where it was found, and its label."""
-
-    where: str
-    content: bytes | Path | None
-    label: Any
 
 
 class AbstractSource(abc.ABC):
@@ -68,22 +51,22 @@ class AbstractSource(abc.ABC):
 
     def decode(self, reading: Reading) -> Decoded:
         """Reads and decodes all training and test images."""
-        from pocketcnn.data.images import Images
+        from pocketcnn.data.sets import Images
 
         splits, classes = self.splits()
-        train_name = next((name for name in _TRAIN if name in splits), None)
+        train_name = next((name for name in TRAIN_NAMES if name in splits), None)
         if train_name is None:
             raise BadData(f"{self.label}: no training split; found {', '.join(splits) or 'nothing'}")
-        images, labels, skipped = _decode_all(splits[train_name], reading)
+        images, labels, skipped = decode_all(splits[train_name], reading)
         if not images:
             raise BadData(f"{self.label}: no images in {train_name!r}")
         # Public test splits sometimes come without labels; then the validation split is the one to report.
         test_images: list[np.ndarray] = []
         test_labels: list[Any] = []
-        for name in (name for name in _TEST if name in splits):
-            test_images, test_labels, bad = _decode_all(splits[name], reading, expected=images[0])
+        for name in (name for name in TEST_NAMES if name in splits):
+            test_images, test_labels, bad = decode_all(splits[name], reading, expected=images[0])
             skipped += bad
-            if all(_is_label(label) for label in test_labels):
+            if all(is_label(label) for label in test_labels):
                 break
             test_images, test_labels = [], []
         classes, index = class_index(self.label, labels, test_labels, classes)
@@ -102,22 +85,22 @@ class ClassFolders(AbstractSource):
     def __init__(self, root: Path) -> None:
         self.root, self.label = root, root.resolve().name
         folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
-        splits = (*_TRAIN, *_TEST)  # a folder of images with such a name is a class
+        splits = (*TRAIN_NAMES, *TEST_NAMES)  # a folder of images with such a name is a class
         named = {n: f for n, f in folders.items() if n in splits and any(inner.is_dir() for inner in f.iterdir())}
-        self.roots = named if any(name in named for name in _TRAIN) else {"train": root}
+        self.roots = named if any(name in named for name in TRAIN_NAMES) else {"train": root}
         self.files = {split: self._scan(folder) for split, folder in self.roots.items()}
 
     def _scan(self, folder: Path) -> list[tuple[str, Path]]:
         classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
         if not classes:
-            loose = sum(file.suffix.lower() in _SUFFIXES for file in folder.iterdir())
+            loose = sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
             raise BadData(
                 f"{folder}: labels are missing: {loose} images lie in the folder itself; "
                 "put the images of each class in a folder of the class's name"
             )
         found = []
         for label in classes:
-            files = sorted(file for file in label.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            files = sorted(file for file in label.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not files:
                 raise BadData(f"{label}: no images of this class; add some or remove the folder")
             found += [(label.name, file) for file in files]
@@ -128,7 +111,7 @@ class ClassFolders(AbstractSource):
         return [[split, label, *_stat(file)] for split, label, file in listed]
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
-        train = next(split for split in self.files if split in _TRAIN)
+        train = next(split for split in self.files if split in TRAIN_NAMES)
         classes = tuple(sorted({label for label, _ in self.files[train]}))
         return {
             split: [RawImage(str(file), file, label) for label, file in files] for split, files in self.files.items()
@@ -146,7 +129,7 @@ class ParquetFolder(AbstractSource):
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
         datasets = optional_import("datasets", extra="train", purpose="reading parquet files")
-        with _quiet(datasets):
+        with without_bars(datasets):
             found = datasets.load_dataset_builder(str(self.root.resolve())).config.data_files
             splits: dict[str, Iterable[RawImage]] = {}
             classes = None
@@ -155,7 +138,7 @@ class ParquetFolder(AbstractSource):
                 for file in files:
                     try:
                         rows.append(datasets.load_dataset("parquet", data_files=file, split="train", streaming=True))
-                        columns = _columns(rows[-1].features, file)
+                        columns = columns_of(rows[-1].features, file)
                     except BadData:
                         raise
                     except Exception as error:
@@ -177,10 +160,10 @@ class HubDataSet(AbstractSource):
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
         datasets = optional_import("datasets", extra="train", purpose="reading the hub")
         try:
-            with _quiet(datasets):
+            with without_bars(datasets):
                 found = datasets.load_dataset(self.id, streaming=True)
         except datasets.exceptions.DatasetNotFoundError as error:
-            from pocketcnn.data.images import BUILT_IN
+            from pocketcnn.data.sets import BUILT_IN
 
             raise UnknownData(
                 self.id, BUILT_IN, "The Hugging Face hub has none of that name that is open to you."
@@ -190,14 +173,14 @@ class HubDataSet(AbstractSource):
                 f"{self.id}: the Hugging Face hub did not give it ({type(error).__name__}); check the network and the "
                 "name, or pass a folder with its parquet files"
             ) from error
-        columns = {split: _columns(rows.features, f"{self.id}/{split}") for split, rows in found.items()}
+        columns = {split: columns_of(rows.features, f"{self.id}/{split}") for split, rows in found.items()}
         splits = {split: _rows(rows, f"{self.id}/{split}", columns[split]) for split, rows in found.items()}
         return splits, next(iter(columns.values()))[2]  # type: ignore[return-value]
 
 
 def read_digits(reading: Reading) -> Decoded:
     """scikit-learn's digits: 8x8 pixels of 17 grey levels, spread over 0 to 255."""
-    from pocketcnn.data.images import Images
+    from pocketcnn.data.sets import Images
 
     sklearn = optional_import("sklearn.datasets", extra="train", purpose="the digits data set")
     digits = sklearn.load_digits()
@@ -219,7 +202,7 @@ def _stat(file: Path) -> list[Any]:
     return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
-def _quiet(datasets: Any):
+def without_bars(datasets: Any):
     """No progress bars from the reader; ours says what is going on."""
     import contextlib
 
@@ -236,7 +219,7 @@ def _quiet(datasets: Any):
     return quiet()
 
 
-def _columns(features: Any, where: str) -> tuple[str, str, tuple[str, ...] | None]:
+def columns_of(features: Any, where: str) -> tuple[str, str, tuple[str, ...] | None]:
     """Image column, label column and the classes' names, where the schema has them."""
     features = features or {}
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
@@ -277,132 +260,14 @@ def _chain(parts: Iterable[Iterator[RawImage]]) -> Iterator[RawImage]:
         yield from part
 
 
-def _is_label(label: Any) -> bool:
-    return label is not None and label != -1
-
-
-def class_index(
-    label: str, train: list[Any], test: list[Any], classes: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """The classes' names, and which class each label found in the files stands for."""
-    if missing := sum(not _is_label(value) for value in train):
-        raise BadData(f"{label}: {missing} of {len(train)} training images have no label (none, or -1)")
-    if strange := next((value for value in (*train, *test) if not isinstance(value, int | str)), None):
-        raise BadData(f"{label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted")
-    if classes is None:
-        known = sorted(set(train))
-        classes, index = tuple(map(str, known)), {value: number for number, value in enumerate(known)}
-    else:
-        index = {i: i for i in range(len(classes))} | {value: i for i, value in enumerate(classes)}
-    if unknown := sorted(str(value) for value in {*train, *test} if value not in index):
-        raise BadData(f"{label}: label {unknown[0]!r} is not one of the training classes {', '.join(classes)}")
-    return classes, index
-
-
-def _decode_all(
-    raw: Iterable[RawImage], reading: Reading, expected: np.ndarray | None = None
-) -> tuple[list[np.ndarray], list[Any], int]:
-    """Pixels [channels, height, width] and labels of all images that decode, and how many did not."""
-    pixels, labels, skipped = [], [], 0
-    stream = iter(raw)
-    with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(stream, 2048)):
-            for item, result in zip(chunk, pool.map(lambda item: _decode(item, reading), chunk), strict=True):
-                if isinstance(result, BadImage):
-                    if not reading.skip_bad:
-                        raise result
-                    skipped += 1
-                    _log.warning("skipped: %s", result)
-                    continue
-                first = expected if expected is not None else result
-                if result.shape != first.shape:
-                    raise BadImage(f"{item.where}: {_difference(result.shape, first.shape)}")
-                expected = first
-                pixels.append(result)
-                labels.append(item.label)
-    return pixels, labels, skipped
-
-
-def _difference(found: tuple[int, ...], first: tuple[int, ...]) -> str:
-    colours = {1: "grey", 3: "RGB"}
-    if found[0] != first[0]:
-        return (
-            f"{colours[found[0]]}, but the images before are {colours[first[0]]}; "
-            "pass channels=1 or channels=3 to convert all of them"
-        )
-    return (
-        f"{found[1]} x {found[2]} pixels, but the images before are {first[1]} x {first[2]} (height x width); "
-        "pass image_size= to bring all to one size"
-    )
-
-
-def _decode(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
-    image_module = optional_import("PIL.Image", extra="train", purpose="decoding images")
-    try:
-        if item.content is None:
-            raise ValueError("there is no image in the row")
-        source = io.BytesIO(item.content) if isinstance(item.content, bytes) else item.content
-        with image_module.open(source) as opened:
-            image = _upright_and_opaque(opened, image_module)
-            channels = reading.channels or (1 if opened.mode in ("1", "L", "LA", "I;16") else 3)
-            converted = image.convert("L" if channels == 1 else "RGB")
-        if reading.image_size:
-            converted = _fit_square(converted, reading.image_size, image_module)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise many kinds
-        return BadImage(
-            f"{item.where}: cannot be decoded ({error}); repair it or pass skip_bad_images (--skip-bad-images)"
-        )
-    pixels = np.asarray(converted, dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _upright_and_opaque(image: Any, image_module: Any) -> Any:
-    """Turned as its camera was held, on white where it is transparent, and of 8 bits where it had 16."""
-    operations = optional_import("PIL.ImageOps", extra="train", purpose="decoding images")
-    image = operations.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        return image_module.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; convert them to 8 or 16 bits first")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return image_module.alpha_composite(image_module.new("RGBA", image.size, "white"), image)
-    return image
-
-
-def read_images(folder: Path, reading: Reading) -> tuple[torch.Tensor, int]:
-    """All image files below a folder as uint8 [n, channels, height, width], in the order of their names, and how many did
-    not decode."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    pixels, _, skipped = _decode_all((RawImage(str(file), file, None) for file in files), reading)
-    return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, dtype=torch.uint8), skipped
-
-
-def read_image(path: str | Path, *, image_size: int | None = None, channels: int | None = None) -> torch.Tensor:
-    """One image file as uint8, [channels, height, width].
-
-    Args:
-        path: of the file.
-        image_size: side in pixels it is brought to, by its shorter side and a crop of the centre.
-        channels: 1 or 3 converts to grey or RGB.
-    Raises:
-        FileNotFoundError: there is no such file.
-        BadImage: it cannot be decoded.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such image file")
-    found = _decode(RawImage(str(path), Path(path), None), Reading(image_size, channels))
-    if isinstance(found, BadImage):
-        raise found
-    return torch.from_numpy(found.copy())
-
-
-def _fit_square(image: Any, side: int, image_module: Any) -> Any:
-    """Resizes by the shorter side, then crops the centre."""
-    scale = side / min(image.size)
-    width, height = (max(side, round(length * scale)) for length in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    resized = image.resize((width, height), image_module.Resampling.BICUBIC)
-    return resized.crop((left, top, left + side, top + side))
+def find_source(name: str) -> "sources.AbstractSource":
+    folder = Path(name)
+    if folder.is_dir():
+        return sources.ParquetFolder(folder) if any(folder.rglob("*.parquet")) else sources.ClassFolders(folder)
+    if folder.is_file():
+        raise BadData(f"{name}: a file; a data set is a folder of parquet files or of class folders, or a hub id")
+    if name in BUILT_IN:
+        return sources.HubDataSet(BUILT_IN[name])
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UnknownData(name, BUILT_IN, "A folder or a hub id 'owner/name' is taken too; there is no such folder.")
+    return sources.HubDataSet(name)

@@ -1,0 +1,83 @@
+"""Labels to classes, one pile of images to splits, and what tells two data sets apart."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pocketcnn.data.sets import Images
+from pocketcnn.errors import BadData
+
+TEST_FRACTION = 0.2  # of a source that has no test split, drawn with a seed of its own
+
+
+def check_labels(name: str, train: Images, classes: tuple[str, ...], least: int) -> None:
+    """Checks that there are classes, and images of each for every split that is taken from them."""
+    if len(classes) < 2:
+        raise BadData(f"{name}: only one class ({', '.join(classes)}); a classifier needs at least two")
+    counts = torch.bincount(train.labels, minlength=len(classes))
+    if empty := [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]:
+        raise BadData(f"{name}: no training images of class {empty[0]!r}; add some or remove the class")
+    if int(counts.min()) < least:
+        few = classes[int(counts.argmin())]
+        raise BadData(
+            f"{name}: class {few!r} has {int(counts.min())} images; a class needs at least {least}, one a split"
+        )
+
+
+def divided(images: Images, fraction: float, *, seed: int) -> tuple[Images, Images]:
+    """Divides images in two, class by class, so that small classes are in both parts."""
+    generator = torch.Generator().manual_seed(seed)
+    second = torch.zeros(len(images), dtype=torch.bool)
+    for label in images.labels.unique():
+        members = (images.labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        second[members[:count]] = True
+    return tuple(Images(images.images[part], images.labels[part]) for part in (~second, second))  # type: ignore[return-value]
+
+
+def fingerprint_of(*splits: Images) -> str:
+    """Of all pixels and labels, so that the same images elsewhere are the same data."""
+    found = hashlib.sha256()
+    for split in splits:
+        for tensor in (split.images, split.labels):
+            found.update(repr(tuple(tensor.shape)).encode())
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def moments_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of values scaled to [0, 1], exactly, by counting values."""
+    means, stds = [], []
+    values = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(images.shape[1]):
+        share = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share /= share.sum()
+        mean = float((share * values).sum())
+        means.append(round(mean, 6))
+        stds.append(round(max(1e-3, float((share * (values - mean) ** 2).sum()) ** 0.5), 6))
+    return tuple(means), tuple(stds)
+
+
+def is_label(label: Any) -> bool:
+    return label is not None and label != -1
+
+
+def class_index(
+    label: str, train: list[Any], test: list[Any], classes: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """The classes' names, and which class each label found in the files stands for."""
+    if missing := sum(not is_label(value) for value in train):
+        raise BadData(f"{label}: {missing} of {len(train)} training images have no label (none, or -1)")
+    if strange := next((value for value in (*train, *test) if not isinstance(value, int | str)), None):
+        raise BadData(f"{label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted")
+    if classes is None:
+        known = sorted(set(train))
+        classes, index = tuple(map(str, known)), {value: number for number, value in enumerate(known)}
+    else:
+        index = {i: i for i in range(len(classes))} | {value: i for i, value in enumerate(classes)}
+    if unknown := sorted(str(value) for value in {*train, *test} if value not in index):
+        raise BadData(f"{label}: label {unknown[0]!r} is not one of the training classes {', '.join(classes)}")
+    return classes, index

@@ -11,8 +11,9 @@ import time
 import numpy as np
 import torch
 
-from pocketcnn.kernels import cpu
+from pocketcnn.kernels import cpu_solver as cpu
 from pocketcnn.kernels._lanes import LANES, flat_of
+from pocketcnn.kernels.cpu_solver_loops import _backward_tiles, _forward_tiles
 
 SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8))
 
@@ -38,10 +39,8 @@ def passes(shape, formed, num_steps):
     grads = [given.like_source(place in range(1, 5)) for place in range(1 if formed else 5)]
     grads += [given.nothing() for _ in range(7 - len(grads))]
     sums = np.zeros((1, len(given.formed), 10, shape[1]))
-    there = best(lambda: cpu._forward_tiles(0, given.tiles, 0, *given.arguments, *grid, line, out))
-    back = best(
-        lambda: cpu._backward_tiles(0, given.tiles, 0, *given.arguments, *grid, out, sums, *map(flat_of, grads))
-    )
+    there = best(lambda: _forward_tiles(0, given.tiles, 0, *given.arguments, *grid, line, out))
+    back = best(lambda: _backward_tiles(0, given.tiles, 0, *given.arguments, *grid, out, sums, *map(flat_of, grads)))
     return there, back
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pocketcnn as pc
-from pocketcnn.folding import fold_
+from pocketcnn.methods._norms import fold_
 from pocketcnn.methods.condconv import CondConv2d
 from pocketcnn.methods.puppet import gauge_of
 from pocketcnn.models.hourglass import StackedHourglass

@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "pocketcnn"
 ARROWS = {
     "numerics": set(),
     "kernels": {"numerics"},
-    "methods": {"numerics", "kernels", "folding"},
+    "methods": {"numerics", "kernels"},
     "models": set(),
     "cost": set(),
-    "folding": {"cost"},
+    "folding": {"cost", "methods"},
     "fit": {"methods", "cost"},
     "surgery": {"methods", "cost", "fit", "folding"},
     "recipes": {"methods", "models", "surgery"},

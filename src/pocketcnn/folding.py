@@ -19,69 +19,10 @@ from torch.utils._pytree import tree_iter
 from torch.utils.weak import TensorWeakRef
 
 from pocketcnn.cost.macs import most_complex
+from pocketcnn.methods._norms import fold_, is_watched
 from pocketcnn.support.modules import check_input_size, device_and_dtype
 
 SIZES = (32, 28, 64, 224)  # of the images tried on a net that does not say which it takes
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether something looks at a module when it runs, or runs in its stead; what passes the module by would go unseen."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
-
-
-@torch.no_grad()
-def fold_(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Has a convolution do what the batch norm after it does in evaluation mode; the norm becomes an `nn.Identity`.
-
-    The norm stays the same object, so that everything that refers to it sees the change. The convolution gets new
-    parameters, each as trainable as what it takes the place of, so that others who share the old ones keep them.
-
-    Args:
-        conv: whose output the norm is given, and nothing else.
-        norm: with running statistics.
-    Raises:
-        ValueError: the norm keeps no running statistics.
-    Cost: none when run; computed in float64 and rounded once.
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> fold_(*net)
-        >>> net
-        Sequential(
-          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
-          (1): Identity()
-        )
-    """
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(
-            "a batch norm without running statistics (track_running_stats=False) takes those of each batch, which no "
-            "convolution can hold; leave the net unfolded, or give the norm running statistics"
-        )
-    scale = (_wide(norm.running_var) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale *= _wide(norm.weight)
-    bias = -_wide(norm.running_mean)
-    if conv.bias is not None:
-        bias += _wide(conv.bias)
-    bias *= scale
-    if norm.bias is not None:
-        bias += _wide(norm.bias)
-    weight = _wide(conv.weight) * scale[:, None, None, None]
-    before = next(p for p in (conv.bias, norm.bias, conv.weight) if p is not None)
-    conv.weight, conv.bias = (
-        nn.Parameter(new.to(conv.weight), requires_grad=old.requires_grad)
-        for new, old in ((weight, conv.weight), (bias, before))
-    )
-    mode = norm.training
-    vars(norm).clear()
-    norm.__class__ = nn.Identity  # type: ignore[assignment]
-    nn.Identity.__init__(norm)  # type: ignore[arg-type]
-    norm.training = mode
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU, because not every device has it."""
-    return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
 def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> list[str]:

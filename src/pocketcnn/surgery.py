@@ -21,7 +21,8 @@ from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnstableStep,
 from pocketcnn.fit import fit_
 from pocketcnn.folding import fold_norms_
 from pocketcnn.methods import METHODS, Method, Site, get_method
-from pocketcnn.methods._method import is_condensed, matches
+from pocketcnn.methods._method import is_condensed
+from pocketcnn.methods._sites import matches
 
 Patterns = str | Sequence[str]
 Where = Callable[[nn.Module, str], bool]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pocketcnn import kernels, numerics
 from pocketcnn.cost import measure_memory
-from pocketcnn.kernels import _threads, cpu, torch_ops
+from pocketcnn.kernels import _threads, torch_ops
+from pocketcnn.kernels import cpu_solver as cpu
 from pocketcnn.numerics.stencil import BOUNDARIES
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pocketcnn import kernels, numerics
 from pocketcnn.kernels import _threads, torch_ops
 from pocketcnn.kernels._lanes import LANES
-from pocketcnn.numerics.dynamic_conv import output_size, pair
+from pocketcnn.numerics._shapes import output_size, pair
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 LAYOUTS = {

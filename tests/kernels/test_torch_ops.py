@@ -14,7 +14,7 @@ GEOMETRIES = [
 
 
 def _involution_inputs(geometry, dtype=torch.float64, size=(9, 8)):
-    from pocketcnn.numerics.dynamic_conv import output_size, pair
+    from pocketcnn.numerics._shapes import output_size, pair
 
     taps = pair(geometry["kernel_size"])[0] * pair(geometry["kernel_size"])[1]
     x = torch.randn(2, 6, *size, dtype=dtype, requires_grad=True)

@@ -8,7 +8,7 @@ import oracles
 import pocketcnn as pc
 from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods.condconv import CondConv2d, CondConvOptions, Router
-from pocketcnn.numerics.dynamic_conv import COMPUTATIONS
+from pocketcnn.numerics.condconv import COMPUTATIONS
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import pocketcnn as pc
-from pocketcnn.methods.puppet import Gauge, Puppeteer, PuppetOptions, PuppetStage, gauge_of, kernel_shapes
+from pocketcnn.methods.puppet import Gauge, Puppeteer, PuppetOptions, PuppetStage, gauge_of
+from pocketcnn.methods.puppet.stage import kernel_shapes
 from pocketcnn.numerics import image_entropy
 
 SHAPES = [[[(16, 16, 3, 3), (16, 16, 3, 3)]] * 2, [[(32, 16, 3, 3), (32, 32, 3, 3)], [(32, 32, 3, 3)] * 2]]
@@ -265,7 +266,7 @@ def test_the_fast_form_equals_the_slow_one(generator, start, depth_by, monkeypat
     x = mixed(9)
     with torch.no_grad():
         fast = net(x)
-        monkeypatch.setattr("pocketcnn.methods._gauge.tracing", lambda: True)
+        monkeypatch.setattr("pocketcnn.methods.puppet.gauge.tracing", lambda: True)
         masked = []
         stage = net.layer2[0]
         monkeypatch.setattr(stage, "_masked", lambda x, found: masked.append(1) or PuppetStage._masked(stage, x, found))

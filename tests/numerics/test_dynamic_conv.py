@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import oracles
 from pocketcnn import kernels, numerics
-from pocketcnn.numerics.dynamic_conv import output_size
+from pocketcnn.numerics._shapes import output_size
 
 axis = st.tuples(st.integers(1, 2), st.integers(1, 2))
 

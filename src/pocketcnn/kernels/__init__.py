@@ -14,7 +14,7 @@ from torch import Tensor
 from pocketcnn import numerics
 from pocketcnn.kernels import torch_ops
 from pocketcnn.numerics import condconv2d, ring_indices, ring_kernel, stencil
-from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype
 from pocketcnn.numerics.stencil import Coefficient, as_field, check_advect_diffuse, check_formed, check_table
 
 __all__ = [
@@ -49,7 +49,7 @@ def _has_numba() -> bool:
 def _import_numba() -> bool:
     try:
         # They register their operators.
-        from pocketcnn.kernels import cpu, cpu_involution  # noqa: F401
+        from pocketcnn.kernels import cpu_involution, cpu_solver  # noqa: F401
     except Exception as error:  # a broken package may raise anything
         warnings.warn(
             f"numba cannot be used ({type(error).__name__}: {error}): layers that solve equations or have a kernel for every "

@@ -27,7 +27,7 @@ from pocketcnn.kernels._lanes import (
     total,
 )
 from pocketcnn.kernels._threads import fork, share
-from pocketcnn.numerics.dynamic_conv import accumulation_dtype
+from pocketcnn.numerics._shapes import accumulation_dtype
 
 _LEAST = 4  # channels of a group: with fewer, lanes are left empty and planes are faster
 

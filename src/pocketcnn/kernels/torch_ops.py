@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pocketcnn.numerics import stencil
-from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype, check_involution, pair
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, pair
+from pocketcnn.numerics.involution import check_involution
 
 
 def involution2d(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.numerics.dynamic_conv import Pair, divisors_of, pair
+from pocketcnn.numerics._shapes import Pair, divisors_of, pair
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 

@@ -27,9 +27,11 @@ from pocketcnn import kernels
 from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._gauge import Held
-from pocketcnn.methods._method import Method, Range, Site, conv_sites
-from pocketcnn.numerics.dynamic_conv import COMPUTATIONS, Pair
+from pocketcnn.methods._held import Held
+from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._sites import conv_sites
+from pocketcnn.numerics._shapes import Pair
+from pocketcnn.numerics.condconv import COMPUTATIONS
 
 _APART = 0.1  # standard deviation of the experts apart after a fit, as a share of that of the kernel
 Activation = Literal["sigmoid", "softmax"]

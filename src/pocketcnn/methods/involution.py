@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from pocketcnn import kernels
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._method import Method, Site, conv_sites, sites_by_pattern
-from pocketcnn.numerics.dynamic_conv import Pair, divisors_of, pair
+from pocketcnn.methods._method import Method, Site
+from pocketcnn.methods._sites import conv_sites, sites_by_pattern
+from pocketcnn.numerics._shapes import Pair, divisors_of, pair
 
 Layers = Literal["alternate", "all"]
 

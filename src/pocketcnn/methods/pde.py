@@ -24,7 +24,6 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from pocketcnn import kernels
 from pocketcnn.errors import UnstableStep
-from pocketcnn.folding import fold_, is_watched
 from pocketcnn.methods._blocks import (
     difference,
     elsewhere,
@@ -38,7 +37,7 @@ from pocketcnn.methods._blocks import (
 )
 from pocketcnn.methods._conv import fan_out
 from pocketcnn.methods._method import Method, Range, Site
-from pocketcnn.numerics.dynamic_conv import accumulation_dtype
+from pocketcnn.methods._norms import as_line, fold_, is_plain, is_watched, remember_statistics
 from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
 
 Velocity = Literal["depthwise", "conv", "identity", "residual", "zero"]
@@ -316,8 +315,8 @@ class GlobalLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         parts, num_steps = self._convolutions(x), self.options.num_steps
-        if parts and not torch.is_grad_enabled() and not self.bn.training and _is_plain(self.bn):
-            return self._solve(x, num_steps, parts, _as_line(self.bn))
+        if parts and not torch.is_grad_enabled() and not self.bn.training and is_plain(self.bn):
+            return self._solve(x, num_steps, parts, as_line(self.bn))
         return F.relu(self.bn(self._solve(x, num_steps, parts, None)))
 
     def extra_macs(self, x: Tensor, y: Tensor) -> dict[str, int]:
@@ -344,12 +343,7 @@ def _is_formed(part: nn.Module) -> bool:
     ones = (conv.padding, conv.stride, conv.dilation)
     depthwise = conv.kernel_size == (3, 3) and conv.groups == conv.in_channels == conv.out_channels
     plain = depthwise and ones == ((1, 1),) * 3 and conv.padding_mode == "zeros"
-    return plain and (type(norm) is nn.Identity or _is_plain(norm)) and not any(map(is_watched, (part, conv, norm)))
-
-
-def _is_plain(norm: nn.Module) -> bool:
-    """Whether a batch norm keeps running statistics, and nobody watches it."""
-    return type(norm) is nn.BatchNorm2d and norm.track_running_stats and not is_watched(norm)
+    return plain and (type(norm) is nn.Identity or is_plain(norm)) and not any(map(is_watched, (part, conv, norm)))
 
 
 def formed_by(
@@ -378,37 +372,13 @@ def formed_by(
         mean = variance = None
         if learns:
             mean, variance = means[i] if conv.bias is None else means[i] + conv.bias, variances[i]
-            _remember(norm, mean.detach(), variance.detach() * (count / (count - 1)))
+            remember_statistics(norm, mean.detach(), variance.detach() * (count / (count - 1)))
         if isinstance(norm, nn.Identity):
             shift = torch.zeros_like(weights[0, 0]) if conv.bias is None else conv.bias
             rows.append(torch.stack([torch.ones_like(shift), shift]))
         else:
-            rows.append(_as_line(norm, conv.bias, mean, variance))
+            rows.append(as_line(norm, conv.bias, mean, variance))
     return torch.cat([weights, torch.stack(rows)], dim=1)
-
-
-def _as_line(
-    norm: Any, bias: Tensor | None = None, mean: Tensor | None = None, variance: Tensor | None = None
-) -> Tensor:
-    """What a batch norm does after a convolution without its bias: multiply, then add; [2, channels]."""
-    if mean is None or variance is None:
-        mean, variance = norm.running_mean, norm.running_var
-    mean, variance = (moment.to(accumulation_dtype(moment)) for moment in (mean, variance))
-    scale = (variance + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -mean * scale if bias is None else (bias - mean) * scale
-    return torch.stack([scale, shift if norm.bias is None else shift + norm.bias])
-
-
-@torch.no_grad()
-def _remember(norm: Any, mean: Tensor, variance: Tensor) -> None:
-    """Moves the running statistics of a batch norm as it does itself."""
-    norm.num_batches_tracked += 1
-    share = norm.momentum
-    if share is None:
-        share = (1 / norm.num_batches_tracked.double()).to(norm.running_mean.dtype)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
 
 
 class ResidualBlock(nn.Module):

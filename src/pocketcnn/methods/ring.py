@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._method import Method, Range, Site, conv_sites, matches, sites_by_pattern
-from pocketcnn.numerics.dynamic_conv import Pair, accumulation_dtype
+from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._sites import conv_sites, matches, sites_by_pattern
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype
 from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
 from pocketcnn.numerics.ring_index import (
     LONGEST,

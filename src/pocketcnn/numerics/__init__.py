@@ -3,8 +3,9 @@
 Every fast twin in `pocketcnn.kernels` is tested against the function of the same name here.
 """
 
-from pocketcnn.numerics.dynamic_conv import condconv2d, involution2d
+from pocketcnn.numerics.condconv import condconv2d
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
+from pocketcnn.numerics.involution import involution2d
 from pocketcnn.numerics.odeint import odeint
 from pocketcnn.numerics.ring_index import channel_indices, ring_indices, ring_kernel
 from pocketcnn.numerics.similarity import (

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketcnn.numerics.dynamic_conv import accumulation_dtype
+from pocketcnn.numerics._shapes import accumulation_dtype
 
 BOUNDARIES = ("periodic", "replicate", "reflect", "zero")
 Coefficient = Float[Tensor, "..."] | float | int

@@ -1,294 +1,19 @@
-"""The solver of `numerics.advect_diffuse`, and what forms its coefficients, compiled by numba for the CPU.
-
-A tile is `LANES` planes (a plane is one channel of one image), laid side by side so that one vector instruction works on
-the same pixel of all of them, whatever the size of the image and its layout in memory. A tile takes all its steps while it
-lies in the caches of a core; the backward pass takes them again, and so needs nothing but the arguments of the forward pass.
-Coefficients that depthwise convolutions make of the image are formed inside of a tile and never written out. Tiles are
-shared out among as many threads as torch uses. `pocketcnn bench` measures what this earns.
-"""
+"""The solver's compiled loops, in one file: numba's disk cache looks only at the file that a function is in."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pocketcnn.kernels._lanes import (
-    LANES,
-    compiled,
-    flat_of,
-    give,
-    larger,
-    load,
-    spread,
-    store,
-    strides_of,
-    take,
-    where_positive,
-)
-from pocketcnn.kernels._threads import fork, share
-from pocketcnn.numerics.dynamic_conv import accumulation_dtype
+from pocketcnn.kernels._lanes import LANES, compiled, give, larger, load, spread, store, take, where_positive
+from pocketcnn.kernels._threads import fork
 from pocketcnn.numerics.stencil import BOUNDARIES
 
 _PERIODIC, _REPLICATE, _REFLECT, _ZERO = range(len(BOUNDARIES))
-
 # Rows of a tile's memory, each a plane of lanes in a frame of one pixel: the image, with zeros around it; velocities; the
 # weights of a step, as `numerics.stencil.stencil_weights` orders them; and from _FIELDS on what the passes need.
 _IMAGE, _U, _V, _BEFORE, _NOW, _RIGHT, _LEFT, _BELOW, _ABOVE, _ADDED, _FIELDS = range(11)
 # Where the gradients of source, velocities and diffusivities take the place of weights that are not needed any more.
 _OF_SOURCE, _OF_U, _OF_V, _OF_DX, _OF_DY, _WORK = _ADDED, _LEFT, _ABOVE, _RIGHT, _BELOW, _NOW
 # A coefficient that is formed: nine weights, then what their sum is multiplied by, and what is added to that.
-_TAPS, _SCALE, _SHIFT = 9, 9, 10
-
-
-@torch.library.custom_op("pocketcnn::advect_diffuse", mutates_args=(), device_types="cpu")
-def advect_diffuse(
-    source: Tensor,
-    velocity_x: Tensor,
-    velocity_y: Tensor,
-    diffusivity_x: Tensor,
-    diffusivity_y: Tensor,
-    initial: Tensor | None,
-    previous: Tensor | None,
-    formed: Tensor | None,
-    uses: list[int],
-    rectified: bool,
-    num_steps: int,
-    dt: float,
-    dx: float,
-    dy: float,
-    boundary: str,
-    after: Tensor | None = None,
-) -> Tensor:
-    """`kernels.advect_diffuse`, of coefficients that are tensors; or, in places where `uses` names a row of `formed`
-    [coefficients, 11, channels], that are formed of the source: see `kernels.advect_diffuse_formed`. `after` [2, channels]
-    scales and shifts the result, which is then cut off below 0; without gradients only."""
-    coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
-    given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
-    out = given.like_source()
-    grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
-    line = np.empty((0, 2, source.shape[1]), dtype=grid[1].dtype)
-    if after is not None:
-        line = after.detach().to(given.dtype)[None].contiguous().numpy()
-    share(_forward, given.tiles, source.numel(), *given.arguments, *grid, line, flat_of(out))
-    return out.to(source.dtype)
-
-
-@torch.library.custom_op("pocketcnn::advect_diffuse_backward", mutates_args=(), device_types="cpu")
-def _advect_diffuse_backward(
-    grad: Tensor,
-    source: Tensor,
-    velocity_x: Tensor,
-    velocity_y: Tensor,
-    diffusivity_x: Tensor,
-    diffusivity_y: Tensor,
-    initial: Tensor | None,
-    previous: Tensor | None,
-    formed: Tensor | None,
-    uses: list[int],
-    rectified: bool,
-    num_steps: int,
-    dt: float,
-    dx: float,
-    dy: float,
-    boundary: str,
-    wanted: list[bool],
-) -> list[Tensor]:
-    coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
-    given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
-    grads = [
-        given.like_source(coefficient=1 <= place <= 4) if want else given.nothing(coefficient=1 <= place <= 4)
-        for place, want in enumerate(wanted[:7])
-    ]
-    sums = np.zeros((torch.get_num_threads(), len(given.formed), 10, source.shape[1]))
-    grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
-    share(
-        _backward_parts, given.tiles, source.numel(), *given.arguments, *grid, flat_of(given.in_layout(grad)), sums,
-        *map(flat_of, grads), threads=len(sums),
-    )  # fmt: skip
-    arguments = (source, *coefficients, initial, previous)
-    summed = [
-        _summed(gradient, argument) if want and argument is not None else source.new_empty(0)
-        for want, gradient, argument in zip(wanted, grads, arguments, strict=False)
-    ]
-    if formed is None or not wanted[7]:
-        return [*summed, source.new_empty(0)]
-    return [*summed, _gradient_of_formed(torch.from_numpy(sums.sum(0)), given.formed).to(formed.dtype)]
-
-
-def _summed(gradient: Tensor, argument: Tensor) -> Tensor:
-    """A gradient of the source's shape as that of what was broadcast to it."""
-    if gradient.shape == argument.shape:
-        return gradient.to(argument.dtype)
-    return gradient.sum_to_size(argument.shape).to(argument.dtype).contiguous()
-
-
-def _gradient_of_formed(sums: Tensor, formed: Tensor) -> Tensor:
-    """Of weights, scale and shift, from the sums over all pixels of the gradient of the value that is formed, times the
-    pixel under each of the nine weights, and by itself."""
-    weights, scale = formed[:, :_TAPS].double(), formed[:, _SCALE].double()
-    under, alone = sums[:, :_TAPS], sums[:, _TAPS]
-    return torch.cat([under * scale[:, None], (under * weights).sum(1, keepdim=True), alone[:, None]], dim=1)
-
-
-@advect_diffuse.register_fake
-def _(source, *rest):
-    return torch.empty_like(_dense(source))
-
-
-@_advect_diffuse_backward.register_fake
-def _(grad, *arguments):
-    tensors, wanted = (*arguments[:8],), arguments[-1]
-    source = tensors[0]
-    return [
-        source.new_empty(0) if t is None or not want
-        else torch.empty_like(_dense(source), dtype=t.dtype) if t.shape == source.shape
-        else t.new_empty(t.shape)
-        for want, t in zip(wanted, tensors, strict=True)
-    ]  # fmt: skip
-
-
-def _save_for_backward(ctx, inputs, output):
-    ctx.settings, ctx.finished = inputs[8:-1], inputs[-1] is not None
-    ctx.save_for_backward(*inputs[:8])
-
-
-def _backward(ctx, grad):
-    if ctx.finished:
-        raise RuntimeError("what is done after the steps has no gradient here; leave `after` out")
-    wanted = list(ctx.needs_input_grad[:8])
-    grads = _advect_diffuse_backward(grad, *ctx.saved_tensors, *ctx.settings, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (len(ctx.settings) + 1)
-
-
-advect_diffuse.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-class _Given:
-    """The arguments of a pass as the kernels take them: flat arrays of one layout, and the strides of coefficients."""
-
-    def __init__(
-        self,
-        source: Tensor,
-        coefficients: tuple[Tensor, ...],
-        initial: Tensor | None,
-        previous: Tensor | None,
-        formed: Tensor | None,
-        uses: list[int],
-        rectified: bool,
-    ) -> None:
-        self.dtype = accumulation_dtype(source)
-        self.stored = torch.bfloat16 if source.dtype == torch.bfloat16 else self.dtype
-        self.source = _dense(source.detach()).to(self.stored)
-        channels_last = not self.source.is_contiguous()
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        tensors = [_dense(c.detach().to(self.dtype)) for c in coefficients]
-        strides = [self.source.stride(), *(_broadcast_strides(t) for t in tensors)]
-        self.formed = torch.empty(0, 11, source.shape[1], dtype=self.dtype)
-        if formed is not None:
-            self.formed = formed.detach().to(self.dtype).contiguous()
-        planes = source.shape[0] * source.shape[1]
-        self.tiles = -(-planes // LANES)
-        starts = [self.source if start is None else self.in_layout(start) for start in (initial, previous)]
-        self.arguments = (
-            flat_of(self.source), *map(flat_of, tensors), *map(flat_of, starts), initial is None, previous is None,
-            np.array(strides, dtype=np.int64), self.formed.numpy(), np.array(uses, dtype=np.int64), rectified,
-        )  # fmt: skip
-
-    def in_layout(self, tensor: Tensor) -> Tensor:
-        """A tensor of the source's shape, as the source is laid out and stored."""
-        return tensor.detach().to(self.stored).contiguous(memory_format=self.layout)
-
-    def like_source(self, coefficient: bool = False) -> Tensor:
-        """An array to be filled."""
-        return torch.empty_like(self.source, dtype=self.dtype if coefficient else self.stored)
-
-    def nothing(self, coefficient: bool = False) -> Tensor:
-        """In the place of a gradient that nobody wants."""
-        return torch.empty(0, dtype=self.dtype if coefficient else self.stored)
-
-
-@torch.library.custom_op("pocketcnn::depthwise_moments", mutates_args=(), device_types="cpu")
-def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`kernels.depthwise_moments`."""
-    image, table, grid, tiles = _of_convolutions(x, weights)
-    sums = np.zeros((torch.get_num_threads(), len(weights), 3, x.shape[1]))
-    share(
-        _moments, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, threads=len(sums)
-    )  # fmt: skip
-    count, means, squares = torch.from_numpy(sums).unbind(2)
-    total = count.sum(0).clamp_(min=1)
-    mean = (count * means).sum(0) / total
-    variance = (squares + count * (means - mean).square()).sum(0) / total
-    return mean.to(table.dtype), variance.to(table.dtype)
-
-
-@torch.library.custom_op("pocketcnn::depthwise_moments_backward", mutates_args=(), device_types="cpu")
-def _depthwise_moments_backward(
-    grad_mean: Tensor, grad_variance: Tensor, mean: Tensor, x: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    image, table, grid, tiles = _of_convolutions(x, weights)
-    count = max(1, x.numel() // max(1, x.shape[1]))
-    # The gradient of a convolution's output y is a line: what it is multiplied by, and what is added.
-    slope = 2 / count * grad_variance.to(table.dtype)
-    lines = torch.stack([slope, grad_mean.to(table.dtype) / count - slope * mean], dim=1)
-    table = torch.cat([table, lines], dim=1).contiguous()
-    sums = np.zeros((torch.get_num_threads(), len(weights), 10, x.shape[1]))
-    out = torch.empty_like(image)
-    share(_moments_back, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, flat_of(out),
-          threads=len(sums))  # fmt: skip
-    return out.to(x.dtype), torch.from_numpy(sums.sum(0)[:, :_TAPS]).to(weights.dtype).contiguous()
-
-
-@depthwise_moments.register_fake
-def _(x, weights):
-    made = weights.new_empty(weights.shape[::2], dtype=accumulation_dtype(x))
-    return made, made.clone()
-
-
-@_depthwise_moments_backward.register_fake
-def _(grad_mean, grad_variance, mean, x, weights):
-    return torch.empty_like(_dense(x)), torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
-
-
-def _save_moments(ctx, inputs, output):
-    ctx.save_for_backward(output[0], *inputs)
-
-
-def _moments_backward(ctx, grad_mean, grad_variance):
-    return _depthwise_moments_backward(grad_mean, grad_variance, *ctx.saved_tensors)
-
-
-depthwise_moments.register_autograd(_moments_backward, setup_context=_save_moments)
-
-
-def _of_convolutions(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, tuple[np.ndarray, np.ndarray], int]:
-    """The image as it is stored, the weights [kernels, 9, channels], the grid, and how many tiles there are."""
-    dtype = accumulation_dtype(x)
-    image = _dense(x.detach()).to(torch.bfloat16 if x.dtype == torch.bfloat16 else dtype)
-    table = weights.detach().to(dtype).contiguous()
-    return image, table, _grid(image, 0, 1.0, 1.0, 1.0, "zero"), -(-x.shape[0] * x.shape[1] // LANES)
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """The same numbers in rows of pixels or of channels, without gaps."""
-    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor
-    return tensor.contiguous()
-
-
-def _broadcast_strides(tensor: Tensor) -> list[int]:
-    return [0 if n == 1 else stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-
-
-def _grid(
-    source: Tensor, num_steps: int, dt: float, dx: float, dy: float, boundary: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """The sizes, and the numbers in the formula in the dtype of the arithmetic: one with another would widen all."""
-    batch, channels, height, width = source.shape
-    numbers = [1, dt / dx, dt / dy, 2 * dt / dx**2, 2 * dt / dy**2, 2 * dt]
-    return (
-        np.array([batch * channels, channels, height, width, BOUNDARIES.index(boundary), num_steps], dtype=np.int64),
-        np.array(numbers, dtype=np.float64 if source.dtype == torch.float64 else np.float32),
-    )
+TAPS, SCALE, _SHIFT = 9, 9, 10
 
 
 @compiled
@@ -352,7 +77,7 @@ def _backward_tiles(
                 if rectified and place < 2:
                     _mask(memory, row * size, (_U + place) * size, grid)
                 _add_under(tile, memory, row * size, grid, sums[part, uses[place]])
-                _add_spread(memory, row * size, _OF_SOURCE * size, lanes, uses[place] * 11 * LANES, _SCALE, grid)
+                _add_spread(memory, row * size, _OF_SOURCE * size, lanes, uses[place] * 11 * LANES, SCALE, grid)
         if grad_source.size:
             give(memory, _OF_SOURCE * size, _count(tile, grid), grad_source, strides[0], bases, _box(grid))
         if grad_u.size:
@@ -446,22 +171,22 @@ def _moment_tiles_back(first, last, part, source, strides, table, sizes, numbers
 
 
 @compiled
-def _forward(team, parts, first, last, part, *arguments):
+def forward_parts(team, parts, first, last, part, *arguments):
     fork(_forward_tiles, team, parts, first, last, part, arguments)
 
 
 @compiled
-def _backward_parts(team, parts, first, last, part, *arguments):
+def backward_parts(team, parts, first, last, part, *arguments):
     fork(_backward_tiles, team, parts, first, last, part, arguments)
 
 
 @compiled
-def _moments(team, parts, first, last, part, *arguments):
+def moment_parts(team, parts, first, last, part, *arguments):
     fork(_moment_tiles, team, parts, first, last, part, arguments)
 
 
 @compiled
-def _moments_back(team, parts, first, last, part, *arguments):
+def moment_parts_back(team, parts, first, last, part, *arguments):
     fork(_moment_tiles_back, team, parts, first, last, part, arguments)
 
 
@@ -538,7 +263,7 @@ def _form(memory, row, lanes, values, rectify, grid):
     w0, w1, w2 = load(lanes, values), load(lanes, values + LANES), load(lanes, values + 2 * LANES)
     w3, w4, w5 = load(lanes, values + 3 * LANES), load(lanes, values + 4 * LANES), load(lanes, values + 5 * LANES)
     w6, w7, w8 = load(lanes, values + 6 * LANES), load(lanes, values + 7 * LANES), load(lanes, values + 8 * LANES)
-    scale, shift = load(lanes, values + _SCALE * LANES), load(lanes, values + _SHIFT * LANES)
+    scale, shift = load(lanes, values + SCALE * LANES), load(lanes, values + _SHIFT * LANES)
     zero = scale - scale
     for y in range(height):
         o = (y + 1) * pitch + LANES

@@ -1,44 +1,13 @@
-"""Convolutions whose kernels depend on the image: one kernel an image (CondConv), one a pixel (involution).
-
-Sources: Yang et al., CondConv, NeurIPS 2019; Li et al., Involution, CVPR 2021.
-"""
+"""CondConv: a kernel for every image, mixed of experts."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-Pair = int | tuple[int, int]
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, output_size
 
 COMPUTATIONS = ("auto", "mix_kernels", "mix_outputs", "unfold")
-
-
-def pair(value: Pair) -> tuple[int, int]:
-    """`(height, width)` from one number or two."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def divisors_of(channels: int) -> list[int]:
-    """Numbers of groups, or of channels in a group, that fit."""
-    return [number for number in range(1, channels + 1) if channels % number == 0]
-
-
-def output_size(
-    size: tuple[int, int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> tuple[int, int]:
-    """Height and width that a convolution makes of `size`; both at least 1.
-
-    Raises:
-        ValueError: the kernel does not fit in the padded image.
-    Example:
-        >>> output_size((7, 8), kernel_size=3, stride=2, padding=1, dilation=1)
-        (4, 4)
-    """
-    k, s, p, d = pair(kernel_size), pair(stride), pair(padding), pair(dilation)
-    height, width = ((size[a] + 2 * p[a] - d[a] * (k[a] - 1) - 1) // s[a] + 1 for a in (0, 1))
-    if height < 1 or width < 1:
-        raise ValueError(f"a {k[0]}x{k[1]} kernel with dilation {d} does not fit in {size} pixels padded by {p}")
-    return height, width
 
 
 def condconv2d(
@@ -123,66 +92,3 @@ def condconv2d(
     kernels = kernels.reshape(batch, groups, out_channels // groups, -1)
     y = (kernels @ patches.reshape(batch, groups, -1, height * width)).reshape(batch, out_channels, height, width)
     return y if bias is None else y + (routing_weights @ bias).to(y.dtype)[:, :, None, None]
-
-
-def involution2d(
-    x: Float[Tensor, "batch channels height width"],
-    kernels: Float[Tensor, "batch groups taps out_height out_width"],
-    *,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-) -> Float[Tensor, "batch channels out_height out_width"]:
-    """Multiplies the window around each pixel by that pixel's own kernel and sums it up.
-
-    Channel c belongs to group `c // (channels // groups)`; all channels of a group share a kernel, and channels are
-    never mixed. Tap `i * kernel_width + j` of a kernel meets row i, column j of the window. Sums are taken in float32
-    when `x` is of lower precision.
-
-    Args:
-        x: the images.
-        kernels: one kernel for every output pixel and group; `taps` is kernel_height * kernel_width.
-        kernel_size: in pixels, one number or (height, width); so are `stride`, `padding` (zeros) and `dilation`.
-        stride: distance between windows.
-        padding: zeros on each side.
-        dilation: distance between taps.
-    Returns:
-        The filtered images, in the dtype of `x`.
-    Raises:
-        ValueError: channels do not divide into groups, or the kernels' shape is not that of the output.
-    Cost: channels * taps * out_height * out_width multiply-adds an image.
-    Source: Li et al., Involution: Inverting the Inherence of Convolution for Visual Recognition, equation 4.
-    """
-    batch, channels, groups, (height, width) = check_involution(x, kernels, kernel_size, stride, padding, dilation)
-    patches = F.unfold(x, pair(kernel_size), dilation, padding, stride)
-    patches = patches.reshape(batch, groups, channels // groups, -1, height, width)
-    dtype = accumulation_dtype(x)
-    y = (patches.to(dtype) * kernels.to(dtype).unsqueeze(2)).sum(dim=3)
-    return y.reshape(batch, channels, height, width).to(x.dtype)
-
-
-def check_involution(
-    x: Tensor, kernels: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> tuple[int, int, int, tuple[int, int]]:
-    """`(batch, channels, groups, output size)` of an involution whose shapes fit together, else `ValueError`."""
-    batch, channels, *size = x.shape
-    groups = kernels.shape[1]
-    if min(*pair(kernel_size), *pair(stride), *pair(dilation)) < 1 or min(pair(padding)) < 0:
-        raise ValueError(
-            f"kernel_size, stride and dilation must be at least 1 and padding 0 or more, got {kernel_size}, {stride}, "
-            f"{dilation} and {padding}"
-        )
-    if channels % groups:
-        raise ValueError(f"{channels} channels do not divide into {groups} groups; {divisors_of(channels)} would fit")
-    out = output_size((size[0], size[1]), kernel_size, stride, padding, dilation)
-    wanted = (batch, groups, pair(kernel_size)[0] * pair(kernel_size)[1], *out)
-    if kernels.shape != wanted:
-        raise ValueError(f"kernels must be {list(wanted)} for this image, got {list(kernels.shape)}")
-    return batch, channels, groups, out
-
-
-def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The dtype sums are taken in: float32 for lower precisions, else that of `x`."""
-
-    return torch.promote_types(x.dtype, torch.float32)

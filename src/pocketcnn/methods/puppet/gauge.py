@@ -6,7 +6,6 @@ held out beside it, for the length of one call, each thread and each net its own
 
 import contextlib
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,64 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pocketcnn.methods._held import Held, tracing
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
 _log = logging.getLogger(__name__)
-
-
-def tracing() -> bool:
-    """Whether what runs is written down to be run again with other images."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
-def _thread() -> int:
-    """This thread; while the compiler traces, which cannot ask, a place of its own."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
-
-
-class Held:
-    """What one caller holds out to another for the length of a call, each thread its own."""
-
-    def __init__(self) -> None:
-        self._stacks: dict[int, list[Any]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Held":
-        return Held()  # what is held out belongs to a call that is under way
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Held, ()
-
-    def get(self) -> Any:
-        """What was held out last in this thread; None if nothing is."""
-        stack = self._stacks.get(_thread())
-        if not stack and torch.compiler.is_compiling():
-            # Held out before the trace began. Which thread traces is not known; mostly there is but one.
-            stack = next(iter(self._stacks.values()), None)
-        return stack[-1] if stack else None
-
-    def push(self, value: Any) -> None:
-        """Holds out a value until `pop`."""
-        self._stacks.setdefault(_thread(), []).append(value)
-
-    def pop(self) -> None:
-        """Takes back what was held out last."""
-        stack = self._stacks[_thread()]
-        stack.pop()
-        if not stack:
-            del self._stacks[_thread()]
-
-    def clear(self) -> None:
-        """Takes back everything that this thread holds out."""
-        self._stacks.pop(_thread(), None)
-
-    @contextlib.contextmanager
-    def given(self, value: Any) -> Iterator[None]:
-        """Holds out a value inside of a `with`."""
-        self.push(value)
-        try:
-            yield
-        finally:
-            self.pop()
 
 
 class Alike(NamedTuple):

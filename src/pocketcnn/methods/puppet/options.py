@@ -1,0 +1,89 @@
+"""The options of Puppet-CNN."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from pocketcnn.numerics.odeint import check_solver
+from pocketcnn.numerics.ring_index import check_seed
+
+Generator = Literal["ode", "linear", "static", "stored"]
+
+
+@dataclass(frozen=True)
+class PuppetOptions:
+    """What makes the kernels, and what the complexity of an image decides."""
+
+    size: int | float = 0.08
+    """Numbers of a puppeteer: an integer, or a fraction in (0, 1] of its kernels' numbers."""
+    generator: Generator = "ode"
+    """How the state moves: along the ODE, on a straight line, not at all; or stored: ordinary kernels."""
+    solver: str = "euler"
+    """Of the ODE: euler, midpoint, heun or rk4."""
+    num_steps: int = 1
+    """Steps of the solver from one kernel to the next."""
+    horizon: float = 1.0
+    """The time at which the last stage ends."""
+    depth: Literal["entropy", "fixed"] = "entropy"
+    """Whether the image sets how many blocks of a stage it passes, or all images pass all."""
+    depth_by: Literal["horizon", "step"] = "horizon"
+    """How a simple image is spared blocks: each stage reads only its first kernels, or as many at longer steps."""
+    start: Literal["fixed", "entropy"] = "fixed"
+    """Whether the state starts the same for all images, or where their complexity puts it."""
+    measure: Literal["entropy", "variance", "edges", "features"] = "entropy"
+    """What is called complex; features is the entropy of what the first stage is given."""
+    levels: int = 4
+    """How many degrees of complexity are told apart."""
+    min_depth: int | None = None
+    """Blocks that the simplest images pass in each stage; None for half of those that the most complex ones pass."""
+    max_depth: int | None = None
+    """Blocks that the most complex images pass in each stage; None for all it has."""
+    generate: Literal["all", "equal"] = "all"
+    """Whether the first block of a stage, which may change size and width, is generated too."""
+    read: Literal["numbers", "channels"] = "numbers"
+    """Whether a kernel takes single numbers of the state, from places all over it, or whole channels."""
+    scope: Literal["net", "stage"] = "net"
+    """Whether one puppeteer serves the net, or each stage has its own."""
+    seed: int = 0
+    """Rebuilds which places of the state each kernel reads; stored in the model file."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"no {name} {getattr(self, name)!r}; known: {', '.join(get_args(kind))}")
+        check_solver(self.solver)
+        check_seed(self.seed)
+        check_size(self.size)
+        depths = [depth for depth in (self.min_depth, self.max_depth) if depth is not None]
+        if min(self.num_steps, self.levels, *depths) < 1:
+            raise ValueError(
+                f"num_steps, levels, min_depth and max_depth must be at least 1, got {self.num_steps}, {self.levels}, "
+                f"{self.min_depth}, {self.max_depth}"
+            )
+        if len(depths) == 2 and depths[0] > depths[1]:
+            raise ValueError(f"min_depth {self.min_depth} is more than max_depth {self.max_depth}")
+        if not (self.horizon > 0 and math.isfinite(self.horizon)):
+            raise ValueError(f"horizon must be a positive time, got {self.horizon}")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether anything depends on the image."""
+        return self.depth == "entropy" or (self.start == "entropy" and self.generator != "stored")
+
+    def depth_of(self, level: int, blocks: int) -> int:
+        """How many of a stage's blocks an image of some level passes; never fewer at a higher level."""
+        highest = blocks if self.max_depth is None else min(self.max_depth, blocks)
+        if self.depth == "fixed" or self.levels == 1:
+            return highest
+        lowest = max(1, highest // 2) if self.min_depth is None else min(self.min_depth, highest)
+        return lowest + round((highest - lowest) * level / (self.levels - 1))
+
+
+def check_size(size: int | float) -> None:
+    """Checks how many numbers are stored.
+
+    Raises:
+        ValueError: neither a fraction in (0, 1] nor a number of at least 1.
+    """
+    if isinstance(size, bool) or not (0 < size <= 1 if isinstance(size, float) else size >= 1):
+        raise ValueError(f"size is a fraction in (0, 1] or a number of at least 1, not {size}")

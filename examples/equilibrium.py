@@ -21,7 +21,8 @@ from pocketcnn.cost import count_params
 from pocketcnn.data import load
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import make_folder, write_atomically, write_json
-from pocketcnn.train.loop import as_served, evaluate, normalized
+from pocketcnn.surgery import as_served
+from pocketcnn.train.loop import evaluate, normalized
 
 LIMIT = 1e-3  # the residual that every test image must come below
 ROUNDS = 9

@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 
 import pocketcnn as pc
-from pocketcnn import compare, storage
+from pocketcnn import compare
+from pocketcnn.checkpoint import storage
 from pocketcnn.cost import count_params
 from pocketcnn.data import load
 from pocketcnn.methods.ring import ParameterRing
+from pocketcnn.models.spec import Contestant
 from pocketcnn.numerics import log_linear_fit
 from pocketcnn.pictures import draw_law, write_figure
 from pocketcnn.support.files import read_json, write_atomically, write_json
@@ -67,12 +69,12 @@ def contestants(data, sizes, widest):
     rivals = {}
     for ring in [row for row in rows if row.method == "ring"]:
         width = width_of_bytes(stored_bytes(ring.build(0)), options)
-        row = compare.Contestant(MODEL, "plain", {}, {**options, "width": width})
+        row = Contestant(MODEL, "plain", {}, {**options, "width": width})
         if width <= widest and row.label not in {other.label for other in rows}:
             rows.append(row)
         narrow = compare.width_of_size(MODEL, count_params(ring.build(0))[1], options)
         rivals[ring.label] = {
-            "numbers": compare.Contestant(MODEL, "plain", {}, {**options, "width": narrow}).label,
+            "numbers": Contestant(MODEL, "plain", {}, {**options, "width": narrow}).label,
             "bytes": row.label if width <= widest else None,
             "width": width,
         }

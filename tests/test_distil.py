@@ -8,9 +8,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 import pocketcnn as pc
+from pocketcnn.checkpoint.storage import prune_
 from pocketcnn.distil import answered, distil
 from pocketcnn.errors import BadData, BadImage, UnknownModel
-from pocketcnn.storage import prune_
 from pocketcnn.support.files import read_json
 from pocketcnn.support.modules import maps_of
 from pocketcnn.train import TrainConfig, evaluate, fit

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import pocketcnn as pc
-from pocketcnn import fit as fitting
 from pocketcnn.methods.condconv import CondConv2d
 from pocketcnn.methods.puppet import puppeteers_of
 from pocketcnn.methods.ring import RingConv2d
+from pocketcnn.surgery import fitting
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pocketcnn as pc
-from pocketcnn import storage
+from pocketcnn.checkpoint import storage
 from pocketcnn.cost.params import distinct_tensors
 from pocketcnn.errors import BrokenFile, NewerFormat
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 import pocketcnn as pc
 from pocketcnn import checkpoint, zoo
+from pocketcnn.checkpoint.notes import image_notes
 from pocketcnn.cli import main
 from pocketcnn.errors import TamperedFile, UnknownModel, UnknownPretrained
 from pocketcnn.support.files import read_json, write_json
 from pocketcnn.train import evaluate
-from pocketcnn.train.loop import image_notes
 from pocketcnn.zoo.__main__ import add
 
 ROOT = Path(__file__).parents[1]

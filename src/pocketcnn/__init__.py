@@ -14,27 +14,48 @@ from typing import TYPE_CHECKING, Any
 
 from pocketcnn.support.version import __version__
 
-_HOMES = {
-    "pocketcnn.recipes": ("list_models",),
-    "pocketcnn.zoo": ("create_model",),
-    "pocketcnn.surgery": ("plan", "condense", "materialize", "fold_norm", "Plan"),
-    "pocketcnn.checkpoint": ("save", "load"),
-    "pocketcnn.cost": (
-        "measure",
-        "measure_latency",
-        "measure_memory",
-        "measure_images",
-        "Cost",
-        "Latency",
-        "ImageCosts",
-    ),
-    "pocketcnn.methods": ("METHODS",),
+# Public name -> where it lives: a name in a module, or a whole module.
+_NAMES = {
+    "list_models": "pocketcnn.models.recipes",
+    "create_model": "pocketcnn.zoo",
+    "plan": "pocketcnn.surgery",
+    "condense": "pocketcnn.surgery",
+    "materialize": "pocketcnn.surgery",
+    "fold_norm": "pocketcnn.surgery",
+    "Plan": "pocketcnn.surgery",
+    "save": "pocketcnn.checkpoint",
+    "load": "pocketcnn.checkpoint",
+    "measure": "pocketcnn.cost",
+    "measure_latency": "pocketcnn.cost",
+    "measure_memory": "pocketcnn.cost",
+    "measure_images": "pocketcnn.cost",
+    "Cost": "pocketcnn.cost",
+    "Latency": "pocketcnn.cost",
+    "ImageCosts": "pocketcnn.cost",
+    "METHODS": "pocketcnn.methods",
 }
-_SUBMODULES = ("checkpoint", "compare", "cost", "data", "errors", "export", "hub", "methods", "models", "numerics", "recipes",
-               "report", "search", "storage", "surgery", "timm_models", "train", "zoo")  # fmt: skip
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {
+    "checkpoint": "pocketcnn.checkpoint",
+    "compare": "pocketcnn.compare",
+    "cost": "pocketcnn.cost",
+    "data": "pocketcnn.data",
+    "errors": "pocketcnn.errors",
+    "export": "pocketcnn.export",
+    "hub": "pocketcnn.hub",
+    "methods": "pocketcnn.methods",
+    "models": "pocketcnn.models",
+    "numerics": "pocketcnn.numerics",
+    "recipes": "pocketcnn.models.recipes",
+    "report": "pocketcnn.report",
+    "search": "pocketcnn.search",
+    "storage": "pocketcnn.checkpoint.storage",
+    "surgery": "pocketcnn.surgery",
+    "timm_models": "pocketcnn.timm_models",
+    "train": "pocketcnn.train",
+    "zoo": "pocketcnn.zoo",
+}
 
-__all__ = [*_HOME_OF, "__version__"]
+__all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
     from pocketcnn.checkpoint import load as load
@@ -47,7 +68,7 @@ if TYPE_CHECKING:
     from pocketcnn.cost import measure_latency as measure_latency
     from pocketcnn.cost import measure_memory as measure_memory
     from pocketcnn.methods import METHODS as METHODS
-    from pocketcnn.recipes import list_models as list_models
+    from pocketcnn.models.recipes import list_models as list_models
     from pocketcnn.surgery import Plan as Plan
     from pocketcnn.surgery import condense as condense
     from pocketcnn.surgery import fold_norm as fold_norm
@@ -57,11 +78,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"pocketcnn.{name}")
-    if name not in _HOME_OF:
+    if name in _MODULES:
+        value: Any = importlib.import_module(_MODULES[name])
+    elif name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+    else:
         raise AttributeError(f"module 'pocketcnn' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

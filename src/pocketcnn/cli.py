@@ -151,8 +151,7 @@ def train(words: Sequence[str]) -> None:
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = _parse(Train, words, "train", _method_help(), train=_preset(words, PRESETS))
-    from pocketcnn.compare import Contestant
-    from pocketcnn.recipes import parse_method, parse_options
+    from pocketcnn.models.spec import Contestant, parse_method, parse_options
     from pocketcnn.report import summarize
     from pocketcnn.train import fit
 
@@ -268,7 +267,7 @@ def search(words: Sequence[str]) -> None:
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = _parse(Search, words, "search", _method_help(), train=_preset(words, PRESETS))
-    from pocketcnn.recipes import parse_options
+    from pocketcnn.models.spec import parse_options
     from pocketcnn.search import Budgets, Space, parse_size
     from pocketcnn.search import search as run
 
@@ -315,7 +314,7 @@ def measure(words: Sequence[str]) -> None:
         print(_cost_of_onnx(given))
         return
     import pocketcnn as pc
-    from pocketcnn.recipes import PLAIN_METHOD, parse_method
+    from pocketcnn.models.spec import PLAIN_METHOD, parse_method
 
     net, notes = _named_or_file(given.model, given)
     method, options = parse_method(given.method)
@@ -519,7 +518,7 @@ def pack(words: Sequence[str]) -> None:
 
     given = _parse(Pack, words, "pack")
     from pocketcnn import checkpoint
-    from pocketcnn.storage import prune_
+    from pocketcnn.checkpoint.storage import prune_
 
     (path,) = _model_files((given.model,), ("net",)).values()
     net, notes = _load(path), checkpoint.read_header(path)["notes"]
@@ -792,7 +791,7 @@ def models(words: Sequence[str]) -> None:
     import torch
 
     from pocketcnn.cost import count_params
-    from pocketcnn.recipes import RECIPES, create_model, list_models
+    from pocketcnn.models.recipes import RECIPES, create_model, list_models
 
     names = list_models(given.pattern)
     if not names:
@@ -1354,14 +1353,17 @@ def _secret(variable: str, words: str) -> str:
 
 def _named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[str, Any]]:
     """A net by name or from a file, and the notes in the file."""
-    from pocketcnn import checkpoint, recipes
+    from pocketcnn import checkpoint
+    from pocketcnn.models import recipes
 
     if Path(name).is_file() or name.endswith(".safetensors") or ("/" in name and not Path(name).is_dir()):
         path = _model_path(name)
         if options := _model_options(given):
             raise BadUsage(f"{name}: a model file is what it is; leave out {', '.join(options)}")
         return _load(path), checkpoint.read_header(path)["notes"]
-    name, options = recipes.parse_options(name)
+    from pocketcnn.models.spec import parse_options
+
+    name, options = parse_options(name)
     net = recipes.create_model(name, **{**_model_options(given), **options})
     return net, {"input_size": net.input_size} if hasattr(net, "input_size") else {}
 

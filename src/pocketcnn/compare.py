@@ -17,44 +17,15 @@ from pocketcnn.cost import count_params, dial_of, measure_latency
 from pocketcnn.cost.images import look_at
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss
-from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
+from pocketcnn.models.recipes import RECIPES, create_model
+from pocketcnn.models.spec import PLAIN_METHOD, Contestant, parse_method
 from pocketcnn.support.files import make_folder, read_json, write_json
-from pocketcnn.surgery import condense
+from pocketcnn.surgery import as_served
 from pocketcnn.train import TrainConfig, fit
 from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import as_served, normalized
+from pocketcnn.train.loop import normalized
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One row of a comparison: a net by name, and the method that condenses it or `plain`.
-
-    `rival_of` names the small net whose stored numbers this plain net was narrowed (or widened) to.
-    """
-
-    model: str
-    method: str = PLAIN_METHOD
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rival_of: str = ""
-
-    @property
-    def label(self) -> str:
-        """`resnet20 ring:size=0.1`, or `resnet20 width=0.5 plain`, in short what tells this row from others."""
-        hidden = ("in_channels", "num_classes")  # the data's
-        given = {k: v for k, v in self.model_options.items() if k not in hidden and (k, v) != ("width", 1.0)}
-        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given.items()]
-        model = " ".join([self.model, *shown])
-        options = ",".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{model} {self.method}{':' + options if options else ''}"
-
-    def build(self, seed: int) -> nn.Module:
-        """The net, with initial weights drawn from the seed."""
-        torch.manual_seed(seed)
-        net = create_model(self.model, **self.model_options)
-        return net if self.method == PLAIN_METHOD else condense(net, self.method, **self.options)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint
+from pocketcnn.checkpoint.storage import hold_zeros_
 from pocketcnn.cost import dial_of
 from pocketcnn.data import DataSet, load_unlabelled
 from pocketcnn.errors import BadData
-from pocketcnn.fit import recalibrate_
 from pocketcnn.methods import METHODS
-from pocketcnn.recipes import PLAIN_METHOD, create_model, parse_method, parse_options
-from pocketcnn.storage import hold_zeros_
+from pocketcnn.models.recipes import create_model
+from pocketcnn.models.spec import PLAIN_METHOD, parse_method, parse_options
 from pocketcnn.support.files import make_folder, read_json, write_json
 from pocketcnn.surgery import condense, provenance
+from pocketcnn.surgery.fitting import recalibrate_
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.devices import is_first_process
 from pocketcnn.train.loop import calibrate, normalized

@@ -19,10 +19,10 @@ from torch import nn
 
 from pocketcnn import checkpoint, zoo
 from pocketcnn.checkpoint import FILE, FORMAT
+from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.data import BUILT_IN
 from pocketcnn.errors import BrokenFile, CannotReach
 from pocketcnn.methods import METHODS
-from pocketcnn.storage import Storage
 from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
 from pocketcnn.support.optional import optional_import
 

@@ -32,20 +32,22 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint
+from pocketcnn.checkpoint.notes import image_notes
+from pocketcnn.checkpoint.storage import Storage, weights_of
 from pocketcnn.cost import measure, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadStorage, BrokenFile, NonFiniteLoss, NothingFits, NothingToCondense
 from pocketcnn.methods import METHODS, Range, get_method
-from pocketcnn.recipes import PLAIN_METHOD, RECIPES, create_model, parse_method
+from pocketcnn.models.recipes import RECIPES, create_model
+from pocketcnn.models.spec import PLAIN_METHOD, parse_method
 from pocketcnn.report import read_curve
 from pocketcnn.report.pareto import pareto
-from pocketcnn.storage import Storage, weights_of
 from pocketcnn.support.files import make_folder, write_atomically, write_json
 from pocketcnn.support.optional import optional_import
-from pocketcnn.surgery import condense, plan
+from pocketcnn.surgery import as_served, condense, plan
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.callbacks import LAST, PREVIOUS
-from pocketcnn.train.loop import as_served, check_fit, image_notes
+from pocketcnn.train.loop import check_fit
 
 METHODS_TRIED = (PLAIN_METHOD, *METHODS, "pde+ring", "involution+ring")
 WIDTHS = (2, 16)  # sixteenths of the net's channels

@@ -19,7 +19,7 @@ from torch import nn
 
 from pocketcnn import checkpoint, zoo
 from pocketcnn.errors import UnknownPretrained
-from pocketcnn.recipes import create_model, list_models
+from pocketcnn.models.recipes import create_model, list_models
 from pocketcnn.support.optional import optional_import
 from pocketcnn.surgery import Step, provenance, rebuild, remember
 

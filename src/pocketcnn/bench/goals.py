@@ -24,7 +24,7 @@ from pocketcnn.data.sets import Images
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.methods.puppet import Gauge, gauge_of
 from pocketcnn.methods.ring import ParameterRing
-from pocketcnn.recipes import create_model
+from pocketcnn.models.recipes import create_model
 from pocketcnn.support.optional import optional_import
 from pocketcnn.support.timing import Spread, in_turns
 from pocketcnn.surgery import condense, fold_norm, materialize

@@ -20,7 +20,7 @@ from pocketcnn.bench.settings import Settings
 from pocketcnn.cost import measure_memory
 from pocketcnn.errors import CannotMaterialize
 from pocketcnn.methods.pde import GlobalLayer
-from pocketcnn.recipes import create_model
+from pocketcnn.models.recipes import create_model
 from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
 from pocketcnn.surgery import condense, fold_norm, materialize
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pocketcnn.folding import fold_norms_
 from pocketcnn.methods.puppet import GeneratedConv2d, Puppeteer, PuppetStage
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
 from pocketcnn.numerics import ring_kernel
 from pocketcnn.numerics.ring_index import affine_constants, affine_indices
 from pocketcnn.surgery import materialize
+from pocketcnn.surgery.folding import fold_norms_
 
 
 class Codes(nn.Module):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.compare import Contestant
 from pocketcnn.errors import PocketError
 from pocketcnn.methods import get_method
-from pocketcnn.recipes import PLAIN_METHOD, RECIPES, parse_method, parse_options
+from pocketcnn.models.recipes import RECIPES
+from pocketcnn.models.spec import PLAIN_METHOD, Contestant, parse_method, parse_options
 from pocketcnn.support.files import read_json
 from pocketcnn.train.config import PRESETS, TrainConfig
 

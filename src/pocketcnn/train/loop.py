@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint
+from pocketcnn.checkpoint.notes import image_notes
 from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
 from pocketcnn.data import DataSet, shrink
-from pocketcnn.errors import BadData, CannotMaterialize, ForeignFile, MissingExtra
+from pocketcnn.errors import BadData, ForeignFile, MissingExtra
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import make_folder, read_json, remove_partials, write_json
 from pocketcnn.support.memory import keep_memory
 from pocketcnn.support.modules import device_and_dtype, evaluating
-from pocketcnn.surgery import materialize
+from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import resolve, to_layout
 from pocketcnn.train.callbacks import AtomicCheckpointIO, Averaging, EpochLog, Safeguard, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
@@ -259,14 +260,6 @@ def evaluate(
     return module.take(split)
 
 
-def as_served(model: nn.Module) -> nn.Module:
-    """The net as one would serve it: with ordinary kernels where that is exact, else as it is."""
-    try:
-        return materialize(model)
-    except CannotMaterialize:
-        return model
-
-
 def check_fit(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
     """Checks that a net takes the images and has an output for each class.
 
@@ -294,17 +287,6 @@ def check_fit(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
             f"{data.name}: has {len(data.classes)} classes, the net's output for an image is {list(shape[1:])}; make the "
             f"net with num_classes={len(data.classes)}"
         )
-
-
-def image_notes(data: DataSet) -> dict[str, Any]:
-    """What a model file should say of the images it was trained on."""
-    return {
-        "data": data.name,
-        "classes": list(data.classes),
-        "input_size": list(data.input_size),
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }
 
 
 def _as_read(record: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pocketcnn import checkpoint, recipes
+from pocketcnn import checkpoint
+from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.cost import count_params
 from pocketcnn.errors import TamperedFile, UnknownPretrained
-from pocketcnn.storage import Storage
+from pocketcnn.models import recipes
 from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:

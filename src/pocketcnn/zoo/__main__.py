@@ -5,8 +5,8 @@ from pathlib import Path
 import tyro
 
 from pocketcnn import zoo
+from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.data import load
-from pocketcnn.storage import Storage
 
 
 def add(

@@ -8,43 +8,36 @@ lacks the seed does not know where each belongs.
 
 import copy
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import struct
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
+from pocketcnn.checkpoint.header import FORMAT, VERSION, file_in, read_header
+from pocketcnn.checkpoint.lock import GUESSABLE, SCRYPT, hide_seeds
+from pocketcnn.checkpoint.storage import Storage, pack, unpack
 from pocketcnn.cost import distinct_tensors, separate
 from pocketcnn.errors import (
     BrokenFile,
     CannotWrite,
-    ForeignFile,
     MissingBase,
     MissingPassphrase,
     NewerFormat,
     NotEnoughMemory,
     PocketError,
 )
-from pocketcnn.recipes import create_model
-from pocketcnn.storage import Storage, pack, unpack
-from pocketcnn.support.files import refuse_exported, write_atomically
+from pocketcnn.models.recipes import create_model
+from pocketcnn.support.files import write_atomically
 from pocketcnn.support.version import __version__
 from pocketcnn.surgery import Provenance, Step, check_step, provenance, rebuild, remember
 
-FORMAT, VERSION = "pocketcnn", 2
-FILE = "model.safetensors"  # in the folder of a run, or of a repository
 _log = logging.getLogger(__name__)
-_SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # 32 MiB and about a tenth of a second for each guess
-_MEMORY = 1 << 28  # bytes that a file may ask for
-_GUESSABLE = 1 << 32  # smaller seeds are tried in hours, whatever the passphrase
 
 
 def save(
@@ -92,41 +85,16 @@ def save(
         "notes": notes or {},
     }
     if passphrase is not None:
-        if any(0 <= step.options.get("seed", _GUESSABLE) < _GUESSABLE for step in made.steps):
+        if any(0 <= step.options.get("seed", GUESSABLE) < GUESSABLE for step in made.steps):
             _log.warning("a seed below 2**32 can be found by trying; draw one with secrets.randbits(64)")
-        header["key"] = {"salt": os.urandom(16).hex(), **_SCRYPT}
-        _hide(header, passphrase)
+        header["key"] = {"salt": os.urandom(16).hex(), **SCRYPT}
+        hide_seeds(header, passphrase)
     tensors = distinct_tensors(model)
     if storage is not None:
         tensors, header["storage"] = pack(tensors, model, storage)
     content = serialize(separate(tensors), metadata={FORMAT: json.dumps(header)})
     write_atomically(path, content)
     return len(content)
-
-
-def _needs_seed(options: dict[str, Any]) -> bool:
-    return "seed" in options and options.get("scheme") not in ("identity", "windows")
-
-
-def _hide(header: dict[str, Any], passphrase: str) -> None:
-    """Hides the seeds of a header's steps, or brings hidden ones back: the same numbers lie over them."""
-    if not passphrase:
-        raise ValueError("an empty passphrase protects nothing")
-    # A ring that is read round and round, or by stored codes, has a seed but does without.
-    seeded = [step["options"] for step in header["steps"] if _needs_seed(step["options"])]
-    if not seeded:
-        raise ValueError("a passphrase hides the seeds of rings and puppets; this net has none that matters")
-    key = header["key"]
-    settings = {name: int(key[name]) for name in _SCRYPT}
-    drawn = hashlib.scrypt(
-        unicodedata.normalize("NFC", passphrase).encode(),
-        salt=bytes.fromhex(key["salt"]),
-        maxmem=_MEMORY,
-        dklen=8 * len(seeded),
-        **settings,
-    )
-    for number, options in enumerate(seeded):
-        options["seed"] ^= int.from_bytes(drawn[8 * number : 8 * number + 8], "little")
 
 
 def load(
@@ -162,7 +130,7 @@ def load(
         if not passphrase:
             raise MissingPassphrase(f"{path}: saved with a passphrase; pass it as load(path, passphrase=...)")
         try:
-            _hide(header, passphrase)
+            hide_seeds(header, passphrase)
         except (KeyError, TypeError, ValueError) as error:
             raise BrokenFile(f"{path}: what it says of its passphrase is damaged ({error})") from error
     steps = [Step(s["method"], s["options"], tuple(s["sites"])) for s in header["steps"]]
@@ -227,69 +195,3 @@ def fill_(model: nn.Module, path: Path, storage: dict[str, Any] | None = None) -
             raise BrokenFile(f"{path}: {name} is {shapes}")
         # With the dtype it was saved in; a copy, because memory of another alignment would round differently.
         places[name].data = stored[name].clone()
-
-
-def file_in(path: Path) -> Path:
-    """The model file that is meant by its own path or that of its folder."""
-    return path / FILE if path.is_dir() else path
-
-
-def read_header(path: str | Path) -> dict[str, Any]:
-    """What a model file says of itself: base, steps, notes, version.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        BrokenFile: the file is cut short or damaged.
-        ForeignFile: not a safetensors file, or one that `save` did not write.
-        NewerFormat: written by a newer version.
-        ExportedFile: a file for serving.
-    """
-    path = file_in(Path(path))
-    refuse_exported(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        if _looks_like_safetensors(path):
-            raise BrokenFile(f"{path}: damaged or cut short ({error}); copy or train it again") from error
-        raise ForeignFile(f"{path}: not a safetensors file ({error}); only files of pocketcnn.save load") from error
-    if FORMAT not in metadata:
-        raise ForeignFile(
-            f"{path}: a safetensors file, but not written by pocketcnn.save; build the net and load it there"
-        )
-    try:
-        header = json.loads(metadata[FORMAT])
-        if int(header["version"]) > VERSION:
-            raise NewerFormat(
-                f"{path}: format version {header['version']}, this pocketcnn reads up to {VERSION}; upgrade pocketcnn"
-            )
-        base = header["base"]
-        complete = {"steps", "frozen", "notes"} <= header.keys() and (
-            base is None or {"name", "options"} <= base.keys()
-        )
-        if not complete or not all({"method", "options", "sites"} <= step.keys() for step in header["steps"]):
-            raise KeyError("an entry is missing")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BrokenFile(f"{path}: its description of the net is damaged ({error}); copy or train it again") from error
-    return header
-
-
-def renote_(path: Path, notes: dict[str, Any]) -> None:
-    """Gives a model file other notes; the rest of its header and the bytes of its tensors stay."""
-    content = path.read_bytes()
-    start = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.loads(content[8:start])
-    metadata = header["__metadata__"]
-    metadata[FORMAT] = json.dumps({**json.loads(metadata[FORMAT]), "notes": notes})
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # the tensors begin at a multiple of 8
-    write_atomically(path, struct.pack("<Q", len(head)) + head + content[start:])
-
-
-def _looks_like_safetensors(path: Path) -> bool:
-    """Whether the file begins as the format does: a length of 8 bytes, then a JSON object."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-    return len(start) == 0 or (len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 32)

@@ -1,6 +1,5 @@
 """The papers' nets by name: a plain net, the methods that condense it, and their options."""
 
-import ast
 import dataclasses
 import fnmatch
 import re
@@ -10,15 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from pocketcnn.errors import UnknownMethod, UnknownModel
-from pocketcnn.methods import METHODS, get_method
+from pocketcnn.errors import UnknownModel
+from pocketcnn.methods import get_method
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models import PLAIN, mnist_net
 from pocketcnn.models.equilibrium import EquilibriumNet
 from pocketcnn.support.files import refuse_exported
 from pocketcnn.surgery import Provenance, condense, remember
-
-PLAIN_METHOD = "plain"  # beside the methods' names: the net as it is
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,6 @@ _REDNET = "Li et al., Involution, CVPR 2021"
 _PUPPET = "Puppet-CNN: Input-Adaptive Convolutional Networks Using Ordinary Differential Equations"
 _GLOBAL = "Mukherjee, re-implementation of Kag & Saligrama, CVPR 2022"
 _SECOND_CONVS = "layer*.conv2"
-
 RECIPES: dict[str, Recipe] = {
     "resnet18_involution": Recipe(
         "resnet18",
@@ -81,7 +77,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def _mnist_net(feature: str = "conv", width: float = 1, diffusivity: Any = "constant", **options: Any) -> nn.Module:
+def _mnist_net(
+    feature: str = "conv", width: float | int = 1, diffusivity: Any = "constant", **options: Any
+) -> nn.Module:
     """The illustrative net; its pde feature has one velocity for both axes, made by one convolution, as published."""
     features = {
         "conv": mnist_net.conv_feature,
@@ -149,45 +147,3 @@ def _by_number(name: str) -> tuple[str, int, str]:
     """Sorts resnet20 before resnet110."""
     found = re.match(r"([a-z]+)(\d*)", name)
     return (found[1], int(found[2] or 0), name) if found else (name, 0, name)
-
-
-def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """A method and its options from `"ring:size=0.1,seed=3"`; `include` and `exclude` patterns may be among them.
-
-    Raises:
-        UnknownMethod: no such method, nor `plain`.
-        ValueError: an option without a value.
-    Example:
-        >>> parse_method("ring:size=0.1,include=layer3.*")
-        ('ring', {'size': 0.1, 'include': 'layer3.*'})
-    """
-    name, options = parse_options(text)
-    if name != PLAIN_METHOD and name not in METHODS:
-        raise UnknownMethod(name, (PLAIN_METHOD, *METHODS))
-    if name == PLAIN_METHOD and options:
-        raise ValueError(f"{text!r}: plain takes no options; --width scales the plain net")
-    return name, options
-
-
-def parse_options(text: str) -> tuple[str, dict[str, Any]]:
-    """A name and the options written behind it.
-
-    Raises:
-        ValueError: an option without a value.
-    Example:
-        >>> parse_options("mnist_net:feature=pde,width=8")
-        ('mnist_net', {'feature': 'pde', 'width': 8})
-        >>> parse_options("ring:level={'layer1': 'early', 'layer[23]': 'late'}")
-        ('ring', {'level': {'layer1': 'early', 'layer[23]': 'late'}})
-    """
-    name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for part in filter(None, re.split(r",(?![^{]*\})", rest)):  # at commas, but not inside of braces
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return name, options

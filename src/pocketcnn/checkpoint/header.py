@@ -1,0 +1,80 @@
+"""What a model file says of itself, read without its tensors."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from pocketcnn.errors import BrokenFile, ForeignFile, NewerFormat
+from pocketcnn.support.files import refuse_exported, write_atomically
+
+FORMAT, VERSION = "pocketcnn", 2
+FILE = "model.safetensors"  # in the folder of a run, or of a repository
+
+
+def file_in(path: Path) -> Path:
+    """The model file that is meant by its own path or that of its folder."""
+    return path / FILE if path.is_dir() else path
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What a model file says of itself: base, steps, notes, version.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BrokenFile: the file is cut short or damaged.
+        ForeignFile: not a safetensors file, or one that `save` did not write.
+        NewerFormat: written by a newer version.
+        ExportedFile: a file for serving.
+    """
+    path = file_in(Path(path))
+    refuse_exported(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        if _looks_like_safetensors(path):
+            raise BrokenFile(f"{path}: damaged or cut short ({error}); copy or train it again") from error
+        raise ForeignFile(f"{path}: not a safetensors file ({error}); only files of pocketcnn.save load") from error
+    if FORMAT not in metadata:
+        raise ForeignFile(
+            f"{path}: a safetensors file, but not written by pocketcnn.save; build the net and load it there"
+        )
+    try:
+        header = json.loads(metadata[FORMAT])
+        if int(header["version"]) > VERSION:
+            raise NewerFormat(
+                f"{path}: format version {header['version']}, this pocketcnn reads up to {VERSION}; upgrade pocketcnn"
+            )
+        base = header["base"]
+        complete = {"steps", "frozen", "notes"} <= header.keys() and (
+            base is None or {"name", "options"} <= base.keys()
+        )
+        if not complete or not all({"method", "options", "sites"} <= step.keys() for step in header["steps"]):
+            raise KeyError("an entry is missing")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrokenFile(f"{path}: its description of the net is damaged ({error}); copy or train it again") from error
+    return header
+
+
+def renote_(path: Path, notes: dict[str, Any]) -> None:
+    """Gives a model file other notes; the rest of its header and the bytes of its tensors stay."""
+    content = path.read_bytes()
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:start])
+    metadata = header["__metadata__"]
+    metadata[FORMAT] = json.dumps({**json.loads(metadata[FORMAT]), "notes": notes})
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # the tensors begin at a multiple of 8
+    write_atomically(path, struct.pack("<Q", len(head)) + head + content[start:])
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Whether the file begins as the format does: a length of 8 bytes, then a JSON object."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return len(start) == 0 or (len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 32)

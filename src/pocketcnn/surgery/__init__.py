@@ -1,0 +1,24 @@
+"""Putting condensed layers into any net, taking them out again, and remembering how it was made."""
+
+from pocketcnn.surgery.condense import condense, rebuild
+from pocketcnn.surgery.materialize import as_served, fold_norm, materialize
+from pocketcnn.surgery.plan import Plan, PlanRow, describe, plan
+from pocketcnn.surgery.provenance import Provenance, Step, provenance, remember
+from pocketcnn.surgery.selection import check_step
+
+__all__ = [
+    "Plan",
+    "PlanRow",
+    "Provenance",
+    "Step",
+    "as_served",
+    "check_step",
+    "condense",
+    "describe",
+    "fold_norm",
+    "materialize",
+    "plan",
+    "provenance",
+    "rebuild",
+    "remember",
+]

@@ -1,0 +1,138 @@
+"""Ordinary convolutions in the place of condensed layers, and nets as they are served."""
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketcnn.errors import CannotMaterialize
+from pocketcnn.methods._method import is_condensed
+from pocketcnn.surgery.condense import put_in_place
+from pocketcnn.surgery.folding import fold_norms_
+from pocketcnn.surgery.provenance import Provenance, provenance, remember
+
+
+def as_served(model: nn.Module) -> nn.Module:
+    """The net as one would serve it: with ordinary kernels where that is exact, else as it is."""
+    try:
+        return materialize(model)
+    except CannotMaterialize:
+        return model
+
+
+def materialize(
+    model: nn.Module,
+    *,
+    entropy: float | None = None,
+    fold_norm: bool = False,
+    input_size: tuple[int, int, int] | None = None,
+    partly: bool = False,
+) -> nn.Module:
+    """Puts ordinary `nn.Conv2d` in the place of every condensed layer; the given net is left alone.
+
+    Args:
+        model: any net.
+        entropy: in bits, as `image_entropy` gives it, or in the unit of what else a net measures: a net whose depth
+            depends on its images becomes the one that images of this entropy see.
+        fold_norm: whether batch norms are folded into the convolutions before them afterwards, as `pocketcnn.fold_norm`
+            does; the new net is then in evaluation mode, and not for saving or training.
+        input_size: as in `pocketcnn.fold_norm`.
+        partly: leave layers as they are whose kernels depend on the image, instead of refusing the net.
+    Returns:
+        A new net with equal outputs, as large and as fast as the plain one.
+    Raises:
+        CannotMaterialize: a layer's kernel depends on the image, so that no ordinary convolution equals it.
+        ValueError: an entropy for a net that does not look at it, or one that is not a number; an input_size without
+            `fold_norm`; or as in `pocketcnn.fold_norm`.
+    """
+    if input_size is not None and not fold_norm:
+        raise ValueError("input_size is of the image that fold_norm=True looks at; leave it out")
+    condensed = {name: module for name, module in model.named_modules() if is_condensed(module)}
+    looking = {name for name, module in condensed.items() if getattr(module, "needs_entropy", False)}
+    if entropy is not None and not looking:
+        raise ValueError(f"nothing in this {type(model).__name__} depends on the image's entropy; leave entropy out")
+    if entropy is not None and not math.isfinite(entropy):
+        raise ValueError(f"entropy is a number of bits, not {entropy}")
+    obstacles = {
+        name: f"{module.condensed_by}: {module.why_not_dense}"
+        for name, module in condensed.items()
+        if module.why_not_dense and (entropy is None or name not in looking)
+    }
+    if obstacles and not partly:
+        name, why = next(iter(obstacles.items()))
+        others = f" (and {len(obstacles) - 1} more layers)" if len(obstacles) > 1 else ""
+        raise CannotMaterialize(
+            f"{name}{others}: {why}, so no ordinary convolution equals it; run or export the net as it is"
+        )
+    dense = copy.deepcopy(model)
+    made = provenance(model)
+    base = made.base
+    layer: Any
+    for layer, names in paths_of(dense).items():
+        if is_condensed(layer) and obstacles.keys().isdisjoint(names):
+            new = layer.dense(entropy)
+            dense = put_in_place(dense, names, new)
+            if not isinstance(new, nn.Conv2d):
+                base = None  # parts have other names than in the plain net
+        if not obstacles.keys().isdisjoint(looking):
+            continue  # the stages left hear of every call
+        for hook in list(layer._forward_pre_hooks.values()):
+            owner: Any = getattr(hook, "__self__", None)
+            if hasattr(owner, "detach") and not isinstance(owner, torch.Tensor):
+                owner.detach(layer)
+    if obstacles:
+        base = None
+    dense = remember(dense, dataclasses.replace(made, base=base, steps=()))
+    return _folded(dense, input_size) if fold_norm else dense
+
+
+def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+    """Folds every batch norm that directly follows a convolution into it; the given net is left alone.
+
+    In evaluation mode a batch norm is a factor and a summand for each channel, which the convolution takes over: it has
+    a bias afterwards, and the norm is an `nn.Identity`. A pair is folded where one image, sent through a copy of the
+    net, shows that convolution and norm ran once, and that nothing but the norm looks at the convolution's output and
+    nothing else at their numbers. Left alone are norms elsewhere, modules with hooks, subclasses of `nn.Conv2d` and
+    `nn.BatchNorm2d`, and norms behind layers that make their kernels: `materialize` turns those of a ring into
+    convolutions, but the routing weights of a `CondConv2d` need not sum to 1 and would mix the summand too.
+
+    The new net is for serving and exporting. In training it would lack its norms, and `pocketcnn.save` refuses it, as
+    no file says what became of them: save the given net, and fold what `load` makes of the file.
+
+    Args:
+        model: any net; one that takes more than an image is folded part by part.
+        input_size: (channels, height, width) of an image that the net takes. None tries some sizes, with the channels
+            of the first convolution.
+    Returns:
+        A new net in evaluation mode, with the outputs that the given one has in evaluation mode.
+    Raises:
+        ValueError: the net takes no image of that size, or of any size tried; or a norm that would be folded keeps no
+            running statistics.
+    Cost: one pass of one image, through a copy. Each folded norm saves a pass over its map.
+    Example:
+        >>> net = fold_norm(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()))
+        >>> net
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+    """
+    return _folded(copy.deepcopy(getattr(model, "_orig_mod", model)), input_size)  # torch.compile wraps the net
+
+
+def _folded(model: nn.Module, input_size: tuple[int, int, int] | None) -> nn.Module:
+    """The net itself, folded, which it remembers."""
+    if not fold_norms_(model, input_size):
+        return model
+    return remember(model, Provenance(base=None, steps=(), folded=True))
+
+
+def paths_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    paths: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(name)
+    return paths

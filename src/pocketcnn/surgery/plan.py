@@ -1,0 +1,166 @@
+"""What condensing would change, what it leaves alone and why, and what it saves."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pocketcnn.cost import Cost, count_params, macs_by_module, measure
+from pocketcnn.surgery.condense import apply_step
+from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_sites
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What a plan says of one layer; `numbers` are distinct trainable ones that the layer holds alone."""
+
+    name: str
+    layer: str
+    becomes: str
+    numbers_before: int
+    numbers_after: int
+    reason: str
+    macs_before: int | None = None  # of an image, where the plan was given its size
+    macs_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What condensing would change, what it passes over and why, and what it saves; `str(plan)` is a table."""
+
+    method: str
+    options: Mapping[str, Any]
+    rows: tuple[PlanRow, ...]
+    shared_numbers: int  # stored once for several layers: the ring
+    before: Cost | int  # the whole net: Cost when an input size was given, else trainable parameters
+    after: Cost | int
+    places: str = "convolutions"
+
+    @property
+    def replaced(self) -> list[str]:
+        """Names of the layers that would be replaced."""
+        return [row.name for row in self.rows if row.becomes]
+
+    def __str__(self) -> str:
+        cells: list[tuple[str, ...]] = [("layer", "is", "becomes", "numbers", "then", "MACs", "then", "why not")]
+        cells += [
+            (r.name, r.layer, r.becomes or "-", *map(_thousands, (r.numbers_before, r.numbers_after)),
+             *map(_thousands, (r.macs_before, r.macs_after)), r.reason)
+            for r in self.rows
+        ]  # fmt: skip
+        if self.shared_numbers:
+            cells.append(("(shared)", "", "", "0", f"{self.shared_numbers:,}", "", "", ""))
+        if not any(row[5] for row in cells[1:]):
+            cells = [row[:5] + row[7:] for row in cells]
+        last = len(cells[0]) - 1
+        widths = [max(len(row[i]) for row in cells) for i in range(last + 1)]
+        lines = [
+            "  ".join(
+                c.rjust(w) if 3 <= i < last else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in cells
+        ]
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        title = f"{self.method}({options}): {len(self.replaced)} of {len(self.rows)} {self.places}"
+        title = textwrap.fill(title, 120, subsequent_indent="    ")
+        return "\n".join([title, *(line.rstrip() for line in lines), *self.savings()])
+
+    def savings(self) -> list[str]:
+        """One line for each total: before, after and their ratio."""
+        if isinstance(self.before, int) or isinstance(self.after, int):
+            pairs: list[tuple[str, Any, Any]] = [("trainable numbers", self.before, self.after)]
+        else:
+            names = ("trainable_params", "size_bytes", "macs", "depth")
+            pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
+            if self.after.macs_min is not None:
+                before = self.before.macs if self.before.macs_min is None else self.before.macs_min
+                pairs.append(("macs of the simplest image", before, self.after.macs_min))
+        return [f"{name}: {old:,} -> {new:,} ({new / max(1, old):.3g}x)" for name, old, new in pairs]
+
+
+def _thousands(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def plan(
+    model: nn.Module,
+    method: str,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    where: Where | None = None,
+    on_unsupported: str = "skip",
+    **options: Any,
+) -> Plan:
+    """What `condense` with the same choice of layers would do; changes nothing, not even the random state.
+
+    Args:
+        model: any net.
+        method: a name in `METHODS`.
+        input_size: (channels, height, width) of an image; when given, the plan also compares multiply-adds, depth and
+            file size, for which both nets run once.
+        include: as in `condense`; so are `exclude`, `where` and the options.
+        exclude: as in `condense`.
+        where: as in `condense`.
+        on_unsupported: as in `condense`.
+        **options: the method's.
+    Raises:
+        UnknownMethod: no such method.
+        UnsupportedLayer: `on_unsupported="error"` and a layer asked for cannot be replaced.
+        ValueError: an option out of range, or a pattern that matches nothing.
+    """
+    record, settings = resolve_method(method, options)
+    sites = select_sites(record, record.sites(model, settings), include, exclude, where, on_unsupported)
+    chosen = {site.name for site in sites if not site.reason}
+    with torch.random.fork_rng():
+        after = (
+            apply_step(model, record, settings, tuple(site.name for site in sites if not site.reason))
+            if chosen
+            else model
+        )
+    made = {name: module for name, module in after.named_modules(remove_duplicate=False) if name in chosen}
+    owners: dict[int, set[str]] = {}
+    for name, module in made.items():
+        for parameter in module.parameters():
+            owners.setdefault(id(parameter), set()).add(name)
+    macs_before, macs_after = (macs_by_module(m, input_size) if input_size else {} for m in (model, after))
+    rows = []
+    for site in sites:
+        numbers = new_numbers = _numbers(site.modules)
+        macs = new_macs = sum(macs_before.get(name, 0) for name in (site.name, *(name for name, _ in site.rest)))
+        becomes = ""
+        if site.name in chosen:
+            new = [made[site.name]] if site.name in made else []
+            becomes = type(new[0]).__name__ if new else "nothing"
+            new_numbers = _numbers(new, lambda p: len(owners[id(p)]) == 1)
+            new_macs = macs_after.get(site.name, 0)
+        says = site.says or describe(site.module)
+        costs = (macs, new_macs) if input_size else (None, None)
+        rows.append(PlanRow(site.name, says, becomes, numbers, new_numbers, site.reason, *costs))
+    shared = {id(p): p.numel() for p in after.parameters() if len(owners.get(id(p), ())) > 1}
+    totals = [count_params(m)[0] if input_size is None else measure(m, input_size) for m in (model, after)]
+    return Plan(
+        method, dataclasses.asdict(settings), tuple(rows), sum(shared.values()), totals[0], totals[1], record.places[1]
+    )
+
+
+def _numbers(modules: Sequence[nn.Module], counts: Callable[[nn.Parameter], bool] = lambda p: True) -> int:
+    """Distinct numbers of some modules."""
+    return sum({id(p): p.numel() for module in modules for p in module.parameters() if counts(p)}.values())
+
+
+def describe(module: Any) -> str:
+    """A layer in a few words: `3x3, 64 -> 128, stride 2`."""
+    if not hasattr(module, "kernel_size"):
+        return type(module).__name__
+    words = [f"{'x'.join(map(str, module.kernel_size))}, {module.in_channels} -> {module.out_channels}"]
+    if set(module.stride) != {1}:
+        words.append(f"stride {module.stride[0]}")
+    if module.groups > 1:
+        words.append(f"{module.groups} groups")
+    return ", ".join(words)

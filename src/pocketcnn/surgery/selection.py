@@ -1,0 +1,109 @@
+"""From what a user asks for to a method's checked options and the sites it works on."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pocketcnn.errors import UnstableStep, UnsupportedLayer
+from pocketcnn.methods import METHODS, Method, Site, get_method
+from pocketcnn.methods._sites import matches
+from pocketcnn.surgery.provenance import Step
+
+Patterns = str | Sequence[str]
+Where = Callable[[nn.Module, str], bool]
+
+
+def check_step(step: Step) -> None:
+    """Checks that this version knows a recorded step's method and options.
+
+    Raises:
+        UnknownMethod: it does not know the method.
+        ValueError: or an option, or its value.
+    """
+    resolve_method(step.method, dict(step.options))
+
+
+def resolve_method(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
+    record = get_method(method)
+    known = [field.name for field in dataclasses.fields(record.options)]
+    if unknown := sorted(options.keys() - set(known)):
+        holders = [m.name for m in METHODS.values() if unknown[0] in {f.name for f in dataclasses.fields(m.options)}]
+        hint = f"; it belongs to {' and '.join(holders)}" if holders else ""
+        raise ValueError(f"{method} has no option {unknown[0]!r}{hint}; its options: {', '.join(known)}")
+    for field, hint in typing.get_type_hints(record.options).items():
+        if field in options and not _is_a(options[field], hint):
+            raise ValueError(f"{method}: {field} must be {_in_words(hint)}, not {options[field]!r}")
+    try:
+        return record, record.options(**options)
+    except (ValueError, UnstableStep) as error:
+        raise type(error)(f"{method}: {error}") from error
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether an option has the type of its field; which words a field knows, the options check themselves."""
+    if typing.get_origin(hint) is typing.Literal:
+        return isinstance(value, str)
+    if typing.get_origin(hint) is dict:
+        of_keys, of_values = typing.get_args(hint)
+        return isinstance(value, dict) and all(_is_a(k, of_keys) and _is_a(v, of_values) for k, v in value.items())
+    if parts := typing.get_args(hint):
+        return any(_is_a(value, part) for part in parts)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _in_words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) is dict:
+        return "a mapping of {} to {}".format(*map(_in_words, typing.get_args(hint)))
+    if parts := typing.get_args(hint):
+        return " or ".join(map(_in_words, parts))
+    return {type(None): "None"}.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def select_sites(
+    record: Method,
+    sites: Sequence[Site],
+    include: Patterns | None,
+    exclude: Patterns | None,
+    where: Where | None,
+    on_unsupported: str,
+) -> list[Site]:
+    """The sites with reasons updated by what the user asked for; those without a reason are chosen."""
+    if on_unsupported not in ("skip", "error"):
+        raise ValueError(f"on_unsupported must be 'skip' or 'error', not {on_unsupported!r}")
+    included, excluded = (
+        _matches(record, sites, patterns, what) for patterns, what in ((include, "include"), (exclude, "exclude"))
+    )
+    selected = []
+    for site in sites:
+        reason = site.reason
+        if include is not None and site.possible:
+            reason = "" if site.name in included else "not matched by include"
+        asked = include is None or site.name in included
+        if not reason and site.name in excluded:
+            reason = "matched by exclude"
+        elif not reason and where is not None and not where(site.module, site.name):
+            reason = "where(module, name) is false"
+        elif reason and not site.possible and on_unsupported == "error" and asked:
+            raise UnsupportedLayer(
+                f'{site.name}: {reason}; pass on_unsupported="skip" to leave such layers as they are'
+            )
+        selected.append(dataclasses.replace(site, reason=reason))
+    return selected
+
+
+def _matches(record: Method, sites: Sequence[Site], patterns: Patterns | None, what: str) -> set[str]:
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        hits = {site.name for site in sites if matches(site, pattern)}
+        if not hits:
+            examples = ", ".join(site.name for site in sites[:4]) or "none"
+            raise ValueError(f"{what} pattern {pattern!r} matches no {record.places[0]}; there are {examples}, ...")
+        found |= hits
+    return found

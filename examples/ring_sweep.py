@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 import pocketcnn as pc
-from pocketcnn import compare
 from pocketcnn.checkpoint import storage
 from pocketcnn.cost import count_params
 from pocketcnn.data import load
+from pocketcnn.experiments import compare
 from pocketcnn.methods.ring import ParameterRing
 from pocketcnn.models.spec import Contestant
 from pocketcnn.numerics import log_linear_fit

@@ -14,8 +14,8 @@ from pathlib import Path
 import pocketcnn as pc
 from pocketcnn import checkpoint
 from pocketcnn.data import DataSet, load
-from pocketcnn.distil import distil
 from pocketcnn.train import PRESETS, TrainConfig, evaluate
+from pocketcnn.train.distil import distil
 from pocketcnn.zoo import find, path_of
 
 SCHEME = {"scheme": "windows", "gain": True}

@@ -4,9 +4,9 @@ import json
 import pytest
 
 import pocketcnn as pc
-from pocketcnn.compare import compare, contestants, width_of_size
 from pocketcnn.cost import count_params
 from pocketcnn.errors import BadData, ForeignFile, UnknownMethod
+from pocketcnn.experiments.compare import compare, contestants, width_of_size
 from pocketcnn.models.spec import Contestant, parse_method
 from pocketcnn.report import markdown, read_results, read_speeds, summarize, write_report
 from pocketcnn.train import TrainConfig

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 import pocketcnn as pc
 from pocketcnn.checkpoint.storage import prune_
-from pocketcnn.distil import answered, distil
 from pocketcnn.errors import BadData, BadImage, UnknownModel
 from pocketcnn.support.files import read_json
 from pocketcnn.support.modules import maps_of
 from pocketcnn.train import TrainConfig, evaluate, fit
+from pocketcnn.train.distil import answered, distil
 from pocketcnn.train.features import common_stages, map_distance
 
 RECIPE = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)

@@ -11,50 +11,53 @@ SOURCE = Path(__file__).parents[1] / "src" / "pocketcnn"
 
 # Part -> the parts of the package it may import; those in OPEN are open to all.
 ARROWS = {
-    "bench": {"cost", "data", "kernels", "methods", "models", "numerics", "surgery", "train"},
     "checkpoint": {"cost", "data", "models", "surgery"},
     "cli": {
-        "bench",
         "checkpoint",
-        "compare",
         "cost",
         "data",
-        "distil",
+        "experiments",
         "export",
         "hub",
         "methods",
         "models",
         "pictures",
         "report",
-        "reproduce",
-        "search",
         "train",
         "zoo",
     },
-    "compare": {"checkpoint", "cost", "data", "models", "surgery", "train"},
     "cost": set(),
     "data": set(),
-    "distil": {"checkpoint", "cost", "data", "methods", "models", "surgery", "train"},
+    "experiments": {
+        "checkpoint",
+        "cost",
+        "data",
+        "kernels",
+        "methods",
+        "models",
+        "numerics",
+        "pictures",
+        "report",
+        "surgery",
+        "train",
+    },
     "export": {"cost", "methods", "numerics", "surgery"},
-    "hub": {"checkpoint", "data", "methods", "zoo"},
+    "hub": {"checkpoint", "data", "methods", "models", "surgery", "zoo"},
     "kernels": {"numerics"},
     "methods": {"kernels", "numerics"},
     "models": {"methods", "surgery"},
     "numerics": set(),
     "pictures": {"cost", "methods", "numerics"},
     "report": {"methods"},
-    "reproduce": {"compare", "cost", "data", "methods", "models", "pictures", "report", "train"},
-    "search": {"checkpoint", "cost", "data", "methods", "models", "report", "surgery", "train"},
     "surgery": {"cost", "methods"},
-    "timm_models": {"checkpoint", "models", "surgery", "zoo"},
-    "train": {"checkpoint", "cost", "data", "surgery"},
+    "train": {"checkpoint", "cost", "data", "methods", "models", "surgery"},
     "zoo": {"checkpoint", "cost", "data", "models", "train"},
 }
 OPEN = {"errors", "support"}
 CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, and what it is made of, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba", "llvmlite"},
-    "bench": {"numba"},
+    "experiments": {"numba"},
     "train": {"lightning", "torchmetrics"},
     "data": {"PIL"},
     "report": {"matplotlib", "jinja2"},
@@ -105,7 +108,7 @@ def test_only_the_compiled_kernels_import_numba():
             assert name.startswith("kernels/cpu") or name in {
                 "kernels/_lanes.py",
                 "kernels/_threads.py",
-                "bench/limits.py",
+                "experiments/bench/limits.py",
             }
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketcnn import reproduce as package
 from pocketcnn.cli import main
 from pocketcnn.cost import count_params
 from pocketcnn.errors import CannotWrite, UnknownTable
-from pocketcnn.reproduce import measure_rates, published, read_tables, reproduce
-from pocketcnn.reproduce.page import hours
-from pocketcnn.reproduce.published import essence, net_of
-from pocketcnn.reproduce.runs import read_runs, runs_of
-from pocketcnn.reproduce.verdicts import interval, order, rank_correlation, verdict
+from pocketcnn.experiments import reproduce as package
+from pocketcnn.experiments.reproduce import measure_rates, published, read_tables, reproduce
+from pocketcnn.experiments.reproduce.page import hours
+from pocketcnn.experiments.reproduce.published import essence, net_of
+from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
+from pocketcnn.experiments.reproduce.verdicts import interval, order, rank_correlation, verdict
 from pocketcnn.train import TrainConfig
 from pocketcnn.train.config import PRESETS
 

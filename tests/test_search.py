@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import pocketcnn as pc
-from pocketcnn import search as searching
 from pocketcnn.cli import main
 from pocketcnn.data import load
 from pocketcnn.errors import (
@@ -26,9 +25,22 @@ from pocketcnn.errors import (
     UnknownMethod,
     UnknownModel,
 )
+from pocketcnn.experiments.search import search
+from pocketcnn.experiments.search import study as database
+from pocketcnn.experiments.search import worker as work
+from pocketcnn.experiments.search.findings import _nothing_fits
+from pocketcnn.experiments.search.space import Budgets, Space, parse_size
+from pocketcnn.experiments.search.study import (
+    check_settings,
+    fruitless_in_a_row,
+    open_study,
+    quiet_optuna,
+    record_of,
+    requeue,
+)
+from pocketcnn.experiments.search.worker import Worker, stops
 from pocketcnn.methods import Range
-from pocketcnn.report.pareto import _staircase
-from pocketcnn.search import Budgets, Space, parse_size, search, stops
+from pocketcnn.report.pareto import _staircase, pareto
 from pocketcnn.support.files import read_json
 from pocketcnn.train import TrainConfig, evaluate
 
@@ -44,8 +56,8 @@ optuna = pytest.importorskip("optuna")
 def _hasty():
     """Latency as it comes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(searching, "_ROUNDS", 1)
-        patch.setattr(searching, "_RUNS", 1)
+        patch.setattr(work, "_ROUNDS", 1)
+        patch.setattr(work, "_RUNS", 1)
         yield
 
 
@@ -81,9 +93,9 @@ def untrained(monkeypatch):
         size = round(200_000 * candidate.model_options["width"])
         return {"file_bytes": size, "macs": size, "latency_ms": 1.0, "trainable_params": size}
 
-    monkeypatch.setattr(searching, "fit", fit)
-    monkeypatch.setattr(searching._Worker, "_costs", costs)
-    monkeypatch.setattr(searching, "_accuracy", lambda file, data, split: 0.1)
+    monkeypatch.setattr(work, "fit", fit)
+    monkeypatch.setattr(Worker, "_costs", costs)
+    monkeypatch.setattr(work, "accuracy_of", lambda file, data, split: 0.1)
     return calls
 
 
@@ -179,9 +191,9 @@ class Study:
 def test_a_study_from_before_a_field_was_added_goes_on():
     train = json.loads(json.dumps(dataclasses.asdict(QUICK)))
     had = {key: value for key, value in train.items() if key != "feature_weight"}
-    searching._agree(Study({"train": had}), {"train": train})
+    check_settings(Study({"train": had}), {"train": train})
     with pytest.raises(ValueError, match=r"train\.feature_weight was 0\.0, now 1\.0"):
-        searching._agree(Study({"train": had}), {"train": {**train, "feature_weight": 1.0}})
+        check_settings(Study({"train": had}), {"train": {**train, "feature_weight": 1.0}})
 
 
 def test_other_settings_are_named(done, few, space):
@@ -209,7 +221,7 @@ def test_other_settings_are_named(done, few, space):
     (Budgets(max_bytes=1_000, max_ms=1e-6), " ms, over max_bytes 1,000 and max_ms 1e-06;"),
 ])  # fmt: skip
 def test_where_nothing_fits_the_nearest_is_named(few, space, tmp_path, monkeypatch, budgets, broken):
-    monkeypatch.setattr(searching, "_PATIENCE", 3)
+    monkeypatch.setattr(work, "_PATIENCE", 3)
     with pytest.raises(NothingFits, match=f"none of 3 proposals meets the budgets; the nearest, width=.*{broken}"):
         search(few, QUICK, tmp_path, trials=2, space=space, budgets=budgets)
     assert not (tmp_path / "trials").exists()
@@ -219,7 +231,7 @@ def test_the_nearest_is_the_one_that_misses_least():
     budgets = Budgets(max_bytes=100, max_ms=1.0)
     rows = [("far", 1000, 0.5), ("near", 150, 0.5), ("slow", 100, 3.0)]
     records = [{"label": name, "file_bytes": size, "macs": 7, "latency_ms": ms} for name, size, ms in rows]
-    said = searching._nothing_fits(records, budgets)
+    said = _nothing_fits(records, budgets)
     assert "the nearest, near, has 150 bytes, 7 MACs, 0.5 ms, over max_bytes 100;" in said
     with pytest.raises(ValueError, match="max_ms must be more than 0, not -1"):
         Budgets(max_ms=-1.0)
@@ -227,7 +239,7 @@ def test_the_nearest_is_the_one_that_misses_least():
 
 def test_a_search_ends_where_nothing_new_is_left(few, tmp_path, untrained, monkeypatch, caplog):
     """Of a plain net of one width there are three candidates, one for each storage."""
-    monkeypatch.setattr(searching, "_PATIENCE", 8)
+    monkeypatch.setattr(work, "_PATIENCE", 8)
     space = dataclasses.replace(Space.of("resnet20", NET, ["plain"]), widths=(2, 2))
     found = search(few, QUICK, tmp_path, trials=9, space=space)
     assert sorted(r["storage"] for r in found.trials if r["outcome"] == "trained") == ["float16", "float32", "int8"]
@@ -237,7 +249,7 @@ def test_a_search_ends_where_nothing_new_is_left(few, tmp_path, untrained, monke
 
 def test_where_nothing_can_be_built_the_reason_is_given(few, tmp_path, monkeypatch):
     """The widest of these nets has 8 channels."""
-    monkeypatch.setattr(searching, "_PATIENCE", 3)
+    monkeypatch.setattr(work, "_PATIENCE", 3)
     space = Space.of("resnet20", {**NET, "width": 0.25}, ["involution:group_channels=16"])
     narrow = dataclasses.replace(space, widths=(2, 8))
     with pytest.raises(
@@ -352,12 +364,12 @@ def test_peers_are_not_larger_and_not_slower(few, space, tmp_path):
     ):
         record = {"file_bytes": size, "latency_ms": ms, "outcome": outcome, "curve": [number]}
         study.add_trial(optuna.trial.create_trial(values=[0.5, size, ms], user_attrs={"record": record}))
-    worker = searching._Worker(study, few, QUICK, tmp_path, space, TIGHT, 9, "cpu")
+    worker = Worker(study, few, QUICK, tmp_path, space, TIGHT, 9, "cpu")
     assert worker._peers({"file_bytes": 100, "latency_ms": 1.0}) == [[0]]
 
 
 def test_a_poor_net_is_stopped_counted_and_not_on_the_front(few, space, tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "stops", lambda curve, peers, epochs: len(curve) == 1)
+    monkeypatch.setattr(work, "stops", lambda curve, peers, epochs: len(curve) == 1)
     config = dataclasses.replace(QUICK, epochs=3)
     found = search(few, config, tmp_path, trials=1, space=space, budgets=TIGHT)
     assert outcomes(found)[0] == "stopped early"
@@ -373,7 +385,7 @@ def test_a_net_that_diverges_counts(few, space, tmp_path, monkeypatch):
     def fit(*_, **__):
         raise NonFiniteLoss("epoch 1, step 1: the loss is nan")
 
-    monkeypatch.setattr(searching, "fit", fit)
+    monkeypatch.setattr(work, "fit", fit)
     found = search(few, QUICK, tmp_path, trials=2, space=space, budgets=TIGHT)
     assert [outcome for outcome in outcomes(found) if outcome != "over budget"] == ["diverged", "diverged"]
     assert found.trials[0]["reason"] == "epoch 1, step 1: the loss is nan"
@@ -383,15 +395,15 @@ def test_a_net_that_diverges_counts(few, space, tmp_path, monkeypatch):
 
 
 def test_a_trial_that_was_interrupted_goes_on_in_its_folder(few, space, tmp_path, monkeypatch, untrained):
-    fit = searching.fit
+    fit = work.fit
 
     def interrupted(*_, **__):
         raise Interrupted("stopped after epoch 1")
 
-    monkeypatch.setattr(searching, "fit", interrupted)
+    monkeypatch.setattr(work, "fit", interrupted)
     with pytest.raises(Interrupted, match="stopped after epoch 1"):
         search(few, QUICK, tmp_path, trials=2, space=space, budgets=TIGHT)
-    monkeypatch.setattr(searching, "fit", fit)
+    monkeypatch.setattr(work, "fit", fit)
     found = search(few, QUICK, tmp_path, trials=2, space=space, budgets=TIGHT)
     assert untrained[0] == tmp_path / "trials" / "0"
     assert (found.trials[0]["number"], found.trials[0]["folder"]) == (1, "trials/0")
@@ -399,17 +411,17 @@ def test_a_trial_that_was_interrupted_goes_on_in_its_folder(few, space, tmp_path
 
 
 def test_a_trial_that_breaks_off_each_time_is_given_up(few, space, tmp_path, monkeypatch, caplog, untrained):
-    fit = searching.fit
+    fit = work.fit
 
     def failing(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(searching, "fit", failing)
+    monkeypatch.setattr(work, "fit", failing)
     for _ in range(4):
         with pytest.raises(OSError, match="no space left"):
             search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT)
     assert "trial 0 broke off 4 times and is given up" in caplog.text
-    monkeypatch.setattr(searching, "fit", fit)
+    monkeypatch.setattr(work, "fit", fit)
     found = search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT)
     assert outcomes(found).count("trained") == 1
     assert untrained == [tmp_path / found.front[0]["folder"]] != [tmp_path / "trials" / "0"]
@@ -419,9 +431,9 @@ def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for(
     few, space, tmp_path, monkeypatch, untrained
 ):
     """Of two such trials one was a new proposal; the other took up a trial, and is taken up again."""
-    monkeypatch.setattr(searching, "_GRACE", 1)
-    with searching._quiet_optuna():
-        study = searching._open(f"sqlite:///{tmp_path / 'search.db'}", "pocketcnn")
+    monkeypatch.setattr(database, "_GRACE", 1)
+    with quiet_optuna():
+        study = open_study(f"sqlite:///{tmp_path / 'search.db'}", "pocketcnn")
         for attributes in ({}, {"takes_up": 0, "tries": 1}):
             running = optuna.trial.TrialState.RUNNING
             study.add_trial(optuna.trial.create_trial(state=running, user_attrs=attributes))
@@ -435,27 +447,27 @@ def test_of_workers_that_ask_for_the_last_trial_the_first_gets_it(few, space, tm
     """The other's proposal is surplus and not counted as one in vain."""
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
     study.ask()  # another worker's
-    worker = searching._Worker(study, few, QUICK, tmp_path, space, Budgets(), 1, "cpu")
-    with searching._quiet_optuna():
+    worker = Worker(study, few, QUICK, tmp_path, space, Budgets(), 1, "cpu")
+    with quiet_optuna():
         study.optimize(worker._try, n_trials=1)
-    assert searching._record(study.trials[1])["outcome"] == "surplus"
-    assert searching._in_vain(study.trials) == 0
+    assert record_of(study.trials[1])["outcome"] == "surplus"
+    assert fruitless_in_a_row(study.trials) == 0
     assert not untrained
 
 
 def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it(
     few, space, tmp_path, monkeypatch, caplog, untrained
 ):
-    fit = searching.fit
+    fit = work.fit
 
     def silent(net, data, config, folder, *, on_epoch, **run):
-        monkeypatch.setattr(searching, "fit", fit)
+        monkeypatch.setattr(work, "fit", fit)
         study = optuna.load_study(study_name="pocketcnn", storage=f"sqlite:///{tmp_path / 'search.db'}")
         study.tell(0, state=optuna.trial.TrialState.FAIL)
-        searching._again(study, study.trials[0])
+        requeue(study, study.trials[0])
         on_epoch([{"validation_accuracy": 0.9}])
 
-    monkeypatch.setattr(searching, "fit", silent)
+    monkeypatch.setattr(work, "fit", silent)
     found = search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT)
     assert "another one took its trial over" in caplog.text
     assert (found.front[0]["number"], found.front[0]["folder"]) == (1, "trials/0")
@@ -465,12 +477,13 @@ WORKER = """
 import logging, sys
 from pathlib import Path
 import torch
-from pocketcnn import search as searching
 from pocketcnn.data import load
+from pocketcnn.experiments import search as searching
+from pocketcnn.experiments.search import study, worker
 from pocketcnn.train import TrainConfig
 
 torch.set_num_threads(1)
-searching._HEARTBEAT, searching._GRACE, searching._ROUNDS = 1, 3, 1
+study._HEARTBEAT, study._GRACE, worker._ROUNDS = 1, 3, 1
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 config = TrainConfig(epochs=3, batch_size=32, precision="float32", channels_last="off")
 space = searching.Space.of("resnet20", {"in_channels": 1, "num_classes": 10, "width": 0.5}, ["plain", "ring"])
@@ -530,8 +543,8 @@ def test_two_workers_share_a_search_and_one_is_killed(tmp_path):
     ("mysql+nodriver://host/name", "give sqlite:///FILE in a folder that can be written to"),
 ])  # fmt: skip
 def test_storages_that_cannot_be_opened(few, space, tmp_path, monkeypatch, url, match):
-    monkeypatch.setattr(searching, "_OPENINGS", 2)
-    monkeypatch.setattr(searching, "_POLL", 0.01)
+    monkeypatch.setattr(database, "_OPENINGS", 2)
+    monkeypatch.setattr(database, "POLL", 0.01)
     with pytest.raises(BadStorage, match=match) as raised:
         search(few, QUICK, tmp_path, trials=1, space=space, storage=url)
     assert "secret" not in str(raised.value)
@@ -544,7 +557,7 @@ def test_without_optuna(few, space, tmp_path, monkeypatch):
 
 
 def test_a_database_of_something_else(few, space, tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "_OPENINGS", 1)
+    monkeypatch.setattr(database, "_OPENINGS", 1)
     (tmp_path / "search.db").write_text("notes, " * 1000)
     with pytest.raises(BadStorage, match="file is not a database"):
         search(few, QUICK, tmp_path, trials=1, space=space)
@@ -590,7 +603,7 @@ def test_the_figure(done):
     front = {record["number"] for record in found.front}
     marks = {}
     for budgets in (TIGHT, Budgets()):
-        svg = searching.pareto(found.trials, front, dataclasses.asdict(budgets), "")
+        svg = pareto(found.trials, front, dataclasses.asdict(budgets), "")
         marks[budgets] = svg.count("stroke-dasharray")
     assert marks[TIGHT] > marks[Budgets()]  # the line of the budget
     points = [(3, 0.5), (1, 0.2), (2, 0.4), (2, 0.3), (4, 0.45)]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import pocketcnn as pc
-from pocketcnn import timm_models, zoo
+from pocketcnn import zoo
 from pocketcnn.errors import MissingExtra, UnknownPretrained
+from pocketcnn.hub import timm as timm_models
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,9 @@ from pocketcnn.cli import main
 from pocketcnn.errors import TamperedFile, UnknownModel, UnknownPretrained
 from pocketcnn.support.files import read_json, write_json
 from pocketcnn.train import evaluate
-from pocketcnn.zoo.__main__ import add
+from pocketcnn.zoo import add as zoo_add
+from pocketcnn.zoo.__main__ import main as zoo_command
+from pocketcnn.zoo.add import LARGEST_FILE, LARGEST_ZOO, add
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = zoo.cards()
@@ -69,7 +71,7 @@ def digits_run(tmp_path, digits):
 @pytest.fixture
 def filled(folder, digits_run, digits):
     """The zoo with one net for digits and, written by hand, since no such data is at hand, two for colour images."""
-    zoo.add(digits_run, name="resnet20", data="digits", commit="abc", dataset=digits)
+    add(digits_run, name="resnet20", data="digits", commit="abc", dataset=digits)
     entries = read_json(folder / "index.json")
     (folder / "cifar10").mkdir()
     for number, name in enumerate(("first", "second")):
@@ -87,7 +89,7 @@ def filled(folder, digits_run, digits):
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
 def test_what_is_added_is_found_and_loads_as_it_was_stored(folder, digits_run, digits, tmp_path, storage):
-    card = zoo.add(
+    card = add(
         digits_run, name="resnet20", data="digits", commit="abc", storage=storage, record="results/x", dataset=digits
     )
     path = folder / "digits" / "resnet20.safetensors"
@@ -126,14 +128,14 @@ def test_the_accuracy_is_of_images_as_the_net_was_trained_to_see_them(folder, di
     shifted = dataclasses.replace(digits, mean=(0.9,), std=(0.02,))
     expected = evaluate(pc.load(digits_run / "model.safetensors"), digits)["test_accuracy"]
     assert evaluate(pc.load(digits_run / "model.safetensors"), shifted)["test_accuracy"] != expected
-    card = zoo.add(digits_run, name="a", data="digits", commit="", storage="float32", dataset=shifted)
+    card = add(digits_run, name="a", data="digits", commit="", storage="float32", dataset=shifted)
     assert card.test_accuracy == expected
 
 
 def test_adding_again_replaces_and_cards_are_sorted(folder, digits_run, digits):
     for data, name in (("two", "b"), ("two", "a"), ("one", "z"), ("two", "b")):
-        zoo.add(digits_run, name=name, data=data, commit="abc", note=name, dataset=digits)
-    zoo.add(digits_run, name="b", data="two", commit="newer", storage="int8", dataset=digits)
+        add(digits_run, name=name, data=data, commit="abc", note=name, dataset=digits)
+    add(digits_run, name="b", data="two", commit="newer", storage="int8", dataset=digits)
     assert [card.title for card in zoo.cards()] == ["one/z", "two/a", "two/b"]
     assert zoo.cards()[-1].commit == "newer"
     assert zoo.path_of(zoo.cards()[-1]).stat().st_size == zoo.cards()[-1].size_bytes
@@ -150,30 +152,30 @@ def test_what_is_too_large_or_unfinished_changes_nothing(filled, digits_run, dig
     before, size = state(), zoo.find("resnet20", "digits").size_bytes
     total = sum(card.size_bytes for card in zoo.cards())
     given = {"data": "digits", "commit": "", "dataset": digits}
-    monkeypatch.setattr(zoo, "LARGEST_FILE", size - 1)
+    monkeypatch.setattr(zoo_add, "LARGEST_FILE", size - 1)
     with pytest.raises(ValueError, match=rf"digits/new: {size:,} bytes as float16, a file may have {size - 1:,}"):
-        zoo.add(digits_run, name="new", **given)
-    monkeypatch.setattr(zoo, "LARGEST_FILE", 2_000_000)
-    monkeypatch.setattr(zoo, "LARGEST_ZOO", total)
+        add(digits_run, name="new", **given)
+    monkeypatch.setattr(zoo_add, "LARGEST_FILE", 2_000_000)
+    monkeypatch.setattr(zoo_add, "LARGEST_ZOO", total)
     with pytest.raises(ValueError, match=rf"digits/new: {total + size:,} bytes with all others, the zoo may have"):
-        zoo.add(digits_run, name="new", **given)
+        add(digits_run, name="new", **given)
     for name in ("..", "a/b", "", ".hidden"):
         with pytest.raises(ValueError, match="cannot be a file's name"):
-            zoo.add(digits_run, name=name, **given)
+            add(digits_run, name=name, **given)
     with pytest.raises(FileNotFoundError, match="not the folder of a finished run"):
-        zoo.add(tmp_path, name="new", **given)
+        add(tmp_path, name="new", **given)
     assert state() == before
-    zoo.add(digits_run, name="resnet20", **given)  # of its own place what it had before is free again
+    add(digits_run, name="resnet20", **given)  # of its own place what it had before is free again
 
 
 def test_the_limits_are_those_of_the_package():
-    assert (zoo.LARGEST_FILE, zoo.LARGEST_ZOO) == (2_000_000, 8_000_000)
+    assert (LARGEST_FILE, LARGEST_ZOO) == (2_000_000, 8_000_000)
 
 
 def test_the_command_that_adds(folder, digits_run, capsys):
     words = [digits_run, "--name", "tiny", "--data-name", "numbers", "--data", "digits", "--commit", "abc"]
     words += ["--storage", "int8", "--record", "results/x", "--note", "by hand"]
-    tyro.cli(add, args=[str(word) for word in words])
+    tyro.cli(zoo_command, args=[str(word) for word in words])
     (card,) = zoo.cards()
     assert capsys.readouterr().out.startswith(f"numbers/tiny: {card.size_bytes:,} bytes, test accuracy ")
     assert (card.storage, card.commit, card.record, card.note) == ("int8", "abc", "results/x", "by hand")
@@ -181,7 +183,7 @@ def test_the_command_that_adds(folder, digits_run, capsys):
 
 def test_a_zoo_elsewhere(filled, digits_run, digits, tmp_path):
     known = zoo.cards()
-    card = zoo.add(digits_run, name="other", data="digits", commit="", folder=tmp_path / "copy", dataset=digits)
+    card = add(digits_run, name="other", data="digits", commit="", folder=tmp_path / "copy", dataset=digits)
     assert [entry["name"] for entry in read_json(tmp_path / "copy" / "index.json")] == ["other"]
     assert (tmp_path / "copy" / card.file).stat().st_size == card.size_bytes
     assert zoo.cards() == known

@@ -36,9 +36,10 @@ _NAMES = {
 }
 _MODULES = {
     "checkpoint": "pocketcnn.checkpoint",
-    "compare": "pocketcnn.compare",
+    "compare": "pocketcnn.experiments.compare",
     "cost": "pocketcnn.cost",
     "data": "pocketcnn.data",
+    "distil": "pocketcnn.train.distil",
     "errors": "pocketcnn.errors",
     "export": "pocketcnn.export",
     "hub": "pocketcnn.hub",
@@ -47,10 +48,10 @@ _MODULES = {
     "numerics": "pocketcnn.numerics",
     "recipes": "pocketcnn.models.recipes",
     "report": "pocketcnn.report",
-    "search": "pocketcnn.search",
+    "search": "pocketcnn.experiments.search",
     "storage": "pocketcnn.checkpoint.storage",
     "surgery": "pocketcnn.surgery",
-    "timm_models": "pocketcnn.timm_models",
+    "timm_models": "pocketcnn.hub.timm",
     "train": "pocketcnn.train",
     "zoo": "pocketcnn.zoo",
 }

@@ -28,6 +28,7 @@ from pocketcnn.errors import (
     UnknownModel,
     UnknownPretrained,
 )
+from pocketcnn.hub.card import record_of
 from pocketcnn.support.tables import columns
 from pocketcnn.support.version import __version__
 
@@ -106,7 +107,7 @@ def compare(words: Sequence[str]) -> int:
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = _parse(Compare, words, "compare", _method_help(), train=_preset(words, PRESETS))
-    from pocketcnn.compare import compare, contestants
+    from pocketcnn.experiments.compare import compare, contestants
     from pocketcnn.report import summarize, write_report
 
     data = _load_data(given)
@@ -203,9 +204,9 @@ def distil(words: Sequence[str]) -> None:
         raise BadUsage(
             "distil needs --teacher: the file of a trained net, the folder of its run, or DATA/NAME of models"
         )
-    from pocketcnn.distil import answered
-    from pocketcnn.distil import distil as run
     from pocketcnn.report import summarize
+    from pocketcnn.train.distil import answered
+    from pocketcnn.train.distil import distil as run
 
     teacher = _model_path(given.train.teacher)
     if given.unlabelled is None:
@@ -267,9 +268,9 @@ def search(words: Sequence[str]) -> None:
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = _parse(Search, words, "search", _method_help(), train=_preset(words, PRESETS))
+    from pocketcnn.experiments.search import search as run
+    from pocketcnn.experiments.search.space import Budgets, Space, parse_size
     from pocketcnn.models.spec import parse_options
-    from pocketcnn.search import Budgets, Space, parse_size
-    from pocketcnn.search import search as run
 
     sizes = (given.max_bytes, given.max_macs)
     max_bytes, max_macs = (None if text is None else parse_size(text) for text in sizes)
@@ -411,7 +412,7 @@ def bench(words: Sequence[str]) -> None:
         """Folder for bench.json, table.md and bench.svg."""
 
     given = _parse(Bench, words, "bench")
-    from pocketcnn import bench
+    from pocketcnn.experiments import bench
 
     bench.run(bench.QUICK if given.quick else bench.FULL, given.output, only=given.only)
     print((given.output / "table.md").read_text(encoding="utf-8"))
@@ -462,8 +463,8 @@ def _condensed(net: "nn.Module", notes: dict[str, Any], given: Any, options: dic
             print("without --data batch norms keep the statistics of the weights before")
         return pc.condense(net, given.method, initialize=given.initialize, **options)
     from pocketcnn.data import load
-    from pocketcnn.distil import condensed
     from pocketcnn.train import evaluate
+    from pocketcnn.train.distil import condensed
 
     data = load(given.data)
     if {"mean", "std"} <= notes.keys():
@@ -579,7 +580,7 @@ def publish(words: Sequence[str]) -> None:
     path = _model_path(given.model)
     if given.record is not None and not (given.record / "result.json").is_file():
         raise FileNotFoundError(f"{given.record}: not the folder of a finished run: there is no result.json")
-    record = hub.record_of(path) if given.record is None else read_json(given.record / "result.json")
+    record = record_of(path) if given.record is None else read_json(given.record / "result.json")
     if given.data is not None:
         from pocketcnn.data import load
         from pocketcnn.train import evaluate
@@ -894,7 +895,7 @@ def reproduce(words: Sequence[str]) -> int:
     given = _parse(Reproduce, words, "reproduce")
     if given.budget != "full" and not given.budget.isdecimal():
         raise BadUsage(f"budget is a whole number of minutes, or full, not {given.budget!r}")
-    from pocketcnn.reproduce import reproduce as run
+    from pocketcnn.experiments.reproduce import reproduce as run
 
     minutes = float("inf") if given.budget == "full" else int(given.budget)
     found = run(

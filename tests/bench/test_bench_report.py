@@ -1,7 +1,7 @@
-from pocketcnn.bench import QUICK, Results
-from pocketcnn.bench.goals import Goal
-from pocketcnn.bench.limits import Machine
-from pocketcnn.bench.report import markdown
+from pocketcnn.experiments.bench import QUICK, Results
+from pocketcnn.experiments.bench.goals import Goal
+from pocketcnn.experiments.bench.limits import Machine
+from pocketcnn.experiments.bench.report import markdown
 
 
 def table(*goals):

@@ -1,6 +1,6 @@
 import pytest
 
-from pocketcnn.bench.limits import Limit, Machine, Work, measure_machine
+from pocketcnn.experiments.bench.limits import Limit, Machine, Work, measure_machine
 
 
 def test_rates_are_positive():

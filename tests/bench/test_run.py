@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from pocketcnn import bench
-from pocketcnn.bench import nets
-from pocketcnn.bench.nets import Configuration
 from pocketcnn.cli import main
+from pocketcnn.experiments import bench
+from pocketcnn.experiments.bench import nets
+from pocketcnn.experiments.bench.nets import Configuration
 
 TINY = dataclasses.replace(
     bench.QUICK, shapes=((2, 16, 4, 4),), solver_shape=(2, 16, 4, 4), deep_batch=4, wide_batch=2, ring_batch=2,

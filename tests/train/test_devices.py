@@ -67,18 +67,18 @@ PAIR = {"epochs": 2, "batch_size": 32}
 # The second process may not write: it would raise.
 ONE_WRITER = """
 if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "SLURM_PROCID")):
-    import pocketcnn._files as files
+    import pocketcnn.support.files as files
     def refuse(*_): raise SystemExit("a second writer")
     files.os = type("os", (), {"replace": refuse, "fsync": refuse, "getpid": os.getpid})
 """
 # The second process may not measure what `auto` stands for: it reads what the first one found.
 FIRST_CHOOSES = """
 import dataclasses
-from pocketcnn.train import loop
+from pocketcnn.train import folder
 def choose(config, *_):
     assert os.environ["LOCAL_RANK"] == "0"
     return dataclasses.replace(config, precision="float32", channels_last="off")
-loop.resolve = choose
+folder.resolve = choose
 """
 
 

@@ -15,7 +15,7 @@ import pocketcnn as pc
 from pocketcnn.data import load
 from pocketcnn.errors import BadData, BrokenFile
 from pocketcnn.train import TrainConfig, evaluate, fit
-from pocketcnn.train.callbacks import AtomicCheckpointIO, newest_checkpoint
+from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 
 ALL_STATE = {
     "ema_decay": 0.9, "clip_norm": 1.0, "label_smoothing": 0.1, "crop": 1, "cutout": 2, "small_epochs": 2,

@@ -2,7 +2,14 @@
 deep which image goes, and the kernels that an ODE makes; of what routers, pixels' kernels and rings have learned; and of
 how alike nets and their filters are."""
 
-from pocketcnn.pictures.alike import (
+from pocketcnn.pictures.condconv import class_share, draw_routing, routing
+from pocketcnn.pictures.involution import draw_pixel_kernels, pixel_kernels
+from pocketcnn.pictures.maps import draw_maps
+from pocketcnn.pictures.panels import write_figure
+from pocketcnn.pictures.pde import Fields, draw_fields, solver_fields
+from pocketcnn.pictures.puppet import draw_kernels, draw_levels
+from pocketcnn.pictures.ring import draw_ring, ring_fraction, ring_overlap, ring_usage, rings
+from pocketcnn.pictures.similarity import (
     alignments,
     draw_correlated,
     draw_law,
@@ -13,20 +20,7 @@ from pocketcnn.pictures.alike import (
     similarity,
     station_grams,
 )
-from pocketcnn.pictures.depth import draw_kernels, draw_levels
-from pocketcnn.pictures.inside import (
-    class_share,
-    draw_pixel_kernels,
-    draw_ring,
-    draw_routing,
-    pixel_kernels,
-    ring_fraction,
-    ring_overlap,
-    ring_usage,
-    rings,
-    routing,
-)
-from pocketcnn.pictures.maps import Fields, draw_fields, draw_maps, feature_maps, solver_fields, stations, write_figure
+from pocketcnn.pictures.stations import feature_maps, stations
 
 __all__ = [
     "Fields",

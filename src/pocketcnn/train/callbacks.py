@@ -1,7 +1,6 @@
 """What happens around the steps: the log of epochs, checkpoints, and a clean stop on Ctrl-C or when asked to leave."""
 
 import csv
-import hashlib
 import io
 import logging
 import math
@@ -14,66 +13,18 @@ from typing import Any
 
 import torch
 
-from pocketcnn.errors import BrokenFile, Interrupted, NonFiniteLoss, Preempted
+from pocketcnn.errors import Interrupted, NonFiniteLoss, Preempted
 from pocketcnn.support.files import write_atomically
-from pocketcnn.train.engine import TorchCheckpointIO, WeightAveraging, pl
+from pocketcnn.train.checkpoints import LAST, PREVIOUS
+from pocketcnn.train.engine import WeightAveraging, pl
 from pocketcnn.train.module import Classifier
 
 _log = logging.getLogger(__name__)
-
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _LEAVE = (signal.SIGTERM, signal.SIGUSR1)  # how schedulers ask
-_DIGEST = hashlib.sha256().digest_size
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
     "train_seconds", "train_images_per_second",
 )  # fmt: skip
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints are whole or absent, hold tensors and numbers only, and end with the hash of what is before it.
-
-    The checkpoint before the last is kept as `previous.ckpt`. `torch.load` reads them too: it does not look at the end.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        content = buffer.getvalue()
-        path = Path(path)
-        write_atomically(path, content + hashlib.sha256(content).digest(), keep=path.with_name(PREVIOUS))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        try:
-            written = Path(path).read_bytes()
-            content, digest = written[:-_DIGEST], written[-_DIGEST:]
-            if hashlib.sha256(content).digest() != digest:
-                raise ValueError("cut short or changed since it was written")
-            return torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:  # a damaged archive raises many kinds
-            raise BrokenFile(f"{path}: damaged checkpoint ({error}); delete it to start this run afresh") from error
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint of a run that is whole: a damaged one is said, and the one before it taken.
-
-    Raises:
-        BrokenFile: there are checkpoints, and all of them are damaged.
-    """
-    found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
-    errors = []
-    for path in found:
-        try:
-            kept = AtomicCheckpointIO().load_checkpoint(path)
-        except BrokenFile as error:
-            errors.append(error)
-            continue
-        if errors:
-            _log.warning("%s; going on from %s, epoch %d", errors[0], path.name, kept["epoch"] + 1)
-        return path
-    if errors:
-        raise errors[0]
-    return None
 
 
 class Averaging(WeightAveraging):

@@ -17,22 +17,22 @@ from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import image_notes
 from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
 from pocketcnn.data import DataSet, shrink
-from pocketcnn.errors import BadData, ForeignFile, MissingExtra
-from pocketcnn.support.environment import environment
+from pocketcnn.errors import BadData, MissingExtra
 from pocketcnn.support.files import make_folder, read_json, remove_partials, write_json
 from pocketcnn.support.memory import keep_memory
 from pocketcnn.support.modules import device_and_dtype, evaluating
 from pocketcnn.surgery import as_served
-from pocketcnn.train.auto import resolve, to_layout
-from pocketcnn.train.callbacks import AtomicCheckpointIO, Averaging, EpochLog, Safeguard, newest_checkpoint
+from pocketcnn.train.auto import to_layout
+from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
+from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
-from pocketcnn.train.devices import cluster, count_devices, device_of, is_first_process, norms_of, restore_norms
+from pocketcnn.train.devices import cluster, count_devices, is_first_process, norms_of, restore_norms
 from pocketcnn.train.engine import pl
+from pocketcnn.train.folder import as_read, begin_run, earlier_config
 from pocketcnn.train.module import SMALL, Classifier, Normalize
 from pocketcnn.train.teacher import Teacher
 
 _log = logging.getLogger(__name__)
-_PATIENCE = 600.0  # seconds that a process waits for the first one to begin
 Logger = Literal["csv", "tensorboard", "wandb"]
 
 
@@ -125,8 +125,8 @@ def fit(
         "workers": getattr(data.train, "workers", 0),  # of a stream, whose order they set
     }
     settings |= {key: value for key, value in unusual.items() if value}
-    settings = _as_read(settings)
-    earlier = _earlier(folder, settings, config)
+    settings = as_read(settings)
+    earlier = earlier_config(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
         checkpoint.fill_(model, folder / "model.safetensors")
         return read_json(folder / "result.json")
@@ -135,7 +135,7 @@ def fit(
         if is_first_process():
             remove_partials(folder)
         calibrate(model, data)
-        config = earlier or _settle(config, model, data, accelerator, folder, settings)
+        config = earlier or begin_run(config, model, data, accelerator, folder, settings)
         if not model.training:  # as loading leaves it
             model.train()
         module = Classifier(model, data, config, teacher)
@@ -194,27 +194,10 @@ def fit(
             "cost": dataclasses.asdict(measure(model, data.input_size)),
             "image_costs": _image_costs(model, data) if test else None,
             "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
-            "train": _as_read(dataclasses.asdict(config)),
+            "train": as_read(dataclasses.asdict(config)),
         }
         write_json(folder / "result.json", result)
         return trainer.strategy.broadcast(result, src=0)
-
-
-def _settle(
-    config: TrainConfig, model: nn.Module, data: DataSet, accelerator: str, folder: Path, settings: Mapping[str, Any]
-) -> TrainConfig:
-    """Begins a run: the first process measures what `auto` stands for and writes it down, the others read it there."""
-    if is_first_process():
-        config = resolve(config, model, data, device_of(accelerator))
-        write_json(folder / "environment.json", environment())
-        write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
-        return config
-    deadline = time.monotonic() + _PATIENCE
-    while (found := _earlier(folder, settings, config)) is None:
-        if time.monotonic() > deadline:
-            raise BadData(f"{folder}: the first process has not begun the run; is the folder the same on all machines?")
-        time.sleep(0.1)
-    return found
 
 
 def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
@@ -287,40 +270,6 @@ def check_fit(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
             f"{data.name}: has {len(data.classes)} classes, the net's output for an image is {list(shape[1:])}; make the "
             f"net with num_classes={len(data.classes)}"
         )
-
-
-def _as_read(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it will be read again: tuples are lists there."""
-    return json.loads(json.dumps(record))
-
-
-def _earlier(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> TrainConfig | None:
-    """The configuration of a run that is in the folder, with what `auto` chose then; None where there is none."""
-    path = folder / "config.json"
-    if not path.exists():
-        return None
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
-        raise ForeignFile(f"{path}: not written by a run of pocketcnn; give another output folder")
-    asked = {**settings, **_as_read(dataclasses.asdict(config))}
-    defaults = _as_read(dataclasses.asdict(TrainConfig()))  # of fields that are younger than the run
-    had = {**defaults, **found, **found.pop("train")}
-    # Neither the name of a run nor where its data and teacher lie: a hash tells these.
-    compared = {key: value for key, value in asked.items() if key not in ("name", "data", "teacher")}
-    differing = [key for key, value in compared.items() if value != "auto" and had.get(key) != value]
-    differing += [key for key in ("sync_batchnorm", "teacher_hash", "workers") if key in had and key not in asked]
-    if "fingerprint" in differing:
-        raise ValueError(
-            f"{folder}: the data {settings['data']} changed since this run began: other images, labels or splits than then "
-            "(fingerprint); give another output folder, or the data as it was"
-        )
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"{folder}: holds a run with other settings ({', '.join(differing)}; {key} was {had.get(key)!r}, now "
-            f"{asked.get(key)!r}); give another output folder, or delete this one"
-        )
-    return TrainConfig(**{field.name: had[field.name] for field in dataclasses.fields(TrainConfig)})
 
 
 def _logger(kind: Logger, folder: Path) -> Any:

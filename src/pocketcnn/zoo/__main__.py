@@ -4,12 +4,12 @@ from pathlib import Path
 
 import tyro
 
-from pocketcnn import zoo
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.data import load
+from pocketcnn.zoo.add import add
 
 
-def add(
+def main(
     run: tyro.conf.Positional[Path],
     name: str,
     data_name: str,
@@ -31,7 +31,7 @@ def add(
         record: Folder under results/ with the run's record.
         note: Anything else that should be known.
     """
-    card = zoo.add(
+    card = add(
         run, name=name, data=data_name, commit=commit, storage=storage, record=record, note=note, dataset=load(data)
     )
     print(f"{card.title}: {card.size_bytes:,} bytes, test accuracy {100 * card.test_accuracy:.2f} % as {storage}, "
@@ -39,4 +39,4 @@ def add(
 
 
 if __name__ == "__main__":
-    tyro.cli(add, prog="python -m pocketcnn.zoo")
+    tyro.cli(main, prog="python -m pocketcnn.zoo")

@@ -6,9 +6,7 @@ repository first, and only what is complete is uploaded. Only the file and `conf
 """
 
 import contextlib
-import dataclasses
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,18 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pocketcnn import checkpoint, zoo
+from pocketcnn import checkpoint
 from pocketcnn.checkpoint import FILE, FORMAT
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.data import BUILT_IN
 from pocketcnn.errors import BrokenFile, CannotReach
-from pocketcnn.methods import METHODS
-from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
+from pocketcnn.hub.card import TASK, public_name, record_of, write_card
+from pocketcnn.support.files import make_folder, write_atomically, write_json
 from pocketcnn.support.optional import optional_import
 
 _hub: Any = optional_import("huggingface_hub", extra="hub", purpose="the hub")
-
-_TASK = "image-classification"
 _CARD, _CONFIG = "README.md", "config.json"
 
 
@@ -163,23 +159,6 @@ def from_pretrained(
     return checkpoint.load(found.source, base=base, device=device, passphrase=passphrase)
 
 
-def record_of(path: Path) -> dict[str, Any]:
-    """What is known of how a model file came to be: the record of its run, or the card of a net of the package.
-
-    Args:
-        path: of the file. Only what a run itself called `model.safetensors` has the record beside it.
-    Returns:
-        The content of `result.json`, with `stored_accuracy` where the file was measured as it is, and `stored_data` where
-        that was on other images than it was trained on; nothing for other files.
-    """
-    if card := next((card for card in zoo.cards() if zoo.FOLDER / card.file == path), None):
-        known = dataclasses.asdict(card)
-        measured = {"test_accuracy": card.trained_accuracy, "stored_accuracy": card.test_accuracy}
-        return {**known, **measured, "cost": {"trainable_params": card.trainable_params}}
-    beside = path.with_name("result.json")
-    return read_json(beside) if path.name == FILE and beside.is_file() else {}
-
-
 class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-arg]
     """What huggingface_hub's mixin saves, uploads and downloads: a net or a model file, and the record of its run.
 
@@ -199,7 +178,7 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
         else:
             checkpoint.save(self.source, self.file, **self.saving)
         notes = checkpoint.read_header(self.file)["notes"]
-        if notes.get("data") != (name := _last_part(notes.get("data"))):
+        if notes.get("data") != (name := public_name(notes.get("data"))):
             checkpoint.renote_(self.file, {**notes, "data": name})
         write_json(save_directory / _CONFIG, checkpoint.read_header(self.file))
 
@@ -227,14 +206,14 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
         """The card of the file that was saved last, for a repository of that name."""
         header, size = checkpoint.read_header(self.file), self.file.stat().st_size
         notes, record = header["notes"], self.record
-        data = _last_part(notes.get("data") or record.get("data", ""))
-        measured = _last_part(record.get("stored_data", data))
+        data = public_name(notes.get("data") or record.get("data", ""))
+        measured = public_name(record.get("stored_data", data))
         # What the run measured were the numbers before they were stored small.
         accuracy = record.get("stored_accuracy", None if "storage" in header else record.get("test_accuracy"))
         results = None
         if accuracy is not None and measured:
             results = [_hub.EvalResult(
-                task_type=_TASK, dataset_type=BUILT_IN.get(measured, measured), dataset_name=measured, dataset_split="test",
+                task_type=TASK, dataset_type=BUILT_IN.get(measured, measured), dataset_name=measured, dataset_split="test",
                 metric_type="accuracy", metric_value=round(accuracy, 6),
             )]  # fmt: skip
         tags = [FORMAT, *dict.fromkeys(step["method"] for step in header["steps"])]
@@ -242,100 +221,15 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
         metadata = _hub.ModelCardData(
             license=self.license,
             library_name=FORMAT,
-            pipeline_tag=_TASK if "classes" in notes else None,
+            pipeline_tag=TASK if "classes" in notes else None,
             tags=tags,
             datasets=[data_id] if "/" in data_id else None,
             metrics=["accuracy"] if results else None,
             model_name=repo_id.rpartition("/")[2],
             eval_results=results,
         )
-        text = _card(repo_id, header, size, record, accuracy, data, measured)
+        text = write_card(repo_id, header, size, record, accuracy, data, measured)
         return _hub.ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}")
-
-
-def _card(
-    repo_id: str,
-    header: Mapping[str, Any],
-    size: int,
-    record: Mapping[str, Any],
-    accuracy: float | None,
-    data: str,
-    measured: str,
-) -> str:
-    """The card's text: what the net is, what it costs, how it was condensed and trained, how it is loaded.
-
-    Of record and notes, which anybody may write, it shows what is there.
-    """
-    notes, base = header["notes"], header["base"]
-    stored = header.get("storage", {}).get("weights")
-    rows = []
-    if accuracy is not None:
-        on = f", on {measured}" if measured else ""
-        rows.append((f"test accuracy of this file{on}", f"{100 * accuracy:.2f} %"))
-    if stored and "test_accuracy" in record:
-        rows.append(("test accuracy before the weights were stored so", f"{100 * record['test_accuracy']:.2f} %"))
-    rows.append(("file", f"{size:,} bytes, {f'weights as {stored}' if stored else 'every number as it was trained'}"))
-    cost, latency = record.get("cost", {}), record.get("latency", {})
-    names = {
-        "trainable_params": "trained numbers",
-        "generated_params": "numbers that one image meets",
-        "macs": "multiply-adds an image",
-    }
-    rows += [(name, f"{cost[key]:,}") for key, name in names.items() if key in cost]
-    if {"runs", "batch", "threads", "dtype", "median_ms", "device"} <= latency.keys():
-        how = f"median of {latency['runs']}, batch {latency['batch']}, {latency['threads']} threads, {latency['dtype']}"
-        rows.append(("latency in the run", f"{latency['median_ms']:.2f} ms ({how} on {latency['device']})"))
-    if "input_size" in notes:
-        size_of = f"{'x'.join(map(str, notes['input_size']))} (channels x height x width)"
-        rows.append(("images", f"{data}, {size_of}" if data else size_of))
-    if {"mean", "std"} <= notes.keys():
-        rows.append(("mean, deviation", f"{_numbers(notes['mean'])}; {_numbers(notes['std'])}, of values from 0 to 1"))
-    if "classes" in notes:
-        rows.append(("classes", f"{len(notes['classes'])}: {', '.join(map(str, notes['classes'][:10]))}"
-                                f"{', ...' if len(notes['classes']) > 10 else ''}"))  # fmt: skip
-    made = f"`{_call(base['name'], base['options'])}`" if base else "A net that pocketcnn did not make"
-    steps = [_step(step, hidden="key" in header) for step in header["steps"]]
-    given = [*([] if base else ["base=YourNet()"]), *(["passphrase=..."] if "key" in header else [])]
-    lines = [
-        f"# {repo_id.rpartition('/')[2]}",
-        f"\n{made}{', condensed:' if steps else ', as it is.'}\n",
-        *(f"{number}. {step}" for number, step in enumerate(steps, start=1)),
-        "\n| | |\n|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows),
-        "\n## Loading it\n\n    pip install 'pocketcnn[hub]'\n\n```python",
-        "from pocketcnn.hub import from_pretrained\n",
-        f"net = from_pretrained({', '.join([repr(repo_id), *given])})\n```",
-    ]
-    if not base:
-        lines.append("\n`YourNet()` makes the plain net that was condensed, freshly initialised.")
-    if record.get("train"):
-        settings = {**record["train"], "teacher": Path(record["train"].get("teacher", "")).name}
-        shown = " ".join(f"{key}={value}" for key, value in settings.items() if value not in ("", [], None))
-        known = [f"{record['epochs']} epochs"] if "epochs" in record else []
-        known += [f"seed {record['seed']}"] if "seed" in record else []
-        lines.append("\n".join(["\n## Training\n", *([f"{', '.join(known)}:\n"] if known else []), f"    {shown}"]))
-    return "\n".join(lines) + "\n"
-
-
-def _step(step: Mapping[str, Any], *, hidden: bool) -> str:
-    """A condensing in words; a seed that a passphrase hides is left out."""
-    known = METHODS.get(step["method"])
-    defaults = dataclasses.asdict(known.options()) if known else {}
-    options = {key: value for key, value in step["options"].items() if defaults.get(key) != value}
-    if hidden:
-        options.pop("seed", None)
-    sites = step["sites"]
-    named = f"{sites[0]} to {sites[-1]}" if len(sites) > 1 else sites[0]
-    summary = f": {known.summary} ({known.source})" if known else ""
-    return f"`{_call(step['method'], options)}` in place of {len(sites)} of its parts, {named}{summary}"
-
-
-def _call(name: str, options: Mapping[str, Any]) -> str:
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
-
-
-def _numbers(values: Any) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _made(
@@ -370,14 +264,6 @@ def _saved(made: HubModel, folder: Path, repo_id: str) -> Path:
             raise ValueError(f"{config}: of something else, a run for example, and would be lost; give another folder")
     made.save_pretrained(make_folder(folder), model_card_kwargs={"repo_id": repo_id})
     return folder
-
-
-def _last_part(data: Any) -> Any:
-    """How a data set is called in public: a folder of images by its name alone, not by where it lies; `owner/name` of the
-    hub is kept."""
-    if not isinstance(data, str) or (re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) and not Path(data).exists()):
-        return data
-    return Path(data).name
 
 
 @contextlib.contextmanager

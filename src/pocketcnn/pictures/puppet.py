@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pocketcnn.cost.macs import dial_of
 from pocketcnn.methods.puppet import Puppeteer, PuppetStage
-from pocketcnn.pictures.maps import _show_image, _spread
+from pocketcnn.pictures.panels import show_image, spread_over
 from pocketcnn.support.modules import evaluating
 from pocketcnn.support.plots import pyplot
 
@@ -87,7 +87,7 @@ def draw_levels(
         (("simplest", order[:_EXAMPLES]), ("most complex", order[-_EXAMPLES:].flip(0)))
     ):
         for axis, index in zip(axes[row], chosen.tolist(), strict=False):
-            _show_image(axis, images[index])
+            show_image(axis, images[index])
             axis.set_title(f"{values[index]:.2f}", fontsize=8, pad=2)
         axes[row, 0].text(-0.15, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(title, fontsize=10)
@@ -108,7 +108,7 @@ def draw_kernels(puppeteer: Puppeteer, *, title: str = "", channels: int = 6) ->
         states = torch.stack([state.float() for state in puppeteer.trajectory(puppeteer.options.levels - 1)])
         kernels = list(puppeteer.kernels(puppeteer.options.levels - 1).values())
     count = len(states)
-    chosen = _spread(range(count), 8)
+    chosen = spread_over(range(count), 8)
     plots = pyplot()
     figure = plots.figure(figsize=(10.5, 5.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pocketcnn.bench.goals import Goal
-from pocketcnn.bench.layers import LayerRecord
-from pocketcnn.bench.limits import Machine
-from pocketcnn.bench.nets import NetRecord
-from pocketcnn.bench.settings import Settings
+from pocketcnn.experiments.bench.goals import Goal
+from pocketcnn.experiments.bench.layers import LayerRecord
+from pocketcnn.experiments.bench.limits import Machine
+from pocketcnn.experiments.bench.nets import NetRecord
+from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.support.plots import pyplot
 from pocketcnn.support.tables import markdown_table
 

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.bench.layers import NUM_STEPS, RING_SIZE, LayerRecord, advect_diffuse_by_rolls
-from pocketcnn.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner, served
-from pocketcnn.bench.settings import Settings
 from pocketcnn.cost import measure_memory
 from pocketcnn.data import DataSet, augment
 from pocketcnn.data.augment import default_augmentation
 from pocketcnn.data.sets import Images
+from pocketcnn.experiments.bench.cases import NUM_STEPS, RING_SIZE
+from pocketcnn.experiments.bench.cases.pde import advect_diffuse_by_rolls
+from pocketcnn.experiments.bench.layers import LayerRecord
+from pocketcnn.experiments.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner, served
+from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.methods.puppet import Gauge, gauge_of
 from pocketcnn.methods.ring import ParameterRing

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.bench.settings import Settings
 from pocketcnn.cost import measure_memory
 from pocketcnn.errors import CannotMaterialize
+from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
 from pocketcnn.surgery import condense, fold_norm, materialize
 
 _log = logging.getLogger(__name__)
-
 NUM_CLASSES = 10
 FLOOR = "resnet32_global without its Global layers"
 DEEP, WIDE = "resnet32_4stage", "resnet18"

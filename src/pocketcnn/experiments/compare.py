@@ -6,24 +6,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
-from pocketcnn import checkpoint
-from pocketcnn.cost import count_params, dial_of, measure_latency
-from pocketcnn.cost.images import look_at
+from pocketcnn.cost import count_params
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.models.recipes import RECIPES, create_model
 from pocketcnn.models.spec import PLAIN_METHOD, Contestant, parse_method
-from pocketcnn.support.files import make_folder, read_json, write_json
-from pocketcnn.surgery import as_served
+from pocketcnn.support.files import make_folder, write_json
 from pocketcnn.train import TrainConfig, fit
-from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import normalized
 
 _log = logging.getLogger(__name__)
 
@@ -164,71 +158,3 @@ def compare(
 def folder_of(output: Path, label: str) -> Path:
     """Where in a comparison's folder the runs of a row are, a folder for each seed."""
     return output / re.sub(r"[^\w.=,+-]+", "-", label)
-
-
-def measure_speeds(
-    folders: Mapping[str, Path], data: DataSet, output: Path, *, rounds: int = 5
-) -> dict[str, dict[str, float]]:
-    """Times the nets of finished runs in turns, so that a busy moment of the machine strikes all of them alike.
-
-    Latency is that of one image in float32, with ordinary kernels wherever that is exact; where it depends on the image,
-    the mean over the test images. Training speed is that of
-    forward and backward passes of a batch, in the precision and layout of the run. Both are medians over the rounds, on the
-    first GPU where there is one.
-
-    Args:
-        folders: a finished run for each label.
-        data: what the runs trained on.
-        output: where `speed.json` is written.
-        rounds: how often each net is timed.
-    Returns:
-        For each label `latency_ms` and `train_images_per_second`.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nets = {label: checkpoint.load(folder / "model.safetensors", device=device) for label, folder in folders.items()}
-    settings = {label: read_json(folder / "config.json")["train"] for label, folder in folders.items()}
-    served = {label: as_served(net) for label, net in nets.items()}
-    shares = {label: level_shares(net, data) for label, net in nets.items()}
-    latencies: dict[str, list[float]] = {label: [] for label in nets}
-    rates: dict[str, list[float]] = {label: [] for label in nets}
-    for _ in range(rounds + 1):  # the first round warms up
-        for label, net in nets.items():
-            latencies[label].append(_mean_latency(served[label], data.input_size, shares[label]))
-            layout = LAYOUTS[settings[label]["channels_last"]]
-            images, labels = trial_batch(data, settings[label]["batch_size"], device)
-            to_layout(net.train(), layout)
-            seconds = step_seconds(
-                net, images.contiguous(memory_format=layout), labels, settings[label]["precision"] == "bfloat16"
-            )
-            rates[label].append(len(labels) / seconds)
-    speeds = {
-        label: {"latency_ms": median(latencies[label][1:]), "train_images_per_second": median(rates[label][1:])}
-        for label in nets
-    }
-    write_json(
-        output / "speed.json",
-        {"rounds": rounds, "device": str(device), "threads": torch.get_num_threads(), "nets": speeds},
-    )
-    return speeds
-
-
-def level_shares(net: nn.Module, data: DataSet) -> list[float]:
-    """How large a part of the test images lies at each level of a net whose cost depends on the image; else []."""
-    dial = dial_of(net)
-    if dial is None:
-        return []
-    counts = look_at(net, normalized(data.test.in_order(500), data))[0].bincount(minlength=dial.levels)
-    return (counts / counts.sum()).tolist()
-
-
-def _mean_latency(net: nn.Module, input_size: tuple[int, ...], shares: Sequence[float]) -> float:
-    """Milliseconds for one image; the mean over the levels of a net by their shares."""
-
-    def timed() -> float:
-        return measure_latency(net, input_size, runs=10, warmup=2).median_ms
-
-    total = 0.0
-    for level, share in enumerate(shares):
-        with dial_of(net).pinned(level):
-            total += share * timed()
-    return total if shares else timed()

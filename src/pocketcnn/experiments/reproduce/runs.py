@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from pocketcnn.cost import measure
-from pocketcnn.reproduce.published import Data, Recipe, Row, essence, net_of
+from pocketcnn.experiments.reproduce.published import Data, Recipe, Row, essence, net_of
 from pocketcnn.support.files import read_json
 
 

@@ -18,7 +18,6 @@ _COLOURS = (
     "#882255",
 )  # as in reports
 _MARKERS = "osD^vP*X"
-
 Points = Mapping[str, tuple[float, float]]  # by name
 
 

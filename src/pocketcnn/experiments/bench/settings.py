@@ -34,7 +34,6 @@ class Settings:
 
 
 _SHAPES = ((64, 32, 32), (128, 16, 16), (256, 8, 8))
-
 FULL = Settings(
     shapes=(*((32, *shape) for shape in _SHAPES), *((1, *shape) for shape in _SHAPES)),
     solver_shape=(128, 16, 32, 32),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pocketcnn.methods._conv import AbstractConv2d
 from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlations, kernel_alignment, log_linear_fit
-from pocketcnn.pictures.inside import _BATCH, _name_ticks
-from pocketcnn.pictures.maps import _MAPS, _bar, feature_maps
+from pocketcnn.pictures.panels import BATCH, MAPS, colour_bar, name_ticks
+from pocketcnn.pictures.stations import feature_maps
 from pocketcnn.support.modules import evaluating
 from pocketcnn.support.plots import log_axis, pyplot
 
@@ -33,7 +33,7 @@ def station_grams(net: nn.Module, x: Tensor, names: Sequence[str] | None = None)
         ValueError: fewer than 2 images, or as in `feature_maps`.
     Cost: n² multiply-adds for each number of an image's maps.
     """
-    maps = [feature_maps(net, batch, names) for batch in x.split(_BATCH)]
+    maps = [feature_maps(net, batch, names) for batch in x.split(BATCH)]
     return {name: centred_gram(torch.cat([batch[name].flatten(1) for batch in maps])) for name in maps[0]}
 
 
@@ -97,7 +97,7 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
                 [stations.index(name) for name in shared], list(shared.values()), f"{_MARKERS[place % 6]}-",
                 color=_PALETTE[place % 6], markersize=4, linewidth=1.2, label=title,
             )  # fmt: skip
-        _name_ticks(lines.xaxis, stations)
+        name_ticks(lines.xaxis, stations)
         lines.tick_params(axis="x", labelrotation=90, labelsize=7)
         lines.tick_params(axis="y", labelsize=7)
         lines.set_xlim(-0.5, len(stations) - 0.5)
@@ -110,17 +110,17 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
         axis.set_title(f"{title} with {reference}", fontsize=9)
         axis.set_ylabel(reference, fontsize=8)
         axis.set_xlabel(title, fontsize=8)
-    _bar(figure, drawn, axes, "right", "linear CKA")
+    colour_bar(figure, drawn, axes, "right", "linear CKA")
     return figure
 
 
 def _matrix(axis: Any, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Any:
-    drawn = axis.imshow(alignments(rows, columns).numpy(), cmap=_MAPS, vmin=0, vmax=1, interpolation="nearest")
+    drawn = axis.imshow(alignments(rows, columns).numpy(), cmap=MAPS, vmin=0, vmax=1, interpolation="nearest")
     axis.grid(False)
     axis.tick_params(labelsize=7, length=2)
     axis.tick_params(axis="x", labelrotation=90)
-    _name_ticks(axis.yaxis, list(rows))
-    _name_ticks(axis.xaxis, list(columns))
+    name_ticks(axis.yaxis, list(rows))
+    name_ticks(axis.xaxis, list(columns))
     return drawn
 
 

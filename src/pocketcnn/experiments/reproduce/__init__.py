@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import torch
 
-from pocketcnn.compare import folder_of, measure_speeds
 from pocketcnn.data import DataSet, load
 from pocketcnn.errors import Interrupted, PocketError, Preempted, UnknownTable
-from pocketcnn.reproduce.page import Rates, cells, hours, orders, write_page
-from pocketcnn.reproduce.published import Recipe, Row, Table, read_tables
-from pocketcnn.reproduce.runs import read_runs, runs_of
+from pocketcnn.experiments.compare import folder_of
+from pocketcnn.experiments.reproduce.page import Rates, cells, hours, orders, write_page
+from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, read_tables
+from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
+from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import make_folder, read_json, write_json
 from pocketcnn.support.memory import keep_memory

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from pocketcnn.bench import goals, layers, limits, nets, report
-from pocketcnn.bench.report import Results
-from pocketcnn.bench.settings import FULL, QUICK, SECTIONS, Settings
+from pocketcnn.experiments.bench import goals, layers, limits, nets, report
+from pocketcnn.experiments.bench.report import Results
+from pocketcnn.experiments.bench.settings import FULL, QUICK, SECTIONS, Settings
 from pocketcnn.support.files import make_folder, write_atomically, write_json
 from pocketcnn.support.memory import keep_memory
 
 __all__ = ["FULL", "QUICK", "SECTIONS", "Results", "Settings", "run"]
-
 _log = logging.getLogger(__name__)
 
 

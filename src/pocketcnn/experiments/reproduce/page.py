@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from pocketcnn.experiments.reproduce import figures
+from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, essence
+from pocketcnn.experiments.reproduce.runs import Run, Size, is_of, latency_of, runs_of, size_of
+from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
 from pocketcnn.pictures import draw_law
 from pocketcnn.report import markdown, read_speeds, summarize
-from pocketcnn.reproduce import figures
-from pocketcnn.reproduce.published import Recipe, Row, Table, essence
-from pocketcnn.reproduce.runs import Run, Size, is_of, latency_of, runs_of, size_of
-from pocketcnn.reproduce.verdicts import order, rank_correlation, verdict
 from pocketcnn.support.files import make_folder, read_json, write_atomically
 from pocketcnn.support.plots import pyplot
 from pocketcnn.support.runs import curve_of
@@ -140,6 +140,7 @@ def orders(table: Table, found: Sequence[Found]) -> list[str]:
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
+
 
 _HOW = """\
 ## How to read this page

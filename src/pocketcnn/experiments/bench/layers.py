@@ -1,0 +1,130 @@
+"""Single layers: each method written out, compiled, as the library computes it, and a plain convolution beside it.
+
+Inputs are contiguous; the library's side and the convolution also run on channels-last tensors, and the better of both
+layouts counts. bfloat16 means that the tensors themselves are. The forward pass runs without gradients; forward and
+backward give gradients to the input and to everything that is learned.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from pocketcnn.experiments.bench.cases import LAYOUTS, Case, Side
+from pocketcnn.experiments.bench.cases.condconv import condconv_case
+from pocketcnn.experiments.bench.cases.involution import involution_case
+from pocketcnn.experiments.bench.cases.pde import pde_case
+from pocketcnn.experiments.bench.cases.puppet import puppet_case
+from pocketcnn.experiments.bench.cases.ring import ring_case
+from pocketcnn.experiments.bench.limits import Limit, Machine
+from pocketcnn.experiments.bench.settings import Settings, Shape
+from pocketcnn.support.timing import Spread, first_line, in_turns
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """A layer at one shape: milliseconds of each side, and the limits of the machine.
+
+    Sides are `obvious`, `compiled`, `ours`, `conv`, and the last two also as `..., channels last`; `layout` is that of
+    the others. `ours` and `conv` name the better layout of each; `ratios` are of that of ours to every other side, round
+    by round, and to the limit.
+    """
+
+    method: str
+    shape: Shape
+    dtype: str
+    passes: str
+    sides: Mapping[str, Spread]
+    ours: str
+    conv: str
+    ratios: Mapping[str, Spread]
+    limit: Limit
+    rounds: int
+    layout: str = "contiguous"
+    note: str = ""
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure_layers(settings: Settings, machine: Machine) -> Iterator[LayerRecord]:
+    """Times every method at every shape, in float32 and bfloat16, forward, and forward and backward."""
+    late = time.monotonic() + 60 * settings.layers_minutes
+    for backward in (False, True):
+        yield _measure("pde", settings.solver_shape, torch.float32, backward, settings, machine, late)
+    for shape, dtype, method, backward in product(
+        settings.shapes, (torch.float32, torch.bfloat16), METHODS, (False, True)
+    ):
+        yield _measure(method, shape, dtype, backward, settings, machine, late)
+
+
+def _measure(
+    method: str, shape: Shape, dtype: torch.dtype, backward: bool, settings: Settings, machine: Machine, late: float
+) -> LayerRecord:
+    torch._dynamo.reset()  # or what was compiled for other shapes and modes would be looked through first
+    torch.manual_seed(0)
+    plain, other = (METHODS[method](shape, dtype, layout, backward) for layout in LAYOUTS)
+    candidates = {**plain.sides, **{f"{name}, channels last": other.sides[name] for name in ("ours", "conv")}}
+    failures = {}
+    if not settings.compiled:
+        candidates.pop("compiled", None)
+    elif "compiled" in candidates and time.monotonic() > late:
+        candidates.pop("compiled")
+        failures["compiled"] = "not tried: no time was left"
+    calls = {}
+    for name, side in candidates.items():
+        try:
+            calls[name] = _pass(side, backward)
+        except Exception as error:
+            if name != "compiled":
+                raise
+            failures[name] = first_line(error)
+    turns = in_turns(calls, seconds=settings.layer_seconds, warmup=0)
+    sides = {name: turns.milliseconds(name) for name in calls}
+    ours, conv = (min((name, f"{name}, channels last"), key=lambda n: sides[n].median) for name in ("ours", "conv"))
+    kind = str(dtype).removeprefix("torch.")
+    limit = machine.limit(plain.work, kind)
+    ratios = {name: turns.ratio(ours, name) for name in calls if not name.startswith("ours")}
+    ratios["limit"] = Spread.of(1e3 * s / limit.ms for s in turns.seconds[ours])
+    record = LayerRecord(
+        method, shape, kind, "forward + backward" if backward else "forward", sides, ours, conv, ratios, limit,
+        turns.rounds, note=plain.note, failures=failures,
+    )  # fmt: skip
+    _log.info("%s", _in_words(record))
+    return record
+
+
+def _in_words(record: LayerRecord) -> str:
+    times = ", ".join(f"{name} {spread.median:.3g}" for name, spread in record.sides.items())
+    where = "x".join(map(str, record.shape))
+    return f"{record.method} {where} {record.dtype} {record.passes}: {times}, limit {record.limit.ms:.3g} ms"
+
+
+def _pass(side: Side, backward: bool) -> Callable[[], object]:
+    """A call of a side that was made once already: compiled, where it is to be."""
+    if backward:
+        grad = torch.randn_like(side.call())
+        call: Callable[[], object] = functools.partial(_both, side, grad)
+    else:
+        call = torch.inference_mode()(side.call)
+    call()
+    return call
+
+
+def _both(side: Side, grad: Tensor) -> object:
+    return torch.autograd.grad(side.call(), side.learns, grad)
+
+
+METHODS: Mapping[str, Callable[[Shape, torch.dtype, torch.memory_format, bool], Case]] = {
+    "pde": pde_case,
+    "involution K3": functools.partial(involution_case, 3),
+    "involution K7": functools.partial(involution_case, 7),
+    "condconv": condconv_case,
+    "ring": ring_case,
+    "puppet": puppet_case,
+}

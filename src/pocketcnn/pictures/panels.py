@@ -1,0 +1,105 @@
+"""Panels of a picture: maps, images, colour bars, and writing figures to files."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pocketcnn.support.files import make_folder, write_atomically
+from pocketcnn.support.plots import pyplot
+
+PANEL = 1.55  # inches
+MAPS, GREY, SPEED, SPREAD = "viridis", "gray", "magma", "cividis"
+Item = TypeVar("Item")
+
+
+def write_figure(figure: Any, folder: str | Path, name: str) -> list[Path]:
+    """Writes a figure as PNG and as SVG, closes it, and returns both paths.
+
+    Raises:
+        CannotWrite: the folder is not writable.
+    """
+    folder = make_folder(Path(folder))
+    paths = []
+    for suffix, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}, "dpi": 200})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, **options)
+        paths.append(folder / f"{name}.{suffix}")
+        write_atomically(paths[-1], buffer.getvalue())
+    pyplot().close(figure)
+    return paths
+
+
+def spread_over(items: Sequence[Item], most: int) -> list[Item]:
+    """All items, or `most` of them at equal distances from the first to the last."""
+    count = min(len(items), most)
+    return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def plane_of(maps: Tensor, channel: int | None, name: str) -> Tensor:
+    """[batch, height, width] of a batch of maps."""
+    if channel is None:
+        return maps.mean(1)
+    if not 0 <= channel < maps.shape[1]:
+        raise ValueError(f"{name}: channel must lie in [0, {maps.shape[1]}), got {channel}")
+    return maps[:, channel]
+
+
+def limits_of(planes: Sequence[Tensor]) -> tuple[float, float]:
+    return min(float(plane.min()) for plane in planes), max(float(plane.max()) for plane in planes)
+
+
+def most_of(planes: Sequence[Tensor]) -> tuple[float, float]:
+    """Limits that leave out the most extreme hundredth of the values: a few pixels would darken all others."""
+    low, high = torch.stack(list(planes)).flatten().quantile(torch.tensor([0.005, 0.995])).tolist()
+    return low, high
+
+
+def show_plane(axis: Any, plane: Tensor, colours: str, limits: tuple[float, float]) -> Any:
+    axis.grid(False)
+    axis.set_axis_off()
+    low, high = limits
+    low, high = (low, high) if high > low else (low - 1, high + 1)
+    return axis.imshow(plane.numpy(), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+
+
+def show_image(axis: Any, image: Tensor) -> Any:
+    axis.grid(False)
+    axis.set_axis_off()
+    pixels = image.permute(1, 2, 0).numpy()
+    grey = {"cmap": GREY, "vmin": 0, "vmax": 255} if pixels.shape[2] == 1 else {}
+    return axis.imshow(pixels[..., 0] if grey else pixels, interpolation="nearest", **grey)
+
+
+def colour_bar(
+    figure: Any, drawn: Any, axes: Any, where: str, label: str = "", *, hidden: bool = False, extend: str = "neither"
+) -> None:
+    """A colour bar; a hidden one keeps the place, so that panels stay in line."""
+    bar = figure.colorbar(
+        drawn, ax=axes, location=where, shrink=0.85, aspect=14 if where == "bottom" else 22, pad=0.03, extend=extend
+    )
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.ax.grid(False)
+    bar.outline.set_visible(False)
+    if hidden:
+        bar.ax.clear()
+        bar.ax.set_axis_off()
+        return
+    bar.locator = pyplot().MaxNLocator(3, steps=[1, 2, 5, 10])
+    bar.update_ticks()
+    if label:
+        bar.set_label(label, fontsize=8)
+
+
+ROUTERS, LAYERS, GROUPS, RINGS, NAMES = 6, 4, 4, 4, 24  # at most so many are shown
+BATCH = 250
+BLUE, ORANGE = "#0072B2", "#D55E00"
+
+
+def name_ticks(axis: Any, names: Sequence[str]) -> None:
+    """Names along an axis of an image; of many, every second or third, ..."""
+    places = range(0, len(names), -(-len(names) // NAMES))
+    axis.set_ticks(places, [names[place] for place in places])

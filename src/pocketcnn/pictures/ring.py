@@ -1,0 +1,113 @@
+"""How the rings of a net are read and what they hold."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pocketcnn.methods.ring import ParameterRing, RingConv2d
+from pocketcnn.pictures.panels import BLUE, MAPS, ORANGE, RINGS, colour_bar, name_ticks, spread_over
+from pocketcnn.support.plots import pyplot
+
+
+def rings(net: nn.Module) -> list[tuple[ParameterRing, list[str]]]:
+    """The rings of a net, each with the names of the layers that read it, in the order of its slots."""
+    readers: dict[ParameterRing, dict[int, str]] = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, RingConv2d):
+            readers.setdefault(layer.ring, {})[layer.slot] = name
+    return [
+        (ring, [names.get(slot, f"slot {slot}") for slot in range(len(ring.sizes))]) for ring, names in readers.items()
+    ]
+
+
+def ring_fraction(net: nn.Module) -> float | None:
+    """How many numbers the rings of a net store, as a share of those that layers read off them; None without a ring."""
+    found = [ring for ring, _ in rings(net)]
+    return sum(len(ring.values) for ring in found) / sum(sum(ring.sizes) for ring in found) if found else None
+
+
+def ring_usage(ring: ParameterRing) -> Tensor:
+    """How often each stored number is read, one integer a place."""
+    return torch.bincount(torch.cat(_places(ring)), minlength=len(ring.values))
+
+
+def _places(ring: ParameterRing) -> list[Tensor]:
+    """Where on the ring each layer reads its numbers."""
+    return [ring.places(slot)[0].cpu() for slot in range(len(ring.sizes))]
+
+
+def ring_overlap(ring: ParameterRing) -> Tensor:
+    """What two layers have in common: the places that both read, as a share of those of the one that reads fewer.
+
+    Returns:
+        [layers, layers], symmetric, with 1 on the diagonal.
+    Cost: layers * numbers read.
+    """
+    places = [part.long().unique() for part in _places(ring)]
+    overlap = torch.empty(len(places), len(places))
+    for row, mine in enumerate(places):
+        held = torch.zeros(len(ring.values), dtype=torch.bool)
+        held[mine] = True
+        for column, others in enumerate(places):
+            overlap[row, column] = held[others].sum() / min(len(mine), len(others))
+    return overlap
+
+
+def draw_ring(net: nn.Module, *, title: str = "") -> Any:
+    """How rings are read and what they hold, up to four of them: uses of a number, layers in common, trained values.
+
+    Args:
+        net: with layers that read rings.
+        title: above everything.
+    Returns:
+        A matplotlib figure.
+    Raises:
+        ValueError: the net has no ring.
+    """
+    found = rings(net)
+    if not found:
+        raise ValueError(f"{type(net).__name__} has no ring")
+    chosen = spread_over(range(len(found)), RINGS)
+    plots = pyplot()
+    figure = plots.figure(figsize=(10.5, 3.6 * len(chosen) + 0.3), layout="constrained")
+    for part, number in zip(figure.subfigures(len(chosen), 1, squeeze=False)[:, 0], chosen, strict=True):
+        ring, names = found[number]
+        left, middle, right = part.subplots(1, 3, width_ratios=(0.75, 1.15, 1))
+        uses = ring_usage(ring).bincount().numpy()
+        left.bar(range(len(uses)), 100 * uses / uses.sum(), color=BLUE, width=0.8)
+        left.set_xlim(uses.nonzero()[0].min() - 1.5, len(uses) + 0.5)
+        left.xaxis.set_major_locator(plots.MaxNLocator(6, integer=True))
+        left.grid(axis="x", visible=False)
+        left.set_axisbelow(True)
+        left.set_xlabel("uses of a stored number")
+        left.set_ylabel("% of stored numbers")
+
+        drawn = middle.imshow(100 * ring_overlap(ring).numpy(), cmap=MAPS, vmin=0, vmax=100, interpolation="nearest")
+        middle.grid(False)
+        middle.tick_params(labelsize=6, length=2)
+        name_ticks(middle.yaxis, names)
+        middle.set_xticks([])
+        middle.set_xlabel("the same layers")
+        colour_bar(part, drawn, middle, "right", "% of places in common")
+
+        values = ring.values.detach().double().cpu().numpy()
+        reach = max(abs(values).max(), 4 * ring.std)
+        heights, edges = np.histogram(values, 80, (-reach, reach), density=True)
+        now, before = f"now, standard deviation {values.std():.3g}", f"at the start, {ring.std:.3g}"
+        right.stairs(heights, edges, fill=True, color=BLUE, alpha=0.8, label=now)
+        normal = np.exp(-0.5 * (edges / ring.std) ** 2) / (ring.std * (2 * np.pi) ** 0.5)
+        right.plot(edges, normal, color=ORANGE, linewidth=1.2, label=before)
+        right.set_xlabel("stored number")
+        right.set_ylabel("density")
+        right.set_ylim(top=1.3 * right.get_ylim()[1])
+        right.legend(fontsize=8, frameon=False, loc="upper right")
+        which = f"ring {number + 1} of {len(found)}: " if len(found) > 1 else ""
+        layers = f"{len(names)} layer{'s' * (len(names) > 1)}"
+        part.suptitle(
+            f"{title if number == chosen[0] else ''}{': ' if title and number == chosen[0] else ''}{which}"
+            f"{len(values):,} numbers read {sum(ring.sizes):,} times by {layers}",
+            fontsize=10,
+        )
+    return figure

@@ -1,0 +1,186 @@
+"""The nets and images that a command line names."""
+
+import dataclasses
+import functools
+import getpass
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.printing import size_in_words
+from pocketcnn.errors import BadUsage, MissingPassphrase, UnknownPretrained
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pocketcnn.data import DataSet
+
+
+def some_test_images(name: str | None, notes: dict[str, Any], most: int) -> tuple[Any, Any, Any, Sequence[str]]:
+    """Test images spread over the split as uint8 and normalised, their labels, and the names of the classes."""
+    import torch
+
+    from pocketcnn.data import load
+
+    data = load(name or notes["data"])
+    count = len(data.test)
+    chosen = torch.arange(min(count, most)) * count // min(count, most)  # a split may be sorted by class
+    pixels = data.test.images[chosen]
+    return pixels, normalised(pixels, notes), data.test.labels[chosen], data.classes
+
+
+def load_net(path: Path) -> "nn.Module":
+    """The net of a model file, with its passphrase where it has one."""
+    from pocketcnn import checkpoint
+
+    return checkpoint.load(path, passphrase=passphrase_of(path))
+
+
+@functools.cache  # asked for once
+def passphrase_of(path: Path) -> str | None:
+    """What opens a file; None where it is not locked."""
+    from pocketcnn import checkpoint
+
+    return _secret("POCKETCNN_PASSPHRASE", f"passphrase of {path}") if "key" in checkpoint.read_header(path) else None
+
+
+def new_passphrase(path: Path) -> str:
+    """What is to open a file from now on; a slip of the finger would lock it for ever, so it is asked for twice."""
+    words = f"new passphrase of {path}"
+    given = _secret("POCKETCNN_NEW_PASSPHRASE", words)
+    if given != _secret("POCKETCNN_NEW_PASSPHRASE", f"{words}, once more"):
+        raise BadUsage("the two passphrases differ; nothing was written")
+    return given
+
+
+def _secret(variable: str, words: str) -> str:
+    """From the environment, or asked for on a terminal; never from the command line, which others can read."""
+    if given := os.environ.get(variable):
+        return given
+    if not sys.stdin.isatty():
+        raise MissingPassphrase(f"{words} is needed; set {variable}, or start from a terminal")
+    return getpass.getpass(f"{words}: ")
+
+
+def named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[str, Any]]:
+    """A net by name or from a file, and the notes in the file."""
+    from pocketcnn import checkpoint
+    from pocketcnn.models import recipes
+
+    if Path(name).is_file() or name.endswith(".safetensors") or ("/" in name and not Path(name).is_dir()):
+        path = model_path(name)
+        if options := model_options_of(given):
+            raise BadUsage(f"{name}: a model file is what it is; leave out {', '.join(options)}")
+        return load_net(path), checkpoint.read_header(path)["notes"]
+    from pocketcnn.models.spec import parse_options
+
+    name, options = parse_options(name)
+    net = recipes.create_model(name, **{**model_options_of(given), **options})
+    return net, {"input_size": net.input_size} if hasattr(net, "input_size") else {}
+
+
+def model_path(name: str | Path) -> Path:
+    """The model file that is meant: a file, that in the folder of a run, else the first there, or DATA/NAME of the
+    package's nets."""
+    path = Path(name)
+    if path.is_dir():
+        from pocketcnn import checkpoint
+
+        if (usual := checkpoint.file_in(path)).is_file():
+            return usual
+        if found := sorted(path.glob("*.safetensors")):
+            return found[0]
+        raise FileNotFoundError(f"{path}: no model file (*.safetensors) in this folder")
+    if path.is_file():
+        return path
+    data, _, own = path.as_posix().partition("/")
+    if own and "/" not in own and path.suffix != ".safetensors":
+        from pocketcnn import zoo
+
+        try:
+            return zoo.path_of(zoo.find(own, data))
+        except UnknownPretrained:
+            if not path.parent.is_dir():  # else a file was meant
+                raise
+    raise FileNotFoundError(f"{path}: no such model file")
+
+
+def trained_notes(title: str, path: Path) -> dict[str, Any]:
+    """What the file of a trained net says about its images and classes."""
+    from pocketcnn import checkpoint
+
+    notes = checkpoint.read_header(path)["notes"]
+    if not {"data", "classes", "input_size", "mean", "std"} <= notes.keys():
+        raise BadUsage(f"{title}: not a trained net's file: it does not say what its images and classes are")
+    return notes
+
+
+def as_trained(data: "DataSet", notes: dict[str, Any], hint: str = "") -> "DataSet":
+    """A data set for a trained net: with images like those of its training, whose moments are taken for them too."""
+    if list(data.input_size) != notes["input_size"]:
+        raise BadUsage(
+            f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes['input_size'])} "
+            f"(channels x height x width){hint}"
+        )
+    if list(data.classes) != notes["classes"]:
+        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes['classes'][:3])}, ..."
+        print(f"{data.name}: its classes are {names}; they are compared by number", file=sys.stderr)
+    # The net must see images as it did in training, whatever their own moments are.
+    return dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+
+
+def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
+    """Model files by a short title, see `_model_path`."""
+    if not paths:
+        raise BadUsage("give at least one model file or folder of a run")
+    if titles and len(titles) != len(paths):
+        raise BadUsage(f"{len(titles)} titles for {len(paths)} nets")
+    files = {}
+    for number, path in enumerate(paths):
+        file = model_path(path)
+        names = [path.name] if path.is_dir() else [path.parent.name, path.stem]
+        title = titles[number] if titles else " ".join(n for n in names if n not in ("", "model"))
+        if title in files:
+            raise BadUsage(f"two nets are called {title!r}; --titles gives them names")
+        files[title] = file
+    return files
+
+
+def common_notes(notes_of: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the files of trained nets, by their titles, say about the images that all of them were trained on."""
+    names = ("input_size", "mean", "std")
+    for title, notes in notes_of.items():
+        if not {"data", *names} <= notes.keys():
+            raise BadUsage(f"{title}: not a trained net's file: it does not say what its images look like")
+    notes = next(iter(notes_of.values()))
+    if other := next((t for t, n in notes_of.items() if any(n[name] != notes[name] for name in names)), None):
+        raise BadUsage(f"{other} was trained on other images than {next(iter(notes_of))}; take them one by one")
+    return notes
+
+
+def images_for(given: Any, notes: dict[str, Any]) -> tuple[Any, Any]:
+    """The images of an image file, or the test images of some numbers, as uint8 and normalised."""
+    from pocketcnn.data import load, read_image
+
+    channels, height, _ = notes["input_size"]
+    if given.image_file is not None:
+        pixels = read_image(given.image_file, image_size=height, channels=channels)[None]
+    else:
+        test = load(given.data or notes["data"], image_size=None, channels=None).test
+        if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
+            raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
+        pixels = test.images[list(given.images)]
+    return pixels, normalised(pixels, notes)
+
+
+def normalised(pixels: Any, notes: dict[str, Any]) -> Any:
+    """Images as nets were trained to see them, by the notes in their files."""
+    import torch
+
+    if list(pixels.shape[1:]) != notes["input_size"]:
+        raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {notes['input_size']}")
+    mean, std = (torch.tensor(notes[name])[:, None, None] for name in ("mean", "std"))
+    return (pixels.float() / 255 - mean) / std

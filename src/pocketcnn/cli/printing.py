@@ -1,0 +1,86 @@
+"""What verbs print: tables that are redrawn, numbers, messages, exit codes."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+
+
+def call_in_words(method: str, options: Any) -> str:
+    """A method with its options, as on a command line."""
+    return ":".join(filter(None, (method, ",".join(f"{key}={value}" for key, value in options.items()))))
+
+
+def size_in_words(input_size: Sequence[int]) -> str:
+    return "x".join(map(str, input_size))
+
+
+def with_commas(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class _StderrHandler(logging.Handler):
+    """Prints to whatever stderr is now, so that messages appear above a live table."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def log_to_stderr(debug: bool) -> None:
+    logger = logging.getLogger("pocketcnn")
+    if not logger.handlers:
+        logger.addHandler(_StderrHandler())
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@contextlib.contextmanager
+def live_table() -> Iterator[Callable[[Any, str], None]]:
+    """A table that is redrawn as rows arrive on a terminal, and a line a row elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        seen: set[tuple[str, int]] = set()
+
+        def line(summaries: Any, title: str) -> None:
+            from pocketcnn.report.tables import cells
+
+            latest = summaries[-1]
+            if (latest.label, latest.seeds) not in seen:
+                seen.add((latest.label, latest.seeds))
+                print(f"[{title}] " + " | ".join(cells(latest)), flush=True)
+
+        yield line
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda summaries, title: live.update(_rich_table(summaries, title), refresh=True)
+
+
+def print_table(summaries: Any) -> None:
+    """The final table: drawn on a terminal, Markdown elsewhere."""
+    from pocketcnn.report import markdown
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(_rich_table(summaries, ""))
+    else:
+        print(markdown(summaries))
+
+
+def _rich_table(summaries: Any, title: str) -> Any:
+    from rich.table import Table
+
+    from pocketcnn.report.tables import cells, header
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(header()):
+        table.add_column(column.replace(" ", "\n", 1) if number else column, justify="right" if number else "left")
+    for summary in summaries:
+        row = [cell.replace(" (", "\n(") for cell in cells(summary)]
+        table.add_row(*row, style="dim" if summary.rival_of else None)
+    return table

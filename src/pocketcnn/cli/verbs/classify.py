@@ -1,0 +1,83 @@
+"""`pocketcnn classify`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketcnn.cli.nets import load_net, model_path, normalised, trained_notes
+from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import size_in_words
+from pocketcnn.errors import BadImage, BadUsage
+from pocketcnn.support.tables import columns
+
+_ORIENTATION = 0x0112  # the EXIF tag of how a camera was held
+
+
+def classify(words: Sequence[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Classify:
+        images: Positional[tuple[Path, ...]]
+        """Image files; those of another size or mode than the net's are converted."""
+        model: str | None = None
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), the file of one, or the folder
+        of a run; the package's most accurate one for cifar10 by default."""
+        top: int = 3
+        """How many classes of each image."""
+
+    given = parse(Classify, words, "classify")
+    if not given.images:
+        raise BadUsage("give at least one image file")
+    if given.top < 1:
+        raise BadUsage(f"--top must be at least 1, not {given.top}")
+    import torch
+
+    from pocketcnn import zoo
+    from pocketcnn.support.modules import device_and_dtype
+
+    if given.model is None:
+        best = max(zoo.cards(data="cifar10"), key=lambda card: card.test_accuracy, default=None)
+        if best is None:
+            raise BadUsage("the package holds no net that was trained on cifar10; give one with --model")
+        title, path = best.title, zoo.path_of(best)
+    else:
+        title, path = given.model, model_path(given.model)
+    notes, net = trained_notes(title, path), load_net(path)
+    fitted = [_fitted_image(image, notes["input_size"]) for image in given.images]
+    x = normalised(torch.stack([pixels for pixels, _ in fitted]), notes).to(device_and_dtype(net)[1])
+    with torch.no_grad():
+        logits = torch.cat([net(batch) for batch in x.split(256)])
+    classes = notes["classes"]
+    shares, chosen = logits.float().softmax(dim=1)[:, : len(classes)].topk(min(given.top, len(classes)), dim=1)
+    for _, converted in fitted:
+        if converted:
+            print(converted, file=sys.stderr)
+    print(f"{title}: trained on {notes['data']}, images {size_in_words(notes['input_size'])}, {len(classes)} classes")
+    cells = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))]
+    for image, row, indices in zip(given.images, shares.tolist(), chosen.tolist(), strict=True):
+        found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))
+        cells.append((str(image), *found))
+    print(columns(cells))
+
+
+def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
+    """An image as a net takes it, and in words how it was converted, if it was."""
+    from pocketcnn.data import read_image
+    from pocketcnn.support.optional import optional_import
+
+    channels, height, width = input_size
+    pixels = read_image(path, image_size=height if height == width else None, channels=channels)
+    with optional_import("PIL.Image", extra="train", purpose="decoding images").open(path) as image:
+        had = f"{image.width}x{image.height} {'grey' if image.mode == 'L' else image.mode}"
+        turned = ", turned upright" if image.getexif().get(_ORIENTATION, 1) != 1 else ""
+        cropped = ", cropped to a square" if image.width != image.height else ""
+    wanted = f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+    if list(pixels.shape) != list(input_size):
+        raise BadImage(
+            f"{path}: {had}, the net takes {wanted}, and only squares are made of other sizes; resize it first"
+        )
+    converted = had != wanted or turned
+    return pixels, f"{path}: {had} converted to {wanted}{turned}{cropped}" if converted else ""

@@ -1,0 +1,67 @@
+"""`pocketcnn distil`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pocketcnn.cli.arguments import DataArguments, DeviceArguments, device_options_of, load_data
+from pocketcnn.cli.nets import model_path
+from pocketcnn.cli.parsing import method_help, parse, preset_of, value_of
+from pocketcnn.cli.printing import print_table
+from pocketcnn.errors import BadUsage
+
+
+def distil(words: Sequence[str]) -> None:
+    from pocketcnn.train.config import PRESETS, TrainConfig
+
+    @dataclass
+    class Distil(DataArguments, DeviceArguments):
+        student: str = "ring:size=0.25,scheme=windows"
+        """A method with its options, by which the teacher is condensed; a model file; or a net by name."""
+        initialize: Literal["fit", "fresh"] = "fit"
+        """Start a condensed student from the teacher's weights, or fresh."""
+        unlabelled: Path | None = None
+        """Learn from the images in this folder instead, by what the teacher takes them for; accuracy is agreement with it."""
+        images: int = 2000
+        """Training images that the start from trained weights looks at."""
+        hold_zeros: bool = False
+        """Weights that are zero in the student's file, as pruning leaves them, stay zero."""
+        output: Path = Path("runs/distil")
+        """Folder of the run; the same command goes on where it stopped."""
+        preset: str = "distil"
+        """Recipe to start from; the flags below change it."""
+        train: TrainConfig = field(default_factory=TrainConfig)
+
+    given = parse(Distil, words, "distil", method_help(), train=preset_of(words, PRESETS, "distil"))
+    if not given.train.teacher:
+        raise BadUsage(
+            "distil needs --teacher: the file of a trained net, the folder of its run, or DATA/NAME of models"
+        )
+    from pocketcnn.report import summarize
+    from pocketcnn.train.distil import answered
+    from pocketcnn.train.distil import distil as run
+
+    teacher = model_path(given.train.teacher)
+    if given.unlabelled is None:
+        data = load_data(given)
+    elif value_of("--data", words) is not None:
+        raise BadUsage("give --data, or --unlabelled with images that the teacher answers for, not both")
+    else:
+        data = answered(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
+    result = run(
+        teacher,
+        given.student,
+        data,
+        given.train,
+        given.output,
+        initialize=given.initialize,
+        images=given.images,
+        hold_zeros=given.hold_zeros,
+        progress=sys.stderr.isatty(),
+        **device_options_of(given),
+    )
+    print_table(summarize([result]))
+    print(f"accuracy before the first step, on validation images: {100 * result['start']['validation_accuracy']:.2f} %")
+    print(f"model file: {given.output / 'model.safetensors'}")

@@ -1,0 +1,43 @@
+"""`pocketcnn evaluate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pocketcnn.cli.nets import as_trained, load_net, model_path, trained_notes
+from pocketcnn.cli.parsing import parse
+
+
+def evaluate(words: Sequence[str]) -> None:
+
+    @dataclass
+    class Evaluate:
+        model: str
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), the file of one, or the folder
+        of a run."""
+        data: str | None = None
+        """Built-in name, hub id, folder of parquet files or of class folders; what the net was trained on by default."""
+        image_size: int | None = None
+        """Bring all images to this side in pixels."""
+        channels: Literal[1, 3] | None = None
+        """Convert all images to grey (1) or RGB (3)."""
+        skip_bad_images: bool = False
+        """Leave out and count images that cannot be decoded, instead of stopping at the first."""
+
+    given = parse(Evaluate, words, "evaluate")
+    from pocketcnn.data import load
+    from pocketcnn.train import evaluate
+
+    path = model_path(given.model)
+    notes, net = trained_notes(given.model, path), load_net(path)
+    data = load(
+        given.data or notes["data"],
+        image_size=given.image_size,
+        channels=given.channels,
+        skip_bad_images=given.skip_bad_images,
+    )
+    data = as_trained(data, notes, "; --image-size and --channels convert them")
+    found = evaluate(net, data)
+    print(f"{given.model}: {path.stat().st_size:,} bytes, on {len(data.test):,} test images of {data.name}")
+    print(f"test accuracy {100 * found['test_accuracy']:.2f} %")
+    print(f"test loss {found['test_loss']:.4f}")

@@ -1,0 +1,68 @@
+"""`pocketcnn export`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pocketcnn.cli.nets import load_net, model_path, some_test_images, trained_notes
+from pocketcnn.cli.parsing import parse
+from pocketcnn.support.tables import columns
+
+
+def export(words: Sequence[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Export:
+        model: Positional[str]
+        """A trained net of the package (cifar10/resnet20), a model file, or the folder of a run."""
+        format: Literal["onnx", "onnx_compact", "executorch", "torch_export"] = "onnx"
+        """onnx: a kernel for each layer; onnx_compact: shared numbers once, their places computed in the graph;
+        executorch: for small devices; torch_export: for torch."""
+        output: Path | None = None
+        """The file to write; by default model.onnx, model.pte or model.pt2 here."""
+        opset: int | None = None
+        """Version of ONNX; 20 by default."""
+        entropy: float | None = None
+        """Bits: a net whose depth depends on its images becomes the one that images of this entropy see."""
+        batch: int | None = None
+        """Images at once, always so many; any number by default, with executorch up to 32."""
+        input_size: tuple[int, int, int] | None = None
+        """Channels, height and width of an image; a trained file knows its own, else 3 32 32."""
+        data: str | None = None
+        """Also check with 170 test images of a data set."""
+
+    given = parse(Export, words, "export")
+    from pocketcnn import checkpoint
+    from pocketcnn.export import SUFFIXES
+    from pocketcnn.export import export as write
+
+    path = model_path(given.model)
+    net, notes = load_net(path), checkpoint.read_header(path)["notes"]
+    if given.data is not None:
+        trained_notes(given.model, path)
+    found = write(
+        net,
+        given.output or Path(f"model{SUFFIXES[given.format]}"),
+        format=given.format,
+        input_size=given.input_size,
+        batch=given.batch,
+        opset=given.opset,
+        entropy=given.entropy,
+        notes=notes,
+        images=None if given.data is None else some_test_images(given.data, notes, 170)[1],
+    )
+    before = path.stat().st_size
+    cells = [(str(path), f"{before:,} bytes", "")]
+    if found.dense_bytes is not None:
+        why = ", smaller than a compact one, so this was written" if found.dense else ""
+        cells.append((f"dense ONNX{why}", f"{found.dense_bytes:,} bytes", f"({found.dense_bytes / before:.3f}x)"))
+    cells.append((str(found.path), f"{found.size_bytes:,} bytes", f"({found.size_bytes / before:.3f}x)"))
+    print(f"{found.format}{f', opset {found.opset}' if found.opset else ''}")
+    print(columns(cells))
+    print(f"largest difference from the net: {found.max_difference:.2g}; by what the images are: "
+          + ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items()))  # fmt: skip
+    for speed in found.speeds:
+        print(f"batch {speed.batch}: {speed.file_ms:.3f} ms, the net in PyTorch {speed.net_ms:.3f} ms ({speed.ratio:.3g}x), "
+              f"{found.threads} threads each")  # fmt: skip

@@ -1,0 +1,119 @@
+"""`pocketcnn measure`."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.nets import named_or_file
+from pocketcnn.cli.parsing import method_help, parse
+from pocketcnn.cli.printing import size_in_words, with_commas
+from pocketcnn.errors import BadUsage
+from pocketcnn.support.tables import columns
+
+
+def measure(words: Sequence[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Measure(ModelArguments):
+        model: Positional[str]
+        """A net by name, with its options (mnist_net:width=8), a model file, or an exported one (.onnx)."""
+        method: str = "plain"
+        """Condense the net first: ring:size=0.1"""
+        input_size: tuple[int, int, int] | None = None
+        """Channels, height and width of an image; a trained file knows its own, else 3 32 32."""
+        batch: int = 1
+        """Images at once, for latency and memory."""
+        threads: int | None = None
+        """CPU threads; all by default."""
+        runs: int = 50
+        """How many passes are timed."""
+        data: str | None = None
+        """Also count the test images of a data set by what each costs, where that depends on the image."""
+
+    given = parse(Measure, words, "measure", method_help())
+    if given.model.endswith(".onnx"):
+        print(_cost_of_onnx(given))
+        return
+    import pocketcnn as pc
+    from pocketcnn.models.spec import PLAIN_METHOD, parse_method
+
+    net, notes = named_or_file(given.model, given)
+    method, options = parse_method(given.method)
+    if method != PLAIN_METHOD:
+        net = pc.condense(net, method, **options)
+    size = given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
+    cost = pc.measure(net, size)
+    latency = pc.measure_latency(net, size, batch=given.batch, threads=given.threads, runs=given.runs)
+    rows = [(key, with_commas(value)) for key, value in dataclasses.asdict(cost).items() if isinstance(value, int)]
+    rows[5:5] = [(f"  {operator}", f"{macs:,}") for operator, macs in cost.macs_by_operator.items()]
+    rows += [
+        ("median_ms", f"{latency.median_ms:.3f}"),
+        ("p95_ms", f"{latency.p95_ms:.3f}"),
+        ("peak_bytes forward", with_commas(pc.measure_memory(net, size, batch=given.batch))),
+        ("peak_bytes training", with_commas(pc.measure_memory(net, size, batch=given.batch, training=True))),
+    ]
+    width = max(len(key) for key, _ in rows)
+    print(f"{given.model}, images {'x'.join(map(str, size))}, batch {latency.batch}, {latency.threads} threads, "
+          f"{latency.dtype} on {latency.device}, {latency.runs} runs")  # fmt: skip
+    for key, value in rows:
+        print(f"{key:<{width}}  {value:>16}")
+    if given.data is not None:
+        print(_costs_by_image(net, given.data, notes, given.runs))
+
+
+def _cost_of_onnx(given: Any) -> str:
+    """A table of what an exported file costs."""
+    from pocketcnn.export import measure_onnx
+
+    if given.method != "plain" or given.data is not None or given.input_size is not None or model_options_of(given):
+        raise BadUsage(f"{given.model}: an exported file is what it is; only --batch, --threads and --runs go with it")
+    cost = measure_onnx(given.model, batch=given.batch, threads=given.threads, runs=given.runs)
+    cells = [
+        ("size_bytes", cost.size_bytes),
+        ("stored_numbers", cost.stored_numbers),
+        ("table_bytes", cost.table_bytes),
+    ]
+    cells += [("opset", cost.opset), ("macs", cost.macs)]
+    cells += [(f"  {operator}", macs) for operator, macs in cost.macs_by_operator.items()]
+    if cost.generating:
+        cells.append(("macs once, at loading", cost.generating_macs))
+    rows = [(name, f"{number:,}") for name, number in cells]
+    rows += [("median_ms", f"{cost.latency.median_ms:.3f}"), ("p95_ms", f"{cost.latency.p95_ms:.3f}")]
+    lines = [f"{given.model}, images {size_in_words(cost.input_size)}, batch {cost.latency.batch}, {cost.latency.threads} threads, "
+             f"{cost.latency.dtype} in {cost.latency.device}, {cost.latency.runs} runs", columns(rows)]  # fmt: skip
+    if cost.generating:
+        made = ", ".join(f"{count} {operator}" for operator, count in cost.generating.items())
+        lines.append(f"nodes that depend on no image and make kernels when the file is loaded: {made}")
+    return "\n".join(lines)
+
+
+def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> str:
+    """A table of the test images of a data set by level; a net that was never trained is calibrated first."""
+    import torch
+
+    from pocketcnn.cost import measure_images
+    from pocketcnn.data import load
+
+    data = load(name)
+    mean, std = (torch.tensor(notes.get(key, [number]))[:, None, None] for key, number in (("mean", 0.0), ("std", 1.0)))
+    if "mean" not in notes:
+        for module in net.modules():
+            if hasattr(module, "calibrate_"):
+                module.calibrate_(batch / 255 for batch in data.train.images[:10_000].split(500))
+    costs = measure_images(net, (data.test.images.float() / 255 - mean) / std, runs=runs)
+    cells = [("level", "images", "measure", "depth", "MACs", "ms")]
+    for row in costs.levels:
+        ends = "-" if row.lowest is None or row.highest is None else f"{row.lowest:.2f} to {row.highest:.2f}"
+        cells.append(
+            (f"{row.level}", f"{row.images:,}", ends, f"{row.depth}", f"{row.macs:,}", f"{row.latency_ms:.3f}")
+        )
+    for key in ("min", "mean", "p95", "max"):
+        macs, ms = getattr(costs.macs, key), getattr(costs.latency_ms, key)
+        cells.append((key, "", "", "", f"{round(macs):,}", f"{ms:.3f}"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    energy = "no counter that can be read" if costs.joules is None else f"{costs.joules:.4g} J an image"
+    return "\n".join([f"\n{costs.images:,} test images of {data.name}, one at a time", *lines, f"energy: {energy}"])

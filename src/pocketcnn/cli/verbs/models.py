@@ -1,0 +1,60 @@
+"""`pocketcnn models`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import call_in_words
+from pocketcnn.errors import UnknownModel, UnknownPretrained
+from pocketcnn.support.tables import columns
+
+
+def models(words: Sequence[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Models:
+        pattern: Positional[str] = "*"
+        """Shell pattern: "*ring*"."""
+        pretrained: bool = False
+        """List the trained nets of the package, with the test accuracy of each file."""
+
+    given = parse(Models, words, "models")
+    if given.pretrained:
+        print(_pretrained(given.pattern))
+        return
+    import torch
+
+    from pocketcnn.cost import count_params
+    from pocketcnn.models.recipes import RECIPES, create_model, list_models
+
+    names = list_models(given.pattern)
+    if not names:
+        raise UnknownModel(given.pattern, list_models())
+    width = max(24, *(len(name) + 2 for name in names))
+    print(f"{'name':<{width}}{'trainable':>12}{'total':>12}  made of")
+    for name in names:
+        with torch.device("meta"):
+            trainable, total = count_params(create_model(name))
+        recipe = RECIPES.get(name)
+        steps = " + ".join(call_in_words(method, options) for method, options in recipe.steps) if recipe else ""
+        made = f"{recipe.base} + {steps} ({recipe.source})" if recipe else "plain"
+        print(f"{name:<{width}}{trainable:>12,}{total:>12,}  {made}")
+
+
+def _pretrained(pattern: str) -> str:
+    """A table of the trained nets of the package."""
+    from pocketcnn import zoo
+
+    found = zoo.cards(pattern)
+    if not found:
+        raise UnknownPretrained(pattern, [card.title for card in zoo.cards()])
+    cells = [("data/name", "accuracy", "bytes", "storage", "trainable", "seed", "epochs")]
+    for card in found:
+        accuracy, size, trainable = (
+            f"{100 * card.test_accuracy:.2f}%",
+            f"{card.size_bytes:,}",
+            f"{card.trainable_params:,}",
+        )
+        cells.append((card.title, accuracy, size, card.storage, trainable, f"{card.seed}", f"{card.epochs}"))
+    return columns(cells)

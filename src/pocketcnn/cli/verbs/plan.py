@@ -1,0 +1,23 @@
+"""`pocketcnn plan`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pocketcnn.cli.arguments import SurgeryArguments, input_size_of
+from pocketcnn.cli.nets import named_or_file
+from pocketcnn.cli.parsing import parse_surgery
+
+
+def plan(words: Sequence[str]) -> None:
+
+    @dataclass
+    class PlanOnly(SurgeryArguments):
+        pass
+
+    import pocketcnn as pc
+
+    given, options = parse_surgery(PlanOnly, words, "plan")
+    net, notes = named_or_file(given.model, given)
+    print(pc.plan(
+        net, given.method, input_size=input_size_of(given, notes), include=given.include, exclude=given.exclude, **options
+    ))  # fmt: skip

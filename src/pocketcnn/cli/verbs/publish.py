@@ -1,0 +1,61 @@
+"""`pocketcnn publish`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketcnn.cli.nets import as_trained, load_net, model_path, trained_notes
+from pocketcnn.cli.parsing import parse
+from pocketcnn.errors import BadUsage
+
+
+def publish(words: Sequence[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Publish:
+        model: Positional[str]
+        """A model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
+        output: Path | None = None
+        """Folder for model file, configuration and card; a README.md that is there stays, and goes to the repository."""
+        repo: str | None = None
+        """Upload to this repository, owner/name, which is made when missing; without --output its README.md stays."""
+        record: Path | None = None
+        """Folder of the run that trained the net, where the file lies elsewhere."""
+        data: str | None = None
+        """Measure the file on this data set's test images, for the card: a packed file is not what its run measured."""
+        license: str | None = None
+        """Of the weights, as the hub spells it: apache-2.0. The card names none by default."""
+        private: bool = False
+        """A repository that is made now is private."""
+
+    given = parse(Publish, words, "publish")
+    if given.output is None and given.repo is None:
+        raise BadUsage("say where to: --output FOLDER, --repo OWNER/NAME, or both")
+    from pocketcnn import hub
+    from pocketcnn.hub.card import record_of
+    from pocketcnn.support.files import read_json
+
+    path = model_path(given.model)
+    if given.record is not None and not (given.record / "result.json").is_file():
+        raise FileNotFoundError(f"{given.record}: not the folder of a finished run: there is no result.json")
+    record = record_of(path) if given.record is None else read_json(given.record / "result.json")
+    if given.data is not None:
+        from pocketcnn.data import load
+        from pocketcnn.train import evaluate
+
+        notes = trained_notes(given.model, path)
+        data = as_trained(load(given.data), notes)
+        record["stored_accuracy"], record["stored_data"] = evaluate(load_net(path), data)["test_accuracy"], data.name
+    described: dict[str, Any] = {"record": record, "license": given.license}
+    address = ""
+    if given.repo is not None:
+        private = given.private or None  # as the owner's settings say
+        address = hub.push_to_hub(path, given.repo, folder=given.output, private=private, **described)
+    elif given.output is not None:
+        hub.save_pretrained(path, given.output, **described)
+    if given.output is not None:
+        print(f"folder: {given.output}")
+    if address:
+        print(address)

@@ -1,0 +1,23 @@
+"""`pocketcnn report`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import print_table
+
+
+def report(words: Sequence[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Report:
+        folder: Positional[Path]
+        """Folder of runs, as compare or train left it."""
+
+    given = parse(Report, words, "report")
+    from pocketcnn.report import read_results, read_speeds, summarize, write_report
+
+    print_table(summarize(read_results(given.folder), read_speeds(given.folder)))
+    print(f"report: {write_report(given.folder)}")

@@ -1,0 +1,52 @@
+"""`pocketcnn reproduce`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import DONE, FAILED
+from pocketcnn.errors import BadUsage
+from pocketcnn.support.tables import columns
+
+
+def reproduce(words: Sequence[str]) -> int:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Reproduce:
+        table: Positional[str]
+        """report_table1, report_table2, compare_table, ring_curve, puppet, or all."""
+        budget: str = "0"
+        """Minutes for runs, or full for all that are missing; 0 only reads the records and writes the page."""
+        seeds: int = 1
+        """Runs of each row."""
+        recipe: Literal["table", "quick"] = "table"
+        """Run rows by the recipe of the table, or by the quick one, which serves to compare them with each other."""
+        rates: bool = False
+        """First measure how fast each net trains on this machine, to say how long a run takes."""
+        data_folder: Path | None = None
+        """Folder with the folders cifar10 and mnist; from the hub by default."""
+        results: Path = Path("results")
+        """Folder of the records; runs go to reproduce in it."""
+        docs: Path = Path("docs/results.md")
+        """The page to write; figures go beside it."""
+
+    given = parse(Reproduce, words, "reproduce")
+    if given.budget != "full" and not given.budget.isdecimal():
+        raise BadUsage(f"budget is a whole number of minutes, or full, not {given.budget!r}")
+    from pocketcnn.experiments.reproduce import reproduce as run
+
+    minutes = float("inf") if given.budget == "full" else int(given.budget)
+    found = run(
+        given.table, minutes=minutes, seeds=given.seeds, recipe=given.recipe, rates=given.rates,
+        data_folder=given.data_folder, results=given.results, docs=given.docs, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    for name, cells in found.cells.items():
+        print("\n".join([name, columns(cells), *found.sentences[name], ""]))
+    for failure in found.failures:
+        print(f"diverged: {failure}", file=sys.stderr)
+    print(f"page: {given.docs}")
+    return FAILED if found.failures else DONE

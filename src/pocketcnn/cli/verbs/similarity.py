@@ -1,0 +1,92 @@
+"""`pocketcnn similarity`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketcnn.cli.nets import common_notes, load_net, model_files, some_test_images
+from pocketcnn.cli.parsing import parse
+from pocketcnn.errors import BadUsage
+from pocketcnn.support.tables import columns
+
+
+def similarity(words: Sequence[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass
+    class Similarity:
+        models: Positional[tuple[Path, ...]]
+        """Model files, or folders of runs; the others are compared with the first."""
+        data: str | None = None
+        """Whose test images the nets see; what the first net was trained on by default."""
+        images: int = 512
+        """How many, spread over the test split; all of it where it has fewer."""
+        threshold: float = 0.3
+        """Filters of a layer count as correlated from this |r| on; filters too short to tell that from chance are not counted."""
+        titles: tuple[str, ...] = ()
+        """What the nets are called; the names of their folders by default."""
+        output: Path = Path("runs/similarity")
+        """Folder for the PNG and SVG files."""
+
+    given = parse(Similarity, words, "similarity")
+    if given.images < 2:
+        raise BadUsage(f"similarity needs at least 2 images, got {given.images}")
+    from pocketcnn import checkpoint
+    from pocketcnn.pictures import (
+        alignments,
+        draw_correlated,
+        draw_law,
+        draw_similarity,
+        filter_similarity,
+        ring_fraction,
+        same_stations,
+        station_grams,
+        write_figure,
+    )  # fmt: skip
+
+    files = model_files(given.models, given.titles)
+    nets = {title: load_net(path) for title, path in files.items()}
+    notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
+    filters = {title: filter_similarity(net, given.threshold) for title, net in nets.items()}
+    x = some_test_images(given.data, notes, given.images)[1]
+    grams = {title: station_grams(net, x) for title, net in nets.items()}
+    reference = next(iter(nets))
+    cells = [("net", f"as {reference}", "own layers", f"filters |r|>={given.threshold:g}", "mean |r|")]
+    for title, found in filters.items():
+        shared = list(same_stations(grams[reference], grams[title]).values())
+        own = alignments(grams[title], grams[title])
+        others = own.numel() - len(own)
+        cells.append((
+            title,
+            f"{sum(shared) / len(shared):.3f}" if shared else "-",
+            f"{float(own.sum() - own.trace()) / others:.3f}" if others else "-",
+            *((f"{100 * found[0]:.1f}%", f"{found[1]:.3f}") if found else ("-", "-")),
+        ))  # fmt: skip
+    print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
+    print(columns(cells))
+    written = write_figure(draw_similarity(grams), given.output, "cka")
+    sizes = {title: ring_fraction(net) for title, net in nets.items()}
+    points = [(size, found[0]) for title, found in filters.items() if found and (size := sizes[title])]
+    if points:
+        plain = filters[reference] if sizes[reference] is None else None
+        shown = draw_correlated({"ring": points}, plain=plain and plain[0], threshold=given.threshold)
+        written += write_figure(shown, given.output, "correlated")
+    law = _accuracies(files, nets, sizes)
+    if len(law.get("ring", [])) > 2:
+        written += write_figure(draw_law(law, fitted=["ring"]), given.output, "law")
+    for path in written:
+        print(path)
+
+
+def _accuracies(files: dict[str, Path], nets: dict[str, Any], rings: dict[str, float | None]) -> dict[str, Any]:
+    """Stored numbers and test accuracies of nets whose run has left its record beside them, those with rings apart."""
+    from pocketcnn.cost import count_params
+    from pocketcnn.support.files import read_json
+
+    found: dict[str, Any] = {}
+    for title, path in files.items():
+        if (record := path.with_name("result.json")).is_file():
+            point = count_params(nets[title])[1], read_json(record)["test_accuracy"]
+            found.setdefault("ring" if rings[title] else "others", []).append(point)
+    return found

@@ -1,0 +1,56 @@
+"""`pocketcnn train`."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pocketcnn.cli.arguments import (
+    DataArguments,
+    DeviceArguments,
+    ModelArguments,
+    device_options_of,
+    load_data,
+    model_options_of,
+)
+from pocketcnn.cli.parsing import method_help, parse, preset_of
+from pocketcnn.cli.printing import print_table
+
+
+def train(words: Sequence[str]) -> None:
+    from pocketcnn.train.config import PRESETS, TrainConfig
+
+    @dataclass
+    class Train(DataArguments, ModelArguments, DeviceArguments):
+        model: str = "resnet20"
+        """A plain net or a paper's net by name, with its options: mnist_net:feature=pde"""
+        method: str = "plain"
+        """plain, or a method with its options: ring:size=0.1"""
+        output: Path = Path("runs/train")
+        """Folder of the run; the same command goes on where it stopped."""
+        preset: str = "default"
+        """Recipe to start from; the flags below change it."""
+        train: TrainConfig = field(default_factory=TrainConfig)
+
+    given = parse(Train, words, "train", method_help(), train=preset_of(words, PRESETS))
+    from pocketcnn.models.spec import Contestant, parse_method, parse_options
+    from pocketcnn.report import summarize
+    from pocketcnn.train import fit
+
+    method, options = parse_method(given.method)
+    data = load_data(given)
+    model, model_options = parse_options(given.model)
+    row = Contestant(model, method, options, {**model_options_of(given, data), **model_options})
+    result = fit(
+        row.build(given.train.seed),
+        data,
+        given.train,
+        given.output,
+        name=row.label,
+        identity={**dataclasses.asdict(row), "label": row.label},
+        progress=sys.stderr.isatty(),
+        **device_options_of(given),
+    )
+    print_table(summarize([result]))
+    print(f"model file: {given.output / 'model.safetensors'}")

@@ -1,12 +1,7 @@
-import sys
-from pathlib import Path
-
+import own_net
 import torch
 
 import pocketcnn as pc
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import own_net
 
 
 def test_the_small_net_is_trained_saved_and_smaller(few, tmp_path, capsys):

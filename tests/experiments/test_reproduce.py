@@ -20,7 +20,7 @@ from pocketcnn.experiments.reproduce.verdicts import interval, order, rank_corre
 from pocketcnn.train import TrainConfig
 from pocketcnn.train.config import PRESETS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LONG = TrainConfig(epochs=3, batch_size=64, precision="float32", channels_last="off")
 BRIEF = dataclasses.replace(LONG, epochs=1)
 MODEL = "resnet20:width=0.25"

@@ -23,7 +23,7 @@ from pocketcnn.zoo import add as zoo_add
 from pocketcnn.zoo.__main__ import main as zoo_command
 from pocketcnn.zoo.add import LARGEST_FILE, LARGEST_ZOO, add
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED = zoo.cards()
 CLASSES = ["plane", "car", "bird", "cat"]
 COLOURS = {"data": "cifar10", "classes": CLASSES, "input_size": [3, 32, 32], "mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}

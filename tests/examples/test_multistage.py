@@ -2,9 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
+import keypoints
+import multitask
 import pytest
+import sharing
 import torch
 from torch import nn
 
@@ -14,11 +16,6 @@ from pocketcnn.data import Augmentation, DataSet, Images
 from pocketcnn.data.figures import JOINTS
 from pocketcnn.models.hourglass import StackedHourglass
 from pocketcnn.models.multitask import MultiTask
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import keypoints
-import multitask
-import sharing
 
 TINY = keypoints.Settings(size=24, stages=2, channels=6, steps=2, batch_size=4, limit=6)
 BRIEF = multitask.Settings(channels=4, epochs=1, batch_size=16)

@@ -2,17 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 
+import equilibrium
 import pytest
+import ring_sweep
 import torch
 
 import pocketcnn as pc
 from pocketcnn.data import Augmentation, DataSet, Images, load
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import equilibrium
-import ring_sweep
 
 
 def tiny(count=128):

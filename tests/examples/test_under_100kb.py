@@ -1,17 +1,13 @@
 """The example of a small file from a trained net, on a net of a moment's training."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+import under_100kb as example
 
 import pocketcnn as pc
 from pocketcnn.train import TrainConfig, fit
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import under_100kb as example
 
 RECIPE = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)
 

@@ -2,19 +2,15 @@
 
 import copy
 import dataclasses
-import sys
-from pathlib import Path
 
+import entropy_and_difficulty as difficulty
+import mnist_illustrative as example
 import pytest
 import torch
 from torch.nn import functional as F
 
 import pocketcnn as pc
 from pocketcnn.data import Augmentation, DataSet, Images
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import entropy_and_difficulty as difficulty
-import mnist_illustrative as example
 
 
 def tiny(count=256):

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import pocketcnn as pc
-from pocketcnn.cost import dial_of
+from pocketcnn.cost import gauge_of
 from pocketcnn.data import load
 from pocketcnn.numerics import edge_density, image_entropy, image_variance
 
@@ -61,17 +61,17 @@ def table(net, images, mean, std, labels):
         values = torch.cat([measure(batch) for batch in pixels.split(500)])
         wrong = [f"{100 * (~right[part]).double().mean():.1f}" for part in quarters(values)]
         lines.append(f"| {name} | {' | '.join(wrong)} | {rank_correlation(values, loss):+.2f} |")
-    dial = dial_of(net)
-    if dial is not None:
-        values = torch.cat([dial.value(batch) for batch in x.split(500)])
-        own = dial.levels_of(x)
+    gauge = gauge_of(net)
+    if gauge is not None:
+        values = torch.cat([gauge.value(batch) for batch in x.split(500)])
+        own = gauge.levels_of(x)
         lines += [
             "",
             "| all images at | simplest quarter right % | 2nd | 3rd | most complex |",
             "|---|---:|---:|---:|---:|",
         ]
-        for level in range(dial.levels):
-            with dial.pinned(level):
+        for level in range(gauge.levels):
+            with gauge.pinned(level):
                 found, _ = outcome(net, x, labels)
             shown = [f"{100 * found[part].double().mean():.1f}" for part in quarters(values)]
             lines.append(

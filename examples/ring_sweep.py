@@ -22,7 +22,7 @@ from pocketcnn.cost import count_params
 from pocketcnn.data import load
 from pocketcnn.experiments import compare
 from pocketcnn.methods.ring import ParameterRing
-from pocketcnn.models.spec import Contestant
+from pocketcnn.models.spec import NetSpec
 from pocketcnn.numerics import log_linear_fit
 from pocketcnn.pictures import draw_law, write_figure
 from pocketcnn.support.files import read_json, write_atomically, write_json
@@ -55,7 +55,7 @@ def width_of_bytes(wanted, options):
     return min((low, high), key=lambda step: abs(size(step) - wanted)) / WIDTHS
 
 
-def contestants(data, sizes, widest):
+def net_specs(data, sizes, widest):
     """The rows of the sweep, and of each ring's label its rivals' labels, of equal numbers and of equal bytes in int8.
 
     Args:
@@ -65,16 +65,16 @@ def contestants(data, sizes, widest):
     """
     options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
     methods = ["plain", *(f"ring:size={size}" for size in sizes)]
-    rows = compare.contestants([MODEL], methods, options, equal_size=True)
+    rows = compare.net_specs([MODEL], methods, options, equal_size=True)
     rivals = {}
     for ring in [row for row in rows if row.method == "ring"]:
         width = width_of_bytes(stored_bytes(ring.build(0)), options)
-        row = Contestant(MODEL, "plain", {}, {**options, "width": width})
+        row = NetSpec(MODEL, "plain", {}, {**options, "width": width})
         if width <= widest and row.label not in {other.label for other in rows}:
             rows.append(row)
         narrow = compare.width_of_size(MODEL, count_params(ring.build(0))[1], options)
         rivals[ring.label] = {
-            "numbers": Contestant(MODEL, "plain", {}, {**options, "width": narrow}).label,
+            "numbers": NetSpec(MODEL, "plain", {}, {**options, "width": narrow}).label,
             "bytes": row.label if width <= widest else None,
             "width": width,
         }
@@ -232,7 +232,7 @@ def main():
         print(tables(given.table))
         return
     data = load(given.data, limit=given.limit)
-    rows, rivals = contestants(data, given.sizes, given.widest)
+    rows, rivals = net_specs(data, given.sizes, given.widest)
     config = TrainConfig(epochs=given.epochs, precision="bfloat16", channels_last="on")
     compare.compare(data, rows, config, given.output)
     write_json(given.output / "rivals.json", rivals)

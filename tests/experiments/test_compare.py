@@ -6,8 +6,8 @@ import pytest
 import pocketcnn as pc
 from pocketcnn.cost import count_params
 from pocketcnn.errors import BadData, ForeignFile, UnknownMethod
-from pocketcnn.experiments.compare import compare, contestants, width_of_size
-from pocketcnn.models.spec import Contestant, parse_method
+from pocketcnn.experiments.compare import compare, net_specs, width_of_size
+from pocketcnn.models.spec import NetSpec, parse_method
 from pocketcnn.report import markdown, read_results, read_speeds, summarize, write_report
 from pocketcnn.train import TrainConfig
 
@@ -46,11 +46,11 @@ def test_rivals_have_the_same_stored_numbers(numbers):
 
 def test_mistakes_show_before_anything_is_trained():
     with pytest.raises(ValueError, match="size as a fraction must lie in"):
-        contestants(["resnet20"], ["plain", "ring:size=3.5"], {}, equal_size=False)
+        net_specs(["resnet20"], ["plain", "ring:size=3.5"], {}, equal_size=False)
 
 
 def test_comparison_end_to_end_and_again(few, tmp_path, monkeypatch):
-    rows = contestants(["resnet20"], ["plain", "ring:size=0.2"], NARROW, equal_size=True)
+    rows = net_specs(["resnet20"], ["plain", "ring:size=0.2"], NARROW, equal_size=True)
     assert [row.rival_of for row in rows] == ["", "", rows[1].label]
     seen = []
     outcome = compare(few, rows, QUICK, tmp_path / "cmp", seeds=2, on_result=lambda results: seen.append(len(results)))
@@ -82,12 +82,12 @@ def test_comparison_end_to_end_and_again(few, tmp_path, monkeypatch):
 
 
 def test_nets_of_one_size_share_their_rival():
-    rows = contestants(["resnet20"], ["ring:size=0.2", "ring:size=0.2,seed=1"], NARROW, equal_size=True)
+    rows = net_specs(["resnet20"], ["ring:size=0.2", "ring:size=0.2,seed=1"], NARROW, equal_size=True)
     assert [bool(row.rival_of) for row in rows] == [False, True, False]
 
 
 def test_a_diverging_run_does_not_stop_the_others(few, tmp_path):
-    rows = [Contestant("resnet20", model_options=NARROW), Contestant("resnet20", "ring", {}, NARROW)]
+    rows = [NetSpec("resnet20", model_options=NARROW), NetSpec("resnet20", "ring", {}, NARROW)]
     wild = dataclasses.replace(QUICK, lr=1e9, epochs=3)
     outcome = compare(few, rows, wild, tmp_path / "cmp")
     assert len(outcome.failures) + len(outcome.results) == 2
@@ -98,7 +98,7 @@ def test_a_diverging_run_does_not_stop_the_others(few, tmp_path):
 
 def test_rows_of_another_comparison_are_left_out(few, tmp_path):
     for method in ("ring:size=0.3", "plain"):
-        compare(few, contestants(["resnet20"], [method], NARROW, equal_size=False), QUICK, tmp_path / "cmp")
+        compare(few, net_specs(["resnet20"], [method], NARROW, equal_size=False), QUICK, tmp_path / "cmp")
     assert [summary.method for summary in summarize(read_results(tmp_path / "cmp"))] == ["plain"]
     stray = tmp_path / "cmp" / "stray"
     stray.mkdir()

@@ -14,7 +14,7 @@ from pocketcnn.errors import CannotWrite, UnknownTable
 from pocketcnn.experiments import reproduce as package
 from pocketcnn.experiments.reproduce import measure_rates, published, read_tables, reproduce
 from pocketcnn.experiments.reproduce.page import hours
-from pocketcnn.experiments.reproduce.published import essence, net_of
+from pocketcnn.experiments.reproduce.published import comparable_settings, net_of
 from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
 from pocketcnn.experiments.reproduce.verdicts import interval, order, rank_correlation, verdict
 from pocketcnn.train import TrainConfig
@@ -134,7 +134,7 @@ def test_every_row_builds_and_hits_its_exact_count(presets):
     for table in read_tables().values():
         for item in table.rows:
             with torch.device("meta"):
-                found = count_params(item.contestant().build(0))[0]
+                found = count_params(item.spec().build(0))[0]
             assert item.trainable in (None, found), f"{table.name}: {item.key}"
             counted += item.trainable is not None
     assert counted == 21
@@ -188,10 +188,12 @@ def test_one_net_under_several_names():
 
 def test_recipes_are_equal_but_for_what_a_run_chooses():
     old = {"epochs": 3, "batch_size": 64, "seed": 7, "precision": "bfloat16", "channels_last": "on", "compile": True}
-    assert essence(old) == essence(LONG)  # fields that are younger than the record have their defaults
-    assert essence({**old, "lr": 0.05}) != essence(LONG)
-    assert essence({**old, "from_the_future": 1}) != essence(LONG)
-    assert essence({"milestones": [1]}) == essence(TrainConfig(milestones=(1,)))
+    assert comparable_settings(old) == comparable_settings(
+        LONG
+    )  # fields that are younger than the record have their defaults
+    assert comparable_settings({**old, "lr": 0.05}) != comparable_settings(LONG)
+    assert comparable_settings({**old, "from_the_future": 1}) != comparable_settings(LONG)
+    assert comparable_settings({"milestones": [1]}) == comparable_settings(TrainConfig(milestones=(1,)))
 
 
 @pytest.mark.parametrize(

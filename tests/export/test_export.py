@@ -14,7 +14,7 @@ import pocketcnn as pc
 from pocketcnn.errors import CannotExport, CannotWrite, Disagreement, ExportedFile, MissingExtra
 from pocketcnn.export import _check, executorch, export, measure_onnx, onnx
 from pocketcnn.export._trace import trace
-from pocketcnn.export.compact import Codes, Compact, Places
+from pocketcnn.export.compact import Codes, CompactNet, Places
 from pocketcnn.methods.puppet import gauge_of
 
 onnx_package = pytest.importorskip("onnx")
@@ -120,7 +120,9 @@ def test_a_puppet_at_one_entropy(read, tmp_path):
     found = written(net, tmp_path, "onnx_compact", entropy=3.0)
     wanted = pc.materialize(net, entropy=3.0)(x).detach()
     torch.testing.assert_close(onnx.runner(found.path.read_bytes(), 1)(x), wanted, rtol=1e-5, atol=1e-5)
-    table = Compact(net, 0.0, SIZE).tables[0]  # one of two blocks is read, and only the places of its kernels are kept
+    table = CompactNet(net, 0.0, SIZE).tables[
+        0
+    ]  # one of two blocks is read, and only the places of its kernels are kept
     assert sum(buffer.nbytes for buffer in table.buffers()) < 2 * 2 * 576 + 200
 
 
@@ -129,7 +131,7 @@ def test_a_puppet_decides_in_the_file():
     net = made("puppet")
     x = _check.ordinary_images(17, SIZE, NOTES)
     assert set(gauge_of(net).levels_of(x).tolist()) == {0, 1}
-    program = trace(Compact(net, None, SIZE), x[:2], None, fixed=False).module()
+    program = trace(CompactNet(net, None, SIZE), x[:2], None, fixed=False).module()
     torch.testing.assert_close(program(x), net(x), rtol=1e-5, atol=1e-5)
 
 
@@ -168,7 +170,7 @@ def test_a_compact_ring_is_about_as_small_as_its_model_file(tmp_path):
 )
 def test_every_ring_is_stored_in_few_bits(options, row_bytes):
     net = made("ring", size=0.1, **options)
-    compact = Compact(net, None, SIZE)
+    compact = CompactNet(net, None, SIZE)
     x = _check.ordinary_images(3, SIZE, NOTES)
     torch.testing.assert_close(compact(x), net(x), rtol=1e-5, atol=1e-5)
     tables = sum(b.nbytes for n, b in compact.named_buffers() if "byte" in n or "rest" in n)

@@ -13,7 +13,7 @@ from pocketcnn.errors import BadData, BadImage, UnknownModel
 from pocketcnn.support.files import read_json
 from pocketcnn.support.modules import maps_of
 from pocketcnn.train import TrainConfig, evaluate, fit
-from pocketcnn.train.distil import answered, distil
+from pocketcnn.train.distil import distil, pseudo_labelled
 from pocketcnn.train.features import common_stages, map_distance
 
 RECIPE = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)
@@ -82,7 +82,7 @@ def test_without_labels_a_student_learns_what_the_teacher_says(teacher, digits, 
     for number in range(40):
         image = Image.fromarray(digits.test.images[number, 0].numpy())
         image.resize((10, 12)).save(folder / ("inner" if number % 2 else "") / f"{number}.png")
-    data = answered(teacher, folder)
+    data = pseudo_labelled(teacher, folder)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [29, 3, 8]
     assert (data.mean, data.std, data.classes) == (digits.mean, digits.std, digits.classes)
     net = pc.load(teacher)
@@ -93,13 +93,13 @@ def test_without_labels_a_student_learns_what_the_teacher_says(teacher, digits, 
     assert result["data"] == f"{folder}, as the teacher sees it"
     (folder / "broken.png").write_bytes(b"no image")
     with pytest.raises(BadImage, match=r"broken\.png: cannot be decoded"):
-        answered(teacher, folder)
-    assert answered(teacher, folder, skip_bad_images=True).skipped == 1
+        pseudo_labelled(teacher, folder)
+    assert pseudo_labelled(teacher, folder, skip_bad_images=True).skipped == 1
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match="empty: 0 images in it; three or more"):
-        answered(teacher, tmp_path / "empty")
+        pseudo_labelled(teacher, tmp_path / "empty")
     with pytest.raises(BadData, match="nowhere: there is no such folder of images"):
-        answered(teacher, tmp_path / "nowhere")
+        pseudo_labelled(teacher, tmp_path / "nowhere")
 
 
 def test_labels_are_not_looked_at_where_the_teacher_is_all(teacher, few, tmp_path):
@@ -177,7 +177,7 @@ def test_a_small_split_without_labels_has_images_in_all_parts(teacher, digits, t
     """Whatever the teacher takes them for: each of these might be the only one of its class."""
     for number in range(6):
         Image.fromarray(digits.test.images[number, 0].numpy()).save(tmp_path / f"{number}.png")
-    data = answered(teacher, tmp_path)
+    data = pseudo_labelled(teacher, tmp_path)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [4, 1, 1]
     with pytest.raises(ValueError, match="validation must be a fraction between 0 and 1, not 3"):
         pc.data.load_unlabelled(

@@ -156,14 +156,14 @@ def load(
         raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {error}") from error
     if header["base"] is not None:
         remember(model, Provenance(header["base"], tuple(steps)))
-    fill_(model, path, header.get("storage"))
+    fill_from_(model, path, header.get("storage"))
     frozen = set(header["frozen"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return model.to(device).eval()
 
 
-def fill_(model: nn.Module, path: Path, storage: dict[str, Any] | None = None) -> None:
+def fill_from_(model: nn.Module, path: Path, storage: dict[str, Any] | None = None) -> None:
     """Puts the numbers of a model file into a net of the same structure, in the dtype they were saved in.
 
     Args:

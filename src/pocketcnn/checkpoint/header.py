@@ -61,7 +61,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
-def renote_(path: Path, notes: dict[str, Any]) -> None:
+def replace_notes_(path: Path, notes: dict[str, Any]) -> None:
     """Gives a model file other notes; the rest of its header and the bytes of its tensors stay."""
     content = path.read_bytes()
     start = 8 + struct.unpack("<Q", content[:8])[0]

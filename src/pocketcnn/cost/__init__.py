@@ -2,7 +2,7 @@
 
 from pocketcnn.cost.images import ImageCosts, measure_images
 from pocketcnn.cost.latency import Latency, measure_latency
-from pocketcnn.cost.macs import Cost, dial_of, macs_by_module, measure
+from pocketcnn.cost.macs import Cost, gauge_of, macs_by_module, measure
 from pocketcnn.cost.memory import measure_memory
 from pocketcnn.cost.params import count_params, distinct_tensors, separate, serialized_bytes
 
@@ -11,8 +11,8 @@ __all__ = [
     "ImageCosts",
     "Latency",
     "count_params",
-    "dial_of",
     "distinct_tensors",
+    "gauge_of",
     "macs_by_module",
     "measure",
     "measure_images",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.cost.latency import measure_latency
-from pocketcnn.cost.macs import dial_of, measure
+from pocketcnn.cost.macs import gauge_of, measure
 from pocketcnn.support.modules import device_and_dtype, evaluating
 
 
@@ -71,13 +71,13 @@ def measure_images(
     Raises:
         ValueError: no images.
     """
-    level_of, value, sample = look_at(model, images.split(256) if isinstance(images, Tensor) else images)
+    level_of, value, sample = levels_of_images(model, images.split(256) if isinstance(images, Tensor) else images)
     size = tuple(sample.shape[1:])
-    dial = dial_of(model)
-    levels = list(range(dial.levels)) if dial is not None else [0]
+    gauge = gauge_of(model)
+    levels = list(range(gauge.levels)) if gauge is not None else [0]
 
     def at(level: int) -> Any:
-        return dial.pinned(level) if dial is not None else contextlib.nullcontext()
+        return gauge.pinned(level) if gauge is not None else contextlib.nullcontext()
 
     times: dict[int, list[float]] = {level: [] for level in levels}
     for _ in range(rounds):
@@ -87,7 +87,7 @@ def measure_images(
     found = []
     for level in levels:
         here = value[level_of == level]
-        low, high = (here.min().item(), here.max().item()) if dial is not None and len(here) else (None, None)
+        low, high = (here.min().item(), here.max().item()) if gauge is not None and len(here) else (None, None)
         with at(level):
             cost = measure(model, size)
         found.append(LevelCost(level, len(here), low, high, cost.depth, cost.macs, float(np.median(times[level]))))
@@ -101,17 +101,17 @@ def measure_images(
     )
 
 
-def look_at(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def levels_of_images(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The level and the measure of every image, both [n], 0 for a net that treats all alike; and the first batch.
 
     Raises:
         ValueError: no images.
     """
     device, dtype = device_and_dtype(model)
-    dial = dial_of(model)
+    gauge = gauge_of(model)
     record: list[tuple[Tensor, Tensor]] = []
     sample = None
-    with evaluating(model), dial.recording(model) if dial is not None else contextlib.nullcontext() as recording:
+    with evaluating(model), gauge.recording(model) if gauge is not None else contextlib.nullcontext() as recording:
         for batch in batches:
             batch = batch.to(device, dtype)
             sample = batch if sample is None else sample

@@ -57,9 +57,9 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     watch, operators = _counted(model, input_size)
     trainable, total = count_params(model)
     bounds: list[int | None] = [None, None]
-    if dial := dial_of(model):
-        for place, level in enumerate((0, dial.levels - 1)):
-            with dial.pinned(level):
+    if gauge := gauge_of(model):
+        for place, level in enumerate((0, gauge.levels - 1)):
+            with gauge.pinned(level):
                 bounds[place] = sum(_counted(model, input_size)[1].values())
     return Cost(
         trainable_params=trainable,
@@ -74,7 +74,7 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     )
 
 
-def dial_of(model: nn.Module) -> Any:
+def gauge_of(model: nn.Module) -> Any:
     """What sets how much of a net an image passes; None where every image passes all. It has `levels`, numbered from 0
     on, `pinned(level)` to hold it at one of them and `pin` to say which, and `recording(net)` to write down levels and
     measures of images."""
@@ -84,8 +84,8 @@ def dial_of(model: nn.Module) -> Any:
 @contextlib.contextmanager
 def most_complex(model: nn.Module) -> Iterator[None]:
     """Has a net treat images as the most complex there are, if it tells them apart and is not pinned already."""
-    dial = dial_of(model)
-    with dial.pinned(dial.levels - 1) if dial is not None and dial.pin is None else contextlib.nullcontext():
+    gauge = gauge_of(model)
+    with gauge.pinned(gauge.levels - 1) if gauge is not None and gauge.pin is None else contextlib.nullcontext():
         yield
 
 

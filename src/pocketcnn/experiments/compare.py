@@ -15,7 +15,7 @@ from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.models.recipes import RECIPES, create_model
-from pocketcnn.models.spec import PLAIN_METHOD, Contestant, parse_method
+from pocketcnn.models.spec import PLAIN_METHOD, NetSpec, parse_method
 from pocketcnn.support.files import make_folder, write_json
 from pocketcnn.train import TrainConfig, fit
 
@@ -31,9 +31,9 @@ class Outcome:
     speeds: dict[str, dict[str, float]]  # by label, as measure_speeds leaves them
 
 
-def contestants(
+def net_specs(
     models: Sequence[str], methods: Sequence[str], model_options: Mapping[str, Any], *, equal_size: bool
-) -> list[Contestant]:
+) -> list[NetSpec]:
     """The rows of a comparison, each small net followed by its rival; every one is built once, so that mistakes show
     before anything is trained.
 
@@ -45,7 +45,7 @@ def contestants(
     Raises:
         UnknownModel: or any other error of `create_model` and `condense`.
     """
-    rows: list[Contestant] = []
+    rows: list[NetSpec] = []
     if not models or not methods:
         raise ValueError("give at least one model and one method to compare")
     for model in models:
@@ -57,16 +57,14 @@ def contestants(
             )
         for text in methods:
             method, options = parse_method(text)
-            contestant = Contestant(model, method, options, model_options)
-            if contestant in rows:
+            spec = NetSpec(model, method, options, model_options)
+            if spec in rows:
                 continue
-            net = contestant.build(seed=0)
-            rows.append(contestant)
+            net = spec.build(seed=0)
+            rows.append(spec)
             if equal_size and method != PLAIN_METHOD:
                 width = width_of_size(model, count_params(net)[1], model_options)
-                rival = Contestant(
-                    model, PLAIN_METHOD, {}, {**model_options, "width": width}, rival_of=contestant.label
-                )
+                rival = NetSpec(model, PLAIN_METHOD, {}, {**model_options, "width": width}, rival_of=spec.label)
                 if rival.label not in {row.label for row in rows}:  # nets of one size share their rival
                     rows.append(rival)
     return rows
@@ -91,7 +89,7 @@ def width_of_size(model: str, numbers: int, model_options: Mapping[str, Any]) ->
 
 def compare(
     data: DataSet,
-    rows: Sequence[Contestant],
+    rows: Sequence[NetSpec],
     config: TrainConfig,
     output: str | Path,
     *,
@@ -99,14 +97,14 @@ def compare(
     on_result: Callable[[list[dict[str, Any]]], None] = lambda results: None,
     **run: Any,
 ) -> Outcome:
-    """Trains every contestant with every seed under one recipe; runs that are finished are read, not repeated.
+    """Trains every spec with every seed under one recipe; runs that are finished are read, not repeated.
 
     Precision, where `auto`, is measured for the first run and kept for all: it changes the numbers. The memory layout,
-    which does not, is measured for the first seed of each contestant.
+    which does not, is measured for the first seed of each spec.
 
     Args:
         data: what is trained and tested on.
-        rows: as `contestants` makes them.
+        rows: as `net_specs` makes them.
         config: the recipe; its seed is the first one.
         output: folder; each run gets one inside it, `comparison.json` says what was compared.
         seeds: how many seeds.

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint
-from pocketcnn.cost import dial_of, measure_latency
-from pocketcnn.cost.images import look_at
+from pocketcnn.cost import gauge_of, measure_latency
+from pocketcnn.cost.images import levels_of_images
 from pocketcnn.data import DataSet
 from pocketcnn.support.files import read_json, write_json
 from pocketcnn.surgery import as_served
@@ -65,10 +65,10 @@ def measure_speeds(
 
 def level_shares(net: nn.Module, data: DataSet) -> list[float]:
     """How large a part of the test images lies at each level of a net whose cost depends on the image; else []."""
-    dial = dial_of(net)
-    if dial is None:
+    gauge = gauge_of(net)
+    if gauge is None:
         return []
-    counts = look_at(net, normalized(data.test.in_order(500), data))[0].bincount(minlength=dial.levels)
+    counts = levels_of_images(net, normalized(data.test.in_order(500), data))[0].bincount(minlength=gauge.levels)
     return (counts / counts.sum()).tolist()
 
 
@@ -80,6 +80,6 @@ def _mean_latency(net: nn.Module, input_size: tuple[int, ...], shares: Sequence[
 
     total = 0.0
     for level, share in enumerate(shares):
-        with dial_of(net).pinned(level):
+        with gauge_of(net).pinned(level):
             total += share * timed()
     return total if shares else timed()

@@ -18,7 +18,7 @@ from pocketcnn.errors import CannotExport, CannotWrite
 from pocketcnn.export import executorch, onnx, torch_export
 from pocketcnn.export._check import BATCHES, differences, ordinary_images, probes
 from pocketcnn.export._trace import summary, trace
-from pocketcnn.export.compact import Compact
+from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.measure import OnnxCost, measure_onnx
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.modules import check_input_size
@@ -140,7 +140,7 @@ def export(
         opset = onnx.check_opset(opset)
         content = onnx.to_onnx(program(plain), opset, notes=notes)
         if format == "onnx_compact":
-            small = onnx.to_onnx(program(Compact(net, entropy, size)), opset, notes=notes, compact=True)
+            small = onnx.to_onnx(program(CompactNet(net, entropy, size)), opset, notes=notes, compact=True)
             dense_bytes, dense = len(content), len(content) <= len(small)
             content = content if dense else small
         run = onnx.runner(content, threads)

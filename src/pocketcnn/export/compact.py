@@ -161,7 +161,7 @@ class Puppet(nn.Module):
         return self.puppeteer.kernels(self.level)
 
 
-class Fed(nn.Module):
+class ReadingNet(nn.Module):
     """An ordinary net, whose convolutions are given kernels anew in each call.
 
     Args:
@@ -219,18 +219,18 @@ class Fed(nn.Module):
         nn.init.constant_(self._conv(name).weight, scale)
 
 
-class Compact(nn.Module):
+class CompactNet(nn.Module):
     """A net in evaluation mode that makes its kernels in each call, and the tables of its puppeteers too.
 
     Args:
-        model: as in `Fed`; so are the others.
-        entropy: as in `Fed`.
-        input_size: as in `Fed`.
+        model: as in `ReadingNet`; so are the others.
+        entropy: as in `ReadingNet`.
+        input_size: as in `ReadingNet`.
     """
 
     def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, int, int]) -> None:
         super().__init__()
-        self.fed = Fed(model, entropy, input_size).eval()
+        self.fed = ReadingNet(model, entropy, input_size).eval()
         puppeteers = {name: module for name, module in self.fed.named_modules() if isinstance(module, Puppeteer)}
         self.names = list(puppeteers)
         self.tables = nn.ModuleList(

@@ -179,7 +179,7 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
             checkpoint.save(self.source, self.file, **self.saving)
         notes = checkpoint.read_header(self.file)["notes"]
         if notes.get("data") != (name := public_name(notes.get("data"))):
-            checkpoint.renote_(self.file, {**notes, "data": name})
+            checkpoint.replace_notes_(self.file, {**notes, "data": name})
         write_json(save_directory / _CONFIG, checkpoint.read_header(self.file))
 
     @classmethod

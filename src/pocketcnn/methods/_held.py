@@ -18,17 +18,17 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
-class Held:
+class CallValue:
     """What one caller holds out to another for the length of a call, each thread its own."""
 
     def __init__(self) -> None:
         self._stacks: dict[int, list[Any]] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Held":
-        return Held()  # what is held out belongs to a call that is under way
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CallValue":
+        return CallValue()  # what is held out belongs to a call that is under way
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Held, ()
+        return CallValue, ()
 
     def get(self) -> Any:
         """What was held out last in this thread; None if nothing is."""

@@ -57,8 +57,8 @@ class Method:
     finish: Callable[[nn.Module, Mapping[str, nn.Module | None]], None] = lambda model, built: None
     # Brings what was built near to the trained modules that each of its places had, from the weights alone; None where
     # only images can tell how near the outputs are.
-    fit: Callable[[Mapping[str, Sequence[Any]], Mapping[str, nn.Module | None]], None] | None = None
-    fit_options: Mapping[str, Any] = field(default_factory=dict)  # what such a start needs
+    match: Callable[[Mapping[str, Sequence[Any]], Mapping[str, nn.Module | None]], None] | None = None
+    match_options: Mapping[str, Any] = field(default_factory=dict)  # what such a start needs
     # What a search varies: option -> numbers or choices, of which the first finds most places to work.
     searched: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)
 

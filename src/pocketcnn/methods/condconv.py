@@ -27,7 +27,7 @@ from pocketcnn import kernels
 from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._held import Held
+from pocketcnn.methods._held import CallValue
 from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.methods._sites import conv_sites
 from pocketcnn.numerics._shapes import Pair
@@ -101,7 +101,7 @@ class Router(nn.Linear):
         super().__init__(in_channels, num_experts, device=device, dtype=dtype)
         self.activation, self.temperature, self.dropout = activation, temperature, dropout
         self.block = ""  # where in the net the block is that this router looks at; a router of one layer has none
-        self.held = Held()
+        self.held = CallValue()
 
     def reset_parameters(self) -> None:
         """As in `nn.Linear`, with a bias of 0."""
@@ -345,7 +345,7 @@ def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
 
 
 @torch.no_grad()
-def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
+def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
     """Experts that mix to the trained kernel for every image, and differ so that they can learn to differ more.
 
     The routers start blind: they give every image the same weights, with which the experts' differences cancel.
@@ -372,6 +372,6 @@ METHOD = Method(
     sites=sites,
     build=build,
     finish=finish,
-    fit=fit,
+    match=match,
     searched={"num_experts": Range(2, 8)},
 )

@@ -422,7 +422,7 @@ def _of_one_size(numbers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
+def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
     """Rings whose layers' kernels are as near to trained ones as they can be; see `pocketcnn.numerics.fit_ring`."""
     readers: dict[ParameterRing, dict[int, nn.Conv2d]] = {}
     for name, layer in made.items():
@@ -450,7 +450,7 @@ METHOD = Method(
     options=RingOptions,
     sites=sites,
     build=build,
-    fit=fit,
-    fit_options={"gain": True},
+    match=match,
+    match_options={"gain": True},
     searched={"size": Range(0.01, 1.0), "level": ("net", "stage")},
 )

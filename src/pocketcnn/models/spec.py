@@ -61,7 +61,7 @@ def parse_options(text: str) -> tuple[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class NetSpec:
     """One row of a comparison: a net by name, and the method that condenses it or `plain`.
 
     `rival_of` names the small net whose stored numbers this plain net was narrowed (or widened) to.

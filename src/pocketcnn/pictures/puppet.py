@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.cost.macs import dial_of
+from pocketcnn.cost.macs import gauge_of
 from pocketcnn.methods.puppet import Puppeteer, PuppetStage
 from pocketcnn.pictures.panels import show_image, spread_over
 from pocketcnn.support.modules import evaluating
@@ -36,12 +36,12 @@ def draw_levels(
     Raises:
         ValueError: the net's depth does not depend on its images, or on features that only it sees.
     """
-    dial = dial_of(net)
-    if dial is None or dial.measure not in _UNITS:
+    gauge = gauge_of(net)
+    if gauge is None or gauge.measure not in _UNITS:
         raise ValueError(f"the depth of this {type(net).__name__} does not depend on what can be seen in its images")
     with evaluating(net):
-        values = torch.cat([dial.value(batch) for batch in x.split(500)]).float()
-        levels = torch.cat([dial.levels_of(batch) for batch in x.split(500)])
+        values = torch.cat([gauge.value(batch) for batch in x.split(500)]).float()
+        levels = torch.cat([gauge.levels_of(batch) for batch in x.split(500)])
     plots = pyplot()
     figure = plots.figure(figsize=(10.5, 6.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
@@ -60,18 +60,18 @@ def draw_levels(
             linewidth=1.4,
             color=plots.get_cmap("tab10")(place % 10),
         )
-    for level in range(1, dial.levels):
+    for level in range(1, gauge.levels):
         border = values[levels == level]
         if len(border):
             left.axvline(border.min().item(), color="0.5", linewidth=0.8, linestyle=":")
-    left.set_xlabel(f"{_UNITS[dial.measure]} (dotted: where the next level begins)")
+    left.set_xlabel(f"{_UNITS[gauge.measure]} (dotted: where the next level begins)")
     left.set_ylabel("% of the class's images")
     left.legend(fontsize=8, ncols=2 if len(classes) > 5 else 1, frameon=False)
     left.set_ylim(bottom=0)
 
     stages = [module for module in net.modules() if isinstance(module, PuppetStage)]
     depths = Counter(sum(stage.depth_of(level) for stage in stages) for level in levels.tolist())
-    shown = sorted({sum(stage.depth_of(level) for stage in stages) for level in range(dial.levels)})
+    shown = sorted({sum(stage.depth_of(level) for stage in stages) for level in range(gauge.levels)})
     bars = right.bar(
         [str(d) for d in shown], [100 * depths[d] / len(levels) for d in shown], color="#0072B2", width=0.6
     )

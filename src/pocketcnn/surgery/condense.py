@@ -13,7 +13,7 @@ from torch import nn
 
 from pocketcnn.errors import NothingToCondense, UnsupportedLayer
 from pocketcnn.methods import Method
-from pocketcnn.surgery.fitting import fit_
+from pocketcnn.surgery.fitting import start_from_trained_
 from pocketcnn.surgery.provenance import Step, provenance, remember
 from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_sites
 
@@ -60,7 +60,7 @@ def condense(
         raise ValueError('no image is looked at with initialize="fresh"; leave images out, or take initialize="fit"')
     record, settings = resolve_method(method, options)
     if initialize == "fit":
-        settings = dataclasses.replace(settings, **record.fit_options)
+        settings = dataclasses.replace(settings, **record.match_options)
     sites = select_sites(record, record.sites(model, settings), include, exclude, where, on_unsupported)
     chosen = tuple(site.name for site in sites if not site.reason)
     if not chosen:
@@ -72,7 +72,7 @@ def condense(
         )
     small = apply_step(model, record, settings, chosen)
     if initialize == "fit":
-        fit_(small, model, record, [site for site in sites if not site.reason], images)
+        start_from_trained_(small, model, record, [site for site in sites if not site.reason], images)
     return small
 
 

@@ -30,7 +30,9 @@ _TINY = 1e-12
 _SAME = 1e-4  # outputs that differ by less, as a share of the largest, are the same
 
 
-def fit_(small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[Site], images: Tensor | None) -> None:
+def start_from_trained_(
+    small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[Site], images: Tensor | None
+) -> None:
     """Brings a freshly condensed net near to the trained one it was made of, in place.
 
     Args:
@@ -57,8 +59,8 @@ def fit_(small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[S
                 "images hold numbers that are not finite; take out what was not decoded or normalised well"
             )
         images = images.to(dtype)
-    if method.fit is not None:
-        method.fit({site.name: site.modules for site in sites}, made)
+    if method.match is not None:
+        method.match({site.name: site.modules for site in sites}, made)
     elif images is None:
         raise ValueError(
             f'{method.name} is fitted to what the trained layers give: initialize="fit" needs images= of the kind that the '

@@ -12,7 +12,7 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint.storage import hold_zeros_
-from pocketcnn.cost import dial_of
+from pocketcnn.cost import gauge_of
 from pocketcnn.data import DataSet, load_unlabelled
 from pocketcnn.errors import BadData
 from pocketcnn.methods import METHODS
@@ -129,7 +129,7 @@ def condensed(
     else:
         net = condense(trained, method, initialize=initialize, images=shown, **options)
     calibrate(net, data)
-    if initialize == "fresh" or dial_of(net) is not None:  # which images go how deep is known only now
+    if initialize == "fresh" or gauge_of(net) is not None:  # which images go how deep is known only now
         recalibrate_(net, shown)
     return net
 
@@ -143,7 +143,7 @@ def _wait_for(path: Path) -> None:
         time.sleep(0.5)
 
 
-def answered(teacher: str | Path, folder: str | Path, *, skip_bad_images: bool = False) -> DataSet:
+def pseudo_labelled(teacher: str | Path, folder: str | Path, *, skip_bad_images: bool = False) -> DataSet:
     """Images without labels for `distil`, with the teacher's answers in their place, as it was shown its own.
 
     Args:

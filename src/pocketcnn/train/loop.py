@@ -15,7 +15,7 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import image_notes
-from pocketcnn.cost import dial_of, measure, measure_images, measure_latency
+from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
 from pocketcnn.data import DataSet, shrink
 from pocketcnn.errors import BadData, MissingExtra
 from pocketcnn.support.files import make_folder, read_json, remove_partials, write_json
@@ -99,9 +99,9 @@ def fit(
     keep_memory()
     folder = make_folder(Path(folder))
     name = name or folder.name
-    check_fit(model, data)
+    check_input(model, data)
     if config.small_epochs:
-        check_fit(model, data, share=SMALL)
+        check_input(model, data, share=SMALL)
     settings: dict[str, Any] = {
         "name": name,
         "identity": dict(identity or {}),
@@ -128,7 +128,7 @@ def fit(
     settings = as_read(settings)
     earlier = earlier_config(folder, settings, config)
     if earlier is not None and (folder / "result.json").exists():
-        checkpoint.fill_(model, folder / "model.safetensors")
+        checkpoint.fill_from_(model, folder / "model.safetensors")
         return read_json(folder / "result.json")
     guard = Safeguard(folder, save_every)
     with guard, _quiet_lightning():
@@ -202,7 +202,7 @@ def fit(
 
 def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
     """What the test images cost, where that depends on the image."""
-    if dial_of(model) is None:
+    if gauge_of(model) is None:
         return None
     return dataclasses.asdict(measure_images(model, normalized(data.test.in_order(500), data), runs=10, rounds=3))
 
@@ -232,7 +232,7 @@ def evaluate(
     model: nn.Module, data: DataSet, *, split: Literal["test", "validation"] = "test", batch_size: int = 256
 ) -> dict[str, float]:
     """Loss and accuracy of a net on the test or the validation split, in its own precision, on the device where it lives."""
-    check_fit(model, data)
+    check_input(model, data)
     module = Classifier(model, data, TrainConfig(batch_size=batch_size, precision="float32", channels_last="off"))
     with _quiet_lightning():
         trainer = pl.Trainer(
@@ -243,7 +243,7 @@ def evaluate(
     return module.take(split)
 
 
-def check_fit(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
+def check_input(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
     """Checks that a net takes the images and has an output for each class.
 
     Args:

@@ -39,12 +39,12 @@ def compare(words: Sequence[str]) -> int:
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = parse(Compare, words, "compare", method_help(), train=preset_of(words, PRESETS))
-    from pocketcnn.experiments.compare import compare, contestants
+    from pocketcnn.experiments.compare import compare, net_specs
     from pocketcnn.report import summarize, write_report
 
     data = load_data(given)
     options = model_options_of(given, data)
-    rows = contestants(given.models, given.methods, options, equal_size=given.equal_size)
+    rows = net_specs(given.models, given.methods, options, equal_size=given.equal_size)
     total = len(rows) * given.seeds
     with live_table() as show:
 

@@ -47,7 +47,7 @@ def _condensed(net: "nn.Module", notes: dict[str, Any], given: Any, options: dic
     import pocketcnn as pc
 
     if given.data is None:
-        if given.initialize == "fit" and pc.METHODS[given.method].fit is None:
+        if given.initialize == "fit" and pc.METHODS[given.method].match is None:
             raise BadUsage(
                 f"{given.method} is fitted to what the trained layers give for images: name some with --data"
             )

@@ -40,8 +40,8 @@ def distil(words: Sequence[str]) -> None:
             "distil needs --teacher: the file of a trained net, the folder of its run, or DATA/NAME of models"
         )
     from pocketcnn.report import summarize
-    from pocketcnn.train.distil import answered
     from pocketcnn.train.distil import distil as run
+    from pocketcnn.train.distil import pseudo_labelled
 
     teacher = model_path(given.train.teacher)
     if given.unlabelled is None:
@@ -49,7 +49,7 @@ def distil(words: Sequence[str]) -> None:
     elif value_of("--data", words) is not None:
         raise BadUsage("give --data, or --unlabelled with images that the teacher answers for, not both")
     else:
-        data = answered(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
+        data = pseudo_labelled(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
     result = run(
         teacher,
         given.student,

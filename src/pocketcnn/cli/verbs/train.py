@@ -34,14 +34,14 @@ def train(words: Sequence[str]) -> None:
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = parse(Train, words, "train", method_help(), train=preset_of(words, PRESETS))
-    from pocketcnn.models.spec import Contestant, parse_method, parse_options
+    from pocketcnn.models.spec import NetSpec, parse_method, parse_options
     from pocketcnn.report import summarize
     from pocketcnn.train import fit
 
     method, options = parse_method(given.method)
     data = load_data(given)
     model, model_options = parse_options(given.model)
-    row = Contestant(model, method, options, {**model_options_of(given, data), **model_options})
+    row = NetSpec(model, method, options, {**model_options_of(given, data), **model_options})
     result = fit(
         row.build(given.train.seed),
         data,

@@ -112,13 +112,13 @@ def measure_rates(work: Work, results: Path, data_folder: str | Path | None = No
     rates = {recipe: dict(known) for recipe, known in _rates(results).items()}
     loaded: dict[tuple[str, float], DataSet] = {}
     for row, recipe in work:
-        net, data = row.contestant().build(seed=0), _load(row, recipe, data_folder, loaded)
+        net, data = row.spec().build(seed=0), _load(row, recipe, data_folder, loaded)
         calibrate(net, data)
         net = to_layout(net.to(device), torch.channels_last).train()
         images, labels = trial_batch(data, recipe.train.batch_size, device)
         images = images.contiguous(memory_format=torch.channels_last)
         seconds = [step_seconds(net, images, labels, bfloat16=True) for _ in range(steps + 1)][1:]
-        rates.setdefault(recipe.name, {})[row.contestant().label] = round(len(labels) / median(seconds), 1)
+        rates.setdefault(recipe.name, {})[row.spec().label] = round(len(labels) / median(seconds), 1)
         write_json(path, {"images_per_second": rates, "environment": environment()})
     return path
 
@@ -128,7 +128,7 @@ def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -
     finished: dict[str, dict[str, Path]] = {}
     loaded: dict[tuple[str, float], DataSet] = {}
     for row, recipe in work:
-        label = row.contestant().label
+        label = row.spec().label
         folder = folder_of(results / "reproduce" / recipe.name, label) / "seed0"
         if (folder / "model.safetensors").is_file() and (folder / "result.json").is_file():
             finished.setdefault(recipe.name, {})[label] = folder
@@ -147,7 +147,7 @@ def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Recipe]]:
     work: dict[tuple[str, str], tuple[Row, Recipe]] = {}
     for row in (row for table in tables for row in table.rows if not row.command):
         if recipe := row.recipe if column == "table" else row.quick:
-            work.setdefault((recipe.name, row.contestant().label), (row, recipe))
+            work.setdefault((recipe.name, row.spec().label), (row, recipe))
     return list(work.values())
 
 
@@ -161,25 +161,25 @@ def _run(
         for row, recipe in work:
             if any(found.seed == seed for found in runs_of(row, recipe, before)):
                 continue
-            contestant = row.contestant()
-            folder = folder_of(results / "reproduce" / recipe.name, contestant.label) / f"seed{seed}"
-            if math.isfinite(minutes) and contestant.label not in rates.get(recipe.name, {}):
+            spec = row.spec()
+            folder = folder_of(results / "reproduce" / recipe.name, spec.label) / f"seed{seed}"
+            if math.isfinite(minutes) and spec.label not in rates.get(recipe.name, {}):
                 measure_rates([(row, recipe)], results, data_folder)
                 rates = _rates(results)
             expected = 60 * (hours(row, recipe, rates, len(curve_of(folder))) or 0)
             left = minutes - (time.monotonic() - start) / 60
-            title = f"{contestant.label}, {recipe.name}, seed {seed}"
+            title = f"{spec.label}, {recipe.name}, seed {seed}"
             if left <= 0 or expected > left:
                 _log.info("%s: left out, takes %.0f minutes of the %.0f that are left", title, expected, max(left, 0))
                 continue
             try:
                 fit(
-                    contestant.build(seed),
+                    spec.build(seed),
                     _load(row, recipe, data_folder, loaded),
                     dataclasses.replace(recipe.train, seed=seed),
                     folder,
                     name=title,
-                    identity={**dataclasses.asdict(contestant), "label": contestant.label},
+                    identity={**dataclasses.asdict(spec), "label": spec.label},
                     **run,
                 )
             except (Interrupted, Preempted):

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pocketcnn.experiments.reproduce import figures
-from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, essence
+from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, comparable_settings
 from pocketcnn.experiments.reproduce.runs import Run, Size, is_of, latency_of, runs_of, size_of
 from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
 from pocketcnn.pictures import draw_law
@@ -41,7 +41,7 @@ _SHRUNK = 0.6  # of the time of an epoch, where images have three quarters of th
 
 def hours(row: Row, recipe: Recipe, rates: Rates, epochs_done: int = 0) -> float | None:
     """How long a run should take, or the rest of it; None where the net's rate was not measured."""
-    rate = rates.get(recipe.name, {}).get(row.contestant().label)
+    rate = rates.get(recipe.name, {}).get(row.spec().label)
     shrunk = max(0, recipe.train.small_epochs - epochs_done)
     epochs = recipe.train.epochs - epochs_done - (1 - _SHRUNK) * shrunk
     return epochs * recipe.images(row.data) / rate / 3600 if rate else None
@@ -243,8 +243,8 @@ def _section(table: Table, found: Sequence[Found], rates: Rates, page: Path) -> 
 
 def _spelled(recipe: Recipe) -> str:
     """A recipe by what differs from the defaults of `TrainConfig`."""
-    default = essence({})
-    return f"`{recipe.name}`: {', '.join(f'{k} {v}' for k, v in essence(recipe.train).items() if v != default[k])}."
+    default = comparable_settings({})
+    return f"`{recipe.name}`: {', '.join(f'{k} {v}' for k, v in comparable_settings(recipe.train).items() if v != default[k])}."
 
 
 def _figure(table: Table, found: Sequence[Found]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from pocketcnn.errors import PocketError
 from pocketcnn.methods import get_method
 from pocketcnn.models.recipes import RECIPES
-from pocketcnn.models.spec import PLAIN_METHOD, Contestant, parse_method, parse_options
+from pocketcnn.models.spec import PLAIN_METHOD, NetSpec, parse_method, parse_options
 from pocketcnn.support.files import read_json
 from pocketcnn.train.config import PRESETS, TrainConfig
 
@@ -61,12 +61,12 @@ class Row:
     goal: Mapping[str, Any] = field(default_factory=dict)  # text, and percent or of_first: points against the first row
     command: str = ""  # that makes this row, where training it alone is not how it was made
 
-    def contestant(self) -> Contestant:
+    def spec(self) -> NetSpec:
         """The net, as `compare` trains it."""
         model, given = parse_options(self.model)
         method, options = parse_method(self.method)
         shape = {"in_channels": self.data.input_size[0], "num_classes": self.data.classes}
-        return Contestant(model, method, options, {**shape, **given})
+        return NetSpec(model, method, options, {**shape, **given})
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _step(method: str, options: Mapping[str, Any]) -> list[Any]:
     return [method, {**dataclasses.asdict(full), **listed}]
 
 
-def essence(train: Mapping[str, Any] | TrainConfig) -> dict[str, Any]:
+def comparable_settings(train: Mapping[str, Any] | TrainConfig) -> dict[str, Any]:
     """What makes a recipe: every field but seed, precision, layout and compiler; one that an older record lacks counts
     as the default."""
     given = dataclasses.asdict(train) if isinstance(train, TrainConfig) else train

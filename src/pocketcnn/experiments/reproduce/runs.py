@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from pocketcnn.cost import measure
-from pocketcnn.experiments.reproduce.published import Data, Recipe, Row, essence, net_of
+from pocketcnn.experiments.reproduce.published import Data, Recipe, Row, comparable_settings, net_of
 from pocketcnn.support.files import read_json
 
 
@@ -45,7 +45,7 @@ def read_runs(folder: Path) -> list[Run]:
         found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
             continue
-        train = essence(found["train"])
+        train = comparable_settings(found["train"])
         if isinstance(found.get("identity"), dict) and {"data", "seed", "test_accuracy", "epochs"} <= found.keys():
             identity = found["identity"]
             fields = ("model", "method", "options", "model_options")
@@ -70,15 +70,15 @@ def is_of(run: Run, data: Data, recipe: Recipe) -> bool:
     """Whether a run is on a data set under a recipe, with as many training images, within one per cent."""
     images = recipe.images(data)
     complete = run.images is None or abs(run.images - images) <= images / 100
-    return complete and run.data == data.name and run.train == essence(recipe.train)
+    return complete and run.data == data.name and run.train == comparable_settings(recipe.train)
 
 
 def runs_of(row: Row, recipe: Recipe | None, runs: Iterable[Run]) -> list[Run]:
     """The runs of a row under a recipe: the first for each seed."""
     if recipe is None:
         return []
-    contestant = row.contestant()
-    net = net_of(contestant.model, contestant.method, contestant.options, contestant.model_options)
+    spec = row.spec()
+    net = net_of(spec.model, spec.method, spec.options, spec.model_options)
     nets = [net, row.key] if row.command else [net]
     chosen: dict[int, Run] = {}
     for run in runs:
@@ -92,7 +92,7 @@ def size_of(row: Row, runs: Sequence[Run]) -> Size:
     for run in runs:
         if {"cost", "file_bytes"} <= run.result.keys():
             return recorded_size(run)
-    cost = measure(row.contestant().build(0), row.data.input_size)
+    cost = measure(row.spec().build(0), row.data.input_size)
     return Size(cost.trainable_params, cost.size_bytes, cost.macs, written=False)
 
 

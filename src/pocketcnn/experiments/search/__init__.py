@@ -26,7 +26,7 @@ from pocketcnn.models.recipes import create_model
 from pocketcnn.models.spec import PLAIN_METHOD
 from pocketcnn.support.files import make_folder
 from pocketcnn.train import TrainConfig
-from pocketcnn.train.loop import check_fit
+from pocketcnn.train.loop import check_input
 
 __all__ = ["METHODS_TRIED", "Budgets", "Candidate", "Found", "Part", "Space", "parse_size", "search", "stops"]
 
@@ -76,7 +76,7 @@ def search(
     """
     if trials < 1:
         raise ValueError(f"trials is how many candidates are trained, at least 1, not {trials}")
-    check_fit(create_model(space.model, **space.model_options), data)
+    check_input(create_model(space.model, **space.model_options), data)
     output = make_folder(Path(output))
     settings = _settings(data, config, space, budgets)
     with quiet_optuna():

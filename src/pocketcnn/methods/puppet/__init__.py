@@ -165,7 +165,7 @@ def gauge_of(model: nn.Module) -> Gauge | None:
     return next((module for module in model.modules() if isinstance(module, Gauge)), None)
 
 
-def fit(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
+def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
     """Puppeteers whose trajectories pass as near to the trained kernels as they can, on the way of the highest level.
 
     What is brought down is 1 - cos^2 of the angle between each generated kernel and the trained one, weighted by their
@@ -224,6 +224,6 @@ METHOD = Method(
         "runs of equal blocks of convolutions in an nn.Sequential",
     ),
     finish=finish,
-    fit=fit,
+    match=match,
     searched={"size": Range(0.02, 0.5), "depth": ("fixed", "entropy")},
 )

@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketcnn.methods._held import Held, tracing
+from pocketcnn.methods._held import CallValue, tracing
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
 _log = logging.getLogger(__name__)
 
 
-class Alike(NamedTuple):
+class OneLevel(NamedTuple):
     """A batch whose images all have one level, and what is made for it in this call; None is the highest level."""
 
     level: int | None
     made: dict[Any, Any]
 
 
-class Crowd:
+class MixedLevels:
     """A batch of mixed levels: its images by level, the highest first, and what is made for them in this call."""
 
     def __init__(self, levels: Tensor) -> None:
@@ -39,7 +39,7 @@ class Crowd:
         self.back = self.order.argsort()
 
 
-class Unseen(NamedTuple):
+class TracedLevels(NamedTuple):
     """A batch whose values cannot be looked at, while a net is traced: the levels as a tensor."""
 
     levels: Tensor
@@ -54,7 +54,7 @@ class Calls:
 
     def __init__(self, gauge: "Gauge | None" = None) -> None:
         self.gauge = gauge
-        self._held = Held()
+        self._held = CallValue()
         self._said = False
 
     def attach(self, net: nn.Module) -> None:
@@ -74,7 +74,7 @@ class Calls:
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]
 
-    def seen(self, x: Tensor) -> "Alike | Crowd | Unseen":
+    def seen(self, x: Tensor) -> "OneLevel | MixedLevels | TracedLevels":
         """What was found of the images whose features a stage is given.
 
         Raises:
@@ -87,7 +87,7 @@ class Calls:
             self._held.push(found)
         if found is None and self.gauge is not None:
             if self.gauge.pin is not None:
-                return Alike(self.gauge.pin, {})
+                return OneLevel(self.gauge.pin, {})
             if not (self._said or tracing()):
                 self._said = True
                 _log.warning(
@@ -95,8 +95,8 @@ class Calls:
                     "call the net itself, or net.gauge.pinned(level)"
                 )
         if found is None:
-            return Alike(None, {})
-        if not isinstance(found, Alike) and found.levels.shape[0] != x.shape[0]:
+            return OneLevel(None, {})
+        if not isinstance(found, OneLevel) and found.levels.shape[0] != x.shape[0]:
             raise ValueError(
                 f"the net was given {found.levels.shape[0]} images, but a stage in it gets features of {x.shape[0]}; "
                 "condense the part of the net that takes as many images as its stages"
@@ -108,7 +108,7 @@ class Calls:
         self._held.push(UNMEASURED)  # first of all, for `_end` comes whatever happens
         if self.gauge is not None and self.gauge.measure == "features":
             return
-        found: Any = Alike(None, {})
+        found: Any = OneLevel(None, {})
         if self.gauge is not None:
             images = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4]
             if len(images) != 1:
@@ -162,7 +162,7 @@ class Gauge(nn.Module):
         if measure not in self.MEASURES:
             raise ValueError(f"no measure {measure!r}; known: {', '.join(self.MEASURES)}")
         self.measure, self.levels = measure, levels
-        self._pinned, self._record = Held(), Held()
+        self._pinned, self._record = CallValue(), CallValue()
         self._warned = False
         self.register_buffer("mean", torch.empty(channels))
         self.register_buffer("std", torch.empty(channels))
@@ -295,19 +295,19 @@ class Gauge(nn.Module):
         with self._record.given(record):
             yield (net if self.measure == "features" else self.see), record
 
-    def see(self, x: Tensor) -> Alike | Crowd | Unseen:
+    def see(self, x: Tensor) -> OneLevel | MixedLevels | TracedLevels:
         """Sorts a batch into levels."""
         pin = self.pin
         levels = self.levels_of(x)
         if (record := self._record.get()) is not None:
             record.append((levels, self.value(x).detach()))
         if pin is not None:
-            return Alike(pin, {})
+            return OneLevel(pin, {})
         # Batch norm in training must not see images that have stopped: there the compiler has to break off and look.
         if x.is_meta or (tracing() and not (self.training and not torch.compiler.is_exporting())):
-            return Unseen(levels, {})
-        crowd = Crowd(levels)
-        return crowd if len(crowd.groups) > 1 else Alike(crowd.groups[0][0] if crowd.groups else 0, {})
+            return TracedLevels(levels, {})
+        crowd = MixedLevels(levels)
+        return crowd if len(crowd.groups) > 1 else OneLevel(crowd.groups[0][0] if crowd.groups else 0, {})
 
     def extra_repr(self) -> str:
         return f"measure={self.measure!r}, levels={self.levels}"

@@ -82,7 +82,7 @@ class Puppeteer(nn.Module):
         self.register_buffer("signs", torch.empty(total, device=device, dtype=torch.int8), persistent=False)
         paths = self.options.levels if self.options.depth_by == "step" else 1
         self.register_buffer("scales", torch.empty(paths, len(self.slots), device=device, dtype=dtype))
-        self.kept = Kept()
+        self.kept = VersionedCache()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -208,18 +208,18 @@ def _numbered(stages: Any) -> dict[Slot, Any]:
     }
 
 
-class Kept:
+class VersionedCache:
     """What was made of some numbers, as long as they stay what they were. Copies of a net start without."""
 
     def __init__(self) -> None:
         self._stamp: Any = None
         self._made: dict[Any, Any] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Kept":
-        return Kept()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VersionedCache":
+        return VersionedCache()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, ()
+        return VersionedCache, ()
 
     def clear(self) -> None:
         """Forgets everything."""

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pocketcnn import kernels
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments
-from pocketcnn.methods._held import Held
-from pocketcnn.methods.puppet.gauge import Alike, Calls, Gauge, Unseen
+from pocketcnn.methods._held import CallValue
+from pocketcnn.methods.puppet.gauge import Calls, Gauge, OneLevel, TracedLevels
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.methods.puppet.puppeteer import Puppeteer, Shape, Slot
 
@@ -35,7 +35,7 @@ class GeneratedConv2d(AbstractConv2d):
     """A convolution inside of a `PuppetStage`, whose kernels the stage holds out to it."""
 
     def __init__(
-        self, *arguments: Any, puppeteer: Puppeteer, slot: Slot, held: Held, bias: Any, **keywords: Any
+        self, *arguments: Any, puppeteer: Puppeteer, slot: Slot, held: CallValue, bias: Any, **keywords: Any
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.bias = bias
@@ -119,7 +119,7 @@ class PuppetStage(nn.Module):
         self.puppeteer = puppeteer
         self.gauge: Gauge | None = None  # what decides which image passes how many blocks; without, all pass all
         self.calls = Calls()  # the net's own, once the stage is part of one
-        self._held = Held()
+        self._held = CallValue()
         self.blocks = nn.ModuleList(blocks)
         if puppeteer is not None:
             for b, block in enumerate(blocks):
@@ -151,9 +151,9 @@ class PuppetStage(nn.Module):
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out out_height out_width"]:
         found = self.calls.seen(x)
-        if isinstance(found, Alike):
+        if isinstance(found, OneLevel):
             return self._straight(x, self.options.levels - 1 if found.level is None else found.level, found.made)
-        if isinstance(found, Unseen):
+        if isinstance(found, TracedLevels):
             return self._masked(x, found)
         x = _rows(x, found.order)
         # In training all groups go together, for batch norm; else only where they share their kernels, for then nothing
@@ -224,7 +224,7 @@ class PuppetStage(nn.Module):
             idle += self.puppeteer.parameters()
         return x + 0 * torch.stack([p.sum() for p in idle]).sum()
 
-    def _masked(self, x: Tensor, found: Unseen) -> Tensor:
+    def _masked(self, x: Tensor, found: TracedLevels) -> Tensor:
         """All images through all blocks; those whose depth is reached keep what they have."""
         levels = range(self.options.levels)
         depths = torch.tensor([self.depth_of(level) for level in levels], device=x.device)[found.levels]

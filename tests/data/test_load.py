@@ -124,7 +124,9 @@ def test_hub_ids_go_through_the_same_reading(parquets, tmp_path, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(BadData, match=r"uoft-cs/cifar10: the Hugging Face hub did not give it \(ConnectionError\)"):
+    with pytest.raises(
+        BadData, match=r"uoft-cs/cifar10: cannot be loaded from the Hugging Face hub \(ConnectionError\)"
+    ):
         load("cifar10")
 
 
@@ -243,7 +245,7 @@ def test_strange_labels_and_small_classes(tmp_path, folder):
         load(tmp_path / "set")
     for number in range(2):
         picture(folder / "eel" / f"{number}.png", value=number)
-    with pytest.raises(BadData, match="class 'eel' has 2 images; a class needs at least 3, one a split"):
+    with pytest.raises(BadData, match="class 'eel' has 2 images; a class needs at least 3, one for each split"):
         load(folder)
     with pytest.raises(ValueError, match="limit must be at least 1 image, not 0"):
         load("digits", limit=0)

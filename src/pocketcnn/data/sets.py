@@ -40,7 +40,7 @@ class Images:
         return channels, height, width
 
     def steps(self, batch_size: int, world: int = 1) -> int:
-        """Training steps of an epoch on `world` devices; images that do not fill a batch on each device are left out."""
+        """Training steps of an epoch on `world` devices; images that do not fill a batch on all are left out."""
         return max(1, len(self) // (batch_size * world))
 
     def batches(

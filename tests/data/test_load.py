@@ -251,7 +251,7 @@ def test_strange_labels_and_small_classes(tmp_path, folder):
         load("digits", limit=0)
 
 
-def test_an_unwritable_cache_is_said_and_done_without(folder, tmp_path, caplog):
+def test_an_unwritable_cache_is_logged_and_not_used(folder, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     data = load(folder, cache=tmp_path / "file" / "cache")
     assert len(data.classes) == 2

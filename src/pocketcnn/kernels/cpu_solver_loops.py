@@ -57,12 +57,14 @@ def _take_numbers(table, flat, strides, bases, count, box, memory, row):
 
 @solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.image, WHOLES, WHOLES, types.UniTuple(WHOLE, 4)))
 def _give_image(table, memory, row, count, flat, strides, bases, box):
-    give(memory, row, count, flat, strides, bases, box)
+    if flat.size:  # else nobody wants it
+        give(memory, row, count, flat, strides, bases, box)
 
 
 @solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.memory, WHOLES, WHOLES, types.UniTuple(WHOLE, 4)))
 def _give_numbers(table, memory, row, count, flat, strides, bases, box):
-    give(memory, row, count, flat, strides, bases, box)
+    if flat.size:  # else nobody wants it
+        give(memory, row, count, flat, strides, bases, box)
 
 
 @solver.routine(lambda k: (*_pass(k), k.number[:, :, ::1], k.image))
@@ -130,44 +132,14 @@ def backward_tiles(
                     table,
                     (memory, row * size, _OF_SOURCE * size, lanes, uses[place] * 11 * LANES, SCALE, grid),
                 )
-        if grad_source.size:
-            call(
-                _give_image,
-                table,
-                (memory, _OF_SOURCE * size, _count(tile, grid), grad_source, strides[0], bases, _box(grid)),
-            )
-        if grad_u.size:
-            call(
-                _give_numbers, table, (memory, _OF_U * size, _count(tile, grid), grad_u, strides[0], bases, _box(grid))
-            )
-        if grad_v.size:
-            call(
-                _give_numbers, table, (memory, _OF_V * size, _count(tile, grid), grad_v, strides[0], bases, _box(grid))
-            )
-        if grad_dx.size:
-            call(
-                _give_numbers,
-                table,
-                (memory, _OF_DX * size, _count(tile, grid), grad_dx, strides[0], bases, _box(grid)),
-            )
-        if grad_dy.size:
-            call(
-                _give_numbers,
-                table,
-                (memory, _OF_DY * size, _count(tile, grid), grad_dy, strides[0], bases, _box(grid)),
-            )
-        if grad_initial.size:
-            call(
-                _give_image,
-                table,
-                (memory, (flows + 1) * size, _count(tile, grid), grad_initial, strides[0], bases, _box(grid)),
-            )
-        if grad_previous.size:
-            call(
-                _give_image,
-                table,
-                (memory, flows * size, _count(tile, grid), grad_previous, strides[0], bases, _box(grid)),
-            )
+        count, box, apart = _count(tile, grid), _box(grid), strides[0]
+        call(_give_image, table, (memory, _OF_SOURCE * size, count, grad_source, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_U * size, count, grad_u, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_V * size, count, grad_v, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_DX * size, count, grad_dx, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_DY * size, count, grad_dy, apart, bases, box))
+        call(_give_image, table, (memory, (flows + 1) * size, count, grad_initial, apart, bases, box))
+        call(_give_image, table, (memory, flows * size, count, grad_previous, apart, bases, box))
 
 
 @solver.routine(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pocketcnn.errors import BadUsage
 
 if TYPE_CHECKING:
+    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.data import DataSet
 
 
@@ -131,5 +132,7 @@ def device_options_of(given: DeviceArguments) -> dict[str, Any]:
     return {**{name: getattr(given, name) for name in names}, "save_every": 60 * given.save_minutes}
 
 
-def input_size_of(given: SurgeryArguments, notes: dict[str, Any]) -> tuple[int, int, int]:
-    return given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
+def input_size_of(given: Any, notes: "ImageNotes") -> tuple[int, int, int]:
+    """The size of an image: as given, else as the net's file says, else 32x32 pixels."""
+    channels, height, width = given.input_size or notes.input_size or (given.in_channels or 3, 32, 32)
+    return channels, height, width

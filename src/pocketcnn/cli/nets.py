@@ -1,11 +1,10 @@
 """The nets and images that a command line names."""
 
-import dataclasses
 import functools
 import getpass
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +15,21 @@ from pocketcnn.errors import BadUsage, MissingPassphrase, UnknownPretrained
 if TYPE_CHECKING:
     from torch import nn
 
+    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.data import DataSet
 
 
-def some_test_images(name: str | None, notes: dict[str, Any], most: int) -> tuple[Any, Any, Any, Sequence[str]]:
+def some_test_images(name: str | None, notes: "ImageNotes", most: int) -> tuple[Any, Any, Any, Sequence[str]]:
     """Test images spread over the split as uint8 and normalised, their labels, and the names of the classes."""
     import torch
 
     from pocketcnn.data import load
 
-    data = load(name or notes["data"])
+    data = load(name or notes.data)
     count = len(data.test)
     chosen = torch.arange(min(count, most)) * count // min(count, most)  # a split may be sorted by class
     pixels = data.test.images[chosen]
-    return pixels, normalised(pixels, notes), data.test.labels[chosen], data.classes
+    return pixels, _normalised(pixels, notes), data.test.labels[chosen], data.classes
 
 
 def load_net(path: Path) -> "nn.Module":
@@ -108,28 +108,27 @@ def model_path(name: str | Path) -> Path:
     raise FileNotFoundError(f"{path}: no such model file")
 
 
-def trained_notes(title: str, path: Path) -> dict[str, Any]:
-    """What the file of a trained net says about its images and classes."""
-    from pocketcnn import checkpoint
+def trained_notes(title: str, path: Path) -> "ImageNotes":
+    """What the file of a trained net says of its images and classes; complete, or the command line is wrong."""
+    from pocketcnn.checkpoint.notes import ImageNotes
 
-    notes = checkpoint.read_header(path)["notes"]
-    if not {"data", "classes", "input_size", "mean", "std"} <= notes.keys():
+    notes = ImageNotes.read(path)
+    if notes.lacks():
         raise BadUsage(f"{title}: not a trained net's file: it does not say what its images and classes are")
     return notes
 
 
-def as_trained(data: "DataSet", notes: dict[str, Any], hint: str = "") -> "DataSet":
-    """A data set for a trained net: with images like those of its training, whose moments are taken for them too."""
-    if list(data.input_size) != notes["input_size"]:
+def as_trained(data: "DataSet", notes: "ImageNotes", hint: str = "") -> "DataSet":
+    """A data set for a trained net: its images have the size of the net's own, and are normalised like them."""
+    if data.input_size != notes.input_size:
         raise BadUsage(
-            f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes['input_size'])} "
+            f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes.input_size)} "
             f"(channels x height x width){hint}"
         )
-    if list(data.classes) != notes["classes"]:
-        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes['classes'][:3])}, ..."
+    if data.classes != notes.classes:
+        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes.classes[:3])}, ..."
         print(f"{data.name}: its classes are {names}; they are compared by number", file=sys.stderr)
-    # The net must see images as it did in training, whatever their own moments are.
-    return dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    return notes.applied_to(data)
 
 
 def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
@@ -149,38 +148,38 @@ def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]
     return files
 
 
-def common_notes(notes_of: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the files of trained nets, by their titles, say about the images that all of them were trained on."""
-    names = ("input_size", "mean", "std")
-    for title, notes in notes_of.items():
-        if not {"data", *names} <= notes.keys():
+def common_notes(notes_of: Mapping[str, Mapping[str, Any]]) -> "ImageNotes":
+    """What the notes of several trained nets, by title, say of the images that all of them were trained on."""
+    from pocketcnn.checkpoint.notes import ImageNotes
+
+    known = {title: ImageNotes.from_notes(notes) for title, notes in notes_of.items()}
+    for title, notes in known.items():
+        if notes.lacks("data", "input_size", "mean", "std"):
             raise BadUsage(f"{title}: not a trained net's file: it does not say what its images look like")
-    notes = next(iter(notes_of.values()))
-    if other := next((t for t, n in notes_of.items() if any(n[name] != notes[name] for name in names)), None):
-        raise BadUsage(f"{other} was trained on other images than {next(iter(notes_of))}; take them one by one")
+    first, notes = next(iter(known.items()))
+    looks = (notes.input_size, notes.mean, notes.std)
+    if other := next((title for title, n in known.items() if (n.input_size, n.mean, n.std) != looks), None):
+        raise BadUsage(f"{other} was trained on other images than {first}; take them one by one")
     return notes
 
 
-def images_for(given: Any, notes: dict[str, Any]) -> tuple[Any, Any]:
+def images_for(given: Any, notes: "ImageNotes") -> tuple[Any, Any]:
     """The images of an image file, or the test images of some numbers, as uint8 and normalised."""
     from pocketcnn.data import load, read_image
 
-    channels, height, _ = notes["input_size"]
+    channels, height, _ = notes.input_size
     if given.image_file is not None:
         pixels = read_image(given.image_file, image_size=height, channels=channels)[None]
     else:
-        test = load(given.data or notes["data"], image_size=None, channels=None).test
+        test = load(given.data or notes.data, image_size=None, channels=None).test
         if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
             raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
         pixels = test.images[list(given.images)]
-    return pixels, normalised(pixels, notes)
+    return pixels, _normalised(pixels, notes)
 
 
-def normalised(pixels: Any, notes: dict[str, Any]) -> Any:
-    """Images as nets were trained to see them, by the notes in their files."""
-    import torch
-
-    if list(pixels.shape[1:]) != notes["input_size"]:
-        raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {notes['input_size']}")
-    mean, std = (torch.tensor(notes[name])[:, None, None] for name in ("mean", "std"))
-    return (pixels.float() / 255 - mean) / std
+def _normalised(pixels: Any, notes: "ImageNotes") -> Any:
+    """Images as the nets were trained to see them, if they have the size of those."""
+    if tuple(pixels.shape[1:]) != notes.input_size:
+        raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {list(notes.input_size)}")
+    return notes.normalise(pixels)

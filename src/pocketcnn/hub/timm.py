@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from pocketcnn import checkpoint, zoo
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.errors import UnknownPretrained
 from pocketcnn.models.recipes import create_model, list_models
 from pocketcnn.support.optional import optional_import
@@ -58,14 +59,14 @@ def _configurations(name: str, kind: Any) -> dict[str, Any]:
     for card in zoo.cards():
         if card.name == name:
             path = zoo.FOLDER / card.file
-            notes = checkpoint.read_header(path)["notes"]
+            notes = ImageNotes.read(path)
             found[card.data] = kind(
                 file=str(path),
-                input_size=tuple(notes["input_size"]),
-                mean=tuple(notes["mean"]),
-                std=tuple(notes["std"]),
-                num_classes=len(notes["classes"]),
-                label_names=tuple(notes["classes"]),
+                input_size=notes.input_size,
+                mean=notes.mean,
+                std=notes.std,
+                num_classes=len(notes.classes),
+                label_names=notes.classes,
                 crop_pct=1.0,
                 classifier="fc",
             )

@@ -74,8 +74,8 @@ def distil(
         raise ValueError(f"no initialization {initialize!r}; known: {', '.join(INITIALIZATIONS)}")
     folder = make_folder(Path(folder))
     config = dataclasses.replace(config, teacher=str(teacher))
-    known, notes = Teacher.open(str(teacher), data), checkpoint.read_header(teacher)["notes"]
-    data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    known = Teacher.open(str(teacher), data)
+    data = known.notes.applied_to(data)
     began = {
         "student": _digest(student),
         "initialize": initialize,
@@ -151,7 +151,8 @@ def pseudo_labelled(teacher: str | Path, folder: str | Path, *, skip_bad_images:
         folder: with image files, in whatever folders.
         skip_bad_images: as in `pocketcnn.data.load_unlabelled`; so are the errors.
     """
-    known, notes = Teacher.read(str(teacher))
+    known = Teacher.read(str(teacher))
+    channels, height, width = known.notes.input_size
 
     def answer(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -160,10 +161,10 @@ def pseudo_labelled(teacher: str | Path, folder: str | Path, *, skip_bad_images:
     return load_unlabelled(
         folder,
         answer,
-        classes=notes["classes"],
-        mean=notes["mean"],
-        std=notes["std"],
-        input_size=tuple(notes["input_size"]),
+        classes=known.notes.classes,
+        mean=known.notes.mean,
+        std=known.notes.std,
+        input_size=(channels, height, width),
         skip_bad_images=skip_bad_images,
     )
 

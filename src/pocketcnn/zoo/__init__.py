@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from pocketcnn import checkpoint
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.errors import TamperedFile, UnknownPretrained
 from pocketcnn.models import recipes
@@ -126,9 +127,9 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
     card = find(name, pretrained)
     path = path_of(card)
     header = checkpoint.read_header(path)
-    notes = header["notes"]
-    num_classes = header["base"]["options"].get("num_classes", len(notes["classes"]))
-    own = {"in_channels": notes["input_size"][0], "num_classes": num_classes}
+    notes = ImageNotes.from_notes(header["notes"])
+    num_classes = header["base"]["options"].get("num_classes", len(notes.classes))
+    own = {"in_channels": notes.input_size[0], "num_classes": num_classes}
     for option, value in options.items():
         if option not in own or value != own[option]:
             has = f"its {option} is {own[option]}" if option in own else "it is what it is"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketcnn import checkpoint, zoo
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.cost import count_params
 from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
@@ -73,8 +74,7 @@ def add(
             raise ValueError(f"{data}/{name}: {size:,} bytes as {storage}, a file may have {LARGEST_FILE:,}")
         if (whole := size + sum(card.size_bytes for card in others)) > LARGEST_ZOO:
             raise ValueError(f"{data}/{name}: {whole:,} bytes with all others, the zoo may have {LARGEST_ZOO:,}")
-        seen = dataclasses.replace(dataset, mean=tuple(notes["mean"]), std=tuple(notes["std"]))  # as it was trained
-        accuracy = evaluate(checkpoint.load(stored), seen)["test_accuracy"]
+        accuracy = evaluate(checkpoint.load(stored), ImageNotes.read(stored).applied_to(dataset))["test_accuracy"]
         content = stored.read_bytes()
     card = Card(
         name=name,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.cli.nets import load_net, model_path, normalised, trained_notes
+from pocketcnn.cli.nets import load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
 from pocketcnn.cli.printing import size_in_words
 from pocketcnn.errors import BadImage, BadUsage
@@ -46,16 +46,16 @@ def classify(words: Sequence[str]) -> None:
     else:
         title, path = given.model, model_path(given.model)
     notes, net = trained_notes(title, path), load_net(path)
-    fitted = [_fitted_image(image, notes["input_size"]) for image in given.images]
-    x = normalised(torch.stack([pixels for pixels, _ in fitted]), notes).to(device_and_dtype(net)[1])
+    fitted = [_fitted_image(image, notes.input_size) for image in given.images]
+    x = notes.normalise(torch.stack([pixels for pixels, _ in fitted])).to(device_and_dtype(net)[1])
     with torch.no_grad():
         logits = torch.cat([net(batch) for batch in x.split(256)])
-    classes = notes["classes"]
+    classes = notes.classes
     shares, chosen = logits.float().softmax(dim=1)[:, : len(classes)].topk(min(given.top, len(classes)), dim=1)
     for _, converted in fitted:
         if converted:
             print(converted, file=sys.stderr)
-    print(f"{title}: trained on {notes['data']}, images {size_in_words(notes['input_size'])}, {len(classes)} classes")
+    print(f"{title}: trained on {notes.data}, images {size_in_words(notes.input_size)}, {len(classes)} classes")
     cells = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))]
     for image, row, indices in zip(given.images, shares.tolist(), chosen.tolist(), strict=True):
         found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))

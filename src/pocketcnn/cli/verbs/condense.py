@@ -1,6 +1,5 @@
 """`pocketcnn condense`."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from pocketcnn.errors import BadUsage
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pocketcnn.checkpoint.notes import ImageNotes
 
 
 def condense(words: Sequence[str]) -> None:
@@ -29,11 +30,14 @@ def condense(words: Sequence[str]) -> None:
         """How many training images a fit looks at."""
 
     import pocketcnn as pc
+    from pocketcnn.checkpoint.notes import ImageNotes
 
     given, options = parse_surgery(Condense, words, "condense")
     net, notes = named_or_file(given.model, given)
-    small = _condensed(net, notes, given, {"include": given.include, "exclude": given.exclude, **options})
-    before, after = pc.measure(net, input_size_of(given, notes)), pc.measure(small, input_size_of(given, notes))
+    known = ImageNotes.from_notes(notes)
+    small = _condensed(net, known, given, {"include": given.include, "exclude": given.exclude, **options})
+    input_size = input_size_of(given, known)
+    before, after = pc.measure(net, input_size), pc.measure(small, input_size)
     passphrase = passphrase_of(Path(given.model)) if Path(given.model).is_file() else None
     size = pc.save(small, given.output, notes=notes, passphrase=passphrase)
     for key in ("trainable_params", "macs", "depth", "size_bytes"):
@@ -42,7 +46,7 @@ def condense(words: Sequence[str]) -> None:
     print(f"{given.output}: {size:,} bytes")
 
 
-def _condensed(net: "nn.Module", notes: dict[str, Any], given: Any, options: dict[str, Any]) -> "nn.Module":
+def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[str, Any]) -> "nn.Module":
     """The condensed net; with data, it is shown how accurate it is before any training, and from a fresh start."""
     import pocketcnn as pc
 
@@ -58,9 +62,7 @@ def _condensed(net: "nn.Module", notes: dict[str, Any], given: Any, options: dic
     from pocketcnn.train import evaluate
     from pocketcnn.train.distil import condensed
 
-    data = load(given.data)
-    if {"mean", "std"} <= notes.keys():
-        data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    data = notes.applied_to(load(given.data))
     nets = {"before": net}
     for initialize in dict.fromkeys(("fresh", given.initialize)):
         nets[initialize] = condensed(net, given.method, data, initialize=initialize, images=given.images, **options)

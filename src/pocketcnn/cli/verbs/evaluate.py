@@ -31,7 +31,7 @@ def evaluate(words: Sequence[str]) -> None:
     path = model_path(given.model)
     notes, net = trained_notes(given.model, path), load_net(path)
     data = load(
-        given.data or notes["data"],
+        given.data or notes.data,
         image_size=given.image_size,
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,

@@ -39,9 +39,9 @@ def export(words: Sequence[str]) -> None:
     from pocketcnn.export import export as write
 
     path = model_path(given.model)
-    net, notes = load_net(path), checkpoint.read_header(path)["notes"]
+    net, images = load_net(path), None
     if given.data is not None:
-        trained_notes(given.model, path)
+        images = some_test_images(given.data, trained_notes(given.model, path), 170)[1]
     found = write(
         net,
         given.output or Path(f"model{SUFFIXES[given.format]}"),
@@ -50,8 +50,8 @@ def export(words: Sequence[str]) -> None:
         batch=given.batch,
         opset=given.opset,
         entropy=given.entropy,
-        notes=notes,
-        images=None if given.data is None else some_test_images(given.data, notes, 170)[1],
+        notes=checkpoint.read_header(path)["notes"],
+        images=images,
     )
     before = path.stat().st_size
     cells = [(str(path), f"{before:,} bytes", "")]

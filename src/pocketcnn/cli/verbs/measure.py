@@ -3,14 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.arguments import ModelArguments, input_size_of, model_options_of
 from pocketcnn.cli.nets import named_or_file
 from pocketcnn.cli.parsing import method_help, parse
 from pocketcnn.cli.printing import size_in_words, with_commas
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.tables import columns
+
+if TYPE_CHECKING:
+    from pocketcnn.checkpoint.notes import ImageNotes
 
 
 def measure(words: Sequence[str]) -> None:
@@ -38,13 +41,15 @@ def measure(words: Sequence[str]) -> None:
         print(_cost_of_onnx(given))
         return
     import pocketcnn as pc
+    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.models.spec import PLAIN_METHOD, parse_method
 
     net, notes = named_or_file(given.model, given)
     method, options = parse_method(given.method)
     if method != PLAIN_METHOD:
         net = pc.condense(net, method, **options)
-    size = given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
+    known = ImageNotes.from_notes(notes)
+    size = input_size_of(given, known)
     cost = pc.measure(net, size)
     latency = pc.measure_latency(net, size, batch=given.batch, threads=given.threads, runs=given.runs)
     rows = [(key, with_commas(value)) for key, value in dataclasses.asdict(cost).items() if isinstance(value, int)]
@@ -61,7 +66,7 @@ def measure(words: Sequence[str]) -> None:
     for key, value in rows:
         print(f"{key:<{width}}  {value:>16}")
     if given.data is not None:
-        print(_costs_by_image(net, given.data, notes, given.runs))
+        print(_costs_by_image(net, given.data, known, given.runs))
 
 
 def _cost_of_onnx(given: Any) -> str:
@@ -90,20 +95,17 @@ def _cost_of_onnx(given: Any) -> str:
     return "\n".join(lines)
 
 
-def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> str:
+def _costs_by_image(net: Any, name: str, notes: "ImageNotes", runs: int) -> str:
     """A table of the test images of a data set by level; a net that was never trained is calibrated first."""
-    import torch
-
     from pocketcnn.cost import measure_images
     from pocketcnn.data import load
 
     data = load(name)
-    mean, std = (torch.tensor(notes.get(key, [number]))[:, None, None] for key, number in (("mean", 0.0), ("std", 1.0)))
-    if "mean" not in notes:
+    if notes.lacks("mean"):
         for module in net.modules():
             if hasattr(module, "calibrate_"):
                 module.calibrate_(batch / 255 for batch in data.train.images[:10_000].split(500))
-    costs = measure_images(net, (data.test.images.float() / 255 - mean) / std, runs=runs)
+    costs = measure_images(net, notes.normalise(data.test.images), runs=runs)
     cells = [("level", "images", "measure", "depth", "MACs", "ms")]
     for row in costs.levels:
         ends = "-" if row.lowest is None or row.highest is None else f"{row.lowest:.2f} to {row.highest:.2f}"

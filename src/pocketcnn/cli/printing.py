@@ -9,11 +9,6 @@ from typing import Any
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
-def call_in_words(method: str, options: Any) -> str:
-    """A method with its options, as on a command line."""
-    return ":".join(filter(None, (method, ",".join(f"{key}={value}" for key, value in options.items()))))
-
-
 def size_in_words(input_size: Sequence[int]) -> str:
     return "x".join(map(str, input_size))
 

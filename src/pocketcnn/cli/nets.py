@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
 
 def some_test_images(name: str | None, notes: "ImageNotes", most: int) -> tuple[Any, Any, Any, Sequence[str]]:
-    """Test images spread over the split as uint8 and normalised, their labels, and the names of the classes."""
+    """Test images spread evenly over the split.
+
+    Args:
+        name: of the data set; by default the one that the net was trained on.
+        notes: what the net knows of its images.
+        most: how many images at most.
+    Returns:
+        The images as uint8, the same normalised, their labels, and the names of the classes.
+    Raises:
+        BadUsage: the images are not of the size that the net was trained on.
+    """
     import torch
 
     from pocketcnn.data import load
@@ -33,22 +43,22 @@ def some_test_images(name: str | None, notes: "ImageNotes", most: int) -> tuple[
 
 
 def load_net(path: Path) -> "nn.Module":
-    """The net of a model file, with its passphrase where it has one."""
+    """Loads the net of a model file; asks for the passphrase if the file has one."""
     from pocketcnn import checkpoint
 
     return checkpoint.load(path, passphrase=passphrase_of(path))
 
 
-@functools.cache  # asked for once
+@functools.cache  # so that it is asked for once
 def passphrase_of(path: Path) -> str | None:
-    """What opens a file; None where it is not locked."""
+    """The passphrase of a model file; None if the file has none."""
     from pocketcnn import checkpoint
 
     return _secret("POCKETCNN_PASSPHRASE", f"passphrase of {path}") if "key" in checkpoint.read_header(path) else None
 
 
 def new_passphrase(path: Path) -> str:
-    """What is to open a file from now on; a slip of the finger would lock it for ever, so it is asked for twice."""
+    """Asks for the passphrase of a file to be written; asks twice, because a typing mistake would lock the file for ever."""
     words = f"new passphrase of {path}"
     given = _secret("POCKETCNN_NEW_PASSPHRASE", words)
     if given != _secret("POCKETCNN_NEW_PASSPHRASE", f"{words}, once more"):
@@ -57,7 +67,7 @@ def new_passphrase(path: Path) -> str:
 
 
 def _secret(variable: str, words: str) -> str:
-    """From the environment, or asked for on a terminal; never from the command line, which others can read."""
+    """Reads a secret from the environment, or asks on the terminal; never from the command line, which others can see."""
     if given := os.environ.get(variable):
         return given
     if not sys.stdin.isatty():
@@ -66,14 +76,23 @@ def _secret(variable: str, words: str) -> str:
 
 
 def named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[str, Any]]:
-    """A net by name or from a file, and the notes in the file."""
+    """Makes a net by name, or loads it from a file.
+
+    Returns:
+        The net, and the notes in its file; for a net by name only its input size, where it has one of its own.
+    Raises:
+        BadUsage: flags that make a net were given for a file.
+    """
     from pocketcnn import checkpoint
     from pocketcnn.models import recipes
 
     if Path(name).is_file() or name.endswith(".safetensors") or ("/" in name and not Path(name).is_dir()):
         path = model_path(name)
         if options := model_options_of(given):
-            raise BadUsage(f"{name}: a model file is what it is; leave out {', '.join(options)}")
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise BadUsage(
+                f"{name}: the net in a model file is already built, {flags} cannot change it; leave {flags} out"
+            )
         return load_net(path), checkpoint.read_header(path)["notes"]
     from pocketcnn.models.spec import parse_options
 
@@ -83,8 +102,15 @@ def named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[s
 
 
 def model_path(name: str | Path) -> Path:
-    """The model file that is meant: a file, that in the folder of a run, else the first there, or DATA/NAME of the
-    package's nets."""
+    """Finds the model file that a path or name means.
+
+    Args:
+        name: a file; a folder, whose `model.safetensors` or else first model file is meant; or DATA/NAME of a trained net
+            in the package.
+    Raises:
+        FileNotFoundError: there is no such file, or no model file in the folder.
+        UnknownPretrained: the package has no such net.
+    """
     path = Path(name)
     if path.is_dir():
         from pocketcnn import checkpoint
@@ -103,13 +129,17 @@ def model_path(name: str | Path) -> Path:
         try:
             return zoo.path_of(zoo.find(own, data))
         except UnknownPretrained:
-            if not path.parent.is_dir():  # else a file was meant
+            if not path.parent.is_dir():  # where there is such a folder, a file in it was meant
                 raise
     raise FileNotFoundError(f"{path}: no such model file")
 
 
 def trained_notes(title: str, path: Path) -> "ImageNotes":
-    """What the file of a trained net says of its images and classes; complete, or the command line is wrong."""
+    """What a trained net's file says of its images.
+
+    Raises:
+        BadUsage: an entry is lacking, so the net was not trained by this package.
+    """
     from pocketcnn.checkpoint.notes import ImageNotes
 
     notes = ImageNotes.read(path)
@@ -119,7 +149,17 @@ def trained_notes(title: str, path: Path) -> "ImageNotes":
 
 
 def as_trained(data: "DataSet", notes: "ImageNotes", hint: str = "") -> "DataSet":
-    """A data set for a trained net: its images have the size of the net's own, and are normalised like them."""
+    """Normalises a data set as a trained net expects its images.
+
+    Classes with other names than the net's are reported on stderr; they are compared by number.
+
+    Args:
+        data: the data set.
+        notes: what the net knows of its images.
+        hint: advice to add to the error.
+    Raises:
+        BadUsage: the images are of another size than those of the training.
+    """
     if data.input_size != notes.input_size:
         raise BadUsage(
             f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes.input_size)} "
@@ -132,7 +172,11 @@ def as_trained(data: "DataSet", notes: "ImageNotes", hint: str = "") -> "DataSet
 
 
 def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
-    """Model files by a short title, see `_model_path`."""
+    """Finds model files, see `model_path`, and gives each a short title: its own, or from its folder and name.
+
+    Raises:
+        BadUsage: no paths, another number of titles than of paths, or two equal titles.
+    """
     if not paths:
         raise BadUsage("give at least one model file or folder of a run")
     if titles and len(titles) != len(paths):
@@ -149,7 +193,11 @@ def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]
 
 
 def common_notes(notes_of: Mapping[str, Mapping[str, Any]]) -> "ImageNotes":
-    """What the notes of several trained nets, by title, say of the images that all of them were trained on."""
+    """What several trained nets, by title, know of the images that all of them were trained on.
+
+    Raises:
+        BadUsage: a file lacks an entry, or the nets were trained on images of other sizes or normalisation.
+    """
     from pocketcnn.checkpoint.notes import ImageNotes
 
     known = {title: ImageNotes.from_notes(notes) for title, notes in notes_of.items()}
@@ -164,7 +212,14 @@ def common_notes(notes_of: Mapping[str, Mapping[str, Any]]) -> "ImageNotes":
 
 
 def images_for(given: Any, notes: "ImageNotes") -> tuple[Any, Any]:
-    """The images of an image file, or the test images of some numbers, as uint8 and normalised."""
+    """Reads the images that the flags name: an image file, or test images by their numbers.
+
+    Args:
+        given: arguments with `image_file`, `images` and `data`.
+        notes: what the nets know of their images.
+    Returns:
+        The images as uint8, and the same normalised.
+    """
     from pocketcnn.data import load, read_image
 
     channels, height, _ = notes.input_size
@@ -179,7 +234,7 @@ def images_for(given: Any, notes: "ImageNotes") -> tuple[Any, Any]:
 
 
 def _normalised(pixels: Any, notes: "ImageNotes") -> Any:
-    """Images as the nets were trained to see them, if they have the size of those."""
+    """Normalises images as in the nets' training; raises BadUsage if they are of another size."""
     if tuple(pixels.shape[1:]) != notes.input_size:
         raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {list(notes.input_size)}")
     return notes.normalise(pixels)

@@ -1,4 +1,4 @@
-"""`pocketcnn classify`."""
+"""`pocketcnn classify`: names the likeliest classes of image files, by a trained net."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pocketcnn.cli.printing import size_in_words
 from pocketcnn.errors import BadImage, BadUsage
 from pocketcnn.support.tables import columns
 
-_ORIENTATION = 0x0112  # the EXIF tag of how a camera was held
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
 def classify(words: Sequence[str]) -> None:
@@ -21,12 +21,12 @@ def classify(words: Sequence[str]) -> None:
     @dataclass
     class Classify:
         images: Positional[tuple[Path, ...]]
-        """Image files; those of another size or mode than the net's are converted."""
+        """Image files; an image of another size or mode than the net's is converted."""
         model: str | None = None
-        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), the file of one, or the folder
-        of a run; the package's most accurate one for cifar10 by default."""
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
+        of a run; by default the package's most accurate net for cifar10."""
         top: int = 3
-        """How many classes of each image."""
+        """Number of classes shown for each image."""
 
     given = parse(Classify, words, "classify")
     if not given.images:
@@ -64,7 +64,13 @@ def classify(words: Sequence[str]) -> None:
 
 
 def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
-    """An image as a net takes it, and in words how it was converted, if it was."""
+    """Reads an image and converts it to the net's size.
+
+    Returns:
+        The pixels [channels, height, width], and a line that says how they were converted, empty if they were not.
+    Raises:
+        BadImage: the net takes images that are not square, and this one has another size.
+    """
     from pocketcnn.data import read_image
     from pocketcnn.support.optional import optional_import
 
@@ -77,7 +83,7 @@ def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
     wanted = f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
     if list(pixels.shape) != list(input_size):
         raise BadImage(
-            f"{path}: {had}, the net takes {wanted}, and only squares are made of other sizes; resize it first"
+            f"{path}: {had}, the net takes {wanted}, and only squares can be made from other sizes; resize it first"
         )
     converted = had != wanted or turned
     return pixels, f"{path}: {had} converted to {wanted}{turned}{cropped}" if converted else ""

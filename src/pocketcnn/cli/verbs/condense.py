@@ -1,4 +1,4 @@
-"""`pocketcnn condense`."""
+"""`pocketcnn condense`: replaces layers of a net by condensed ones, and shows what the small net saves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ def condense(words: Sequence[str]) -> None:
         output: Path = Path("small.safetensors")
         """The model file to write."""
         initialize: Literal["fresh", "fit"] = "fresh"
-        """Draw the new layers' numbers anew, or bring them near to the trained weights that they replace."""
+        """Draw the weights of the new layers at random (fresh), or fit them to the trained weights that they replace (fit)."""
         data: str | None = None
-        """Data set whose training images a fit looks at; accuracy on its validation images is shown."""
+        """Data set whose training images the fit uses; accuracy on its validation images is shown."""
         images: int = 2000
-        """How many training images a fit looks at."""
+        """Number of training images that the fit uses."""
 
     import pocketcnn as pc
     from pocketcnn.checkpoint.notes import ImageNotes
@@ -47,16 +47,20 @@ def condense(words: Sequence[str]) -> None:
 
 
 def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[str, Any]) -> "nn.Module":
-    """The condensed net; with data, it is shown how accurate it is before any training, and from a fresh start."""
+    """Condenses a net. With data it prints the accuracy before, after a fresh start, and after a fit if one is asked for.
+
+    Raises:
+        BadUsage: the method is fitted to outputs for images, and no data were given.
+    """
     import pocketcnn as pc
 
     if given.data is None:
         if given.initialize == "fit" and pc.METHODS[given.method].match is None:
             raise BadUsage(
-                f"{given.method} is fitted to what the trained layers give for images: name some with --data"
+                f"{given.method} is fitted to what the trained layers give for images; name some with --data"
             )
         if given.initialize == "fit":
-            print("without --data batch norms keep the statistics of the weights before")
+            print("without --data, batch norms keep the statistics of the net before")
         return pc.condense(net, given.method, initialize=given.initialize, **options)
     from pocketcnn.data import load
     from pocketcnn.train import evaluate

@@ -1,4 +1,4 @@
-"""`pocketcnn models`."""
+"""`pocketcnn models`: lists the nets that can be made by name, or the trained nets in the package."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ def models(words: Sequence[str]) -> None:
     @dataclass
     class Models:
         pattern: Positional[str] = "*"
-        """Shell pattern: "*ring*"."""
+        """Shell pattern of names: "*ring*"."""
         pretrained: bool = False
-        """List the trained nets of the package, with the test accuracy of each file."""
+        """List the trained nets in the package, with the test accuracy of each file."""
 
     given = parse(Models, words, "models")
     if given.pretrained:
@@ -43,7 +43,7 @@ def models(words: Sequence[str]) -> None:
 
 
 def _pretrained(pattern: str) -> str:
-    """A table of the trained nets of the package."""
+    """A table of the trained nets in the package."""
     from pocketcnn import zoo
 
     found = zoo.cards(pattern)

@@ -1,4 +1,4 @@
-"""`pocketcnn plan`."""
+"""`pocketcnn plan`: shows what `condense` would do to a net, and does nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -57,9 +57,9 @@ class DeviceArguments:
     """Flags for the machines that a training runs on; every other choice is in `TrainConfig`."""
 
     devices: int = 1
-    """Devices per machine; more than one trains by distributed data parallel."""
+    """Number of devices per machine; several train by distributed data parallel."""
     num_nodes: int = 1
-    """Machines."""
+    """Number of machines."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     strategy: Literal["auto", "ddp"] = "auto"
@@ -69,7 +69,7 @@ class DeviceArguments:
     save_minutes: float = 5.0
     """Minutes between checkpoints within an epoch; each epoch ends with one."""
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
-    """Tracker that the epochs are sent to as well; csv for none."""
+    """Tracker that each epoch is sent to; with csv only metrics.csv is written, as always."""
 
 
 @dataclass(kw_only=True)

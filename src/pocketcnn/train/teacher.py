@@ -1,4 +1,4 @@
-"""A trained net whose outputs another one learns."""
+"""The teacher: a trained net whose outputs another net learns."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,10 @@ from pocketcnn.train.module import Normalize
 
 
 class Teacher(nn.Module):
-    """A trained net that takes images as a run on its data set gives them: uint8, or floats from 0 to 255."""
+    """A trained net that normalises its images itself: it takes uint8, or floats from 0 to 255.
+
+    `notes` say what it knows of its images; `digest` changes when its file does.
+    """
 
     def __init__(self, net: nn.Module, notes: ImageNotes, digest: str) -> None:
         super().__init__()
@@ -23,7 +26,7 @@ class Teacher(nn.Module):
         self.normalize = Normalize(notes.mean, notes.std)
 
     def __deepcopy__(self, memo: Any) -> "Teacher":
-        return self  # it does not change, and averaged copies of a run need none of their own
+        return self  # it never changes, so the averaged copies of a run share it
 
     @classmethod
     def read(cls, name: str) -> "Teacher":
@@ -36,7 +39,9 @@ class Teacher(nn.Module):
         path = checkpoint.file_in(Path(name))
         notes = ImageNotes.read(path)
         if notes.lacks("classes", "input_size", "mean", "std"):
-            raise BadData(f"teacher {name}: does not say what it was trained on; take the file that a training left")
+            raise BadData(
+                f"teacher {name}: its file does not say what it was trained on; take the file that a training wrote"
+            )
         return cls(checkpoint.load(path), notes, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
     @classmethod
@@ -49,7 +54,7 @@ class Teacher(nn.Module):
         teacher = cls.read(name)
         notes = teacher.notes
         if notes.classes != data.classes:
-            raise BadData(f"teacher {name}: knows other classes than {data.name} has; take one trained on these")
+            raise BadData(f"teacher {name}: knows other classes than {data.name} has; take a net trained on these")
         if notes.input_size != data.input_size:
             raise BadData(
                 f"teacher {name}: takes images of {list(notes.input_size)}, those of {data.name} are "

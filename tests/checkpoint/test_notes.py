@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pocketcnn as pc
-from pocketcnn.checkpoint.notes import ImageNotes
+from pocketcnn.checkpoint.notes import ImageNotes, image_notes
 
 COLOURS = {
     "data": "pets",
@@ -20,7 +20,7 @@ COLOURS = {
 def test_notes_of_data_travel_through_a_file(digits, tmp_path):
     notes = ImageNotes.of(digits)
     assert notes.lacks() == []
-    written = notes.as_dict()
+    written = image_notes(digits)
     assert written == {
         "data": "digits",
         "classes": list(digits.classes),

@@ -11,7 +11,7 @@ from pocketcnn.errors import BrokenFile, ForeignFile, NewerFormat
 from pocketcnn.support.files import refuse_exported, write_atomically
 
 FORMAT, VERSION = "pocketcnn", 2
-FILE = "model.safetensors"  # the model file's name in the folder of a run or of a repository
+FILE = "model.safetensors"  # in the folder of a run, or of a repository
 
 
 def file_in(path: Path) -> Path:

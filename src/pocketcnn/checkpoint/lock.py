@@ -4,13 +4,12 @@ import hashlib
 import unicodedata
 from typing import Any
 
-SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # each guess costs 32 MiB and about a tenth of a second
+SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # 32 MiB and about a tenth of a second for each guess
 _MEMORY = 1 << 28  # the most bytes that a file's settings may require
 GUESSABLE = 1 << 32  # all smaller seeds can be tried in hours, without the passphrase
 
 
 def _needs_seed(options: dict[str, Any]) -> bool:
-    # A ring that is read in order, or by stored codes, has a seed but does not use it.
     return "seed" in options and options.get("scheme") not in ("identity", "windows")
 
 
@@ -25,6 +24,7 @@ def hide_seeds(header: dict[str, Any], passphrase: str) -> None:
     """
     if not passphrase:
         raise ValueError("an empty passphrase protects nothing")
+    # A ring that is read round and round, or by stored codes, has a seed but does without.
     seeded = [step["options"] for step in header["steps"] if _needs_seed(step["options"])]
     if not seeded:
         raise ValueError("a passphrase hides the seeds of rings and puppets; this net has none that matters")

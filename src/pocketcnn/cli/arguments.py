@@ -54,22 +54,22 @@ class ModelArguments:
 
 @dataclass(kw_only=True)
 class DeviceArguments:
-    """Flags for the machines that a training runs on; every other choice is in `TrainConfig`."""
+    """Where it runs; everything else that changes the result is in the recipe."""
 
     devices: int = 1
-    """Number of devices per machine; several train by distributed data parallel."""
+    """Devices per machine; more than one trains by distributed data parallel."""
     num_nodes: int = 1
-    """Number of machines."""
+    """Machines."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices train together: ddp is distributed data parallel; auto chooses it for more than one device."""
+    """How several devices train: distributed data parallel, which auto takes for more than one."""
     sync_batchnorm: bool = False
-    """Compute the statistics of batch norms over the images of all devices; on GPUs only."""
+    """Batch norm takes its statistics from the images of all devices; on GPUs only."""
     save_minutes: float = 5.0
-    """Minutes between checkpoints within an epoch; each epoch ends with one."""
+    """Minutes between checkpoints inside an epoch; each epoch ends with one."""
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
-    """Tracker that each epoch is sent to; with csv only metrics.csv is written, as always."""
+    """Also send the epochs to a tracker."""
 
 
 @dataclass(kw_only=True)
@@ -129,7 +129,6 @@ def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> di
 
 
 def device_options_of(given: DeviceArguments) -> dict[str, Any]:
-    """The flags as `pocketcnn.train.fit` takes them."""
     names = ("devices", "num_nodes", "accelerator", "strategy", "sync_batchnorm", "logger")
     return {**{name: getattr(given, name) for name in names}, "save_every": 60 * given.save_minutes}
 

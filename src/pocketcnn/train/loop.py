@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pocketcnn import checkpoint
-from pocketcnn.checkpoint.notes import ImageNotes
+from pocketcnn.checkpoint.notes import image_notes
 from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
 from pocketcnn.data import DataSet, shrink
 from pocketcnn.errors import BadData, MissingExtra
@@ -178,7 +178,7 @@ def fit(
         if not trainer.is_global_zero:
             return trainer.strategy.broadcast({}, src=0)
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
-        size = checkpoint.save(model, folder / "model.safetensors", notes=ImageNotes.of(data).as_dict())
+        size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
         result = {
             "name": name,
             "identity": dict(identity or {}),

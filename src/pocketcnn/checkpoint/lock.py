@@ -18,7 +18,7 @@ def hide_seeds(header: dict[str, Any], passphrase: str) -> None:
 
     Args:
         header: of a model file, with the salt and the settings of scrypt as its `key`; changed in place.
-        passphrase: from which the numbers are derived.
+        passphrase: the secret that the numbers are derived from.
     Raises:
         ValueError: the passphrase is empty, or no step has a seed that matters.
     """

@@ -1,4 +1,4 @@
-"""What a net knows of the images that it was trained on: read from data or from a model file, and applied to images."""
+"""Knowledge of a net about its images: `ImageNotes`, read from a data set or a model file, and applied to images."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from pocketcnn.data import DataSet
 
 @dataclass(frozen=True)
 class ImageNotes:
-    """What a model file says of the images that its net was trained on. An entry that the file lacks is empty.
+    """The facts in a model file about the images that its net was trained on. An entry that the file lacks is empty.
 
-    `data` is the name of the data set, `classes` are their names in the order of the net's outputs. `input_size` is
+    `data` is the name of the data set, `classes` holds its classes in the order of the net's outputs. `input_size` is
     (channels, height, width); `mean` and `std` are per channel, of images scaled to [0, 1].
     """
 
@@ -48,11 +48,11 @@ class ImageNotes:
         return cls.from_notes(read_header(path)["notes"])
 
     def lacks(self, *names: str) -> list[str]:
-        """Names of the entries that are empty, of those given or of all."""
+        """Names of the empty entries, among those given or among all."""
         return [name for name in names or self.as_dict() if not getattr(self, name)]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Images as the net saw them in training; only scaled to [0, 1] where mean and deviation are lacking.
+        """Normalises images as in the net's training; without mean and deviation they are only scaled to [0, 1].
 
         Args:
             pixels: [..., channels, height, width], values from 0 to 255.
@@ -63,9 +63,9 @@ class ImageNotes:
         return (pixels.float() / 255 - mean) / std
 
     def applied_to(self, data: DataSet) -> DataSet:
-        """A data set whose images are normalised as in the net's training, whatever their own mean and deviation are.
+        """Gives a data set the mean and deviation of the net's training; without both it stays as it is.
 
-        Where mean or deviation is lacking, the data set is left as it is.
+        A net must see images normalised as in its training, even if they have another mean and deviation.
         """
         return data if self.lacks("mean", "std") else dataclasses.replace(data, mean=self.mean, std=self.std)
 

@@ -129,13 +129,13 @@ def model_path(name: str | Path) -> Path:
         try:
             return zoo.path_of(zoo.find(own, data))
         except UnknownPretrained:
-            if not path.parent.is_dir():  # where there is such a folder, a file in it was meant
+            if not path.parent.is_dir():  # a file was meant if its folder exists
                 raise
     raise FileNotFoundError(f"{path}: no such model file")
 
 
 def trained_notes(title: str, path: Path) -> "ImageNotes":
-    """What a trained net's file says of its images.
+    """Reads what a trained net's file says of its images.
 
     Raises:
         BadUsage: an entry is lacking, so the net was not trained by this package.
@@ -193,10 +193,10 @@ def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]
 
 
 def common_notes(notes_of: Mapping[str, Mapping[str, Any]]) -> "ImageNotes":
-    """What several trained nets, by title, know of the images that all of them were trained on.
+    """Checks that several trained nets, by title, were trained on images alike, and returns the notes of the first.
 
     Raises:
-        BadUsage: a file lacks an entry, or the nets were trained on images of other sizes or normalisation.
+        BadUsage: a file lacks an entry, or the nets differ in input size, mean or deviation.
     """
     from pocketcnn.checkpoint.notes import ImageNotes
 

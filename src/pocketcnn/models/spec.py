@@ -27,8 +27,8 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     """Reads a method and its options: `"ring:size=0.1,seed=3"`. `include` and `exclude` patterns may be among them.
 
     Raises:
-        UnknownMethod: no such method, nor `plain`.
-        ValueError: an option without a value.
+        UnknownMethod: the name is neither a method's nor `plain`.
+        ValueError: an option has no value, or `plain` has options.
     Example:
         >>> parse_method("ring:size=0.1,include=layer3.*")
         ('ring', {'size': 0.1, 'include': 'layer3.*'})
@@ -45,7 +45,7 @@ def parse_options(text: str) -> tuple[str, dict[str, Any]]:
     """Reads a name and the options behind it; `spell` writes them.
 
     Raises:
-        ValueError: an option without a value.
+        ValueError: an option has no value.
     Example:
         >>> parse_options("mnist_net:feature=pde,width=8")
         ('mnist_net', {'feature': 'pde', 'width': 8})

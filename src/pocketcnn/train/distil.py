@@ -74,15 +74,15 @@ def distil(
         raise ValueError(f"no initialization {initialize!r}; known: {', '.join(INITIALIZATIONS)}")
     folder = make_folder(Path(folder))
     config = dataclasses.replace(config, teacher=str(teacher))
-    known = Teacher.open(str(teacher), data)
-    data = known.notes.applied_to(data)
+    trained = Teacher.open(str(teacher), data)
+    data = trained.notes.applied_to(data)
     began = {
         "student": _digest(student),
         "initialize": initialize,
         "images": images,
         "hold_zeros": hold_zeros,
         "seed": config.seed,
-        "teacher": known.digest,
+        "teacher": trained.digest,
         "fingerprint": data.fingerprint,
     }
     start = folder / "start.safetensors"
@@ -98,7 +98,7 @@ def distil(
         net = checkpoint.load(start)
     else:
         torch.manual_seed(config.seed)
-        net = _student(known.net, student, data, initialize, images)
+        net = _student(trained.net, student, data, initialize, images)
         accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
         _log.info("%s: %.2f %% of the validation images are right before the first step", student, 100 * accuracy)
         write_json(folder / "start.json", {**began, "validation_accuracy": accuracy})
@@ -155,19 +155,19 @@ def pseudo_labelled(teacher: str | Path, folder: str | Path, *, skip_bad_images:
         folder: folder with image files, directly or in subfolders.
         skip_bad_images: as in `pocketcnn.data.load_unlabelled`.
     """
-    known = Teacher.read(str(teacher))
-    channels, height, width = known.notes.input_size
+    trained = Teacher.read(str(teacher))
+    channels, height, width = trained.notes.input_size
 
     def answer(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return known(images).argmax(dim=1)
+            return trained(images).argmax(dim=1)
 
     return load_unlabelled(
         folder,
         answer,
-        classes=known.notes.classes,
-        mean=known.notes.mean,
-        std=known.notes.std,
+        classes=trained.notes.classes,
+        mean=trained.notes.mean,
+        std=trained.notes.std,
         input_size=(channels, height, width),
         skip_bad_images=skip_bad_images,
     )

@@ -46,13 +46,13 @@ def classify(words: Sequence[str]) -> None:
     else:
         title, path = given.model, model_path(given.model)
     notes, net = trained_notes(title, path), load_net(path)
-    fitted = [_fitted_image(image, notes.input_size) for image in given.images]
-    x = notes.normalise(torch.stack([pixels for pixels, _ in fitted])).to(device_and_dtype(net)[1])
+    read = [_converted_image(image, notes.input_size) for image in given.images]
+    x = notes.normalise(torch.stack([pixels for pixels, _ in read])).to(device_and_dtype(net)[1])
     with torch.no_grad():
         logits = torch.cat([net(batch) for batch in x.split(256)])
     classes = notes.classes
     shares, chosen = logits.float().softmax(dim=1)[:, : len(classes)].topk(min(given.top, len(classes)), dim=1)
-    for _, converted in fitted:
+    for _, converted in read:
         if converted:
             print(converted, file=sys.stderr)
     print(f"{title}: trained on {notes.data}, images {size_in_words(notes.input_size)}, {len(classes)} classes")
@@ -63,7 +63,7 @@ def classify(words: Sequence[str]) -> None:
     print(columns(cells))
 
 
-def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
+def _converted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
     """Reads an image and converts it to the net's size.
 
     Returns:

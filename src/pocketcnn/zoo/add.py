@@ -58,14 +58,13 @@ def add(
             raise ValueError(f"{word!r} cannot be a file's name; use letters, digits and _ . + = -")
     if not (run / "result.json").is_file():
         raise FileNotFoundError(f"{run}: not the folder of a finished run: there is no result.json")
+    result, source = read_json(run / "result.json"), run / "model.safetensors"
     if dataset is None:
         from pocketcnn.data import load
 
         dataset = load(data)
-    result = read_json(run / "result.json")
     others = [card for card in read_cards(folder) if (card.name, card.data) != (name, data)]
     room = LARGEST_ZOO - sum(card.size_bytes for card in others)
-    source = run / "model.safetensors"
     net, notes = checkpoint.load(source), {**checkpoint.read_header(source)["notes"], "data": data}
     content, accuracy = _stored(net, notes, f"{data}/{name}", storage, room, dataset)
     card = Card(

@@ -21,7 +21,7 @@ from pocketcnn.data.sets import Images
 from pocketcnn.experiments.bench.cases import NUM_STEPS, RING_SIZE
 from pocketcnn.experiments.bench.cases.pde import advect_diffuse_by_rolls
 from pocketcnn.experiments.bench.layers import LayerRecord
-from pocketcnn.experiments.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner, served
+from pocketcnn.experiments.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner
 from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.methods.puppet import Gauge, gauge_of
@@ -29,7 +29,7 @@ from pocketcnn.methods.ring import ParameterRing
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.optional import optional_import
 from pocketcnn.support.timing import Spread, in_turns
-from pocketcnn.surgery import condense, fold_norm, materialize
+from pocketcnn.surgery import as_served, condense, fold_norm, materialize
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def ring_reading(settings: Settings) -> Iterator[Goal]:
 
 def ring_served(settings: Settings) -> Iterator[Goal]:
     """A ring net with ordinary kernels against the plain net: it is the same net."""
-    nets = [served(net.eval()) for net in _ring_pair(settings)]
+    nets = [as_served(net.eval(), fold=True) for net in _ring_pair(settings)]
     images = torch.randn(settings.wide_batch, 3, settings.image_side, settings.image_side)
     sides = (runner(net, images, "inference", Configuration()) for net in nets)
     turns = in_turns(dict(zip(("plain", "ring"), sides, strict=True)), seconds=settings.net_seconds / 2, least=7)

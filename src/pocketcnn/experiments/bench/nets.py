@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn.cost import measure_memory
-from pocketcnn.errors import CannotMaterialize
 from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
-from pocketcnn.surgery import condense, fold_norm, materialize
+from pocketcnn.surgery import as_served, condense
 
 _log = logging.getLogger(__name__)
 NUM_CLASSES = 10
@@ -122,13 +121,6 @@ def without_global_layers(net: nn.Module) -> nn.Module:
     return net
 
 
-def served(net: nn.Module) -> nn.Module:
-    """The net as one would serve it: ordinary kernels and folded batch norms where either is exact."""
-    with contextlib.suppress(CannotMaterialize):
-        net = materialize(net)
-    return fold_norm(net)
-
-
 def measure_nets(settings: Settings) -> Iterator[NetRecord]:
     """Times the nets of each group in training, then in inference."""
     late = time.monotonic() + 60 * settings.nets_minutes
@@ -148,7 +140,7 @@ def _measure(group: Group, mode: str, settings: Settings, late: float) -> Iterat
         net = build()
         with torch.no_grad():
             net.train()(images)  # batch norms see images: an involution's output grows without them
-        nets[name] = net if mode == "training" else served(net.eval())
+        nets[name] = net if mode == "training" else as_served(net.eval(), fold=True)
         if name == FLOOR:
             chosen[name], trials[name] = chosen["resnet32_global"], ()
             continue

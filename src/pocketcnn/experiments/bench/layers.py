@@ -15,15 +15,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from pocketcnn.experiments.bench.cases import LAYOUTS, Case, Side
-from pocketcnn.experiments.bench.cases.condconv import condconv_case
-from pocketcnn.experiments.bench.cases.involution import involution_case
-from pocketcnn.experiments.bench.cases.pde import pde_case
-from pocketcnn.experiments.bench.cases.puppet import puppet_case
-from pocketcnn.experiments.bench.cases.ring import ring_case
+from pocketcnn.experiments.bench import cases
+from pocketcnn.experiments.bench.cases import LAYOUTS, Layer, Side
 from pocketcnn.experiments.bench.limits import Limit, Machine
 from pocketcnn.experiments.bench.settings import Settings, Shape
+from pocketcnn.methods import METHODS
 from pocketcnn.support.timing import Spread, first_line, in_turns
+from pocketcnn.support.wings import part_of
 
 _log = logging.getLogger(__name__)
 
@@ -52,23 +50,35 @@ class LayerRecord:
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
+def layers_timed() -> list[Layer]:
+    """The layers of every method that has a file in `cases`, in the order of the methods; logs which methods have none."""
+    found: list[Layer] = []
+    for method in METHODS:
+        if part := part_of(cases.__name__, method):
+            found += part.LAYERS
+        else:
+            _log.warning("bench has no layer cases for method %r; add experiments/bench/cases/%s.py", method, method)
+    return found
+
+
 def measure_layers(settings: Settings, machine: Machine) -> Iterator[LayerRecord]:
-    """Times every method at every shape, in float32 and bfloat16, forward, and forward and backward."""
+    """Times every layer at every shape, in float32 and bfloat16, forward, and forward and backward."""
     late = time.monotonic() + 60 * settings.layers_minutes
-    for backward in (False, True):
-        yield _measure("pde", settings.solver_shape, torch.float32, backward, settings, machine, late)
-    for shape, dtype, method, backward in product(
-        settings.shapes, (torch.float32, torch.bfloat16), METHODS, (False, True)
-    ):
-        yield _measure(method, shape, dtype, backward, settings, machine, late)
+    timed = layers_timed()
+    for layer in timed:
+        for shape, backward in product(layer.more_shapes(settings), (False, True)):
+            yield _measure(layer, shape, torch.float32, backward, settings, machine, late)
+    dtypes = (torch.float32, torch.bfloat16)
+    for shape, dtype, layer, backward in product(settings.shapes, dtypes, timed, (False, True)):
+        yield _measure(layer, shape, dtype, backward, settings, machine, late)
 
 
 def _measure(
-    method: str, shape: Shape, dtype: torch.dtype, backward: bool, settings: Settings, machine: Machine, late: float
+    layer: Layer, shape: Shape, dtype: torch.dtype, backward: bool, settings: Settings, machine: Machine, late: float
 ) -> LayerRecord:
     torch._dynamo.reset()  # or what was compiled for other shapes and modes would be looked through first
     torch.manual_seed(0)
-    plain, other = (METHODS[method](shape, dtype, layout, backward) for layout in LAYOUTS)
+    plain, other = (layer.case(shape, dtype, layout, backward) for layout in LAYOUTS)
     candidates = {**plain.sides, **{f"{name}, channels last": other.sides[name] for name in ("ours", "conv")}}
     failures = {}
     if not settings.compiled:
@@ -92,7 +102,7 @@ def _measure(
     ratios = {name: turns.ratio(ours, name) for name in calls if not name.startswith("ours")}
     ratios["limit"] = Spread.of(1e3 * s / limit.ms for s in turns.seconds[ours])
     record = LayerRecord(
-        method, shape, kind, "forward + backward" if backward else "forward", sides, ours, conv, ratios, limit,
+        layer.name, shape, kind, "forward + backward" if backward else "forward", sides, ours, conv, ratios, limit,
         turns.rounds, note=plain.note, failures=failures,
     )  # fmt: skip
     _log.info("%s", _in_words(record))
@@ -118,13 +128,3 @@ def _pass(side: Side, backward: bool) -> Callable[[], object]:
 
 def _both(side: Side, grad: Tensor) -> object:
     return torch.autograd.grad(side.call(), side.learns, grad)
-
-
-METHODS: Mapping[str, Callable[[Shape, torch.dtype, torch.memory_format, bool], Case]] = {
-    "pde": pde_case,
-    "involution K3": functools.partial(involution_case, 3),
-    "involution K7": functools.partial(involution_case, 7),
-    "condconv": condconv_case,
-    "ring": ring_case,
-    "puppet": puppet_case,
-}

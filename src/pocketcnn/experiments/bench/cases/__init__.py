@@ -1,7 +1,10 @@
-"""What is timed of each method: the sides of a layer, and how much work it is."""
+"""The layers that are timed: for each method a file of its name beside this one, with its `LAYERS`.
+
+A layer is timed from several sides; its work says how fast it could be on this machine.
+"""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn.experiments.bench.limits import Work
-from pocketcnn.experiments.bench.settings import Shape
+from pocketcnn.experiments.bench.settings import Settings, Shape
 
 NUM_STEPS, DT = 5, 0.2
 GROUP_CHANNELS, NUM_EXPERTS, RING_SIZE, NUM_BLOCKS = 16, 4, 0.1, 4
@@ -31,6 +34,18 @@ class Case:
     sides: Mapping[str, Side]
     work: Work
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is timed: its name in the records, and the function that makes its case.
+
+    `more_shapes` are timed too, in float32, before those that all layers are timed at.
+    """
+
+    name: str
+    case: Callable[[Shape, torch.dtype, torch.memory_format, bool], Case]  # shape, dtype, layout, with backward pass
+    more_shapes: Callable[[Settings], Sequence[Shape]] = lambda settings: ()
 
 
 def leaf(

@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn import kernels, numerics
-from pocketcnn.experiments.bench.cases import NUM_EXPERTS, Case, both_passes, conv_side, conv_work, leaf, sides_of
+from pocketcnn.experiments.bench.cases import (
+    NUM_EXPERTS,
+    Case,
+    Layer,
+    both_passes,
+    conv_side,
+    conv_work,
+    leaf,
+    sides_of,
+)
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 
@@ -44,3 +53,6 @@ def condconv_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format,
     work = both_passes(condconv_work(shape, dtype.itemsize), backward)
     note = "compiled is unfold and one product an image: the loop over the images compiles for minutes"
     return Case({**sides, "conv": conv_side(shape, dtype, layout)}, work, note)
+
+
+LAYERS = (Layer("condconv", condconv_case),)

@@ -5,7 +5,7 @@ import functools
 import torch
 
 from pocketcnn import kernels, numerics
-from pocketcnn.experiments.bench.cases import GROUP_CHANNELS, Case, both_passes, conv_side, leaf, sides_of
+from pocketcnn.experiments.bench.cases import GROUP_CHANNELS, Case, Layer, both_passes, conv_side, leaf, sides_of
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 
@@ -41,3 +41,6 @@ def involution_case(
     )
     work = both_passes(involution_work(shape, dtype.itemsize, kernel_size), backward)
     return Case({**sides_of(obvious, ours, x, per_pixel), "conv": conv_side(shape, dtype, layout)}, work)
+
+
+LAYERS = tuple(Layer(f"involution K{size}", functools.partial(involution_case, size)) for size in (3, 7))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pocketcnn import kernels
-from pocketcnn.experiments.bench.cases import DT, NUM_STEPS, Case, both_passes, conv_side, leaf, sides_of
+from pocketcnn.experiments.bench.cases import DT, NUM_STEPS, Case, Layer, both_passes, conv_side, leaf, sides_of
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 
@@ -48,3 +48,6 @@ def pde_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, back
     return Case(
         {**sides, "conv": conv_side(shape, dtype, layout)}, both_passes(pde_work(shape, dtype.itemsize), backward)
     )
+
+
+LAYERS = (Layer("pde", pde_case, more_shapes=lambda settings: (settings.solver_shape,)),)

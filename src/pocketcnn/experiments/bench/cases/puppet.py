@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pocketcnn.experiments.bench.cases import NUM_BLOCKS, Case, Side, leaf
+from pocketcnn.experiments.bench.cases import NUM_BLOCKS, Case, Layer, Side, leaf
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 from pocketcnn.methods.puppet import PuppetStage
@@ -45,3 +45,6 @@ def puppet_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, b
         sides = {"obvious": Side(lambda: stage.eval()(x), ()), **sides}
     note = f"a stage of {NUM_BLOCKS} basic blocks; conv is the ordinary stage that it equals, obvious generates its kernels anew"
     return Case(sides, trained if backward else served, note)
+
+
+LAYERS = (Layer("puppet", puppet_case),)

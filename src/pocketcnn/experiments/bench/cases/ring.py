@@ -5,7 +5,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn import numerics
-from pocketcnn.experiments.bench.cases import RING_SIZE, Case, Side, both_passes, conv_side, conv_work, leaf, sides_of
+from pocketcnn.experiments.bench.cases import (
+    RING_SIZE,
+    Case,
+    Layer,
+    Side,
+    both_passes,
+    conv_side,
+    conv_work,
+    leaf,
+    sides_of,
+)
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 from pocketcnn.methods.ring import ParameterRing
@@ -37,3 +47,6 @@ def ring_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, bac
     sides["ours"] = Side(lambda: F.conv2d(x, ring.read(0), padding=1), (x, ring.values))
     work = both_passes(ring_work(shape, dtype.itemsize), backward)
     return Case({**sides, "conv": conv_side(shape, dtype, layout)}, work)
+
+
+LAYERS = (Layer("ring", ring_case),)

@@ -47,6 +47,8 @@ def run(settings: Settings, folder: str | Path, *, only: Collection[str] = SECTI
     of_nets = tuple(nets.measure_nets(settings)) if "nets" in only else ()
     alone = tuple(goals.measure_goals(settings, of_nets)) if "goals" in only else ()
     found = (*goals.of_layers(of_layers, settings), *goals.of_nets(of_nets), *alone)
+    for method in goals.without_goal(found) if set(only) == set(SECTIONS) else ():
+        _log.warning("bench has no goal for method %r; add one to experiments/bench/goals.py", method)
     results = Results(where, settings, machine, found, of_nets, of_layers)
     write_json(folder / "bench.json", _record(results))
     write_atomically(folder / "table.md", report.markdown(results))

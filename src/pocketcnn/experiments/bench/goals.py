@@ -23,6 +23,7 @@ from pocketcnn.experiments.bench.cases.pde import advect_diffuse_by_rolls
 from pocketcnn.experiments.bench.layers import LayerRecord
 from pocketcnn.experiments.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner
 from pocketcnn.experiments.bench.settings import Settings
+from pocketcnn.methods import METHODS
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.methods.puppet import Gauge, gauge_of
 from pocketcnn.methods.ring import ParameterRing
@@ -55,6 +56,11 @@ class Goal:
         if self.least is not None:
             return self.measured + self.noise >= self.least
         return None if self.most is None else self.measured - self.noise <= self.most
+
+
+def without_goal(found: Sequence[Goal]) -> list[str]:
+    """The methods that no goal begins with."""
+    return [method for method in METHODS if not any(goal.what.startswith(method) for goal in found)]
 
 
 def of_layers(records: Sequence[LayerRecord], settings: Settings) -> Iterator[Goal]:

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from pocketcnn.cost import measure_memory
 from pocketcnn.experiments.bench.settings import Settings
+from pocketcnn.methods import METHODS
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
-from pocketcnn.surgery import as_served, condense
+from pocketcnn.surgery import as_served, condense, provenance
 
 _log = logging.getLogger(__name__)
 NUM_CLASSES = 10
@@ -113,6 +114,14 @@ def groups(settings: Settings) -> tuple[Group, ...]:
     )
 
 
+def without_net(compared: Sequence[Group]) -> list[str]:
+    """The methods that none of the nets is condensed by."""
+    with torch.device("meta"):  # no time, no memory, no random numbers
+        nets = [build() for group in compared for build in group.nets.values()]
+    used = {step.method for net in nets for step in provenance(net).steps}
+    return [method for method in METHODS if method not in used]
+
+
 def without_global_layers(net: nn.Module) -> nn.Module:
     """The net with nothing in the place of its Global layers: what solvers alone can never be faster than."""
     for name, module in list(net.named_modules()):
@@ -124,7 +133,10 @@ def without_global_layers(net: nn.Module) -> nn.Module:
 def measure_nets(settings: Settings) -> Iterator[NetRecord]:
     """Times the nets of each group in training, then in inference."""
     late = time.monotonic() + 60 * settings.nets_minutes
-    for group in groups(settings):
+    compared = groups(settings)
+    for method in without_net(compared):
+        _log.warning("bench has no net of method %r; add one to groups in experiments/bench/nets.py", method)
+    for group in compared:
         for mode in ("training", "inference"):
             yield from _measure(group, mode, settings, late)
 

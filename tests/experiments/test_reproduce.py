@@ -161,9 +161,9 @@ def test_a_missing_preset_is_named(tables, monkeypatch):
 def test_the_illustrative_records_of_the_repository_are_read(presets):
     table = read_tables()["report_table1"]
     runs = read_runs(ROOT / "results" / "mnist-illustrative")
-    seeds = {item.key: len(runs_of(item, item.recipe, runs)) for item in table.rows}
+    seeds = {item.key: len(runs_of(item, item.preset, runs)) for item in table.rows}
     assert set(seeds.values()) == {3, 5}, seeds
-    first = runs_of(table.rows[0], table.recipe, runs)[0]
+    first = runs_of(table.rows[0], table.preset, runs)[0]
     written = json.loads((ROOT / "results" / "mnist-illustrative" / "conv_w1" / "result.json").read_text())
     assert first.accuracy == pytest.approx(100 * written["test_accuracy"][0])
 
@@ -186,7 +186,7 @@ def test_one_net_under_several_names():
     assert net_of("resnet20", "ring", {"gone": 1}) is None
 
 
-def test_recipes_are_equal_but_for_what_a_run_chooses():
+def test_presets_are_equal_but_for_what_a_run_chooses():
     old = {"epochs": 3, "batch_size": 64, "seed": 7, "precision": "bfloat16", "channels_last": "on", "compile": True}
     assert comparable_settings(old) == comparable_settings(
         LONG
@@ -212,18 +212,18 @@ def test_recipes_are_equal_but_for_what_a_run_chooses():
         (0, {"train": BRIEF}),
     ],
 )
-def test_a_record_counts_if_net_data_and_recipe_are_the_rows(counts, changes, tables, tmp_path):
+def test_a_record_counts_if_net_data_and_preset_are_the_rows(counts, changes, tables, tmp_path):
     record(tmp_path / "any" / "where", **{"net": HALF, "accuracy": 87.0, "train": LONG, **changes})
     (tmp_path / "any" / "result.json").write_text('{"mode": "not a run"}')
     item = tables["sizes"].rows[1]
-    assert len(runs_of(item, item.recipe, read_runs(tmp_path / "any"))) == counts
+    assert len(runs_of(item, item.preset, read_runs(tmp_path / "any"))) == counts
 
 
 def test_a_seed_counts_once(tables, tmp_path):
     for name, accuracy, seed in (("b", 80.0, 0), ("a", 81.0, 0), ("c", 82.0, 1)):
         record(tmp_path / name, HALF, accuracy, LONG, seed)
     item = tables["sizes"].rows[1]
-    assert [run.accuracy for run in runs_of(item, item.recipe, read_runs(tmp_path))] == pytest.approx([81, 82])
+    assert [run.accuracy for run in runs_of(item, item.preset, read_runs(tmp_path))] == pytest.approx([81, 82])
 
 
 def test_records_of_a_script_are_found_by_the_rows_key(tables, tmp_path):
@@ -234,9 +234,9 @@ def test_records_of_a_script_are_found_by_the_rows_key(tables, tmp_path):
     item = dataclasses.replace(
         tables["by_hand"].rows[0], data=dataclasses.replace(tables["by_hand"].data, name="mnist")
     )
-    assert [(run.seed, run.accuracy) for run in runs_of(item, item.recipe, runs)] == [(0, 50), (1, 70)]
+    assert [(run.seed, run.accuracy) for run in runs_of(item, item.preset, runs)] == [(0, 50), (1, 70)]
     other = dataclasses.replace(item, command="")
-    assert not runs_of(other, other.recipe, runs)
+    assert not runs_of(other, other.preset, runs)
 
 
 # --- what is said of them --------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_orders_by_hand():
 
 @pytest.fixture
 def results(tables, tmp_path):
-    """Plain: three seeds of the full recipe and one quick; half: one each; a tenth: quick only, and another recipe."""
+    """Plain: three seeds of the full preset and one quick; half: one each; a tenth: quick only, and another preset."""
     folder = tmp_path / "results"
     for seed, accuracy in enumerate((89.8, 90.2, 90.3)):
         record(folder / "one" / f"plain{seed}", RIVAL, accuracy, LONG, seed)
@@ -309,7 +309,7 @@ def test_the_page(results, tmp_path, golden):
         "Order under `brief`: half > plain > tenth.",
         "The paper's: plain > half > tenth; rank correlation with ours +0.50.",
     ]
-    assert "three/tenth" not in text, "another recipe"
+    assert "three/tenth" not in text, "another preset"
     for picture in re.findall(r"\]\((results-.*\.svg)\)", text):
         assert (tmp_path / "docs" / picture).read_text().rstrip().endswith("</svg>")
 
@@ -400,8 +400,8 @@ def test_no_time_no_run(tables, pretended, tmp_path):
 def test_hours_by_hand(tables):
     item = tables["sizes"].rows[0]
     rates = {"long": {"resnet20 width=0.25 plain": 100.0}}
-    assert hours(item, item.recipe, rates) == pytest.approx(3 * 1294 / 100 / 3600)
-    assert hours(item, item.recipe, rates, epochs_done=2) == pytest.approx(1294 / 100 / 3600)
+    assert hours(item, item.preset, rates) == pytest.approx(3 * 1294 / 100 / 3600)
+    assert hours(item, item.preset, rates, epochs_done=2) == pytest.approx(1294 / 100 / 3600)
     assert hours(item, item.quick, rates) is None
 
 
@@ -418,7 +418,7 @@ def test_run_measure_and_read_again(tables, tmp_path, capsys, monkeypatch):
 
     assert "not run, hours unknown" in run()
     item = tables["sizes"].rows[2]
-    path = measure_rates([(item, item.recipe)], tmp_path / "out", steps=1)
+    path = measure_rates([(item, item.preset)], tmp_path / "out", steps=1)
     told = json.loads(path.read_text())
     assert list(told["images_per_second"]["long"]) == ["resnet20 width=0.25 ring:size=0.1"]
     assert "processor" in told["environment"]

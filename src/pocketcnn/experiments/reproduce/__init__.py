@@ -19,7 +19,7 @@ from pocketcnn.data import DataSet, load
 from pocketcnn.errors import Interrupted, PocketError, Preempted, UnknownTable
 from pocketcnn.experiments.compare import folder_of
 from pocketcnn.experiments.reproduce.page import Rates, cells, hours, orders, write_page
-from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, read_tables
+from pocketcnn.experiments.reproduce.published import Preset, Row, Table, read_tables
 from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
 from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.support.environment import environment
@@ -33,7 +33,7 @@ from pocketcnn.train.loop import calibrate
 __all__ = ["Reproduced", "measure_rates", "read_tables", "reproduce"]
 _log = logging.getLogger(__name__)
 Column = Literal["table", "quick"]
-Work = Sequence[tuple[Row, Recipe]]
+Work = Sequence[tuple[Row, Preset]]
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,16 @@ def measure_rates(work: Work, results: Path, data_folder: str | Path | None = No
     keep_memory()
     path = make_folder(results / "reproduce") / "rates.json"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = {recipe: dict(known) for recipe, known in _rates(results).items()}
+    rates = {preset: dict(known) for preset, known in _rates(results).items()}
     loaded: dict[tuple[str, float], DataSet] = {}
-    for row, recipe in work:
-        net, data = row.spec().build(seed=0), _load(row, recipe, data_folder, loaded)
+    for row, preset in work:
+        net, data = row.spec().build(seed=0), _load(row, preset, data_folder, loaded)
         calibrate(net, data)
         net = to_layout(net.to(device), torch.channels_last).train()
-        images, labels = trial_batch(data, recipe.train.batch_size, device)
+        images, labels = trial_batch(data, preset.train.batch_size, device)
         images = images.contiguous(memory_format=torch.channels_last)
         seconds = [step_seconds(net, images, labels, bfloat16=True) for _ in range(steps + 1)][1:]
-        rates.setdefault(recipe.name, {})[row.spec().label] = round(len(labels) / median(seconds), 1)
+        rates.setdefault(preset.name, {})[row.spec().label] = round(len(labels) / median(seconds), 1)
         write_json(path, {"images_per_second": rates, "environment": environment()})
     return path
 
@@ -127,14 +127,14 @@ def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -
     """Times finished nets of a recipe side by side; the records of runs have times that other runs may have disturbed."""
     finished: dict[str, dict[str, Path]] = {}
     loaded: dict[tuple[str, float], DataSet] = {}
-    for row, recipe in work:
+    for row, preset in work:
         label = row.spec().label
-        folder = folder_of(results / "reproduce" / recipe.name, label) / "seed0"
+        folder = folder_of(results / "reproduce" / preset.name, label) / "seed0"
         if (folder / "model.safetensors").is_file() and (folder / "result.json").is_file():
-            finished.setdefault(recipe.name, {})[label] = folder
-            data = _load(row, recipe, data_folder, loaded)
-    for recipe_name, folders in finished.items():
-        measure_speeds(folders, data, results / "reproduce" / recipe_name)
+            finished.setdefault(preset.name, {})[label] = folder
+            data = _load(row, preset, data_folder, loaded)
+    for preset_name, folders in finished.items():
+        measure_speeds(folders, data, results / "reproduce" / preset_name)
 
 
 def _rates(results: Path) -> Rates:
@@ -142,12 +142,12 @@ def _rates(results: Path) -> Rates:
     return read_json(path)["images_per_second"] if path.exists() else {}
 
 
-def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Recipe]]:
+def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Preset]]:
     """The rows to train, each net once under each recipe, in the order of the tables."""
-    work: dict[tuple[str, str], tuple[Row, Recipe]] = {}
+    work: dict[tuple[str, str], tuple[Row, Preset]] = {}
     for row in (row for table in tables for row in table.rows if not row.command):
-        if recipe := row.recipe if column == "table" else row.quick:
-            work.setdefault((recipe.name, row.spec().label), (row, recipe))
+        if preset := row.preset if column == "table" else row.quick:
+            work.setdefault((preset.name, row.spec().label), (row, preset))
     return list(work.values())
 
 
@@ -158,25 +158,25 @@ def _run(
     start, before, failures = time.monotonic(), read_runs(results), []
     loaded: dict[tuple[str, float], DataSet] = {}
     for seed in range(seeds):
-        for row, recipe in work:
-            if any(found.seed == seed for found in runs_of(row, recipe, before)):
+        for row, preset in work:
+            if any(found.seed == seed for found in runs_of(row, preset, before)):
                 continue
             spec = row.spec()
-            folder = folder_of(results / "reproduce" / recipe.name, spec.label) / f"seed{seed}"
-            if math.isfinite(minutes) and spec.label not in rates.get(recipe.name, {}):
-                measure_rates([(row, recipe)], results, data_folder)
+            folder = folder_of(results / "reproduce" / preset.name, spec.label) / f"seed{seed}"
+            if math.isfinite(minutes) and spec.label not in rates.get(preset.name, {}):
+                measure_rates([(row, preset)], results, data_folder)
                 rates = _rates(results)
-            expected = 60 * (hours(row, recipe, rates, len(curve_of(folder))) or 0)
+            expected = 60 * (hours(row, preset, rates, len(curve_of(folder))) or 0)
             left = minutes - (time.monotonic() - start) / 60
-            title = f"{spec.label}, {recipe.name}, seed {seed}"
+            title = f"{spec.label}, {preset.name}, seed {seed}"
             if left <= 0 or expected > left:
                 _log.info("%s: left out, takes %.0f minutes of the %.0f that are left", title, expected, max(left, 0))
                 continue
             try:
                 fit(
                     spec.build(seed),
-                    _load(row, recipe, data_folder, loaded),
-                    dataclasses.replace(recipe.train, seed=seed),
+                    _load(row, preset, data_folder, loaded),
+                    dataclasses.replace(preset.train, seed=seed),
                     folder,
                     name=title,
                     identity={**dataclasses.asdict(spec), "label": spec.label},
@@ -190,9 +190,9 @@ def _run(
     return failures
 
 
-def _load(row: Row, recipe: Recipe, folder: Any, loaded: dict[tuple[str, float], DataSet]) -> DataSet:
+def _load(row: Row, preset: Preset, folder: Any, loaded: dict[tuple[str, float], DataSet]) -> DataSet:
     """The data of a row, read once."""
-    key = row.data.name, recipe.validation
+    key = row.data.name, preset.validation
     if key not in loaded:
-        loaded[key] = load(Path(folder) / row.data.name if folder else row.data.name, validation=recipe.validation)
+        loaded[key] = load(Path(folder) / row.data.name if folder else row.data.name, validation=preset.validation)
     return loaded[key]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pocketcnn.experiments.reproduce import figures
-from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, comparable_settings
+from pocketcnn.experiments.reproduce.published import Preset, Row, Table, comparable_settings
 from pocketcnn.experiments.reproduce.runs import Run, Size, is_of, latency_of, runs_of, size_of
 from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
 from pocketcnn.pictures import draw_law
@@ -32,19 +32,19 @@ class Found:
 
 def find(table: Table, runs: Sequence[Run]) -> list[Found]:
     """The rows of a table and what has run of them."""
-    pairs = [(row, runs_of(row, row.recipe, runs), runs_of(row, row.quick, runs)) for row in table.rows]
+    pairs = [(row, runs_of(row, row.preset, runs), runs_of(row, row.quick, runs)) for row in table.rows]
     return [Found(row, full, quick, size_of(row, full or quick)) for row, full, quick in pairs]
 
 
 _SHRUNK = 0.6  # of the time of an epoch, where images have three quarters of their side
 
 
-def hours(row: Row, recipe: Recipe, rates: Rates, epochs_done: int = 0) -> float | None:
+def hours(row: Row, preset: Preset, rates: Rates, epochs_done: int = 0) -> float | None:
     """How long a run should take, or the rest of it; None where the net's rate was not measured."""
-    rate = rates.get(recipe.name, {}).get(row.spec().label)
-    shrunk = max(0, recipe.train.small_epochs - epochs_done)
-    epochs = recipe.train.epochs - epochs_done - (1 - _SHRUNK) * shrunk
-    return epochs * recipe.images(row.data) / rate / 3600 if rate else None
+    rate = rates.get(preset.name, {}).get(row.spec().label)
+    shrunk = max(0, preset.train.small_epochs - epochs_done)
+    epochs = preset.train.epochs - epochs_done - (1 - _SHRUNK) * shrunk
+    return epochs * preset.images(row.data) / rate / 3600 if rate else None
 
 
 # --- a table ---------------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]
     published = [f"{source} %" for source in table.sources] or ["published %"]
     printed = ["printed"] if any(row.printed for row in table.rows) else []
     quick = [f"ours %, {table.quick.name}", "to first row"] if table.quick else []
-    ours = [f"ours %, {table.recipe.name}", "difference", "verdict"]
+    ours = [f"ours %, {table.preset.name}", "difference", "verdict"]
     lines = [["net", "numbers", "bytes", "MACs", *printed, *published, *ours, *quick, "ms"]]
     first = found[0]
     for item in found:
@@ -65,21 +65,21 @@ def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]
         ratio = f"({size.numbers / first.size.numbers:.2f}x)"
         counts = [f"{size.numbers:,} {ratio}", f"{'' if size.written else '~'}{size.bytes:,}", f"{size.macs:,.0f}"]
         counts += [row.printed or "-"] if printed else []
-        own = "" if row.recipe is table.recipe else f", {row.recipe.name}"
-        ours = [_accuracy(row, row.recipe, item.full, rates, own), _difference(item, first), judged(item, first)]
+        own = "" if row.preset is table.preset else f", {row.preset.name}"
+        ours = [_accuracy(row, row.preset, item.full, rates, own), _difference(item, first), judged(item, first)]
         lines.append([row.label, *counts, *figures_of, *ours, *quick, f"{ms:.2f}" if ms else "-"])
     return lines
 
 
-def _accuracy(row: Row, recipe: Recipe | None, runs: Sequence[Run], rates: Rates, more: str = "") -> str:
-    if recipe is None:
+def _accuracy(row: Row, preset: Preset | None, runs: Sequence[Run], rates: Rates, more: str = "") -> str:
+    if preset is None:
         return "-"
     if runs:
         said = f"({_counted(len(runs), 'seed')}, {_counted(runs[0].epochs, 'epoch')}{more})"
         return f"{_mean(runs):.2f}{_spread(runs)} {said}"
     if row.command:
         return "not run"
-    expected = hours(row, recipe, rates)
+    expected = hours(row, preset, rates)
     return f"not run, {'hours unknown' if expected is None else f'{expected:.1f} h'}{more}"
 
 
@@ -126,7 +126,7 @@ def orders(table: Table, found: Sequence[Found]) -> list[str]:
     """The rows from best to worst as found and as published, where at least two have both."""
     sentences = []
     full, quick = ({i.row.key: _mean(r) for i in found if (r := getattr(i, kind))} for kind in ("full", "quick"))
-    for name, ours in ((table.recipe.name, full), (table.quick.name if table.quick else "", quick)):
+    for name, ours in ((table.preset.name, full), (table.quick.name if table.quick else "", quick)):
         if len(ours) < 2:
             continue
         sentences.append(f"Order under `{name}`: {order(ours)}.")
@@ -178,14 +178,14 @@ def write_page(
     found = {table.name: find(table, runs) for table in tables}
     used = {id(run): run for items in found.values() for item in items for run in (*item.full, *item.quick)}
     parts = []
-    for data, recipe in {(t.data.name, t.quick.name): (t.data, t.quick) for t in tables if t.quick}.values():
-        ran = {(repr(run.net or run.label), run.seed): run for run in reversed(runs) if is_of(run, data, recipe)}
+    for data, preset in {(t.data.name, t.quick.name): (t.data, t.quick) for t in tables if t.quick}.values():
+        ran = {(repr(run.net or run.label), run.seed): run for run in reversed(runs) if is_of(run, data, preset)}
         used |= {id(run): run for run in ran.values()}
         summary = (
-            _summary(list(ran.values())[::-1], read_speeds(results / "reproduce" / recipe.name))
+            _summary(list(ran.values())[::-1], read_speeds(results / "reproduce" / preset.name))
             or "Nothing has run yet.\n"
         )
-        parts.append(f"## All methods on {data.name} under `{recipe.name}`\n\n{_spelled(recipe)}\n\n{summary}")
+        parts.append(f"## All methods on {data.name} under `{preset.name}`\n\n{_spelled(preset)}\n\n{summary}")
     curves = {table.title: _curves(found[table.name]) for table in tables}
     if curves := {title: nets for title, nets in curves.items() if len(nets) > 1}:
         parts.append(_picture(page, "learning", figures.learning(curves), "Validation accuracy after each epoch"))
@@ -223,9 +223,9 @@ def _opening(found: Mapping[str, Sequence[Found]], used: Iterable[Run]) -> str:
 
 
 def _section(table: Table, found: Sequence[Found], rates: Rates, page: Path) -> str:
-    recipes = {item.row.recipe.name: item.row.recipe for item in found}
+    presets = {item.row.preset.name: item.row.preset for item in found}
     parts = [f"## {table.title}\n", f"`{table.name}`. {table.about}\nSource: {table.source}.\n"]
-    parts += ["\n".join(map(_spelled, recipes.values())) + "\n", _table(cells(table, found, rates))]
+    parts += ["\n".join(map(_spelled, presets.values())) + "\n", _table(cells(table, found, rates))]
     goals = [f"{item.row.label}: {item.row.goal['text']}" for item in found if item.row.goal]
     if said := [*orders(table, found), *([f"Goals: {'; '.join(goals)}."] if goals else [])]:
         parts.append("".join(f"- {sentence}\n" for sentence in said))
@@ -241,16 +241,16 @@ def _section(table: Table, found: Sequence[Found], rates: Rates, page: Path) -> 
     return "\n".join(parts)
 
 
-def _spelled(recipe: Recipe) -> str:
+def _spelled(preset: Preset) -> str:
     """A recipe by what differs from the defaults of `TrainConfig`."""
     default = comparable_settings({})
-    return f"`{recipe.name}`: {', '.join(f'{k} {v}' for k, v in comparable_settings(recipe.train).items() if v != default[k])}."
+    return f"`{preset.name}`: {', '.join(f'{k} {v}' for k, v in comparable_settings(preset.train).items() if v != default[k])}."
 
 
 def _figure(table: Table, found: Sequence[Found]) -> str:
     """Our accuracies over the size of the net, by recipe, and the published ones; empty where nothing has run."""
     axis = "numbers" if table.figure == "law" else "macs"
-    kinds = {"full": f"ours by {table.recipe.name}", "quick": f"ours by {table.quick.name}" if table.quick else ""}
+    kinds = {"full": f"ours by {table.preset.name}", "quick": f"ours by {table.quick.name}" if table.quick else ""}
     columns = {
         title: {i.row.key: (getattr(i.size, axis), _mean(runs)) for i in found if (runs := getattr(i, kind))}
         for kind, title in kinds.items()

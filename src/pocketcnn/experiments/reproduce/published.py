@@ -32,7 +32,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preset:
     """How a column of a table is trained: a preset by name, and the share of images set aside for validation."""
 
     name: str
@@ -52,9 +52,9 @@ class Row:
     label: str
     model: str
     data: Data
-    recipe: Recipe
+    preset: Preset
     method: str = PLAIN_METHOD
-    quick: Recipe | None = None
+    quick: Preset | None = None
     published: Mapping[str, float] = field(default_factory=dict)
     printed: str = ""  # size, as the source prints it
     trainable: int | None = None  # where the sources fix it
@@ -79,8 +79,8 @@ class Table:
     data: Data
     about: str
     figure: str  # law, macs or none
-    recipe: Recipe
-    quick: Recipe | None
+    preset: Preset
+    quick: Preset | None
     rows: Sequence[Row]
 
     @property
@@ -99,17 +99,17 @@ def read_tables() -> dict[str, Table]:
     for name, given in content["tables"].items():
         data = Data(given["data"], **content["data"][given["data"]])
         share = given.get("validation", 0.1)
-        quick = Recipe(given["quick"], _train(given["quick"], content, name)) if given.get("quick") else None
-        recipe = Recipe(given["recipe"], _train(given["recipe"], content, name), share)
+        quick = Preset(given["quick"], _train(given["quick"], content, name)) if given.get("quick") else None
+        preset = Preset(given["recipe"], _train(given["recipe"], content, name), share)
         rows = []
         for row in given["rows"]:
-            own = {"recipe": recipe, "quick": quick, "data": data}
-            if "recipe" in row:  # one of its own, which quick runs do not stand beside
-                own |= {"recipe": Recipe(row["recipe"], _train(row["recipe"], content, name), share), "quick": None}
+            own = {"preset": preset, "quick": quick, "data": data}
+            if own_preset := row.pop("recipe", ""):  # quick runs are not comparable with this row
+                own |= {"preset": Preset(own_preset, _train(own_preset, content, name), share), "quick": None}
             rows.append(Row(**{**row, **own}))
         source = content["sources"][given["source"]]
         figure = given.get("figure", "")
-        tables[name] = Table(name, given["title"], source, data, given["about"], figure, recipe, quick, rows)
+        tables[name] = Table(name, given["title"], source, data, given["about"], figure, preset, quick, rows)
     return tables
 
 

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from pocketcnn.cost import measure
-from pocketcnn.experiments.reproduce.published import Data, Recipe, Row, comparable_settings, net_of
+from pocketcnn.experiments.reproduce.published import Data, Preset, Row, comparable_settings, net_of
 from pocketcnn.support.files import read_json
 
 
@@ -66,23 +66,23 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def is_of(run: Run, data: Data, recipe: Recipe) -> bool:
+def is_of(run: Run, data: Data, preset: Preset) -> bool:
     """Whether a run is on a data set under a recipe, with as many training images, within one per cent."""
-    images = recipe.images(data)
+    images = preset.images(data)
     complete = run.images is None or abs(run.images - images) <= images / 100
-    return complete and run.data == data.name and run.train == comparable_settings(recipe.train)
+    return complete and run.data == data.name and run.train == comparable_settings(preset.train)
 
 
-def runs_of(row: Row, recipe: Recipe | None, runs: Iterable[Run]) -> list[Run]:
+def runs_of(row: Row, preset: Preset | None, runs: Iterable[Run]) -> list[Run]:
     """The runs of a row under a recipe: the first for each seed."""
-    if recipe is None:
+    if preset is None:
         return []
     spec = row.spec()
     net = net_of(spec.model, spec.method, spec.options, spec.model_options)
     nets = [net, row.key] if row.command else [net]
     chosen: dict[int, Run] = {}
     for run in runs:
-        if run.net in nets and is_of(run, row.data, recipe):
+        if run.net in nets and is_of(run, row.data, preset):
             chosen.setdefault(run.seed, run)
     return [chosen[seed] for seed in sorted(chosen)]
 

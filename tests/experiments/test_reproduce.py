@@ -12,6 +12,7 @@ from pocketcnn.cli import main
 from pocketcnn.cost import count_params
 from pocketcnn.errors import CannotWrite, UnknownTable
 from pocketcnn.experiments import reproduce as package
+from pocketcnn.experiments.compare import folder_of
 from pocketcnn.experiments.reproduce import measure_rates, published, read_tables, reproduce
 from pocketcnn.experiments.reproduce.page import hours
 from pocketcnn.experiments.reproduce.published import comparable_settings, net_of
@@ -390,6 +391,40 @@ def test_a_run_starts_only_if_it_fits_the_rest_of_the_budget(tables, pretended, 
         ("plain", None, 1),
         ("ring", 0.1, 1),
     ]
+
+
+def test_each_net_is_timed_on_its_own_data(tables, tmp_path, monkeypatch):
+    """Two tables on two data sets, trained by the same preset."""
+    content = json.loads(published.FILE.read_text())
+    content["data"]["figures"] = {**content["data"]["digits"], "input_size": [3, 16, 16]}
+    other = {"key": "wide", "label": "wide", "model": "resnet20:width=0.5"}
+    content["tables"]["figures"] = {**content["tables"]["sizes"], "data": "figures", "rows": [other]}
+    published.FILE.write_text(json.dumps(content))
+    for table in read_tables().values():
+        for item in table.rows:
+            if not item.command:
+                folder = folder_of(tmp_path / "results" / "reproduce" / "long", item.spec().label) / "seed0"
+                folder.mkdir(parents=True)
+                (folder / "model.safetensors").touch()
+                (folder / "result.json").write_text("{}")
+    timed = {}
+
+    def measure_speeds(folders, data, output):
+        assert output.name not in timed, "nets of a preset are timed side by side"
+        timed[output.name] = {label: (data[label] if isinstance(data, dict) else data) for label in folders}
+
+    monkeypatch.setattr(package, "measure_speeds", measure_speeds)
+    monkeypatch.setattr(package, "measure_rates", lambda *_: None)
+    monkeypatch.setattr(package, "load", lambda name, validation: name)
+    page(tmp_path, rates=True)
+    assert timed == {
+        "long": {
+            "resnet20 width=0.25 plain": "digits",
+            "resnet20 width=0.25 ring:size=0.5": "digits",
+            "resnet20 width=0.25 ring:size=0.1": "digits",
+            "resnet20 width=0.5 plain": "figures",
+        }
+    }
 
 
 def test_no_time_no_run(tables, pretended, tmp_path):

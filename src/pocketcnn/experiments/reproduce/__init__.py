@@ -125,16 +125,17 @@ def measure_rates(work: Work, results: Path, data_folder: str | Path | None = No
 
 def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -> None:
     """Times finished nets of a recipe side by side; the records of runs have times that other runs may have disturbed."""
-    finished: dict[str, dict[str, Path]] = {}
+    folders: dict[str, dict[str, Path]] = {}  # by preset and label, like the data sets
+    data: dict[str, dict[str, DataSet]] = {}
     loaded: dict[tuple[str, float], DataSet] = {}
     for row, preset in work:
         label = row.spec().label
         folder = folder_of(results / "reproduce" / preset.name, label) / "seed0"
         if (folder / "model.safetensors").is_file() and (folder / "result.json").is_file():
-            finished.setdefault(preset.name, {})[label] = folder
-            data = _load(row, preset, data_folder, loaded)
-    for preset_name, folders in finished.items():
-        measure_speeds(folders, data, results / "reproduce" / preset_name)
+            folders.setdefault(preset.name, {})[label] = folder
+            data.setdefault(preset.name, {})[label] = _load(row, preset, data_folder, loaded)
+    for name, finished in folders.items():
+        measure_speeds(finished, data[name], results / "reproduce" / name)
 
 
 def _rates(results: Path) -> Rates:

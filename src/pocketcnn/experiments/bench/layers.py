@@ -1,8 +1,8 @@
-"""Single layers: each method written out, compiled, as the library computes it, and a plain convolution beside it.
+"""Timing single layers: each method written out, compiled, and by the library, beside a plain convolution.
 
-Inputs are contiguous; the library's side and the convolution also run on channels-last tensors, and the better of both
-layouts counts. bfloat16 means that the tensors themselves are. The forward pass runs without gradients; forward and
-backward give gradients to the input and to everything that is learned.
+Inputs are contiguous; the library's side and the convolution also run on channels-last tensors, and the better layout
+counts. With bfloat16 the tensors themselves have that type. The forward pass runs without gradients; forward and backward
+together compute gradients of the input and of everything that learns.
 """
 
 import functools
@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 class LayerRecord:
     """A layer at one shape: milliseconds of each side, and the limits of the machine.
 
-    Sides are `obvious`, `compiled`, `ours`, `conv`, and the last two also as `..., channels last`; `layout` is that of
-    the others. `ours` and `conv` name the better layout of each; `ratios` are of that of ours to every other side, round
-    by round, and to the limit.
+    Sides are `obvious`, `compiled`, `ours` and `conv` in the layout `layout`, and `ours, channels last` and `conv, channels
+    last`. `ours` and `conv` name the faster of their two sides. `ratios` divide the time of `ours`, round by round, by that
+    of every other side and by the limit.
     """
 
     method: str
@@ -76,7 +76,7 @@ def measure_layers(settings: Settings, machine: Machine) -> Iterator[LayerRecord
 def _measure(
     layer: Layer, shape: Shape, dtype: torch.dtype, backward: bool, settings: Settings, machine: Machine, late: float
 ) -> LayerRecord:
-    torch._dynamo.reset()  # or what was compiled for other shapes and modes would be looked through first
+    torch._dynamo.reset()  # else each call would first search what was compiled for other shapes and modes
     torch.manual_seed(0)
     plain, other = (layer.case(shape, dtype, layout, backward) for layout in LAYOUTS)
     candidates = {**plain.sides, **{f"{name}, channels last": other.sides[name] for name in ("ours", "conv")}}
@@ -116,7 +116,7 @@ def _in_words(record: LayerRecord) -> str:
 
 
 def _pass(side: Side, backward: bool) -> Callable[[], object]:
-    """A call of a side that was made once already: compiled, where it is to be."""
+    """Makes the call that is timed, and calls it once, so that it is compiled before it is timed."""
     if backward:
         grad = torch.randn_like(side.call())
         call: Callable[[], object] = functools.partial(_both, side, grad)

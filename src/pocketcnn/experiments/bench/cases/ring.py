@@ -1,4 +1,4 @@
-"""What is timed of a ring."""
+"""The timed layer of ring."""
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from pocketcnn.methods.ring import ParameterRing
 
 
 def ring_work(shape: Shape, itemsize: int) -> tuple[Work, Work]:
-    """Of a 3x3 convolution whose kernel of W numbers is read off a ring of R, forward and backward.
+    """Work of a 3x3 convolution whose kernel of W numbers is read off a ring of R numbers, forward and backward.
 
-    Forward also reads the ring and 4 bytes a number, enough for place and sign; backward reads those 4 bytes again and
-    writes the ring's gradient. The kernel need not pass through memory. That places are reached at random is not in it.
+    Forward also reads the ring and, for each number of the kernel, 4 bytes with its place and sign. Backward reads those
+    4 bytes again and writes the ring's gradient. The kernel need not pass through memory. The cost of random access is not
+    counted.
     """
     forward, backward = conv_work(shape, itemsize, kernel=False)
     weights = 9 * shape[1] ** 2

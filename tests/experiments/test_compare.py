@@ -109,7 +109,7 @@ def test_rows_of_another_comparison_are_left_out(few, tmp_path):
 
 
 def test_nets_of_two_data_sets_are_timed_in_one_record(few, tmp_path):
-    """Gray and coloured images: a net that gets the other's cannot run."""
+    """One net takes gray images, the other coloured ones; neither runs on the other's."""
     coloured = dataclasses.replace(few, train=Images(few.train.images.repeat(1, 3, 1, 1), few.train.labels))
     data = {"gray": few, "coloured": coloured}
     for name, images in data.items():

@@ -1,4 +1,4 @@
-"""Published figures beside ours: which records count, what is said of them, what is run."""
+"""Published figures beside ours: which records count, what the page tells of them, what is run."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ HALF = ("ring", {"size": 0.5}, {"width": 0.25})
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    """Two tables of our own in the place of the published ones, and their presets."""
+    """Two tables of the tests instead of the published ones, and their presets."""
     path = tmp_path / "published.json"
     path.write_text(json.dumps(TABLES))
     monkeypatch.setattr(published, "FILE", path)
@@ -64,7 +64,7 @@ def tables(tmp_path, monkeypatch):
 
 @pytest.fixture
 def presets(monkeypatch):
-    """The presets that the real file names, as far as they are there; others stand in."""
+    """All presets that the real file names; those that do not exist are replaced by the default."""
     content = json.loads(published.FILE.read_text())
     for table in content["tables"].values():
         for holder in (table, *table["rows"]):
@@ -86,7 +86,7 @@ def record(
     images=1295,
     shape=True,
 ):
-    """Writes what a run leaves, but for the net itself."""
+    """Writes the files that a run leaves, except the net."""
     method, options, given = net
     shown = ",".join(f"{k}={v}" for k, v in options.items())
     label = f"{model} width=0.25 {method}{':' if shown else ''}{shown}"
@@ -122,7 +122,7 @@ def page(tmp_path, name="all", **options):
 
 
 def row(found, label, table="sizes"):
-    """A row's cells by their titles."""
+    """The cells of a row by their titles."""
     titles, *lines = found.cells[table]
     return next(dict(zip(titles, line, strict=True)) for line in lines if line[0] == label)
 
@@ -240,7 +240,7 @@ def test_records_of_a_script_are_found_by_the_rows_key(tables, tmp_path):
     assert not runs_of(other, other.preset, runs)
 
 
-# --- what is said of them --------------------------------------------------------------------------------------------
+# --- what the page tells of them -------------------------------------------------------------------------------------
 
 
 def test_intervals_by_hand():
@@ -272,7 +272,7 @@ def test_orders_by_hand():
 
 @pytest.fixture
 def results(tables, tmp_path):
-    """Plain: three seeds of the full preset and one quick; half: one each; a tenth: quick only, and another preset."""
+    """Runs of plain: three seeds by the full preset, one quick; of half: one each; of a tenth: quick, and another preset."""
     folder = tmp_path / "results"
     for seed, accuracy in enumerate((89.8, 90.2, 90.3)):
         record(folder / "one" / f"plain{seed}", RIVAL, accuracy, LONG, seed)
@@ -357,7 +357,7 @@ def test_rows_without_published_figures_are_compared_with_the_first(results, tab
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Runs that take four minutes each by a clock of their own, and what was run."""
+    """The list of pretended runs; each takes four minutes by a clock of its own."""
     clock, ran = [0.0], []
 
     def fit(model, data, config, folder, *, name, identity):
@@ -486,7 +486,7 @@ def test_mistakes_are_one_line(words, message, tables, tmp_path, capsys, monkeyp
     assert not (tmp_path / "docs").exists()
 
 
-def test_a_page_that_cannot_be_written_is_said_before_hours_of_runs(tables, pretended, tmp_path):
+def test_a_page_that_cannot_be_written_is_an_error_before_hours_of_runs(tables, pretended, tmp_path):
     (tmp_path / "docs").write_text("a file")
     with pytest.raises(CannotWrite, match="docs: cannot write there"):
         page(tmp_path, minutes=float("inf"))

@@ -232,8 +232,8 @@ def test_the_nearest_is_the_one_that_misses_least():
     budgets = Budgets(max_bytes=100, max_ms=1.0)
     rows = [("far", 1000, 0.5), ("near", 150, 0.5), ("slow", 100, 3.0)]
     records = [{"label": name, "file_bytes": size, "macs": 7, "latency_ms": ms} for name, size, ms in rows]
-    said = _nothing_fits(records, budgets)
-    assert "the nearest, near, has 150 bytes, 7 MACs, 0.5 ms, over max_bytes 100;" in said
+    message = _nothing_fits(records, budgets)
+    assert "the nearest, near, has 150 bytes, 7 MACs, 0.5 ms, over max_bytes 100;" in message
     with pytest.raises(ValueError, match="max_ms must be more than 0, not -1"):
         Budgets(max_ms=-1.0)
 

@@ -63,8 +63,8 @@ def test_work_worked_out_by_hand(works, forward, backward):
 
 
 def test_work_of_a_puppet_by_hand():
-    """8 convolutions. Served: 4 * (5 * 512 + 2 * 2,304) numbers. Trained: 4 * 12 * 512 numbers and twice 4 * 8 * 2,304 bytes
-    of tables; a state of 2x2 kernels moves 7 times, 18 * 8 products each."""
+    """The stage has 8 convolutions. Served: 4 * (5 * 512 + 2 * 2,304) numbers. Trained: 4 * 12 * 512 numbers and twice
+    4 * 8 * 2,304 bytes of tables; a state of 2x2 kernels moves 7 times, with 18 * 8 products each."""
     served, trained = puppet_work(SHAPE, 4, 2)
     assert served == Work(114_688, 589_824)
     assert trained == Work(98_304 + 147_456, 3 * (589_824 + 1_008))

@@ -32,7 +32,7 @@ DEEP, WIDE = "resnet32_4stage", "resnet18"
 
 @dataclass(frozen=True)
 class Configuration:
-    """How a net runs: arithmetic (bfloat16 by autocast), memory layout, and whether it is compiled."""
+    """Settings in which a net runs: arithmetic (bfloat16 by autocast), memory layout, with or without the compiler."""
 
     dtype: str = "float32"
     channels_last: bool = False

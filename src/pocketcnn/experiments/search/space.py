@@ -206,7 +206,7 @@ def parse_size(text: str) -> int:
     """Reads a whole number as people write it; k, M and G are a thousand, a million and a thousand million.
 
     Raises:
-        ValueError: the text is no such number.
+        ValueError: the text is not such a number.
     Example:
         >>> [parse_size(text) for text in ("100k", "0.1M", "100_000", "100 kB", "100,000")]
         [100000, 100000, 100000, 100000, 100000]

@@ -12,7 +12,7 @@ def part_of(wing: str, method: str) -> ModuleType | None:
         wing: dotted name of the package, `"pocketcnn.pictures"`; inside it `__name__` will do.
         method: name of the method, `"ring"`.
     Raises:
-        ModuleNotFoundError: no wing of that name.
+        ModuleNotFoundError: there is no such wing.
         Exception: whatever importing the file raises, a module missing inside it included.
     Example:
         >>> part_of("pocketcnn.experiments.bench.cases", "ring").__name__

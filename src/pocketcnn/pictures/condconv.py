@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.condconv import CondConv2d
-from pocketcnn.pictures.panels import BATCH, BLUE, MAPS, NAMES, PANEL, ROUTERS, colour_bar, name_ticks, spread_over
+from pocketcnn.pictures.panels import BATCH, MAPS, NAMES, PANEL, ROUTERS, colour_bar, name_ticks, spread_over
 from pocketcnn.support.modules import at_inputs
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import BLUE, pyplot
 
 
 def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:

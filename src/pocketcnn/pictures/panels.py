@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pocketcnn.support.files import make_folder, write_atomically
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import pyplot, svg
 
 PANEL = 1.55  # inches
+_DPI = 200
 MAPS, GREY, SPEED, SPREAD = "viridis", "gray", "magma", "cividis"
 Item = TypeVar("Item")
 
@@ -23,14 +24,15 @@ def write_figure(figure: Any, folder: str | Path, name: str) -> list[Path]:
         CannotWrite: the folder is not writable.
     """
     folder = make_folder(Path(folder))
-    paths = []
-    for suffix, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}, "dpi": 200})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, **options)
-        paths.append(folder / f"{name}.{suffix}")
-        write_atomically(paths[-1], buffer.getvalue())
-    pyplot().close(figure)
-    return paths
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=_DPI)
+    files: dict[Path, bytes | str] = {
+        folder / f"{name}.png": png.getvalue(),
+        folder / f"{name}.svg": svg(figure, dpi=_DPI),
+    }
+    for path, content in files.items():
+        write_atomically(path, content)
+    return list(files)
 
 
 def spread_over(items: Sequence[Item], most: int) -> list[Item]:
@@ -96,7 +98,6 @@ def colour_bar(
 
 ROUTERS, LAYERS, GROUPS, RINGS, NAMES = 6, 4, 4, 4, 24  # at most so many are shown
 BATCH = 250
-BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def name_ticks(axis: Any, names: Sequence[str]) -> None:

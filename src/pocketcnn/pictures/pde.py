@@ -22,7 +22,7 @@ from pocketcnn.pictures.panels import (
     spread_over,
 )
 from pocketcnn.support.modules import at_inputs, evaluating
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import VERMILION, pyplot
 
 _STRIP = 8  # at most so many steps are shown
 
@@ -136,7 +136,7 @@ def _quiver(axis: Any, u: Tensor, v: Tensor, behind: Tensor) -> Any:
     speed = max(float((u**2 + v**2).sqrt().flatten().quantile(0.9)), 1e-9)  # one fast pixel should not shrink the rest
     axis.quiver(
         columns, rows, u[rows][:, columns].numpy(), v[rows][:, columns].numpy(), angles="xy", scale_units="xy",
-        scale=speed / (1.2 * every), color="#D55E00", width=0.014, headwidth=3, headlength=3.2, headaxislength=3,
+        scale=speed / (1.2 * every), color=VERMILION, width=0.014, headwidth=3, headlength=3.2, headaxislength=3,
     )  # fmt: skip
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)

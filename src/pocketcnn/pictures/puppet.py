@@ -13,7 +13,7 @@ from pocketcnn.cost.macs import gauge_of
 from pocketcnn.methods.puppet import Puppeteer, PuppetStage
 from pocketcnn.pictures.panels import show_image, spread_over
 from pocketcnn.support.modules import evaluating
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import BLUE, VERMILION, pyplot
 
 _EXAMPLES = 8
 _UNITS = {"entropy": "entropy, bits", "variance": "variance, share of the largest", "edges": "share of pixels on edges"}
@@ -72,9 +72,7 @@ def draw_levels(
     stages = [module for module in net.modules() if isinstance(module, PuppetStage)]
     depths = Counter(sum(stage.depth_of(level) for stage in stages) for level in levels.tolist())
     shown = sorted({sum(stage.depth_of(level) for stage in stages) for level in range(gauge.levels)})
-    bars = right.bar(
-        [str(d) for d in shown], [100 * depths[d] / len(levels) for d in shown], color="#0072B2", width=0.6
-    )
+    bars = right.bar([str(d) for d in shown], [100 * depths[d] / len(levels) for d in shown], color=BLUE, width=0.6)
     right.bar_label(bars, fmt="%.1f", fontsize=8)
     right.set_xlabel(f"blocks passed, of {sum(len(stage.blocks) for stage in stages)}")
     right.set_ylabel("% of the images")
@@ -128,14 +126,14 @@ def draw_kernels(puppeteer: Puppeteer, *, title: str = "", channels: int = 6) ->
 
     left, right = below.subplots(1, 2)
     flat = states.flatten(1)
-    left.plot(range(1, count), F.cosine_similarity(flat[1:], flat[:-1]), label="state", color="#0072B2")
+    left.plot(range(1, count), F.cosine_similarity(flat[1:], flat[:-1]), label="state", color=BLUE)
     pairs = [
         (i + 1, F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item())
         for i, (a, b) in enumerate(pairwise(kernels))
         if a.shape == b.shape
     ]
     left.plot(
-        [i for i, _ in pairs], [alike for _, alike in pairs], ".", label="kernels of equal shape", color="#D55E00"
+        [i for i, _ in pairs], [alike for _, alike in pairs], ".", label="kernels of equal shape", color=VERMILION
     )
     left.set_ylim(-0.3, 1.05)
     left.xaxis.set_major_locator(plots.MaxNLocator(integer=True))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
-from pocketcnn.pictures.panels import BLUE, MAPS, ORANGE, RINGS, colour_bar, name_ticks, spread_over
-from pocketcnn.support.plots import pyplot
+from pocketcnn.pictures.panels import MAPS, RINGS, colour_bar, name_ticks, spread_over
+from pocketcnn.support.plots import BLUE, VERMILION, pyplot
 
 
 def rings(net: nn.Module) -> list[tuple[ParameterRing, list[str]]]:
@@ -98,7 +98,7 @@ def draw_ring(net: nn.Module, *, title: str = "") -> Any:
         now, before = f"now, standard deviation {values.std():.3g}", f"at the start, {ring.std:.3g}"
         right.stairs(heights, edges, fill=True, color=BLUE, alpha=0.8, label=now)
         normal = np.exp(-0.5 * (edges / ring.std) ** 2) / (ring.std * (2 * np.pi) ** 0.5)
-        right.plot(edges, normal, color=ORANGE, linewidth=1.2, label=before)
+        right.plot(edges, normal, color=VERMILION, linewidth=1.2, label=before)
         right.set_xlabel("stored number")
         right.set_ylabel("density")
         right.set_ylim(top=1.3 * right.get_ylim()[1])

@@ -12,12 +12,10 @@ from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlat
 from pocketcnn.pictures.panels import BATCH, MAPS, colour_bar, name_ticks
 from pocketcnn.pictures.stations import feature_maps
 from pocketcnn.support.modules import evaluating
-from pocketcnn.support.plots import log_axis, pyplot
+from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot
 
 _FEW = 14  # so many points can each have its value beside it
 _CHANCE = 4  # standard deviations
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, as in reports
-_MARKERS = "osD^vP"
 
 
 def station_grams(net: nn.Module, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -94,8 +92,8 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
         for place, title in enumerate(others):
             shared = same_stations(grams[reference], grams[title])
             lines.plot(
-                [stations.index(name) for name in shared], list(shared.values()), f"{_MARKERS[place % 6]}-",
-                color=_PALETTE[place % 6], markersize=4, linewidth=1.2, label=title,
+                [stations.index(name) for name in shared], list(shared.values()), f"{marker(place)}-",
+                color=colour(place), markersize=4, linewidth=1.2, label=title,
             )  # fmt: skip
         name_ticks(lines.xaxis, stations)
         lines.tick_params(axis="x", labelrotation=90, labelsize=7)
@@ -181,12 +179,11 @@ def draw_correlated(
     figure, axes = plots.subplots(figsize=(5.2, 4.0), layout="constrained")
     for place, (title, points) in enumerate(series.items()):
         sizes, shares = zip(*sorted(points), strict=True)
-        axes.plot(
-            sizes, [100 * share for share in shares], f"{_MARKERS[place % 6]}-", color=_PALETTE[place % 6], label=title
-        )
+        axes.plot(sizes, [100 * share for share in shares], f"{marker(place)}-", color=colour(place), label=title)
     if plain is not None:
-        axes.axhline(100 * plain, color="#222222", linewidth=1, linestyle="--", label="plain")
-    log_axis(plots, axes, lambda value, _: f"{100 * value:.3g}%")
+        axes.axhline(100 * plain, color=INK, linewidth=1, linestyle="--", label="plain")
+    axes.margins(x=0.08)
+    log_axis(axes, lambda value, _: f"{100 * value:.3g}%")
     top = max(axes.get_ylim()[1], 1.0)
     axes.set_ylim(-0.03 * top, top)  # a share of 0 is seen whole
     axes.set_xlabel("numbers stored on the ring, of those read off it")
@@ -217,26 +214,26 @@ def draw_law(
     figure, axes = plots.subplots(figsize=(6.2, 4.6), layout="constrained")
     few = sum(map(len, series.values())) <= _FEW
     for place, (title, points) in enumerate(series.items()):
-        colour = _PALETTE[place % 6]
+        own = colour(place)
         numbers, accuracies = zip(*sorted(points), strict=True)
         label = title
         if title in fitted:
             law = log_linear_fit(numbers, [100 * accuracy for accuracy in accuracies])
             label = f"{title}: {law.slope:+.1f} points a decade, R² {law.r_squared:.3f}"
             ends = np.array([numbers[0], numbers[-1]], dtype=float)
-            axes.plot(ends, law.intercept + law.slope * np.log10(ends), color=colour, linewidth=1.2)
+            axes.plot(ends, law.intercept + law.slope * np.log10(ends), color=own, linewidth=1.2)
         axes.plot(
-            numbers, [100 * accuracy for accuracy in accuracies], _MARKERS[place % 6], color=colour, label=label,
-            markerfacecolor=colour if title in fitted else "white",
+            numbers, [100 * accuracy for accuracy in accuracies], marker(place), color=own, label=label,
+            markerfacecolor=own if title in fitted else "white",
             linestyle="none" if title in fitted else ":", linewidth=0.8,
         )  # fmt: skip
         for number, accuracy in zip(numbers, accuracies, strict=True) if few else ():
             axes.annotate(
                 f"{100 * accuracy:.1f}", (number, 100 * accuracy), (0, 6 if place % 2 == 0 else -13),
-                textcoords="offset points", ha="center", fontsize=7, color=colour,
+                textcoords="offset points", ha="center", fontsize=7, color=own,
             )  # fmt: skip
-    axes.margins(y=0.1)
-    log_axis(plots, axes, plots.matplotlib.ticker.EngFormatter(sep=" "))
+    axes.margins(x=0.08, y=0.1)
+    log_axis(axes)
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy in %")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pocketcnn.methods import METHODS
 from pocketcnn.report.tables import Summary
-from pocketcnn.support.plots import MARKERS, PALETTE, pyplot, short, svg
+from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot, svg
 
 _LINE = 84  # characters of a legend across a figure
 _AXES = (
@@ -18,8 +18,9 @@ _AXES = (
 )
 
 
-def _colour(method: str) -> str:
-    return "#222222" if method == "plain" else PALETTE[sorted(METHODS).index(method) % len(PALETTE)]
+def method_colour(method: str) -> str:
+    """The colour of a method, by its place in the registry, so that a method added at its end changes no other's."""
+    return INK if method == "plain" else colour(list(METHODS).index(method))
 
 
 def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
@@ -28,14 +29,14 @@ def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
     used: dict[str, int] = {}
     for summary in summaries:
         if summary.rival_of:
-            base = styles.get(summary.rival_of, {"color": "#222222", "marker": "o"})
+            base = styles.get(summary.rival_of, {"color": INK, "marker": marker(0)})
             styles[summary.label] = {**base, "hollow": True}
         else:
             number = used.setdefault(summary.method, 0)
             used[summary.method] += 1
             styles[summary.label] = {
-                "color": _colour(summary.method),
-                "marker": MARKERS[number % len(MARKERS)],
+                "color": method_colour(summary.method),
+                "marker": marker(number),
                 "hollow": False,
             }
     return styles
@@ -64,18 +65,11 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
                     [small.values[key], summary.values[key]], [100 * small.accuracy, 100 * summary.accuracy],
                     color=style["color"], linewidth=0.8, linestyle=":",
                 )  # fmt: skip
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(plots.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda value, _: short(value))
-        axes.xaxis.set_minor_formatter(plots.matplotlib.ticker.NullFormatter())
-        low, high = axes.get_xlim()
-        if high / low < 10:  # less than a decade: widen it, so that there are ticks to read
-            middle = (low * high) ** 0.5
-            axes.set_xlim(middle / 10**0.5, middle * 10**0.5)
+        log_axis(axes)
         axes.set_xlabel(title)
         axes.set_ylabel("test accuracy in %")
         _legend_below(figure, summaries)
-        figures.append(svg(plots, figure))
+        figures.append(svg(figure))
     return figures
 
 
@@ -106,7 +100,7 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
     axes.set_ylabel("validation accuracy in %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend_below(figure, summaries)
-    return svg(plots, figure)
+    return svg(figure)
 
 
 def _legend_below(figure: Any, summaries: Sequence[Summary]) -> None:

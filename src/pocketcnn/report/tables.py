@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any
 
+from pocketcnn.support.tables import markdown_table
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -111,6 +113,5 @@ def name(summary: Summary) -> str:
 
 def markdown(summaries: Sequence[Summary]) -> str:
     """The table as Markdown."""
-    lines = ["| " + " | ".join(header()) + " |", "|---" + "|---:" * (len(header()) - 1) + "|"]
-    lines += ["| " + " | ".join(cells(summary)) + " |" for summary in summaries]
-    return "\n".join(lines) + "\n"
+    titles = header()
+    return markdown_table(titles, [cells(summary) for summary in summaries], "l" + "r" * (len(titles) - 1)) + "\n"

@@ -14,7 +14,8 @@ import pocketcnn as pc
 from pocketcnn.errors import CannotExport, CannotWrite, Disagreement, ExportedFile, MissingExtra
 from pocketcnn.export import _check, executorch, export, measure_onnx, onnx
 from pocketcnn.export._trace import trace
-from pocketcnn.export.compact import Codes, CompactNet, Places
+from pocketcnn.export.compact import CompactNet
+from pocketcnn.export.compact.places import Codes, Places
 from pocketcnn.methods.puppet import gauge_of
 
 onnx_package = pytest.importorskip("onnx")
@@ -193,6 +194,16 @@ def test_a_net_of_two_methods_is_dense_where_it_can_be(tmp_path):
     kinds = [type(module).__name__ for module in pc.materialize(net, partly=True).stage[0].children()]
     assert kinds == ["Conv2d", "BatchNorm2d", "CondConv2d", "BatchNorm2d"]
     assert written(net, tmp_path, "onnx_compact").max_difference <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["pde", "condconv", "involution"])
+def test_a_method_without_a_compact_form_is_named(method, caplog):
+    with caplog.at_level("INFO", logger="pocketcnn"):
+        CompactNet(made(method), None, SIZE)
+    assert [record.getMessage() for record in caplog.records if "compact" in record.name] == [
+        f"no compact form of method '{method}': pocketcnn/export/compact/{method}.py is missing; its layers are exported "
+        "as in a dense file"
+    ]
 
 
 @pytest.mark.parametrize("limit", [2, 3, 5, 16, 17, 256, 257, 1 << 18, (1 << 20) + 1, 1 << 24, (1 << 31) - 1])

@@ -1,5 +1,6 @@
 """What layers have learned and how alike nets are: computations against loops, and every figure drawn once."""
 
+import importlib
 import re
 
 import pytest
@@ -241,6 +242,16 @@ def test_pictures_of_what_is_inside_from_the_command_line(method, options, drawn
     pc.save(small(method, **options), tmp_path / "net.safetensors", notes=NOTES)
     assert not run("picture", str(tmp_path / "net.safetensors"), "--titles", "net", "--output", str(tmp_path / "out"))
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"maps", drawn}
+
+
+def test_a_method_without_pictures_is_named(tmp_path, capsys, monkeypatch):
+    verb = importlib.import_module("pocketcnn.cli.verbs.picture")
+    monkeypatch.setattr(verb, "part_of", lambda wing, method: None)
+    pc.save(small("ring"), tmp_path / "net.safetensors", notes=NOTES)
+    assert not run("picture", str(tmp_path / "net.safetensors"), "--output", str(tmp_path / "out"))
+    said = capsys.readouterr()
+    assert said.err == "no pictures of method 'ring': pocketcnn/pictures/ring.py is missing\n"
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"maps"}
 
 
 def test_similarity_from_the_command_line(tmp_path, capsys):

@@ -1,15 +1,24 @@
 """Which expert the images of each class are routed to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.condconv import CondConv2d
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import BATCH, MAPS, NAMES, PANEL, ROUTERS, colour_bar, name_ticks, spread_over
 from pocketcnn.support.modules import at_inputs
 from pocketcnn.support.plots import BLUE, pyplot
+
+_MANY = 1000  # images
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of `draw_routing`."""
+    _, x, labels, classes = images.labelled(_MANY)
+    yield f"routing-{title}", draw_routing(net, x, labels, classes, title=title)
 
 
 def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:

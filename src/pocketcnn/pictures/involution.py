@@ -1,10 +1,12 @@
 """Which pixels get which kernels."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from pocketcnn.methods.involution import Involution2d
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import (
     GROUPS,
     LAYERS,
@@ -18,6 +20,11 @@ from pocketcnn.pictures.panels import (
 )
 from pocketcnn.support.modules import at_inputs
 from pocketcnn.support.plots import pyplot
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of `draw_pixel_kernels` for the first image."""
+    yield f"pixels-{title}", draw_pixel_kernels(net, images.pixels[0], images.x[:1], title=title)
 
 
 def pixel_kernels(net: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The fields inside a Global layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.pde import GlobalLayer
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import (
     GREY,
     MAPS,
@@ -25,6 +27,15 @@ from pocketcnn.support.modules import at_inputs, evaluating
 from pocketcnn.support.plots import VERMILION, pyplot
 
 _STRIP = 8  # at most so many steps are shown
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of the fields in each Global layer, for the first image."""
+    for name, module in net.named_modules():
+        if isinstance(module, GlobalLayer):
+            fields = solver_fields(net, name, images.x[:1])
+            figure = draw_fields(images.pixels[0], fields, title=f"{title}: {name}", channel=images.channel)
+            yield f"fields-{title}-{name}", figure
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How deep which image goes in a net whose depth depends on the image, and the kernels that an ODE makes on the way."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,14 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.cost.macs import gauge_of
-from pocketcnn.methods.puppet import Puppeteer, PuppetStage
+from pocketcnn.methods.puppet import Puppeteer, PuppetStage, gauge_of, puppeteers_of
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import show_image, spread_over
 from pocketcnn.support.modules import evaluating
 from pocketcnn.support.plots import BLUE, VERMILION, pyplot
 
+_MANY = 10_000  # images
 _EXAMPLES = 8
 _UNITS = {"entropy": "entropy, bits", "variance": "variance, share of the largest", "edges": "share of pixels on edges"}
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields names and figures: of the levels, where they depend on what can be seen, and of each puppeteer's kernels."""
+    gauge = gauge_of(net)
+    if gauge is not None and gauge.measure in _UNITS:
+        yield f"levels-{title}", draw_levels(*images.labelled(_MANY), net, title=title)
+    for number, puppeteer in enumerate(puppeteers_of(net)):
+        yield f"kernels-{title}-{number}", draw_kernels(puppeteer, title=title)
 
 
 def draw_levels(

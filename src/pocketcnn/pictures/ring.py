@@ -1,5 +1,6 @@
 """How the rings of a net are read and what they hold."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import MAPS, RINGS, colour_bar, name_ticks, spread_over
 from pocketcnn.support.plots import BLUE, VERMILION, pyplot
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of `draw_ring`."""
+    yield f"ring-{title}", draw_ring(net, title=title)
 
 
 def rings(net: nn.Module) -> list[tuple[ParameterRing, list[str]]]:

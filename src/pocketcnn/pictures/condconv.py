@@ -1,4 +1,4 @@
-"""Which expert the images of each class are routed to."""
+"""The experts that the images of each class are routed to."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]
 def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """The routing weights of each image in each CondConv layer, [batch, experts], by the layer's name.
 
-    Of layers that share a router, the first stands for all.
+    Layers that share a router are represented by the first of them.
 
     Args:
         net: left as it was.
@@ -45,15 +45,15 @@ def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def class_share(values: Tensor, labels: Tensor) -> float:
-    """How much of the variance of values is between the means of classes: 0 for none, 1 for all of it (eta squared).
+    """Computes the share of the variance that lies between the means of classes, in [0, 1] (eta squared).
 
-    Classes that mean nothing would get (classes - 1) / (n - 1) by chance.
+    Classes drawn at random have a share of (classes - 1) / (n - 1) on average.
 
     Args:
-        values: [n, ...]; variances add up over what follows.
+        values: [n, ...]; variances add up over all axes but the first.
         labels: the class of each, [n].
     Returns:
-        0 where nothing varies.
+        The share; 0 if all values are equal.
     """
     values = values.double().flatten(1)
     values = values - values[:1]
@@ -66,7 +66,7 @@ def class_share(values: Tensor, labels: Tensor) -> float:
 
 
 def draw_routing(net: nn.Module, x: Tensor, labels: Tensor, classes: Sequence[str], *, title: str = "") -> Any:
-    """Mean routing weights of each class's images, for up to six layers; and how well layers tell classes apart.
+    """Draws the mean routing weights of each class's images in up to six layers, and how well layers tell classes apart.
 
     Args:
         net: with CondConv layers.

@@ -26,7 +26,7 @@ from pocketcnn.pictures.panels import (
 from pocketcnn.support.modules import at_inputs, evaluating
 from pocketcnn.support.plots import VERMILION, pyplot
 
-_STRIP = 8  # at most so many steps are shown
+_STRIP = 8  # the most steps that are shown
 
 
 def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
@@ -40,8 +40,11 @@ def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]
 
 @dataclass(frozen=True)
 class Fields:
-    """What a Global layer makes of its input: each [batch, channels, height, width], velocities and diffusivities None
-    where the equation has no such term. `steps` are H[0] to H[num_steps]."""
+    """The fields in a Global layer, each [batch, channels, height, width].
+
+    `before` is the layer's input, `after` its output, and `steps` are H[0] to H[num_steps]. `velocity` or `diffusivity` is
+    None if the equation has no such term.
+    """
 
     before: Tensor
     velocity: tuple[Tensor, Tensor] | None
@@ -51,10 +54,10 @@ class Fields:
 
 
 def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
-    """What the Global layer of a name does inside a net, for a batch of normalised images.
+    """Computes the fields in a Global layer inside a net, for a batch of normalised images.
 
     Raises:
-        ValueError: there is no Global layer of that name.
+        ValueError: `layer` names no Global layer.
     """
     module = dict(net.named_modules()).get(layer)
     if not isinstance(module, GlobalLayer):
@@ -73,13 +76,13 @@ def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
 
 
 def draw_fields(image: Tensor, fields: Fields, *, title: str = "", channel: int | None = None) -> Any:
-    """One image through a Global layer: its input, velocity, diffusivity and output above, H step by step below.
+    """Draws an image's way through a Global layer: input, velocity, diffusivity and output above, H step by step below.
 
     Args:
         image: [channels, height, width] as uint8.
         fields: of a batch whose first image is shown.
         title: above everything.
-        channel: which is shown, as the solver never mixes them; None for the one that the layer changes most.
+        channel: the one that is shown, as the solver never mixes channels; None for the one that the layer changes most.
     Returns:
         A matplotlib figure.
     """
@@ -134,7 +137,7 @@ def draw_fields(image: Tensor, fields: Fields, *, title: str = "", channel: int 
 
 
 def _quiver(axis: Any, u: Tensor, v: Tensor, behind: Tensor) -> Any:
-    """Arrows over the map they carry; x to the right and y down, as the solver counts them."""
+    """Draws velocities as arrows over the map that they move; x points right and y down, as in the solver."""
     low, high = limits_of([behind])
     axis.grid(False)
     axis.set_axis_off()

@@ -1,4 +1,4 @@
-"""Figures of a comparison, as SVG text: what accuracy costs, and how it was learned."""
+"""Figures of a comparison, as SVG text: accuracy against cost, and accuracy against epochs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pocketcnn.methods import METHODS
 from pocketcnn.report.tables import Summary
 from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot, svg
 
-_LINE = 84  # characters of a legend across a figure
+_LINE = 84  # characters of a legend's line across a figure
 _AXES = (
     ("file_bytes", "file size in bytes"),
     ("macs", "multiply-adds per image"),
@@ -24,7 +24,7 @@ def method_colour(method: str) -> str:
 
 
 def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
-    """Colour by method, marker by row among those of one colour; rivals are hollow, in the colour of their small net."""
+    """Colour by method, marker by place among the nets of one colour; rivals are hollow, in the colour of their small net."""
     styles: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
     for summary in summaries:
@@ -43,7 +43,7 @@ def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
 
 
 def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
-    """Accuracy against bytes, multiply-adds and latency: one SVG each, small enough to be read on a phone.
+    """Draws accuracy against bytes, multiply-adds and latency: three SVG texts, small enough to be read on a phone.
 
     A line joins each small net to the plain net of its size. Bars are one standard deviation over the seeds.
     """
@@ -74,7 +74,7 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
 
 
 def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
-    """Validation accuracy after each epoch, mean over the seeds, with the range between them shaded.
+    """Draws the validation accuracy after each epoch: the mean over the seeds, with their range shaded.
 
     Args:
         summaries: the nets, in order.
@@ -104,15 +104,16 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
 
 
 def _legend_below(figure: Any, summaries: Sequence[Summary]) -> None:
-    """In two columns, or one where the names are too long for that."""
+    """Adds a legend of two columns, or of one if the names are too long."""
     longest = max(len(line) for summary in summaries for line in _legend(summary).splitlines())
     figure.legend(loc="outside lower center", ncols=2 if longest <= _LINE / 2 else 1, frameon=False, fontsize=8)
 
 
 def _legend(summary: Summary) -> str:
+    """The name of a net in the legend; a long list of options is broken at its commas."""
     label = f"plain, size of {summary.rival_of.split(' ', 1)[-1]}" if summary.rival_of else summary.label
     lines = [""]
-    for part in re.split("(?<=,)", label):  # a long list of options is broken at its commas
+    for part in re.split("(?<=,)", label):
         if lines[-1] and len(lines[-1]) + len(part) > _LINE:
             lines.append(part)
         else:

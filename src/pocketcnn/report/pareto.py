@@ -1,4 +1,4 @@
-"""The figure of a search: what accuracy costs in bytes and in milliseconds, and which nets are on the front."""
+"""The figure of a search: accuracy against bytes and milliseconds, and the nets on the front."""
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -115,7 +115,7 @@ def _kind(trial: Trial) -> str:
 
 
 def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the line below which everything is beaten by a point that costs no more and is as accurate."""
+    """Corners of the line of a panel: each point below it is beaten by one that costs no more and is as accurate."""
     corners: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not corners:

@@ -13,9 +13,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: 
         gap: stands on both sides of the dashes below the titles.
     """
     rule = "|".join(gap + {"l": "---", "r": "---:"}[side] + gap for side in sides)
-    lines = [f"| {' | '.join(header)} |", f"|{rule}|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
+    titles, *cells = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (header, *rows)]
+    return "\n".join([titles, f"|{rule}|", *cells])
 
 
 def columns(cells: Sequence[Sequence[str]], sides: str = "") -> str:

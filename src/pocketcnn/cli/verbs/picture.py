@@ -26,17 +26,17 @@ def picture(words: Sequence[str]) -> None:
         models: Positional[tuple[Path, ...]]
         """Model files, or folders of runs."""
         data: str | None = None
-        """Whose test images are shown; what the first net was trained on by default."""
+        """Data set whose test images are shown; by default that of the first net's training."""
         images: tuple[int, ...] = (0, 1, 2)
-        """Numbers of the test images; fields and the kernels of pixels are drawn for the first."""
+        """Numbers of the test images that are shown; fields and the kernels of pixels are drawn for the first."""
         image_file: Path | None = None
-        """An image file instead."""
+        """An image file to show instead of test images."""
         layer: str | None = None
-        """Dotted name of the module whose map is shown; all of one net, the last of several."""
+        """Dotted name of the module whose map is shown; by default all maps of one net, the last map of several nets."""
         channel: int | None = None
-        """Channel of the maps; their mean, and of fields the one that changes most, by default."""
+        """Channel that is shown; by default the mean over channels, and for fields the channel that changes most."""
         titles: tuple[str, ...] = ()
-        """What the nets are called in the pictures; the names of their folders by default."""
+        """Names of the nets in the pictures; those of their folders by default."""
         output: Path = Path("runs/pictures")
         """Folder for the PNG and SVG files."""
 

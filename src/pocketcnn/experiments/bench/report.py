@@ -1,4 +1,4 @@
-"""A run's records as a table in Markdown, goals first, and as a figure."""
+"""The records of a benchmark as tables in Markdown, goals first, and as a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pocketcnn.support.tables import markdown_table
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a run found, and where."""
+    """All measurements of a benchmark, and the machine that it ran on."""
 
     environment: Mapping[str, Any]
     settings: Settings
@@ -26,7 +26,7 @@ class Results:
 
 
 def markdown(results: Results) -> str:
-    """The machine, the goals, the nets and the layers, as far as they were measured."""
+    """Writes the machine, and the goals, nets and layers that were measured, as Markdown."""
     found, machine = results.environment, results.machine
     rates = ", ".join(f"{rate / 1e9:,.0f} G {dtype}" for dtype, rate in machine.products_per_second.items())
     largest = machine.bytes_per_second[max(machine.bytes_per_second)]
@@ -89,7 +89,7 @@ _MARKS = {"obvious": ("o", VERMILION), "compiled": ("s", ORANGE), "conv": ("D", 
 
 
 def figure(records: Sequence[LayerRecord]) -> str:
-    """A bar a layer, in float32 and for batches: what ours takes; the limit, the other sides and a convolution marked."""
+    """Draws a bar for each layer, in float32 and for batches: our time, with marks for the limit and for the other sides."""
     plots = pyplot()
     passes = list(dict.fromkeys(r.passes for r in records))
     shown = [r for r in records if r.dtype == "float32" and r.shape[0] > 1]

@@ -9,7 +9,7 @@ Points = Mapping[str, tuple[float, float]]  # by name
 
 
 def scatter(kinds: Mapping[str, Points], names: Sequence[str], title: str) -> str:
-    """Accuracy in per cent against a number: a colour for each name, a marker for each kind, published ones hollow."""
+    """Draws accuracy in per cent against a cost: a colour for each name, a marker for each kind, published ones hollow."""
     plots = pyplot()
     figure, axes = plots.subplots(figsize=(7.6, 4.6), layout="constrained")
     names = [name for name in names if any(name in points for points in kinds.values())]
@@ -37,7 +37,7 @@ def scatter(kinds: Mapping[str, Points], names: Sequence[str], title: str) -> st
 
 
 def learning(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> str:
-    """Validation accuracy in per cent after each epoch, a panel for each table, a line for each seed of a net."""
+    """Draws validation accuracy in per cent after each epoch: a panel for each table, a line for each seed of a net."""
     plots = pyplot()
     rows = (len(panels) + 1) // 2
     figure, grid = plots.subplots(

@@ -1,6 +1,6 @@
-"""Repositories of the hub: a folder goes back and forth bit for bit, a card says what the record says, uploads are recorded.
+"""Repositories of the hub: nets come back bit for bit, cards agree with records, uploads are recorded.
 
-The hub itself is played by a folder: what would be uploaded lands there, and is downloaded from there.
+A folder plays the hub: uploads are copied into it, and downloads come from it.
 """
 
 import dataclasses

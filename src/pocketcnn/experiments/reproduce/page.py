@@ -14,8 +14,9 @@ from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, ve
 from pocketcnn.pictures import draw_law
 from pocketcnn.report import markdown, read_speeds, summarize
 from pocketcnn.support.files import make_folder, read_json, write_atomically
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import svg
 from pocketcnn.support.runs import curve_of
+from pocketcnn.support.tables import markdown_table
 
 Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by preset and label of the net
 
@@ -267,7 +268,7 @@ def _figure(table: Table, found: Sequence[Found]) -> str:
     if table.figure == "law":
         series = {title: [(x, y / 100) for x, y in points.values()] for title, points in columns.items()}
         fitted = [title for title, points in series.items() if len(points) > 2]
-        return figures.svg(pyplot(), draw_law(series, fitted=fitted, unit="trainable numbers"))
+        return svg(draw_law(series, fitted=fitted, unit="trainable numbers"))
     for source in table.sources:
         known = [item for item in found if source in item.row.published]
         columns[f"published, {source}"] = {i.row.key: (i.size.macs, i.row.published[source]) for i in known}
@@ -306,5 +307,4 @@ def _picture(page: Path, name: str, svg: str, title: str) -> str:
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    rows = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(lines[0], lines[1:], "l" + "r" * (len(lines[0]) - 1), gap=" ") + "\n"

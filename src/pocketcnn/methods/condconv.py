@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
+from pocketcnn.methods._call_value import CallValue
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._held import CallValue
 from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.methods._sites import conv_sites
 from pocketcnn.numerics._shapes import Pair

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketcnn.methods._held import CallValue, tracing
+from pocketcnn.methods._call_value import CallValue, tracing
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn import kernels
+from pocketcnn.methods._call_value import tracing
 from pocketcnn.methods._conv import fan_out
-from pocketcnn.methods._held import tracing
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.odeint import odeint

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn import kernels
+from pocketcnn.methods._call_value import CallValue
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments
-from pocketcnn.methods._held import CallValue
 from pocketcnn.methods.puppet.gauge import Calls, Gauge, OneLevel, TracedLevels
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.methods.puppet.puppeteer import Puppeteer, Shape, Slot

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.cost.latency import measure_latency
-from pocketcnn.cost.macs import gauge_of, measure
+from pocketcnn.cost.macs import measure
 from pocketcnn.support.modules import device_and_dtype, evaluating
+from pocketcnn.support.protocols import gauge_of
 
 
 @dataclass(frozen=True)

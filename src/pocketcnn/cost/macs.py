@@ -12,10 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pocketcnn.cost.params import count_params, serialized_bytes
-from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
+from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating, hooked
+from pocketcnn.support.protocols import CountsMacs, MakesKernel, gauge_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     return Cost(
         trainable_params=trainable,
         total_params=total,
-        generated_params=sum(p.numel() for p in model.parameters()) - watch.generator_numbers() + watch.generated,
+        generated_params=sum(p.numel() for p in model.parameters()) - watch.generator_params() + watch.generated,
         depth=watch.deepest,
         macs=sum(operators.values()),
         macs_by_operator=dict(operators),
@@ -72,13 +74,6 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
         macs_min=bounds[0],
         macs_max=bounds[1],
     )
-
-
-def gauge_of(model: nn.Module) -> Any:
-    """What sets how much of a net an image passes; None where every image passes all. It has `levels`, numbered from 0
-    on, `pinned(level)` to hold it at one of them and `pin` to say which, and `recording(net)` to write down levels and
-    measures of images."""
-    return next((module for module in model.modules() if hasattr(module, "pinned")), None)
 
 
 @contextlib.contextmanager
@@ -128,12 +123,9 @@ def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", F
     try:
         with evaluating(model), most_complex(model):
             model(x)  # what a net makes once and keeps is not counted for an image
-            watch = _Watch(model)
-            try:
-                with watch, counter:
-                    model(x)
-            finally:
-                watch.remove()
+            watch = _Watch()
+            with hooked(watch.hooks_on(model)), watch, counter:
+                model(x)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{type(model).__name__} cannot take an image of {input_size}: {error}") from error
     return watch, counter
@@ -146,7 +138,7 @@ class _Watch(TorchDispatchMode):
     and what runs inside such a layer does not count.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.depths = WeakTensorKeyDictionary()
         self.deepest = 0
@@ -156,19 +148,18 @@ class _Watch(TorchDispatchMode):
         self._generators: dict[int, nn.Parameter] = {}
         self._seen: set[int] = set()
         self._entered: list[int] = []
-        self._handles = []
+
+    def hooks_on(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Hooks itself to the layers that count and to those that count their own multiply-adds."""
         for module in model.modules():
-            if isinstance(module, _ConvNd | nn.Linear) or hasattr(module, "dense_weight"):
-                self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
-                self._handles.append(module.register_forward_hook(self._leave))
-            elif hasattr(module, "extra_macs"):
-                self._handles.append(module.register_forward_hook(self._ask))
+            if isinstance(module, _ConvNd | nn.Linear | MakesKernel):
+                yield module.register_forward_pre_hook(self._enter, prepend=True)
+                yield module.register_forward_hook(self._leave)
+            elif isinstance(module, CountsMacs):
+                yield module.register_forward_hook(self._ask)
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def generator_numbers(self) -> int:
+    def generator_params(self) -> int:
+        """Number of parameters that exist only to make kernels, in the layers that ran."""
         return sum(parameter.numel() for parameter in self._generators.values())
 
     def _depth(self, values: Any) -> int:
@@ -194,15 +185,15 @@ class _Watch(TorchDispatchMode):
         if not self._entered:  # a layer inside another one is part of it
             self.deepest = max(self.deepest, depth)
             self._set(output, depth)
-        if hasattr(module, "dense_weight") and id(module) not in self._seen:
+        if isinstance(module, MakesKernel) and id(module) not in self._seen:
             self._seen.add(id(module))
             self._generators |= {id(p): p for p in module.generator_parameters()}
             with _paused():
                 self.generated += module.dense_weight(*inputs).numel()
         self._ask(module, inputs, output)
 
-    def _ask(self, module: Any, inputs: tuple, output: Any) -> None:
-        if hasattr(module, "extra_macs"):
+    def _ask(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if isinstance(module, CountsMacs):
             extra = module.extra_macs(*inputs, output)
             self.extra.update(extra)
             self.extra_of[module] += sum(extra.values())

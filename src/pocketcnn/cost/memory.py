@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
+from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating, in_mode
 
 
 def measure_memory(
@@ -56,17 +56,14 @@ def _run(model: nn.Module, x: Tensor, training: bool) -> None:
 @contextlib.contextmanager
 def _training(model: nn.Module):
     """Training mode for a pass that leaves no trace: modes, gradients and running statistics are put back."""
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for parameter, _ in gradients:
         parameter.grad = None
-    model.train()
     try:
-        yield
+        with in_mode(model, training=True):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():

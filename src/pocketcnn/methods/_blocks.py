@@ -6,11 +6,12 @@ from itertools import groupby, pairwise
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pocketcnn.methods._method import Site, is_condensed
+from pocketcnn.methods._method import Site
+from pocketcnn.support.modules import evaluating
+from pocketcnn.support.protocols import is_condensed
 
 
 def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn.Module]]]]:
@@ -125,17 +126,12 @@ def obstacle_to(blocks: Sequence[nn.Module], references: int, owners: Counter[in
     return ""
 
 
-@torch.no_grad()
 def tried_out(block: nn.Module, weight: Tensor, channels: int) -> str:
     """What is wrong with a block that does not map a small image onto something of its shape; it is left as it was."""
-    modes = [(module, module.training) for module in block.modules()]
-    block.eval()
+    x = weight.new_zeros(1, channels, 16, 16)
     try:
-        x = weight.new_zeros(1, channels, 16, 16)
-        y = block(x)
-        return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"
+        with evaluating(block):
+            y = block(x)
     except Exception as error:  # a block may raise anything
         return f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"

@@ -61,8 +61,3 @@ class Method:
     match_options: Mapping[str, Any] = field(default_factory=dict)  # what such a start needs
     # What a search varies: option -> numbers or choices, of which the first finds most places to work.
     searched: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)
-
-
-def is_condensed(module: nn.Module) -> bool:
-    """Whether the module is one that a method put in; such a module says by which in `condensed_by`."""
-    return getattr(module, "condensed_by", None) is not None

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from pocketcnn.methods._method import Site, is_condensed
+from pocketcnn.methods._method import Site
+from pocketcnn.support.protocols import is_condensed
 
 
 def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:

@@ -221,7 +221,7 @@ def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
             found[i] = dataclasses.replace(
                 site, reason="the next layer becomes an involution; one of two mixes channels"
             )
-        next_is_involution = not found[i].reason or getattr(site.module, "condensed_by", "") == "involution"
+        next_is_involution = not found[i].reason or isinstance(site.module, Involution2d)
     return found
 
 

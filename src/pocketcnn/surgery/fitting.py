@@ -11,7 +11,7 @@ In the end batch norms look at the images again: other weights have other statis
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
-from pocketcnn.methods._method import is_condensed
-from pocketcnn.support.modules import device_and_dtype, evaluating, learning
+from pocketcnn.support.modules import device_and_dtype, evaluating, hooked, in_mode, learning
+from pocketcnn.support.protocols import is_condensed
 
 BATCH = 64  # images a step
 STEPS = 300  # for each stage
@@ -163,24 +163,12 @@ def _match(
         wanted = _passing(trained, wanted_of, batch, name)[1]
         args, kwargs = _passing(small, stage, batch, name, before=True)[0]
         with learning(parameters):
-            with _in_training_mode(stage):
+            with in_mode(stage, training=True):
                 found = stage(*args, **kwargs)
             if not (isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape):
                 raise ValueError(f"{name} gives no map, or another than the trained one; only maps can be matched")
             ((found - wanted).square().mean() / wanted.var().clamp(min=_TINY)).backward()
             optimizer.step()
-
-
-@contextlib.contextmanager
-def _in_training_mode(stage: nn.Module) -> Iterator[None]:
-    """A stage in training mode, so that its batch norms learn; afterwards every part is in the mode it was in."""
-    modes = [(module, module.training) for module in stage.modules()]
-    stage.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _passing(model: nn.Module, part: nn.Module, x: Tensor, name: str, *, before: bool = False) -> tuple[Any, Any]:
@@ -197,12 +185,8 @@ def _passing(model: nn.Module, part: nn.Module, x: Tensor, name: str, *, before:
         raise _Reached
 
     hooks = [part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave)]
-    try:
-        with evaluating(model), contextlib.suppress(_Reached):
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), evaluating(model), contextlib.suppress(_Reached):
+        model(x)
     if "in" not in seen:
         raise ValueError(f"{name}: the net's forward never calls this {type(part).__name__}; exclude= leaves it alone")
     return seen["in"], seen.get("out")

@@ -21,6 +21,7 @@ from torch.utils.weak import TensorWeakRef
 from pocketcnn.cost.macs import most_complex
 from pocketcnn.methods._norms import fold_, is_watched
 from pocketcnn.support.modules import check_input_size, device_and_dtype
+from pocketcnn.support.protocols import FoldsNorms, MakesKernel, TakesImages
 
 SIZES = (32, 28, 64, 224)  # of the images tried on a net that does not say which it takes
 
@@ -40,12 +41,11 @@ def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None
         ValueError: as in `pocketcnn.fold_norm`.
     """
     norms = {name: module for name, module in model.eval().named_modules() if isinstance(module, nn.BatchNorm2d)}
-    layer: Any
     for conv, norm in _pairs(model, input_size):
         with _named(norm):
             fold_(model.get_submodule(conv), norms[norm])  # type: ignore[arg-type]
     for name, layer in list(model.named_modules()):
-        if hasattr(layer, "fold_norm_"):
+        if isinstance(layer, FoldsNorms):
             with _named(name):
                 layer.fold_norm_()
     left = set(model.modules())
@@ -84,15 +84,16 @@ def _pairs(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tu
 
 def _seen(model: nn.Module) -> Iterator[nn.Module]:
     """The modules that no layer folds by itself."""
-    own = {part for module in model.modules() if hasattr(module, "fold_norm_") for part in module.modules()}
+    own = {part for module in model.modules() if isinstance(module, FoldsNorms) for part in module.modules()}
     return (module for module in model.modules() if module not in own)
 
 
 def _sizes(model: nn.Module) -> list[tuple[int, int, int]]:
-    said: Any = getattr(model, "input_size", None)
-    layers: Iterator[Any] = (m for m in model.modules() if isinstance(m, _ConvNd) or hasattr(m, "dense_weight"))
+    """Sizes of images to try: the net's own, if it says one, then some usual ones."""
+    own: Any = model.input_size if isinstance(model, TakesImages) else None
+    layers: Iterator[Any] = (module for module in model.modules() if isinstance(module, _ConvNd | MakesKernel))
     channels = next(layers).in_channels
-    return [said] * (isinstance(said, tuple) and len(said) == 3) + [(channels, size, size) for size in SIZES]
+    return [own] * (isinstance(own, tuple) and len(own) == 3) + [(channels, size, size) for size in SIZES]
 
 
 def _watched(model: nn.Module, size: tuple[int, int, int]) -> list[tuple[str, str]]:

@@ -5,11 +5,11 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pocketcnn.errors import CannotMaterialize
-from pocketcnn.methods._method import is_condensed
+from pocketcnn.support.modules import uncompiled
+from pocketcnn.support.protocols import Listener, LooksAtEntropy, is_condensed
 from pocketcnn.surgery.condense import put_in_place
 from pocketcnn.surgery.folding import fold_norms_
 from pocketcnn.surgery.provenance import Provenance, provenance, remember
@@ -51,7 +51,9 @@ def materialize(
     if input_size is not None and not fold_norm:
         raise ValueError("input_size is of the image that fold_norm=True looks at; leave it out")
     condensed = {name: module for name, module in model.named_modules() if is_condensed(module)}
-    looking = {name for name, module in condensed.items() if getattr(module, "needs_entropy", False)}
+    looking = {
+        name for name, module in condensed.items() if isinstance(module, LooksAtEntropy) and module.needs_entropy
+    }
     if entropy is not None and not looking:
         raise ValueError(f"nothing in this {type(model).__name__} depends on the image's entropy; leave entropy out")
     if entropy is not None and not math.isfinite(entropy):
@@ -80,8 +82,8 @@ def materialize(
         if not obstacles.keys().isdisjoint(looking):
             continue  # the stages left hear of every call
         for hook in list(layer._forward_pre_hooks.values()):
-            owner: Any = getattr(hook, "__self__", None)
-            if hasattr(owner, "detach") and not isinstance(owner, torch.Tensor):
+            owner = getattr(hook, "__self__", None)  # of a bound method
+            if isinstance(owner, Listener) and not isinstance(owner, Tensor):
                 owner.detach(layer)
     if obstacles:
         base = None
@@ -121,7 +123,7 @@ def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = Non
           (2): ReLU()
         )
     """
-    return _folded(copy.deepcopy(getattr(model, "_orig_mod", model)), input_size)  # torch.compile wraps the net
+    return _folded(copy.deepcopy(uncompiled(model)), input_size)
 
 
 def _folded(model: nn.Module, input_size: tuple[int, int, int] | None) -> nn.Module:

@@ -59,5 +59,7 @@ class Method:
     # only images can tell how near the outputs are.
     match: Callable[[Mapping[str, Sequence[Any]], Mapping[str, nn.Module | None]], None] | None = None
     match_options: Mapping[str, Any] = field(default_factory=dict)  # what such a start needs
+    # Given a step's options, tells whether rebuilding the step takes their seed, so that hiding the seed hides the net.
+    needs_seed: Callable[[Mapping[str, Any]], bool] = lambda options: "seed" in options
     # What a search varies: option -> numbers or choices, of which the first finds most places to work.
     searched: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)

@@ -39,6 +39,7 @@ from pocketcnn.numerics.ring_index import (
 )
 
 LEVELS = ("net", "stage", "block")
+_SEEDLESS = ("identity", "windows")  # schemes that are read round and round, or by codes that the file stores
 _log = logging.getLogger(__name__)
 
 
@@ -452,5 +453,6 @@ METHOD = Method(
     build=build,
     match=match,
     match_options={"gain": True},
+    needs_seed=lambda options: "seed" in options and options.get("scheme") not in _SEEDLESS,
     searched={"size": Range(0.01, 1.0), "level": ("net", "stage")},
 )

@@ -26,6 +26,12 @@ def check_step(step: Step) -> None:
     resolve_method(step.method, dict(step.options))
 
 
+def needs_seed(method: str, options: Mapping[str, Any]) -> bool:
+    """Tells whether rebuilding a step takes the seed among its options; of a method this version lacks, whether it has one."""
+    record = METHODS.get(method)
+    return "seed" in options if record is None else record.needs_seed(options)
+
+
 def resolve_method(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
     record = get_method(method)
     known = [field.name for field in dataclasses.fields(record.options)]

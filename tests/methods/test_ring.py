@@ -287,7 +287,7 @@ def test_a_ring_that_no_sub_network_reads_to_its_end_is_said(caplog):
     ring = ParameterRing([(4, 4, 3, 3)] * 2, size=200, subnets=[0, 1])
     assert "a ring of 200 numbers, but no sub-network reads more than 144 of it" in caplog.text
     assert len(ring.indices) == 288
-    with pytest.raises(ValueError, match="2 layers need as many numbers of sub-networks, got 1"):
+    with pytest.raises(ValueError, match="2 layers need as many sub-network numbers, got 1"):
         ParameterRing([(4, 4, 3, 3)] * 2, subnets=[0])
 
 

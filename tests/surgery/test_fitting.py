@@ -213,5 +213,5 @@ def test_a_stage_that_gives_no_map_is_named(images):
             y, _ = self.pair(self.stem(x))
             return self.head(y.mean(dim=(2, 3)))
 
-    with pytest.raises(ValueError, match="pair gives no map, or another than the trained one"):
+    with pytest.raises(ValueError, match="pair returns no map, or one of another shape than the trained stage"):
         pc.condense(Net(), "involution", initialize="fit", images=images)

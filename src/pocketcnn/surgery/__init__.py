@@ -1,4 +1,4 @@
-"""Putting condensed layers into any net, taking them out again, and remembering how it was made."""
+"""Putting condensed layers into any net, taking them out again, and recording how the net was made."""
 
 from pocketcnn.surgery.condense import condense, rebuild
 from pocketcnn.surgery.materialize import as_served, fold_norm, materialize

@@ -1,4 +1,4 @@
-"""What a net costs: stored numbers, bytes, multiply-adds, depth, time and memory, as frozen records."""
+"""Costs of a net: stored parameters, bytes, multiply-adds, depth, time and memory, as frozen records."""
 
 from pocketcnn.cost.images import ImageCosts, measure_images
 from pocketcnn.cost.latency import Latency, measure_latency

@@ -22,14 +22,14 @@ from pocketcnn.support.protocols import CountsMacs, MakesKernel, gauge_of
 
 @dataclass(frozen=True)
 class Cost:
-    """What a net costs for one image.
+    """Cost of a net for one image.
 
-    `trainable_params` are distinct trainable numbers, `total_params` adds frozen ones and running statistics.
-    `generated_params` are the numbers the forward pass of one image sees: generated kernels in the place of what makes
-    them. `depth` is the number of convolution and linear layers on the longest path, where a layer that stands for a
-    convolution counts once, whatever makes its kernel. `macs` are multiply-adds. `size_bytes` is the length of the
-    safetensors serialisation of the distinct stored tensors. Where the cost depends on the image, `macs` and `depth` are
-    those of the most complex one, and `macs_min` and `macs_max` bound `macs`; else these two are None.
+    `trainable_params` counts distinct trainable parameters; `total_params` adds frozen ones and running statistics.
+    `generated_params` counts the parameters that the forward pass of one image uses: generated kernels instead of the
+    parameters that make them. `depth` is the number of convolution and linear layers on the longest path; a layer that
+    stands for a convolution counts once, however its kernel is made. `macs` are multiply-adds. `size_bytes` is the length
+    of the safetensors serialisation of the distinct stored tensors. If the cost depends on the image, `macs` and `depth`
+    are those of the most complex one, and `macs_min` and `macs_max` bound `macs`; else these two are None.
     """
 
     trainable_params: int
@@ -44,17 +44,17 @@ class Cost:
 
 
 def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost:
-    """Counts a net's stored numbers, bytes, multiply-adds and depth for one image.
+    """Counts a net's parameters, bytes, multiply-adds and depth for one image.
 
-    Every convolution and matrix product that runs is counted, so the generation of kernels is in, unless a net keeps
-    what it generated for the images to come; what no operator counter sees, such as involution's weighted sum, the
-    layer adds itself by `extra_macs(x, y)`. Biases, norms, activations, pooling and Fourier transforms are not counted.
+    Every convolution and matrix product that runs is counted. This includes making kernels, unless the net keeps them for
+    later images. A layer with multiply-adds that no operator counter sees, such as a weighted sum, adds them itself by
+    `extra_macs(x, y)`. Biases, norms, activations, pooling and Fourier transforms are not counted.
 
     Args:
         model: any net that takes an image; it is run once in evaluation mode and left as it was.
         input_size: (channels, height, width) of the image.
     Raises:
-        ValueError: not three sizes of at least 1, or the net cannot take an image of that size.
+        ValueError: not three sizes of at least 1, or a net that cannot take an image of that size.
     """
     watch, operators = _counted(model, input_size)
     trainable, total = count_params(model)
@@ -78,20 +78,20 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
 
 @contextlib.contextmanager
 def most_complex(model: nn.Module) -> Iterator[None]:
-    """Has a net treat images as the most complex there are, if it tells them apart and is not pinned already."""
+    """Makes a net treat all images as most complex, if it tells them apart and is not pinned already."""
     gauge = gauge_of(model)
     with gauge.pinned(gauge.levels - 1) if gauge is not None and gauge.pin is None else contextlib.nullcontext():
         yield
 
 
 def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> dict[str, int]:
-    """The multiply-adds of `measure`, by the dotted name of the module they run in; a module's hold those inside it.
+    """Counts the multiply-adds of `measure` by the dotted name of the module they run in, those inside it included.
 
     Args:
         model: as in `measure`.
         input_size: as in `measure`.
     Returns:
-        Only modules in which some run; of a shared module, under its first name, those of all its calls.
+        Only modules in which some run; a shared module has those of all its calls, under its first name.
     """
     watch, counter = _observe(model, input_size)
     prefix = f"{type(model).__name__}."
@@ -105,7 +105,7 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) 
 
 
 def _counted(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", Counter[str]]:
-    """What was seen of a run, and its multiply-adds by operator."""
+    """Runs a net once; returns the watch, and the multiply-adds by operator."""
     watch, counter = _observe(model, input_size)
     operators: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
@@ -122,7 +122,7 @@ def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", F
     counter = FlopCounterMode(display=False)
     try:
         with evaluating(model), most_complex(model):
-            model(x)  # what a net makes once and keeps is not counted for an image
+            model(x)  # so that kernels that a net makes once and keeps are not counted for an image
             watch = _Watch()
             with hooked(watch.hooks_on(model)), watch, counter:
                 model(x)
@@ -132,10 +132,10 @@ def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", F
 
 
 class _Watch(TorchDispatchMode):
-    """Follows the depth of every tensor through a forward pass, and asks layers for what operators do not show.
+    """Follows the depth of every tensor through a forward pass, and asks layers for costs that operators do not show.
 
-    A tensor is as deep as its deepest input; the output of a layer that counts is one deeper than the layer's input,
-    and what runs inside such a layer does not count.
+    A tensor is as deep as its deepest input. The output of a layer that counts is one deeper than the layer's input, and
+    operations inside the layer add no depth.
     """
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _paused():
-    """Switches off every counter, for work that is not part of the forward pass."""
+    """Switches off all counters, for work that is not part of the forward pass."""
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes()

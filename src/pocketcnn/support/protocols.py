@@ -1,4 +1,4 @@
-"""What a module may offer beyond `nn.Module`, as protocols.
+"""Protocols: the members that a module may offer beyond `nn.Module`.
 
 A module offers something by having the members; it need not inherit from a protocol. The rest of the package asks with
 `isinstance(module, MakesKernel)`, so that the name of a member is written down here alone.

@@ -63,8 +63,8 @@ def start_from_trained_(
         method.match({site.name: site.modules for site in sites}, made)
     elif images is None:
         raise ValueError(
-            f'{method.name} is fitted to what the trained layers give: initialize="fit" needs images= of the kind that the '
-            "net was trained on, a thousand or so, normalised, without labels"
+            f'{method.name} is fitted to the outputs of the trained layers: initialize="fit" needs images= like those that '
+            "the net was trained on, a thousand or so, normalised, without labels"
         )
     else:
         _match_stages(small, trained, sites, images)

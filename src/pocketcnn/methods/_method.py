@@ -52,13 +52,13 @@ class Method:
     sites: Callable[[nn.Module, Any], list[Site]]
     # Site name -> the module that takes its place; None removes the place from its nn.Sequential.
     build: Callable[[Sequence[Site], Any], Mapping[str, nn.Module | None]]
-    places: tuple[str, str] = ("convolution", "convolutions")  # what it replaces, for messages: one, several
+    places: tuple[str, str] = ("convolution", "convolutions")  # the places it replaces, for messages: one, several
     # Finishes the net once the new modules are in their places.
     finish: Callable[[nn.Module, Mapping[str, nn.Module | None]], None] = lambda model, built: None
     # Brings the new modules near to the trained ones that they replaced, by the weights alone; None if that takes images.
     match: Callable[[Mapping[str, Sequence[Any]], Mapping[str, nn.Module | None]], None] | None = None
     match_options: Mapping[str, Any] = field(default_factory=dict)  # options that `match` needs
-    # Given a step's options, tells whether rebuilding the step takes their seed, so that hiding the seed hides the net.
+    # Tells whether a step with these options needs their seed to be rebuilt, so that hiding the seed hides the net.
     needs_seed: Callable[[Mapping[str, Any]], bool] = lambda options: "seed" in options
     # Options that a search varies, with their values or choices; the first choice finds most places to work.
     searched: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)

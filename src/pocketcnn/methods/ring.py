@@ -137,11 +137,11 @@ class ParameterRing(nn.Module):
         )
         if scheme == "windows" and length > LONGEST:
             raise ValueError(
-                f"codes of windows reach {LONGEST:,} numbers of a ring, this one would have {length:,}; take a smaller size, "
+                f"codes of windows reach {LONGEST:,} parameters of a ring, this one would have {length:,}; take a smaller size, "
                 'or level="stage" for several rings'
             )
         if len(set(self.subnets)) > 1 and length > longest:
-            _log.warning("a ring of %d numbers, but no sub-network reads more than %d of it", length, longest)
+            _log.warning("a ring of %d parameters, but no sub-network reads more than %d of them", length, longest)
         variances = [
             2 / fan_out(shape, g) for shape, g in zip(self.shapes, groups or [1] * len(self.shapes), strict=True)
         ]
@@ -219,7 +219,7 @@ class ParameterRing(nn.Module):
 
     def extra_repr(self) -> str:
         subnets = f", {len(set(self.subnets))} sub-networks" if len(set(self.subnets)) > 1 else ""
-        read = f"{len(self.values)} numbers read {sum(self.sizes)} times"
+        read = f"{len(self.values)} parameters read {sum(self.sizes)} times"
         return f"{read}, seed={self.seed}, scheme={self.scheme!r}{subnets}"
 
 
@@ -377,7 +377,7 @@ def lengths(size: int | float | dict[str, int | float], numbers: Mapping[str, in
     if isinstance(size, float):
         return {name: max(1, round(size * count)) for name, count in numbers.items()}
     if size < len(numbers):
-        raise ValueError(f"{size} numbers are too few for {len(numbers)} rings; size must be at least 1 for each")
+        raise ValueError(f"{size} parameters are too few for {len(numbers)} rings; size must be at least 1 for each")
     # Each ring has one parameter; the rest is divided, and the remainder of rounding goes to the largest fractions.
     shares = {name: (size - len(numbers)) * count / sum(numbers.values()) for name, count in numbers.items()}
     shared = {name: 1 + int(share) for name, share in shares.items()}

@@ -31,7 +31,7 @@ class HasDense(Protocol):
 
 @runtime_checkable
 class LooksAtEntropy(Protocol):
-    """A condensed layer whose ordinary equal may depend on how complex the image is."""
+    """A condensed layer whose ordinary equal may depend on the image's entropy."""
 
     needs_entropy: bool
     """True if it does depend on it."""
@@ -55,7 +55,7 @@ class CountsMacs(Protocol):
     """A layer with multiply-adds that no operator counter sees."""
 
     def extra_macs(self, *tensors: Tensor) -> Mapping[str, int]:
-        """Counts them, by the name of the operation, for what `forward` was given and, last, what it returned."""
+        """Counts them, by the name of the operation, for the inputs of `forward` and, last, its output."""
         ...
 
 
@@ -105,7 +105,7 @@ class SetsDepth(Protocol):
     ) -> AbstractContextManager[tuple[Callable[[Tensor], Any], list[tuple[Tensor, Tensor]]]]:
         """Records levels and measures of images inside a `with`.
 
-        Yields what to call with a batch of images, and the record: a pair of tensors [batch] for each call.
+        Yields a function to call with batches of images, and the record: a pair of tensors [batch] for each call.
         """
         ...
 

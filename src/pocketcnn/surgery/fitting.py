@@ -56,7 +56,7 @@ def start_from_trained_(
             )
         if not torch.isfinite(images).all():
             raise ValueError(
-                "images hold numbers that are not finite; take out what was not decoded or normalised well"
+                "images hold numbers that are not finite; remove images that were not decoded or normalised well"
             )
         images = images.to(dtype)
     if method.match is not None:

@@ -72,7 +72,7 @@ class Plan:
     def savings(self) -> list[str]:
         """Lists one line for each total: before, after and their ratio."""
         if isinstance(self.before, int) or isinstance(self.after, int):
-            pairs: list[tuple[str, Any, Any]] = [("trainable numbers", self.before, self.after)]
+            pairs: list[tuple[str, Any, Any]] = [("trainable parameters", self.before, self.after)]
         else:
             names = ("trainable_params", "size_bytes", "macs", "depth")
             pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]

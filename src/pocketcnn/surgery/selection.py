@@ -27,7 +27,7 @@ def check_step(step: Step) -> None:
 
 
 def needs_seed(method: str, options: Mapping[str, Any]) -> bool:
-    """Tells whether rebuilding a step takes the seed among its options; of a method this version lacks, whether it has one."""
+    """Tells whether rebuilding a step needs the seed among its options; a method that this version lacks needs its seed."""
     record = METHODS.get(method)
     return "seed" in options if record is None else record.needs_seed(options)
 

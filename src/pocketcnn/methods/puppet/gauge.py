@@ -94,8 +94,8 @@ class Calls:
             if not (self._warned or tracing()):
                 self._warned = True
                 _log.warning(
-                    "a stage runs outside of a call of the net whose images decide its depth, and goes all the way; "
-                    "call the net itself, or net.gauge.pinned(level)"
+                    "a stage runs outside of a call of the net, whose images would set its depth, and passes all blocks; "
+                    "call the net itself, or pin the level by gauge_of(net).pinned(level)"
                 )
         if found is None:
             return OneLevel(None, {})

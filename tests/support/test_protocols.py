@@ -23,7 +23,7 @@ OFFERS = {
     "MakesKernel": (lambda: RingConv2d(4, 4, 3), lambda: CondConv2d(4, 4, 3), lambda: Involution2d(16, 16, 3)),
     "NamesWeights": (lambda: ParameterRing([(4, 4, 3, 3)]),),
     "SetsDepth": (Gauge,),
-    "TakesImages": (lambda: pc.create_model("resnet20"),),
+    "TakesImages": (lambda: pc.create_model("mnist_net"),),
 }
 
 

@@ -72,6 +72,16 @@ def shared_data():
     return SHARED
 
 
+@pytest.fixture
+def lowrank(monkeypatch):
+    """A sixth method, registered for the length of a test."""
+    from lowrank import LOW_RANK
+    from pocketcnn.methods import METHODS
+
+    monkeypatch.setitem(METHODS, LOW_RANK.name, LOW_RANK)
+    return LOW_RANK
+
+
 @pytest.fixture(scope="session")
 def torchvision():
     return _other_library("torchvision")

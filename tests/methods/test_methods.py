@@ -1,71 +1,14 @@
 """The seam: a method is one record in `METHODS`, and everything else follows from it."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import pocketcnn as pc
 from pocketcnn.errors import UnknownMethod
-from pocketcnn.methods import METHODS, Method, get_method
-from pocketcnn.methods._conv import AbstractConv2d, conv_arguments
-from pocketcnn.methods._sites import conv_sites
+from pocketcnn.methods import get_method
 from pocketcnn.models.spec import parse_method
 from pocketcnn.surgery import needs_seed
-
-
-@dataclass(frozen=True)
-class LowRankOptions:
-    """How much is stored."""
-
-    rank: int = 2
-    """Columns of the first factor."""
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
-
-
-class LowRankConv2d(AbstractConv2d):
-    """A convolution whose kernel is the product of two thin matrices."""
-
-    condensed_by = "lowrank"
-
-    def __init__(self, *arguments, rank, bias, device, dtype, **keywords):
-        super().__init__(*arguments, **keywords)
-        rows, columns = self.out_channels, torch.Size(self.weight_shape[1:]).numel()
-        self.left = nn.Parameter(torch.randn(rows, rank, device=device, dtype=dtype))
-        self.right = nn.Parameter(torch.randn(rank, columns, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(rows, device=device, dtype=dtype)) if bias else None
-
-    def dense_weight(self, x=None):
-        return (self.left @ self.right).view(self.weight_shape)
-
-    def generator_parameters(self):
-        return [self.left, self.right]
-
-    def forward(self, x):
-        x, padding = self.pad(x)
-        return F.conv2d(x, self.dense_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
-
-
-LOW_RANK = Method(
-    name="lowrank",
-    summary="every kernel is a product of two thin matrices",
-    source="a test",
-    options=LowRankOptions,
-    sites=lambda model, options: conv_sites(model, obstacle=lambda conv: "" if conv.groups == 1 else "it has groups"),
-    build=lambda sites, options: {
-        site.name: LowRankConv2d(**conv_arguments(site.module), rank=options.rank) for site in sites
-    },
-)
-
-
-@pytest.fixture
-def lowrank(monkeypatch):
-    monkeypatch.setitem(METHODS, "lowrank", LOW_RANK)
 
 
 def net():

@@ -9,13 +9,13 @@ import socket
 
 import pytest
 import torch
-from processes import finish, start
 from torch import nn
 
 import pocketcnn as pc
 from pocketcnn.data import load
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.devices import norms_of, restore_norms
+from processes import finish, start
 
 TWO = {"devices": 2, "accelerator": "cpu"}
 SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state ' + hashlib.sha256(b''.join(t.numpy().tobytes() " \

@@ -187,7 +187,7 @@ def test_trackers_get_every_epoch(few, tmp_path, monkeypatch):
     import pocketcnn.train.loop as loop
 
     logger = pl.loggers.CSVLogger(tmp_path, name="tracker", version="")
-    monkeypatch.setattr(loop, "_logger", lambda kind, folder: logger)
+    monkeypatch.setattr(loop, "tracker", lambda kind, folder: logger)
     fit(tiny(), few, QUICK, tmp_path / "run", logger="tensorboard")
     logger.save()
     with open(tmp_path / "tracker" / "metrics.csv", newline="") as file:

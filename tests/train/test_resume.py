@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from processes import finish, start
 
 import pocketcnn as pc
 from pocketcnn.data import load
 from pocketcnn.errors import BadData, BrokenFile
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from processes import finish, start
 
 ALL_STATE = {
     "ema_decay": 0.9, "clip_norm": 1.0, "label_smoothing": 0.1, "crop": 1, "cutout": 2, "small_epochs": 2,

@@ -14,7 +14,7 @@ from pocketcnn.data import DataSet
 from pocketcnn.support.files import read_json, write_json
 from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import normalized
+from pocketcnn.train.images import normalized
 
 
 def measure_speeds(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pocketcnn.train.config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
-    from pocketcnn.train.loop import evaluate as evaluate
+    from pocketcnn.train.evaluation import evaluate as evaluate
     from pocketcnn.train.loop import fit as fit
 
 __all__ = ["PRESETS", "TrainConfig", "evaluate", "fit"]
@@ -17,6 +17,6 @@ __all__ = ["PRESETS", "TrainConfig", "evaluate", "fit"]
 def __getattr__(name: str) -> Any:
     if name not in ("fit", "evaluate"):
         raise AttributeError(f"module 'pocketcnn.train' has no attribute {name!r}")
-    from pocketcnn.train import loop
+    from pocketcnn.train import evaluation, loop
 
-    return getattr(loop, name)
+    return getattr(loop if name == "fit" else evaluation, name)

@@ -3,12 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,24 +14,21 @@ from torch import nn
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import image_notes
 from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
-from pocketcnn.data import DataSet, shrink
-from pocketcnn.errors import BadData, MissingExtra
+from pocketcnn.data import DataSet
 from pocketcnn.support.files import make_folder, read_json, remove_partials, write_json
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.modules import device_and_dtype, evaluating
 from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import to_layout
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.devices import cluster, count_devices, is_first_process, norms_of, restore_norms
-from pocketcnn.train.engine import pl
+from pocketcnn.train.engine import Logger, pl, quiet_lightning, tracker
+from pocketcnn.train.evaluation import check_input
 from pocketcnn.train.folder import as_read, begin_run, earlier_config
-from pocketcnn.train.module import SMALL, Classifier, Normalize
+from pocketcnn.train.images import calibrate, normalized
+from pocketcnn.train.module import SMALL, Classifier
 from pocketcnn.train.teacher import Teacher
-
-_log = logging.getLogger(__name__)
-Logger = Literal["csv", "tensorboard", "wandb"]
 
 
 def fit(
@@ -131,7 +126,7 @@ def fit(
         checkpoint.fill_from_(model, folder / "model.safetensors")
         return read_json(folder / "result.json")
     guard = Safeguard(folder, save_every)
-    with guard, _quiet_lightning():
+    with guard, quiet_lightning():
         if is_first_process():
             remove_partials(folder)
         calibrate(model, data)
@@ -161,7 +156,7 @@ def fit(
             gradient_clip_val=config.clip_norm or None,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *cluster()],
-            logger=_logger(logger, folder),
+            logger=tracker(logger, folder),
             default_root_dir=folder,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -205,92 +200,3 @@ def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
     if gauge_of(model) is None:
         return None
     return dataclasses.asdict(measure_images(model, normalized(data.test.in_order(500), data), runs=10, rounds=3))
-
-
-def normalized(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], data: DataSet) -> Iterator[torch.Tensor]:
-    """The images of batches, not augmented, as a net that is trained on the data is given them."""
-    normalize = Normalize(data.mean, data.std)
-    for images, _ in batches:
-        yield normalize(images)
-
-
-def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
-    """Shows training images, as they will be given to the net, to those parts of it that learn from the images alone what
-    to expect: what sets the depth of a net by the entropy of an image.
-
-    Args:
-        model: any net; one without such parts is left alone.
-        data: whose training images are shown, not augmented, evenly from first to last.
-        images: about how many.
-    """
-    parts: list[Any] = [module for module in model.modules() if hasattr(module, "calibrate_")]
-    for part in parts:
-        part.calibrate_(normalized(data.train.sample(images).in_order(500), data), mean=data.mean, std=data.std)
-
-
-def evaluate(
-    model: nn.Module, data: DataSet, *, split: Literal["test", "validation"] = "test", batch_size: int = 256
-) -> dict[str, float]:
-    """Loss and accuracy of a net on the test or the validation split, in its own precision, on the device where it lives."""
-    check_input(model, data)
-    module = Classifier(model, data, TrainConfig(batch_size=batch_size, precision="float32", channels_last="off"))
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator=next(model.parameters()).device.type, devices=1, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False,
-        )  # fmt: skip
-        (trainer.test if split == "test" else trainer.validate)(module, verbose=False)
-    return module.take(split)
-
-
-def check_input(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
-    """Checks that a net takes the images and has an output for each class.
-
-    Args:
-        model: any net.
-        data: whose images and classes are meant.
-        share: of their side that the images will have.
-    Raises:
-        BadData: it does not.
-    """
-    channels, height, width = data.input_size
-    device, dtype = device_and_dtype(model)
-    x = shrink(torch.zeros(1, channels, height, width), share).to(device=device, dtype=dtype)
-    height, width = x.shape[2:]
-    try:
-        with evaluating(model):
-            shape = model(x).shape
-    except (RuntimeError, ValueError) as error:
-        raise BadData(
-            f"{data.name}: images are {channels} x {height} x {width} (channels x height x width) and the net cannot take "
-            f"them ({error}); make the net with in_channels={channels}, or load the data with channels= or image_size="
-        ) from error
-    if len(shape) != 2 or shape[1] < len(data.classes):
-        raise BadData(
-            f"{data.name}: has {len(data.classes)} classes, the net's output for an image is {list(shape[1:])}; make the "
-            f"net with num_classes={len(data.classes)}"
-        )
-
-
-def _logger(kind: Logger, folder: Path) -> Any:
-    """A tracker beside `metrics.csv`; the trackers' own packages are installed by whoever wants them."""
-    if kind == "csv":
-        return False
-    try:
-        loggers = {"tensorboard": pl.loggers.TensorBoardLogger, "wandb": pl.loggers.WandbLogger}
-        return loggers[kind](save_dir=folder)
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"logger {kind!r} needs the package {kind}; pip install {kind}") from error
-
-
-class _quiet_lightning(warnings.catch_warnings):
-    """Leaves out Lightning's advice about choices made here on purpose, and its messages of the day."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-        warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
-        for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-            logging.getLogger(package).setLevel(logging.ERROR)
-        return entered

@@ -15,24 +15,10 @@ from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
 from pocketcnn.train.features import common_stages, map_distance
+from pocketcnn.train.images import Normalize
 from pocketcnn.train.loader import Loader, Share
 
 SMALL = 0.75  # of their side have the images of small_epochs
-
-
-class Normalize(nn.Module):
-    """uint8 images to floats of zero mean and unit deviation per channel."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std)[:, None, None]), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) * self.scale
 
 
 class Classifier(pl.LightningModule):

@@ -11,7 +11,7 @@ from torch import nn
 from pocketcnn import checkpoint
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData
-from pocketcnn.train.module import Normalize
+from pocketcnn.train.images import Normalize
 
 
 class Teacher(nn.Module):

@@ -28,7 +28,7 @@ from pocketcnn.support.memory import keep_memory
 from pocketcnn.support.runs import curve_of
 from pocketcnn.train import fit
 from pocketcnn.train.auto import step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import calibrate
+from pocketcnn.train.images import calibrate
 
 __all__ = ["Reproduced", "measure_rates", "read_tables", "reproduce"]
 _log = logging.getLogger(__name__)

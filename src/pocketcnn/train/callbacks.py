@@ -15,7 +15,7 @@ import torch
 
 from pocketcnn.errors import Interrupted, NonFiniteLoss, Preempted
 from pocketcnn.support.files import write_atomically
-from pocketcnn.train.checkpoints import LAST, PREVIOUS
+from pocketcnn.support.runs import LAST, METRICS, PREVIOUS
 from pocketcnn.train.engine import WeightAveraging, pl
 from pocketcnn.train.module import Classifier
 
@@ -108,7 +108,7 @@ class EpochLog(pl.Callback):
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _short(value) for key, value in row.items()} for row in self.rows)
-        write_atomically(self.folder / "metrics.csv", text.getvalue())
+        write_atomically(self.folder / METRICS, text.getvalue())
 
     def images_per_second(self) -> float:
         """Median over the epochs; the first one, which warms up, counts only when it is alone."""

@@ -10,10 +10,10 @@ import torch
 
 from pocketcnn.errors import BrokenFile
 from pocketcnn.support.files import write_atomically
+from pocketcnn.support.runs import LAST, PREVIOUS
 from pocketcnn.train.engine import TorchCheckpointIO
 
 _log = logging.getLogger(__name__)
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _DIGEST = hashlib.sha256().digest_size
 
 

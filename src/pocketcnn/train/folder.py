@@ -13,6 +13,7 @@ from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData, ForeignFile
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import read_json, write_json
+from pocketcnn.support.runs import CONFIG, ENVIRONMENT
 from pocketcnn.train.auto import resolve
 from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.devices import device_of, is_first_process
@@ -26,8 +27,8 @@ def begin_run(
     """Begins a run: the first process measures what `auto` stands for and writes it down, the others read it there."""
     if is_first_process():
         config = resolve(config, model, data, device_of(accelerator))
-        write_json(folder / "environment.json", environment())
-        write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
+        write_json(folder / ENVIRONMENT, environment())
+        write_json(folder / CONFIG, {**settings, "train": dataclasses.asdict(config)})
         return config
     deadline = time.monotonic() + _PATIENCE
     while (found := earlier_config(folder, settings, config)) is None:
@@ -44,7 +45,7 @@ def as_read(record: dict[str, Any]) -> dict[str, Any]:
 
 def earlier_config(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> TrainConfig | None:
     """The configuration of a run that is in the folder, with what `auto` chose then; None where there is none."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.exists():
         return None
     found = read_json(path)

@@ -17,6 +17,7 @@ from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.support.files import make_folder, read_json, remove_partials, write_json
 from pocketcnn.support.memory import keep_memory
+from pocketcnn.support.runs import MODEL, RESULT
 from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import to_layout
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
@@ -122,9 +123,9 @@ def fit(
     settings |= {key: value for key, value in unusual.items() if value}
     settings = as_read(settings)
     earlier = earlier_config(folder, settings, config)
-    if earlier is not None and (folder / "result.json").exists():
-        checkpoint.fill_from_(model, folder / "model.safetensors")
-        return read_json(folder / "result.json")
+    if earlier is not None and (folder / RESULT).exists():
+        checkpoint.fill_from_(model, folder / MODEL)
+        return read_json(folder / RESULT)
     guard = Safeguard(folder, save_every)
     with guard, quiet_lightning():
         if is_first_process():
@@ -173,7 +174,7 @@ def fit(
         if not trainer.is_global_zero:
             return trainer.strategy.broadcast({}, src=0)
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
-        size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
+        size = checkpoint.save(model, folder / MODEL, notes=image_notes(data))
         result = {
             "name": name,
             "identity": dict(identity or {}),
@@ -191,7 +192,7 @@ def fit(
             "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
             "train": as_read(dataclasses.asdict(config)),
         }
-        write_json(folder / "result.json", result)
+        write_json(folder / RESULT, result)
         return trainer.strategy.broadcast(result, src=0)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from pocketcnn import checkpoint, zoo
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.cost import count_params
-from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
+from pocketcnn.support.files import make_folder, write_atomically, write_json
+from pocketcnn.support.runs import MODEL, read_result
 from pocketcnn.zoo import Card, read_cards, sha256_of, sorted_cards
 
 if TYPE_CHECKING:
@@ -55,10 +56,8 @@ def add(
     for word in (name, data):
         if not re.fullmatch(r"\w[\w.+=-]*", word):
             raise ValueError(f"{word!r} cannot be a file's name; letters, digits and _ . + = - are taken")
-    if not (run / "result.json").is_file():
-        raise FileNotFoundError(f"{run}: not the folder of a finished run: there is no result.json")
-    result = read_json(run / "result.json")
-    source = run / "model.safetensors"
+    result = read_result(run)
+    source = run / MODEL
     notes = {**checkpoint.read_header(source)["notes"], "data": data}
     net = checkpoint.load(source)
     if dataset is None:
@@ -67,7 +66,7 @@ def add(
         dataset = load(data)
     others = [card for card in read_cards(folder) if (card.name, card.data) != (name, data)]
     with tempfile.TemporaryDirectory() as place:
-        stored = Path(place) / "model.safetensors"
+        stored = Path(place) / MODEL
         size = checkpoint.save(net, stored, notes=notes, storage=storage)
         if size > LARGEST_FILE:
             raise ValueError(f"{data}/{name}: {size:,} bytes as {storage}, a file may have {LARGEST_FILE:,}")

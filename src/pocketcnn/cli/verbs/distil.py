@@ -11,6 +11,7 @@ from pocketcnn.cli.nets import model_path
 from pocketcnn.cli.parsing import method_help, parse, preset_of, value_of
 from pocketcnn.cli.printing import print_table
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.runs import MODEL
 
 
 def distil(words: Sequence[str]) -> None:
@@ -64,4 +65,4 @@ def distil(words: Sequence[str]) -> None:
     )
     print_table(summarize([result]))
     print(f"accuracy before the first step, on validation images: {100 * result['start']['validation_accuracy']:.2f} %")
-    print(f"model file: {given.output / 'model.safetensors'}")
+    print(f"model file: {given.output / MODEL}")

@@ -16,6 +16,7 @@ from pocketcnn.cli.arguments import (
 )
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import print_table
+from pocketcnn.support.runs import MODEL
 
 
 def train(words: Sequence[str]) -> None:
@@ -53,4 +54,4 @@ def train(words: Sequence[str]) -> None:
         **device_options_of(given),
     )
     print_table(summarize([result]))
-    print(f"model file: {given.output / 'model.safetensors'}")
+    print(f"model file: {given.output / MODEL}")

@@ -25,7 +25,7 @@ from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import make_folder, read_json, write_json
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.runs import curve_of
+from pocketcnn.support.runs import MODEL, RESULT, read_curve
 from pocketcnn.train import fit
 from pocketcnn.train.auto import step_seconds, to_layout, trial_batch
 from pocketcnn.train.images import calibrate
@@ -130,7 +130,7 @@ def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -
     for row, recipe in work:
         label = row.spec().label
         folder = folder_of(results / "reproduce" / recipe.name, label) / "seed0"
-        if (folder / "model.safetensors").is_file() and (folder / "result.json").is_file():
+        if (folder / MODEL).is_file() and (folder / RESULT).is_file():
             finished.setdefault(recipe.name, {})[label] = folder
             data = _load(row, recipe, data_folder, loaded)
     for recipe_name, folders in finished.items():
@@ -166,7 +166,7 @@ def _run(
             if math.isfinite(minutes) and spec.label not in rates.get(recipe.name, {}):
                 measure_rates([(row, recipe)], results, data_folder)
                 rates = _rates(results)
-            expected = 60 * (hours(row, recipe, rates, len(curve_of(folder))) or 0)
+            expected = 60 * (hours(row, recipe, rates, len(read_curve(folder))) or 0)
             left = minutes - (time.monotonic() - start) / 60
             title = f"{spec.label}, {recipe.name}, seed {seed}"
             if left <= 0 or expected > left:

@@ -15,6 +15,7 @@ import pocketcnn as pc
 from pocketcnn.data import load
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.devices import norms_of, restore_norms
+from pocketcnn.train.hardware import Hardware, with_changes
 from processes import finish, start
 
 TWO = {"devices": 2, "accelerator": "cpu"}
@@ -201,6 +202,18 @@ def test_what_the_machine_does_not_have_is_said(few, tmp_path, options, message)
 def test_no_gpu_is_said(few, tmp_path):
     with pytest.raises(ValueError, match="accelerator 'gpu': this machine has no GPU"):
         fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", accelerator="gpu")
+
+
+def test_keywords_replace_fields_of_the_hardware(few, tmp_path):
+    found = with_changes(Hardware(num_nodes=2), {"devices": 3, "save_every": 90})
+    assert found == Hardware(devices=3, num_nodes=2, save_minutes=1.5)
+    with pytest.raises(ValueError, match="devices=10000: this machine has"):
+        fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", hardware=Hardware(accelerator="cpu"), devices=10_000)
+    with pytest.raises(
+        TypeError, match="unexpected keyword argument 'device'; those of the hardware are devices, num_"
+    ):
+        fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", device=2)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 """Flags that several verbs share, and what they mean for the library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from pocketcnn.errors import BadUsage
+from pocketcnn.train.hardware import Hardware
 
 if TYPE_CHECKING:
     from pocketcnn.data import DataSet
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """How images are read."""
 
@@ -29,7 +30,7 @@ class DataOptions:
     """Processes that read a stream, for each device."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataArguments(DataOptions):
     """What is trained on."""
 
@@ -37,7 +38,7 @@ class DataArguments(DataOptions):
     """Built-in name (digits, mnist, fashion-mnist, cifar10, cifar100), hub id, folder of parquet files or class folders."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     """How a net is made."""
 
@@ -51,27 +52,15 @@ class ModelArguments:
     """Outputs; the data's, or the net's own."""
 
 
-@dataclass(kw_only=True)
-class DeviceArguments:
-    """Where it runs; everything else that changes the result is in the recipe."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceArguments(Hardware):
+    """The fields of `Hardware` as flags."""
 
     devices: int = 1
     """Devices per machine; more than one trains by distributed data parallel."""
-    num_nodes: int = 1
-    """Machines."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Kind of device."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices train: distributed data parallel, which auto takes for more than one."""
-    sync_batchnorm: bool = False
-    """Batch norm takes its statistics from the images of all devices; on GPUs only."""
-    save_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch; each epoch ends with one."""
-    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
-    """Also send the epochs to a tracker."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SurgeryArguments(ModelArguments):
     """What is condensed."""
 
@@ -126,9 +115,8 @@ def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> di
     return options
 
 
-def device_options_of(given: DeviceArguments) -> dict[str, Any]:
-    names = ("devices", "num_nodes", "accelerator", "strategy", "sync_batchnorm", "logger")
-    return {**{name: getattr(given, name) for name in names}, "save_every": 60 * given.save_minutes}
+def hardware_of(given: DeviceArguments) -> Hardware:
+    return Hardware(**{field.name: getattr(given, field.name) for field in fields(Hardware)})
 
 
 def input_size_of(given: SurgeryArguments, notes: dict[str, Any]) -> tuple[int, int, int]:

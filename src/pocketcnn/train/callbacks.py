@@ -110,10 +110,18 @@ class EpochLog(pl.Callback):
         writer.writerows({key: _short(value) for key, value in row.items()} for row in self.rows)
         write_atomically(self.folder / METRICS, text.getvalue())
 
-    def images_per_second(self) -> float:
-        """Median over the epochs; the first one, which warms up, counts only when it is alone."""
+    def summary(self) -> dict[str, float]:
+        """Returns what a result says of the epochs.
+
+        Images per second are the median over the epochs; the first one, which warms up, counts only when it is alone.
+        """
         rates = [row["train_images_per_second"] for row in self.rows]
-        return median(rates[1:] or rates)
+        return {
+            "validation_accuracy": self.rows[-1]["validation_accuracy"],
+            "epochs": len(self.rows),
+            "train_images_per_second": median(rates[1:] or rates),
+            "train_seconds": sum(row["train_seconds"] for row in self.rows),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self._seconds, "images": self._images}

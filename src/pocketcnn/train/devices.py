@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.train.engine import environments
+from pocketcnn.train.hardware import Hardware
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -15,19 +16,14 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
 
 
-def count_devices(accelerator: str, devices: int | str, num_nodes: int, *, sync_batchnorm: bool = False) -> int:
-    """How many devices of this machine a run gets.
+def count_devices(hardware: Hardware) -> int:
+    """Counts the devices of this machine that a run gets: of `"auto"` all GPUs, or one process on the CPU.
 
-    Args:
-        accelerator: `"auto"`, `"cpu"` or `"gpu"`.
-        devices: how many, or `"auto"` for all GPUs, or one process on the CPU.
-        num_nodes: how many machines.
-        sync_batchnorm: whether batch norm is to take its statistics from the images of all devices.
     Raises:
         ValueError: there are fewer, what is asked for needs GPUs, or torchrun or SLURM has started another number of
             processes.
     """
-    gpus = torch.cuda.device_count()
+    gpus, accelerator, devices = torch.cuda.device_count(), hardware.accelerator, hardware.devices
     if accelerator in ("gpu", "cuda") and not gpus:
         raise ValueError(f"accelerator {accelerator!r}: this machine has no GPU that torch can use; take 'cpu'")
     on_gpu = device_of(accelerator).type == "cuda"
@@ -39,15 +35,15 @@ def count_devices(accelerator: str, devices: int | str, num_nodes: int, *, sync_
         raise ValueError(
             f"devices={devices!r}: this machine has {there} {kind}; a number up to that is wanted, or 'auto'"
         )
-    if sync_batchnorm and not on_gpu:
+    if hardware.sync_batchnorm and not on_gpu:
         raise ValueError(
             "sync_batchnorm needs GPUs: on the CPU each process normalises its own images; leave it out, or use a net with "
             "group norm"
         )
     started = _started()
-    if started is not None and started != devices * num_nodes:
+    if started is not None and started != devices * hardware.num_nodes:
         raise ValueError(
-            f"{started} processes were started for {devices} devices on {num_nodes} machines; each would be a run of its own: "
+            f"{started} processes were started for {devices} devices on {hardware.num_nodes} machines; each would be a run of its own: "
             f"pass devices (--devices) and num_nodes (--num-nodes) whose product is {started}"
         )
     return devices

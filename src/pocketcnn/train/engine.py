@@ -3,12 +3,11 @@
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pocketcnn.errors import MissingExtra
 from pocketcnn.support.optional import optional_import
-
-Logger = Literal["csv", "tensorboard", "wandb"]
+from pocketcnn.train.hardware import Logger
 
 
 def _engine(module: str) -> Any:

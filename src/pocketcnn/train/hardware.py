@@ -1,0 +1,51 @@
+"""What a training runs on: one frozen record, whose fields are also the command line's flags."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Logger = Literal["csv", "tensorboard", "wandb"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The devices of a run, how often it saves there, and where else its epochs are logged."""
+
+    devices: int | Literal["auto"] = 1
+    """Devices per machine, or auto for all; more than one trains by distributed data parallel."""
+    num_nodes: int = 1
+    """Machines."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Kind of device."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several devices train: distributed data parallel, which auto takes for more than one."""
+    sync_batchnorm: bool = False
+    """Batch norm takes its statistics from the images of all devices; on GPUs only."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints inside an epoch; each epoch ends with one."""
+    logger: Logger = "csv"
+    """Also send the epochs to a tracker."""
+
+
+ONE_DEVICE = Hardware()
+
+
+def with_changes(hardware: Hardware, changes: Mapping[str, Any]) -> Hardware:
+    """Returns the record with the given fields replaced.
+
+    Args:
+        hardware: the record.
+        changes: new values by the names of fields; `save_every`, in seconds, stands for `save_minutes`.
+    Raises:
+        TypeError: no field has such a name.
+    """
+    changes = dict(changes)
+    if "save_every" in changes:
+        changes["save_minutes"] = changes.pop("save_every") / 60
+    names = [field.name for field in dataclasses.fields(Hardware)]
+    if unknown := [name for name in changes if name not in names]:
+        raise TypeError(
+            f"fit() got an unexpected keyword argument {unknown[0]!r}; those of the hardware are {', '.join(names)}, save_every"
+        )
+    return dataclasses.replace(hardware, **changes)

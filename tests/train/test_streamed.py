@@ -1,4 +1,4 @@
-"""Training on shards that are decoded while they are read."""
+"""Training on shards that are decoded during training."""
 
 import dataclasses
 import io

@@ -1,6 +1,6 @@
-"""Training any model on any data set: one configuration, one function, one folder of plain files per run.
+"""Training any net on any data set: one configuration, one function, one folder of plain files per run.
 
-`fit` and `evaluate` resolve lazily: reading a configuration does not cost importing Lightning.
+`fit` and `evaluate` are imported on first use, so that reading a configuration does not import Lightning.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The one door to Lightning and torchmetrics: where they are missing, the error says which extra brings them."""
+"""The only import of Lightning and torchmetrics: if they are missing, the error names the extra that installs them."""
 
 import logging
 import warnings
@@ -23,7 +23,11 @@ MulticlassAccuracy: Any = _engine("torchmetrics.classification").MulticlassAccur
 
 
 def tracker(kind: Logger, folder: Path) -> Any:
-    """A tracker beside `metrics.csv`; the trackers' own packages are installed by whoever wants them."""
+    """Returns the Lightning logger of a tracker, False for none.
+
+    Raises:
+        MissingExtra: the tracker's own package is missing; no extra of this package installs it.
+    """
     if kind == "csv":
         return False
     try:
@@ -34,7 +38,7 @@ def tracker(kind: Logger, folder: Path) -> Any:
 
 
 class quiet_lightning(warnings.catch_warnings):
-    """Leaves out Lightning's advice about choices made here on purpose, and its messages of the day."""
+    """Hides Lightning's tips, and its warnings about choices made here on purpose."""
 
     def __enter__(self) -> Any:
         entered = super().__enter__()

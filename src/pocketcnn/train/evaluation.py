@@ -16,7 +16,14 @@ from pocketcnn.train.module import Classifier
 def evaluate(
     model: nn.Module, data: DataSet, *, split: Literal["test", "validation"] = "test", batch_size: int = 256
 ) -> dict[str, float]:
-    """Loss and accuracy of a net on the test or the validation split, in its own precision, on the device where it lives."""
+    """Measures loss and accuracy of a net on the test or validation split, in its own precision, on its own device.
+
+    Returns:
+        For the test split `test_loss` and `test_accuracy`, for the validation split `validation_loss` and
+        `validation_accuracy`.
+    Raises:
+        BadData: the net does not fit the images or the classes.
+    """
     check_input(model, data)
     module = Classifier(model, data, TrainConfig(batch_size=batch_size, precision="float32", channels_last="off"))
     with quiet_lightning():
@@ -29,14 +36,14 @@ def evaluate(
 
 
 def check_input(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
-    """Checks that a net takes the images and has an output for each class.
+    """Checks that a net accepts the images of a data set and has an output for each class.
 
     Args:
         model: any net.
-        data: whose images and classes are meant.
-        share: of their side that the images will have.
+        data: the data set.
+        share: factor by which the sides of the images are shrunk.
     Raises:
-        BadData: it does not.
+        BadData: the net does not fit.
     """
     channels, height, width = data.input_size
     device, dtype = device_and_dtype(model)

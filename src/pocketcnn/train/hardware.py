@@ -1,4 +1,4 @@
-"""What a training runs on: one frozen record, whose fields are also the command line's flags."""
+"""The devices of a training: one frozen record, whose fields are also the command line's flags."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ class Hardware:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices train: distributed data parallel, which auto takes for more than one."""
+    """How several devices train together: ddp is distributed data parallel; auto chooses it for more than one device."""
     sync_batchnorm: bool = False
-    """Batch norm takes its statistics from the images of all devices; on GPUs only."""
+    """Compute the statistics of batch norms over the images of all devices; on GPUs only."""
     save_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch; each epoch ends with one."""
+    """Minutes between checkpoints within an epoch; each epoch ends with one."""
     logger: Logger = "csv"
-    """Also send the epochs to a tracker."""
+    """Tracker that the epochs are sent to as well; csv for none."""
 
 
 ONE_DEVICE = Hardware()

@@ -1,4 +1,4 @@
-"""Images as a net is given them: normalised."""
+"""Images normalised as a net receives them in training."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from pocketcnn.data import DataSet
 
 
 class Normalize(nn.Module):
-    """uint8 images to floats of zero mean and unit deviation per channel."""
+    """Turns images with values from 0 to 255 into floats of zero mean and unit deviation per channel."""
 
     mean: Tensor
     scale: Tensor
@@ -25,20 +25,21 @@ class Normalize(nn.Module):
 
 
 def normalized(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], data: DataSet) -> Iterator[torch.Tensor]:
-    """The images of batches, not augmented, as a net that is trained on the data is given them."""
+    """Yields the images of batches, normalised but not augmented."""
     normalize = Normalize(data.mean, data.std)
     for images, _ in batches:
         yield normalize(images)
 
 
 def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
-    """Shows training images, as they will be given to the net, to those parts of it that learn from the images alone what
-    to expect: what sets the depth of a net by the entropy of an image.
+    """Shows training images to those modules of a net that learn from images before training starts.
+
+    Such a module sets the depth of a net by an image's entropy, and must know which entropies to expect.
 
     Args:
-        model: any net; one without such parts is left alone.
-        data: whose training images are shown, not augmented, evenly from first to last.
-        images: about how many.
+        model: any net; a net without such modules stays as it is.
+        data: the data set. Its training images are shown evenly from first to last, normalised but not augmented.
+        images: about how many images are shown.
     """
     parts: list[Any] = [module for module in model.modules() if hasattr(module, "calibrate_")]
     for part in parts:

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train: all choices that change the result. The run's `config.json` holds them too."""
+    """How to train: every choice that changes the result; written to the run's `config.json`."""
 
     epochs: int = 20
     """Passes over the training images."""
@@ -44,7 +44,7 @@ class TrainConfig:
     """Weight of the feature loss: mean squared distance between the feature maps of student and teacher after each stage,
     where their shapes agree."""
     clip_norm: float = 0.0
-    """Largest norm of the gradients, scaled down if above; 0 for no limit."""
+    """Largest norm of the gradients; larger ones are scaled down to it; 0 for no limit."""
     ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, which is evaluated and kept; 0 for no average."""
     augment: bool = True

@@ -24,7 +24,7 @@ class Normalize(nn.Module):
         return (images.float() - self.mean) * self.scale
 
 
-def normalized(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], data: DataSet) -> Iterator[torch.Tensor]:
+def normalized(batches: Iterable[tuple[Tensor, Tensor]], data: DataSet) -> Iterator[Tensor]:
     """Yields the images of batches, normalised but not augmented."""
     normalize = Normalize(data.mean, data.std)
     for images, _ in batches:

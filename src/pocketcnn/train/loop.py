@@ -64,7 +64,7 @@ def fit(
         folder: the folder of the run; created when missing.
         name: shown in log messages and kept in the result; the folder's name by default.
         identity: what tells this run from others (model, method, options); kept in the result.
-        hardware: devices, seconds between checkpoints, and where epochs are logged.
+        hardware: devices, minutes between checkpoints, and where else epochs are logged.
         progress: show a bar with rate and time left.
         test: evaluate on the test images at the end; otherwise the result has no test scores.
         on_epoch: called with the rows of `metrics.csv` after each epoch is saved; an exception from it ends the run.

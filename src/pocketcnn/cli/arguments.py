@@ -54,10 +54,10 @@ class ModelArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceArguments(Hardware):
-    """The fields of `Hardware` as flags."""
+    """Flags for the machines that a training runs on: the fields of `Hardware`."""
 
     devices: int = 1
-    """Devices per machine; more than one trains by distributed data parallel."""
+    """Number of devices per machine; several train by distributed data parallel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> di
 
 
 def hardware_of(given: DeviceArguments) -> Hardware:
+    """The flags as `pocketcnn.train.fit` takes them."""
     return Hardware(**{field.name: getattr(given, field.name) for field in fields(Hardware)})
 
 

@@ -13,9 +13,9 @@ class Hardware:
     """The devices of a run, how often it saves there, and where else its epochs are logged."""
 
     devices: int | Literal["auto"] = 1
-    """Devices per machine, or auto for all; more than one trains by distributed data parallel."""
+    """Number of devices per machine, or auto for all; several train by distributed data parallel."""
     num_nodes: int = 1
-    """Machines."""
+    """Number of machines."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     strategy: Literal["auto", "ddp"] = "auto"
@@ -25,7 +25,7 @@ class Hardware:
     save_minutes: float = 5.0
     """Minutes between checkpoints within an epoch; each epoch ends with one."""
     logger: Logger = "csv"
-    """Tracker that the epochs are sent to as well; csv for none."""
+    """Tracker that each epoch is sent to; with csv only metrics.csv is written, as always."""
 
 
 ONE_DEVICE = Hardware()

@@ -41,8 +41,7 @@ class TrainConfig:
     temperature: float = 3.0
     """Divisor of both nets' outputs before they are compared; a higher one gives wrong classes more weight."""
     feature_weight: float = 0.0
-    """Weight of the feature loss: mean squared distance between the feature maps of student and teacher after each stage,
-    where their shapes agree."""
+    """Weight of the feature loss: mean squared distance between student and teacher feature maps after each stage, where shapes agree."""
     clip_norm: float = 0.0
     """Largest norm of the gradients; larger ones are scaled down to it; 0 for no limit."""
     ema_decay: float = 0.0

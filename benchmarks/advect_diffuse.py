@@ -1,8 +1,8 @@
-"""How far random fields grow: leap-frog's growing mode, where a velocity's divergence is not 0.
+"""Measures how far the solver lets random fields grow: leap-frog has a growing mode where a velocity's divergence is not 0.
 
     python benchmarks/advect_diffuse.py
 
-Nothing here is timed; `pocketcnn bench` does that.
+This script times nothing; `pocketcnn bench` does.
 """
 
 from statistics import median
@@ -13,7 +13,7 @@ from pocketcnn import kernels
 
 
 def growth(seeds=20):
-    """Leap-frog's growing mode: the largest |H| after some steps over the largest at the start, f = 0."""
+    """Prints the largest |H| after some steps over the largest at the start, with f = 0."""
     print(f"growth of random fields, 1x1x32x32, dt = 0.2, largest |H| over its start, median over {seeds} seeds\n")
     print(f"{'u dt/dx and v dt/dy':<30}{'D':>4}{'5 steps':>10}{'20 steps':>10}{'100 steps':>12}")
     for name, sample, blurs in (

@@ -1,10 +1,10 @@
-"""What each method's net takes as a file, how far it is from the net, and how fast it is: the table of docs/export.md.
+"""Measures the exported files of each method's net, in size, exactness and speed: makes the table of docs/export.md.
 
     .venv/bin/python benchmarks/export.py
 
-Nets of resnet20 on 32x32 images, their norms warmed up on random images, each written in every format that is installed and
-checked. Bytes are of the model file, of dense and compact ONNX and of ExecuTorch's file; differences are the largest over
-batches of 1, 3 and 17 in onnxruntime, dense and compact; times are medians in turns with the net itself in PyTorch.
+The nets are resnet20 on 32x32 images, with batch norms warmed up on random images. Each is written and checked in every format
+that is installed. Bytes are of the model file, of dense and compact ONNX, and of ExecuTorch's file. Differences are the largest
+over batches of 1, 3 and 17 in onnxruntime, dense and compact. Times are medians in turns with the net itself in PyTorch.
 """
 
 import argparse
@@ -44,7 +44,7 @@ HEADER = (
 
 
 def made(name, method, options):
-    """A net whose norms, and gauge where it has one, have seen images."""
+    """Makes a net whose batch norms, and gauge if it has one, have seen images."""
     torch.manual_seed(0)
     net = pc.create_model(name)
     if method is not None:
@@ -59,7 +59,7 @@ def made(name, method, options):
 
 
 def row(title, folder):
-    """A net's cells."""
+    """Cells of a net's row."""
     name, method, options, entropy = NETS[title]
     net = made(name, method, options)
     stored = pc.save(net, folder / "net.safetensors")
@@ -86,7 +86,7 @@ def row(title, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nets", nargs="*", choices=[*NETS, []], help="which of them; all by default")
+    parser.add_argument("nets", nargs="*", choices=[*NETS, []], help="nets to measure; all by default")
     given = parser.parse_args()
     print(f"| {' | '.join(HEADER)} |\n|---|{'---:|' * (len(HEADER) - 1)}")
     for title in given.nets or NETS:

@@ -1,9 +1,9 @@
-"""The table of docs/fit.md: every method from the trained resnet20, fitted or fresh, beside pruned and int8 plain files.
+"""Makes the table of docs/fit.md: every method from the trained resnet20, fitted or fresh, beside pruned and int8 plain files.
 
-Runs lie in results/distil, a folder each, made by `pocketcnn distil` as the page says.
+Each run has a folder in results/distil, made by `pocketcnn distil` with the commands of that page.
 
     python benchmarks/fit.py --data cifar10     # measures each run's net as float32 and int8 files, then prints the table
-    python benchmarks/fit.py                    # prints it from the records
+    python benchmarks/fit.py                    # prints the table from the records
 """
 
 import argparse
@@ -20,8 +20,10 @@ HEADER = (
 
 
 def measure(data_name: str, results: Path) -> dict[str, Any]:
-    """Bytes and test accuracy of the plain net and of every run's net, stored as float32 and as int8; what is in files.json
-    is not looked at again."""
+    """Measures bytes and test accuracy of the plain net and of every run's net, stored as float32 and as int8.
+
+    Nets that are in files.json already are not measured again.
+    """
     import pocketcnn as pc
     from pocketcnn import checkpoint
     from pocketcnn.data import load
@@ -48,7 +50,7 @@ def measure(data_name: str, results: Path) -> dict[str, Any]:
 
 
 def table(results: Path) -> str:
-    """The rows, best first."""
+    """Table as Markdown, the most accurate net first."""
     from pocketcnn.support.files import read_json
 
     files = read_json(results / "files.json")
@@ -75,7 +77,7 @@ def table(results: Path) -> str:
 
 
 def named(run: dict[str, Any], folder: str) -> str:
-    """What a run's net is, in a few words."""
+    """Short description of a run's net."""
     if run["identity"]["method"] == "plain":
         return f"plain, {folder.removeprefix('pruned')} % of its weights zero"
     return f"`{run['identity']['student']}`"
@@ -83,8 +85,8 @@ def named(run: dict[str, Any], folder: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="measure the nets of the runs on this data set's test images first")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--data", help="first measure the nets of the runs on the test images of this data set")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs")
     given = parser.parse_args()
     if given.data:
         from pocketcnn.support.files import write_json

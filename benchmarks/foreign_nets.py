@@ -1,10 +1,10 @@
-"""What each method can do with each net of timm and torchvision: the records and the table of docs/nets.md.
+"""Tries each method on each net of timm and torchvision: makes the records and the table of docs/nets.md.
 
     .venv/bin/pip install --upgrade --no-deps --constraint constraints.txt --target .venv/nets timm torchvision
     POCKETCNN_NETS=.venv/nets .venv/bin/python benchmarks/foreign_nets.py
 
-Every net goes through every method as in tests/test_foreign_nets.py, which tries the smaller ones in every run. Names of nets
-as arguments try those alone, and keep the records of the others.
+Every net goes through every method as in tests/test_foreign_nets.py, which tries the smaller nets in every run. If you give
+names of nets, only those are tried, and the records of the others are kept.
 """
 
 import re
@@ -25,7 +25,7 @@ _TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOT
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table as Markdown, and under it, by number, why a method does nothing somewhere."""
+    """Table as Markdown, with the numbered reasons below it why a method replaces nothing in a net."""
     notes: dict[str, int] = {}
     lines = [f"| net | of | numbers | {' | '.join(METHODS)} |", f"|---|---|---:|{'---:|' * len(METHODS)}"]
     for name, outcomes in records.items():
@@ -46,11 +46,13 @@ def _cell(outcome: Mapping[str, Any], notes: dict[str, int]) -> str:
 
 
 def main(names: Sequence[str]) -> None:
-    # Imported first, else their absence would be recorded as what a method makes of their nets.
+    # Imported first: otherwise a missing library would be recorded as the failure of a method.
     versions = {name: foreign.version(foreign.import_library(name)) for name in ("timm", "torchvision")}
     records = read_json(RECORDS) if RECORDS.exists() else {}
     if names and records.get("versions", versions) != versions:
-        raise SystemExit(f"the records are of {records['versions']}, installed are {versions}; try all nets")
+        raise SystemExit(
+            f"the records were made with {records['versions']}, but {versions} are installed; give no names, to try all nets"
+        )
     for name in names or foreign.NETS:
         records[name] = {method: foreign.outcome(foreign.NETS[name], method) for method in METHODS}
         print(table({name: records[name]}).splitlines()[2], flush=True)

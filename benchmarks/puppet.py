@@ -1,8 +1,8 @@
-"""What depth by entropy saves on real batches, what kept kernels cost against ordinary ones, and what generation costs.
+"""Times puppet nets: the saving of depth by entropy on real batches, the cost of cached kernels, the cost of generation.
 
     python benchmarks/puppet.py [--data cifar10] [--model resnet32_4stage] [--batch 64]
 
-Both sides of a comparison run in turns; times are medians. The nets are not trained: weights do not change the time.
+Both sides of a comparison run in turns; times are medians. The nets are not trained, because weights do not change the time.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROUNDS = 15
 
 
 def in_turns(sides, rounds=ROUNDS):
-    """Median seconds of each of some calls, made one after the other, round by round."""
+    """Median seconds of each call; the calls run one after the other, round by round."""
     taken = {name: [] for name in sides}
     for _ in range(rounds + 2):
         for name, call in sides.items():
@@ -32,6 +32,8 @@ def in_turns(sides, rounds=ROUNDS):
 
 
 def served(net, x):
+    """Returns a call that runs the net without gradients."""
+
     def call():
         with torch.inference_mode():
             net(x)
@@ -39,26 +41,26 @@ def served(net, x):
     return call
 
 
-def kept_kernels(plain, x):
-    """A net of whole depth with kept kernels against the ordinary net it equals."""
+def cached_kernels(plain, x):
+    """Times a net of whole depth with cached kernels against the ordinary net it equals."""
     net = pc.condense(plain, "puppet", depth="fixed").eval()
-    print(f"\n{len(x)} images, whole depth, float32: kept kernels against ordinary ones\n")
+    print(f"\n{len(x)} images, whole depth, float32: cached kernels against ordinary ones\n")
     for name, layout in (("contiguous", torch.contiguous_format), ("channels last", torch.channels_last)):
         sides = {}
-        for side, model in (("kept", net), ("ordinary", pc.materialize(net))):
+        for side, model in (("cached", net), ("ordinary", pc.materialize(net))):
             sides[side] = served(model.to(memory_format=layout), x.contiguous(memory_format=layout))
         times = in_turns(sides)
-        kept, ordinary = (1e3 * times[side] for side in ("kept", "ordinary"))
-        print(f"{name:<14}kept {kept:.1f} ms, ordinary {ordinary:.1f} ms: {kept / ordinary:.2f}x")
+        cached, ordinary = (1e3 * times[side] for side in ("cached", "ordinary"))
+        print(f"{name:<14}cached {cached:.1f} ms, ordinary {ordinary:.1f} ms: {cached / ordinary:.2f}x")
 
 
 def depth_against_time(net, x):
-    """A level at a time, with the look at the images, against the ordinary net that the level equals."""
+    """Times one level at a time, measuring the images included, against the ordinary net that the level equals."""
     gauge = gauge_of(net)
     print(f"\n{len(x)} images of one level, float32\n")
     print(f"{'level':>6}{'blocks':>8}{'MACs an image':>15}{'puppet ms':>11}{'ordinary ms':>13}{'ratio':>7}")
     for level in range(gauge.levels):
-        # The measure in the middle of the level, which `materialize` asks for.
+        # The entropy in the middle of the level, which `materialize` needs.
         values = torch.linspace(0, gauge.quantiles[-1].item(), 4001)
         value = values[gauge.level_of(gauge.share_of(values)) == level].median().item()
         dense = pc.materialize(net, entropy=value)
@@ -75,7 +77,7 @@ def depth_against_time(net, x):
 
 
 def mixed_batches(net, plain, x, batch):
-    """Real batches of mixed depth against the whole net; the gauge's look at the images is included."""
+    """Times real batches of mixed depth, the gauge's measuring included, against the whole net."""
     gauge = gauge_of(net)
     batches = x.split(batch)
 
@@ -106,11 +108,11 @@ def mixed_batches(net, plain, x, batch):
     print(
         f"mixed depth {mixed_ms:.1f} ms, whole net {whole_ms:.1f} ms: {mixed_ms / whole_ms:.2f}x for {share:.2f}x of the MACs"
     )
-    print(f"of which looking at the images {look_ms:.2f} ms")
+    print(f"of which measuring the images takes {look_ms:.2f} ms")
 
 
 def generation(model, x, mean, std, options):
-    """What a training step spends on generating: the same net with ordinary kernels takes the rest."""
+    """Times a training step with generated and with ordinary kernels; the difference is the cost of generating."""
     labels = torch.arange(len(x)) % 10
     print(f"\na training step of {len(x)} images\n")
     print(f"{'':<34}{'generated ms':>13}{'ordinary ms':>13}{'share':>7}")
@@ -142,15 +144,15 @@ def generation(model, x, mean, std, options):
         print(f"{name:<34}{mine:>13.1f}{theirs:>13.1f}{(mine - theirs) / mine:>7.1%}")
     puppeteer = puppeteers_of(pc.condense(pc.create_model(model, **options), "puppet"))[0]
     alone = in_turns({"made": lambda: puppeteer.kernels(0)})["made"]
-    print(f"all {len(puppeteer.slots)} kernels once, without gradients kept: {1e3 * alone:.1f} ms")
+    print(f"all {len(puppeteer.slots)} kernels once, without a backward pass: {1e3 * alone:.1f} ms")
 
 
 def main():
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--data", default="cifar10")
-    arguments.add_argument("--model", default="resnet32_4stage")
-    arguments.add_argument("--batch", type=int, default=64)
-    given = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="cifar10", help="data set, as for pocketcnn train")
+    parser.add_argument("--model", default="resnet32_4stage", help="name of a plain net")
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
+    given = parser.parse_args()
     torch.manual_seed(0)
     data = load(given.data)
     options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
@@ -161,7 +163,7 @@ def main():
     mean, std = (torch.tensor(value)[:, None, None] for value in (data.mean, data.std))
     x = (data.test.images[: 20 * given.batch].float() / 255 - mean) / std
     print(f"{given.model} on {data.name}, {torch.get_num_threads()} threads")
-    kept_kernels(plain, x[: given.batch])
+    cached_kernels(plain, x[: given.batch])
     depth_against_time(net, x[: given.batch])
     mixed_batches(net, plain, x, given.batch)
     generation(given.model, x[:128].contiguous(memory_format=torch.channels_last), data.mean, data.std, options)

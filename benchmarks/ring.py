@@ -1,9 +1,9 @@
-"""What reading a ring costs by scheme: all kernels of a resnet18, forward and backward.
+"""Times the reading of a ring by scheme: all kernels of a resnet18, forward and backward.
 
     .venv/bin/python benchmarks/ring.py
 
-The tables of places and signs of each scheme, read from memory; and the affine scheme with its places computed anew in each
-pass, as an exported net without tables does. All in turns, medians in milliseconds, float32 on the CPU.
+Each scheme reads its tables of places and signs from memory. The affine scheme is also timed with its places computed anew in
+each pass, as in an exported net without tables. All run in turns; times are medians in milliseconds, float32 on the CPU.
 """
 
 import time
@@ -23,12 +23,12 @@ ROUNDS = 9
 
 
 def read(ring: ParameterRing) -> list[torch.Tensor]:
-    """Every layer's kernel, from the tables."""
+    """Reads every layer's kernel, with places and signs from the tables."""
     return [ring.read(slot) for slot in range(len(ring.shapes))]
 
 
 def compute(ring: ParameterRing) -> list[torch.Tensor]:
-    """Every layer's kernel, its places and signs by arithmetic."""
+    """Reads every layer's kernel, with places and signs computed by arithmetic."""
     constants, kernels, start = affine_constants(len(ring.values), ring.seed), [], 0
     for size, scale in zip(ring.sizes, ring.scales, strict=True):
         places, signs = affine_indices(torch.arange(start, start + size), constants)
@@ -38,7 +38,7 @@ def compute(ring: ParameterRing) -> list[torch.Tensor]:
 
 
 def medians(sides: dict[str, Callable[[], list[torch.Tensor]]]) -> dict[str, tuple[float, float]]:
-    """Median milliseconds forward, and forward and backward, of each side in turns; the first round warms up."""
+    """Median milliseconds of each side forward, and forward and backward; the sides run in turns after a warm-up round."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(ROUNDS + 1):
         for name, run in sides.items():

@@ -1,9 +1,9 @@
-"""Where the time of a tile of the solver goes: bringing planes in and out, forming coefficients, steps, and the way back.
+"""Times the parts of a tile of the solver: bringing planes in and out, forming coefficients, steps, and the backward pass.
 
     python benchmarks/tiles.py
 
-One thread, channels last, 64 images, nanoseconds for 16 numbers (one of each plane of a tile), the best of some runs; without
-steps and with five.
+One thread, channels last, 64 images, without steps and with five. Times are nanoseconds for 16 values, one of each plane of a
+tile, and the best of some runs.
 """
 
 import time
@@ -19,7 +19,7 @@ SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8))
 
 
 def best(call, rounds=9):
-    """Seconds of the fastest of some calls; the first one may compile."""
+    """Seconds of the fastest of some calls; the first call, which may compile, does not count."""
     taken = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -29,7 +29,7 @@ def best(call, rounds=9):
 
 
 def passes(shape, formed, num_steps):
-    """Seconds forward and back; of coefficients that are formed of the image, or read."""
+    """Seconds of the forward and the backward pass; coefficients are formed from the image, or read."""
     x = torch.rand(shape).contiguous(memory_format=torch.channels_last)
     fields = [torch.zeros(1, 1, 1, 1) if formed else torch.rand_like(x) for _ in range(4)]
     table = torch.randn(4, 11, shape[1]) / 10 if formed else None

@@ -1,10 +1,11 @@
-"""Does the entropy of an image predict the depth it needs? How a trained net does on simple and on complex images.
+"""Compares a trained net's errors on simple and complex images: does the entropy of an image predict the depth it needs?
 
     python examples/entropy_and_difficulty.py runs/cifar10/resnet32_4stage-plain --data cifar10
 
-For each measure of complexity: the share of validation images that a trained net gets wrong, by quarter from the simplest
-to the most complex, and the rank correlation of the measure with the net's loss. For a net whose depth depends on the image
-also its accuracy in each quarter when all images are given the same level: what depth does for simple and for complex ones.
+Each measure of complexity sorts the validation images into quarters, from the simplest to the most complex. The first table
+shows the share that the net gets wrong in each quarter, and the rank correlation of the measure with the net's loss. If the
+net's depth depends on the image, a second table shows its accuracy in each quarter with all images at the same level: the
+effect of depth on simple and on complex images.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def ranks(values):
 
 
 def rank_correlation(one, other):
-    """Spearman's, between -1 and 1."""
+    """Spearman's rank correlation, between -1 and 1."""
     return torch.corrcoef(torch.stack([ranks(one), ranks(other)]))[0, 1].item()
 
 
@@ -43,13 +44,13 @@ def quarters(values):
 
 @torch.inference_mode()
 def outcome(net, x, labels):
-    """Whether each image is right, and its loss."""
+    """For each image: True if the net is right, and its loss."""
     logits = torch.cat([net(batch) for batch in x.split(250)])
     return logits.argmax(1) == labels, F.cross_entropy(logits, labels, reduction="none")
 
 
 def table(net, images, mean, std, labels):
-    """Lines of Markdown."""
+    """The tables as Markdown."""
     pixels = images.float() / 255
     x = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     right, loss = outcome(net, x, labels)
@@ -64,7 +65,7 @@ def table(net, images, mean, std, labels):
     gauge = gauge_of(net)
     if gauge is not None:
         values = torch.cat([gauge.value(batch) for batch in x.split(500)])
-        own = gauge.levels_of(x)
+        own_levels = gauge.levels_of(x)
         lines += [
             "",
             "| all images at | simplest quarter right % | 2nd | 3rd | most complex |",
@@ -75,7 +76,7 @@ def table(net, images, mean, std, labels):
                 found, _ = outcome(net, x, labels)
             shown = [f"{100 * found[part].double().mean():.1f}" for part in quarters(values)]
             lines.append(
-                f"| level {level} ({100 * (own == level).double().mean():.0f} % are of it) | {' | '.join(shown)} |"
+                f"| level {level} ({100 * (own_levels == level).double().mean():.0f} % are of it) | {' | '.join(shown)} |"
             )
         shown = [f"{100 * right[part].double().mean():.1f}" for part in quarters(values)]
         lines.append(f"| their own | {' | '.join(shown)} |")
@@ -83,10 +84,10 @@ def table(net, images, mean, std, labels):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("model", type=Path, help="a model file, or a folder with one")
-    arguments.add_argument("--data", required=True)
-    given = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a model file, or a folder that holds one")
+    parser.add_argument("--data", required=True, help="data set, as for pocketcnn train")
+    given = parser.parse_args()
     path = given.model if given.model.is_file() else next(iter(sorted(given.model.rglob("model.safetensors"))))
     net = pc.load(path).eval()
     data = load(given.data)

@@ -1,12 +1,12 @@
-"""A ring beside a deep equilibrium net of equal stored numbers: accuracy, the solver's residual, and time.
+"""Compares a ring with a deep equilibrium net of as many stored parameters: accuracy, the solver's residual, and time.
 
     pocketcnn compare --data cifar10 --models equilibrium --methods plain --epochs 5 --output runs/equilibrium
     pocketcnn compare --data cifar10 --models resnet20 --methods ring:size=0.1 --epochs 5 --output runs/ring
     python examples/equilibrium.py runs/equilibrium/equilibrium-plain/seed0 runs/ring/resnet20-ring-size=0.1/seed0 --data cifar10
 
-Both nets see all test images, in float32. Of the equilibrium net, each image's relative residual |f(z) - z| / |f(z)| where the
-solver stopped is looked at, and how often it applied its block. Times are medians, the nets in turns; the ring's kernels are
-read once before, as one would serve it.
+Both nets see all test images, in float32. For the equilibrium net, the script records each image's relative residual
+|f(z) - z| / |f(z)| where the solver stopped, and how often the solver applied its block. Times are medians, with the nets in
+turns. The ring's kernels are read once beforehand, as when the net is served.
 """
 
 import argparse
@@ -25,20 +25,20 @@ from pocketcnn.surgery import as_served
 from pocketcnn.train import evaluate
 from pocketcnn.train.images import normalized
 
-LIMIT = 1e-3  # the residual that every test image must come below
+LIMIT = 1e-3  # the residual of every test image should lie below this
 ROUNDS = 9
 
 
 @torch.inference_mode()
 def residuals(net, x, batch=250):
-    """Each image's relative residual, and how often the block was applied to its batch."""
+    """Each image's relative residual; for each batch, how often the block was applied."""
     found = [net.equilibrium(part)[1:] for part in x.split(batch)]
     return torch.cat([each for each, _ in found]), torch.tensor([float(steps) for _, steps in found])
 
 
 @torch.inference_mode()
 def milliseconds(nets, x):
-    """Median time of a forward pass of each net, in turns; the first round warms up."""
+    """Median milliseconds of a forward pass of each net, in turns; the first round warms up."""
     times = {name: [] for name in nets}
     for _ in range(ROUNDS + 1):
         for name, net in nets.items():
@@ -49,7 +49,7 @@ def milliseconds(nets, x):
 
 
 def measure(folders, data):
-    """A record for each net, by name."""
+    """Measures each net; returns the records by the nets' names."""
     nets = {name: pc.load(folder / "model.safetensors") for name, folder in folders.items()}
     x = torch.cat(list(normalized(data.test.in_order(500), data)))
     served = {name: as_served(net) for name, net in nets.items()}
@@ -95,10 +95,10 @@ def table(found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("equilibrium", type=Path, help="folder of a run")
-    parser.add_argument("ring", type=Path, help="folder of a run")
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--output", type=Path, default=Path("runs/ring-and-equilibrium"))
+    parser.add_argument("equilibrium", type=Path, help="folder of the equilibrium net's run")
+    parser.add_argument("ring", type=Path, help="folder of the ring net's run")
+    parser.add_argument("--data", default="cifar10", help="data set, as for pocketcnn train")
+    parser.add_argument("--output", type=Path, default=Path("runs/ring-and-equilibrium"), help="folder for the records")
     given = parser.parse_args()
     found = measure({"equilibrium": given.equilibrium, "ring": given.ring}, load(given.data))
     write_json(make_folder(given.output) / "result.json", {**found, "environment": environment()})

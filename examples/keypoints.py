@@ -1,14 +1,15 @@
-"""Pose refinement: stages of a stacked hourglass that share their kernels, on rendered figures with 14 joints.
+"""Trains stacked hourglasses whose stages share kernels to find the 14 joints of rendered figures.
 
     python examples/keypoints.py --seeds 3 --output runs/keypoints
     python examples/keypoints.py --table results/keypoints
     python examples/keypoints.py --picture runs/keypoints
 
-Four ways for the stages to have kernels (`sharing.MODES`): `ring` and `reuse` store those of one stage, `separate` is so
-much narrower that it stores as many numbers, `unshared` has all the kernels of the full width. Every training image is
-rendered for its step and seen once; validation and test images have seeds of their own, and the test images are looked
-at once, at the end. The error is the mean distance of a joint from where it was found, in pixels; PCK is the share of
-joints found within 5 % of the image's side. Finished runs are read, not repeated: the same command goes on.
+The stages get their kernels in four ways (`sharing.MODES`). `ring` and `reuse` store the kernels of one stage; `separate` is
+narrower, so that it stores as many parameters; `unshared` has all the kernels of the full width.
+
+Every training image is rendered for its step and seen once. Validation and test images have seeds of their own; the test
+images are used once, at the end. The error is the mean distance in pixels between a joint and where it was found. PCK is the
+share of joints found within 5 % of the image's side. Finished runs are read, not repeated, so the same command resumes.
 
 The task stands in for the pose estimation of Wang et al., Recurrent Parameter Generators (WACV 2023).
 """
@@ -33,14 +34,14 @@ from pocketcnn.support.plots import pyplot
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 
 SUBNETS = "stages.*"
-TEST, VALIDATION = 0, 1  # seeds of images; those of training begin at 2**32
-WITHIN = 0.05  # of the image's side: how near a joint counts as found
-SIGMA = 1.0  # of the targets' bell, in pixels of the heatmap
+TEST, VALIDATION = 0, 1  # seeds of images; the seeds of training images begin at 2**32
+WITHIN = 0.05  # a joint found within this share of the image's side counts
+SIGMA = 1.0  # standard deviation of the targets' bell, in pixels of the heatmap
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made with; the same for all modes."""
+    """Settings of a run, the same for all modes."""
 
     size: int = 48
     stages: int = 4
@@ -49,7 +50,7 @@ class Settings:
     batch_size: int = 32
     lr: float = 4e-3
     weight_decay: float = 1e-4
-    limit: int = 4000  # validation and test images
+    limit: int = 4000  # number of validation and of test images
 
 
 def targets(joints, size, side):
@@ -60,9 +61,9 @@ def targets(joints, size, side):
 
 
 def decode(heatmaps, size):
-    """Where the peaks are: [..., side, side] to [..., 2], (x, y) in pixels of the image.
+    """Positions of the peaks: [..., side, side] to [..., 2], (x, y) in pixels of the image.
 
-    As in the hourglass paper, a peak is moved by a quarter of a pixel of the map towards the higher of its neighbours.
+    As in the hourglass paper, a peak is moved by a quarter of a pixel of the map towards its higher neighbour.
     """
     side = heatmaps.shape[-1]
     rows, columns = heatmaps.amax(-1), heatmaps.amax(-2)
@@ -78,12 +79,12 @@ def decode(heatmaps, size):
 
 
 def pixels(images):
-    """What the net sees of uint8 images."""
+    """uint8 images as the net's input, in [-1, 1]."""
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def train(net, settings, seed):
-    """Trains a net on figures that are rendered as it goes; returns the loss by step and the images per second."""
+    """Trains a net on figures rendered for each step; returns the loss by step and the images per second."""
     net.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), settings.lr, weight_decay=settings.weight_decay)
     schedule = TrainConfig(schedule="one_cycle")
@@ -94,7 +95,7 @@ def train(net, settings, seed):
         with torch.autocast("cpu", torch.bfloat16):
             heatmaps = net(pixels(images)).float()
         wanted = targets(joints, settings.size, heatmaps.shape[-1])
-        loss = (heatmaps - wanted[:, None]).square().sum((-2, -1)).mean()  # of every stage
+        loss = (heatmaps - wanted[:, None]).square().sum((-2, -1)).mean()  # over every stage
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -105,13 +106,13 @@ def train(net, settings, seed):
 
 
 def found_joints(net, images):
-    """The joints that each stage finds in uint8 images: [images, stages, joints, 2] in pixels."""
+    """Joints that each stage finds in uint8 images: [images, stages, joints, 2] in pixels."""
     with evaluating(net):
         return torch.cat([decode(net(pixels(batch)), images.shape[-1]) for batch in images.split(100)])
 
 
 def measure(net, settings, seed):
-    """Mean error in pixels and PCK of each stage, on images of a seed."""
+    """Mean error in pixels and PCK of each stage, on the images of one seed."""
     images, joints = figures(settings.limit, size=settings.size, seed=seed)
     distance = (found_joints(net, images) - joints[:, None]).norm(dim=-1)
     return {
@@ -121,12 +122,12 @@ def measure(net, settings, seed):
 
 
 def plain(settings):
-    """Makes nets that share nothing, of given channels."""
+    """Returns a function that makes a net without sharing, given its channels."""
     return partial(StackedHourglass, settings.stages, num_joints=len(JOINTS))
 
 
 def run(mode, seed, settings, output):
-    """Trains one net and leaves its record; a finished run is read."""
+    """Trains one net and writes its record; a finished run is read instead."""
 
     def work():
         net, channels = sharing.make(mode, plain(settings), SUBNETS, settings.channels, seed)
@@ -143,7 +144,7 @@ def run(mode, seed, settings, output):
 
 
 def table(folder):
-    """The modes that have run, as Markdown: error after each stage, PCK after the last."""
+    """Table of the finished modes, as Markdown: error after each stage, PCK after the last."""
     found = sharing.records(folder)
     stages = next(iter(found.values()))[0]["settings"]["stages"] if found else 0
     errors = {
@@ -154,7 +155,7 @@ def table(folder):
 
 
 def picture(folder, count=5):
-    """Test images in rows; their joints, and what the last stage of each mode found, in columns. Returns the paths."""
+    """Draws test images in rows; in columns the true joints and those that each mode's last stage found. Returns the paths."""
     found = sharing.records(folder)
     settings = Settings(**next(iter(found.values()))[0]["settings"])
     images, joints = figures(count, size=settings.size, seed=TEST)
@@ -189,12 +190,14 @@ def picture(folder, count=5):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--modes", nargs="+", default=list(sharing.MODES), choices=sharing.MODES, metavar="MODE")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("runs/keypoints"))
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--output", type=Path, default=Path("runs/keypoints"), help="folder for the runs")
     for field in dataclasses.fields(Settings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
-    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the table of finished runs, train nothing")
-    parser.add_argument("--picture", type=Path, metavar="FOLDER", help="draw what finished runs find, train nothing")
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the table of finished runs; trains nothing")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FOLDER", help="draw the joints that finished runs find; trains nothing"
+    )
     given = parser.parse_args()
     if given.table:
         print(table(given.table))

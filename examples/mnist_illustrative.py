@@ -1,15 +1,15 @@
-"""The illustrative experiment of the Global layer's paper: MNIST, nets of 524 and 4,612 numbers, several seeds.
+"""Repeats the illustrative experiment of the Global layer's paper: MNIST, nets of 524 and 4,612 parameters, several seeds.
 
     python examples/mnist_illustrative.py --data mnist --rows conv_w1 pde_w1 --seeds 5 --output runs/mnist-illustrative
     python examples/mnist_illustrative.py --table results/mnist-illustrative
 
-Nets this small leave a processor idle, so all seeds of a row train as one: `stack` lays equal nets side by side in the
-channels of one net whose convolutions are grouped, so that each net sees its own images, gradients and clipping, and
-nothing of the others. Afterwards `unstack` takes the nets apart, and each is tested and saved as an ordinary model.
+Nets this small leave a processor idle, so all seeds of a row train as one. `stack` lays equal nets side by side in the channels
+of one net with grouped convolutions. Each net has its own images, gradients and clipping, and nothing of the others. Afterwards
+`unstack` takes the nets apart, and each is tested and saved as an ordinary model.
 
 Settings are the paper's unless a row says otherwise: SGD 0.01 with Nesterov momentum 0.9, weight decay 5e-4, batches of
-128, gradients clipped at 5, no augmentation, 30 epochs. 5,000 of the training images are set aside for validation; the
-test images are looked at once, after the last epoch.
+128, gradients clipped at 5, no augmentation, 30 epochs. 5,000 of the training images are set aside for validation. The test
+images are used once, after the last epoch.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PAPER = TrainConfig(
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a net, and what differs from the paper's settings."""
+    """A row of the table: a net, its words in the table, and how it is trained."""
 
     net: Callable[[], nn.Module]
     says: str
@@ -52,12 +52,12 @@ class Row:
 
 
 def named(**options: Any) -> Callable[[], nn.Module]:
-    """A net of `create_model`, whose file needs no base."""
+    """Returns a function that makes a net of `create_model`, whose file needs no `base`."""
     return lambda: pc.create_model("mnist_net", **options)
 
 
 def with_layer(wrap: Callable[[nn.Module], nn.Module] = lambda layer: layer, **options: Any) -> Callable[[], nn.Module]:
-    """A net around a Global layer with options of its own, perhaps wrapped."""
+    """Returns a function that makes a net around a Global layer with its own options, wrapped by `wrap`."""
     settings = {"velocity": "conv", "shared_velocity": True, "diffusivity": "constant", **options}
     return lambda: MnistNet(lambda channels: wrap(GlobalLayer(channels, **settings)))
 
@@ -71,7 +71,7 @@ class RowsApart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         def turned(field: Any, axis: int) -> Any:
-            """Rows and channels change places, within each of the nets that may lie side by side."""
+            """Swaps rows and channels, within each of the nets that lie side by side."""
             return field.unflatten(1, (-1, axis)).transpose(2, 3).flatten(1, 2) if isinstance(field, Tensor) else field
 
         fields = (x, *self.layer.velocities(x), *self.layer.diffusivities(x))
@@ -145,7 +145,10 @@ class StackedLinear(nn.Module):
 
 
 def stack(nets: Sequence[nn.Module]) -> nn.Module:
-    """Equal nets side by side in the channels of one, for nets of convolutions, batch norms and what acts by channel."""
+    """Lays equal nets side by side in the channels of one net.
+
+    The nets may hold convolutions, batch norms, linear layers, and modules that treat each channel by itself.
+    """
     stacked = copy.deepcopy(nets[0])
     for name, module in list(stacked.named_modules()):
         parts: list[Any] = [net.get_submodule(name) for net in nets]
@@ -176,7 +179,7 @@ def stack(nets: Sequence[nn.Module]) -> nn.Module:
 
 @torch.no_grad()
 def unstack(stacked: nn.Module, nets: Sequence[nn.Module]) -> None:
-    """Puts the numbers of a stacked net back into the nets it was made of."""
+    """Copies the state of a stacked net back into the nets it was made of."""
     source = stacked.state_dict()
     for index, net in enumerate(nets):
         for name, tensor in net.state_dict().items():
@@ -193,7 +196,7 @@ def normalized(images: Tensor, data: DataSet) -> Tensor:
 
 
 def train(nets: Sequence[nn.Module], seeds: Sequence[int], data: DataSet, config: TrainConfig, log: Any) -> list[Any]:
-    """Trains nets side by side, each with its own order of images; returns, for each epoch, what was measured."""
+    """Trains nets side by side, each with its own order of images; returns a record for each epoch."""
     stacked = stack(nets).train()
     copies = len(nets)
     optimizer = torch.optim.SGD(
@@ -203,7 +206,7 @@ def train(nets: Sequence[nn.Module], seeds: Sequence[int], data: DataSet, config
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     images, labels = data.train.images, data.train.labels
     batches = len(images) // config.batch_size
-    # Flips of digits are wrong; they are here because the report used them.
+    # Flipped digits are wrong; they are here because the report used them.
     shifts = Augmentation(crop=2, flip=True, cutout=0)
     epochs = []
     for epoch in range(config.epochs):
@@ -238,7 +241,7 @@ def train(nets: Sequence[nn.Module], seeds: Sequence[int], data: DataSet, config
 
 
 def clip_each_(stacked: nn.Module, copies: int, limit: float) -> None:
-    """Scales the gradients of each net down to a norm, as `clip_grad_norm_` would for that net alone."""
+    """Clips the gradient norm of each net, as `clip_grad_norm_` would for that net alone."""
     gradients = [p.grad.view(copies, -1) for p in stacked.parameters() if p.grad is not None]
     norms = torch.stack([g.square().sum(1) for g in gradients]).sum(0).sqrt()
     scale = (limit / (norms + 1e-6)).clamp(max=1)
@@ -248,7 +251,7 @@ def clip_each_(stacked: nn.Module, copies: int, limit: float) -> None:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, data: DataSet, images: Any) -> float:
-    """Share of images classified rightly."""
+    """Share of images that are classified correctly."""
     net.eval()
     right = 0
     for start in range(0, len(images), 1000):
@@ -259,7 +262,7 @@ def accuracy(net: nn.Module, data: DataSet, images: Any) -> float:
 
 
 def run(name: str, data: DataSet, seeds: Sequence[int], epochs: int | None, output: Path) -> None:
-    """Trains a row and leaves `result.json`, `metrics.json` and the nets in a folder; a finished row is left alone."""
+    """Trains a row and writes `result.json`, `metrics.json` and the nets to a folder; skips a finished row."""
     row, folder = ROWS[name], output / name
     if (folder / "result.json").exists():
         return
@@ -310,7 +313,7 @@ PUBLISHED = {
 
 
 def table(folder: Path) -> str:
-    """The rows that have run, in the order of `ROWS`, as Markdown."""
+    """Table of the finished rows, in the order of `ROWS`, as Markdown."""
     lines = [
         "| net | numbers | total | epochs | seeds | test % | best seed | poster | report |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -329,7 +332,7 @@ def table(folder: Path) -> str:
 
 
 def difference(folder: Path, one: str, other: str) -> str:
-    """Mean difference of two rows in points, paired by seed, with its 95 % interval by Student's t."""
+    """Mean difference of two rows in points, paired by seed, with its 95 % interval (Student's t)."""
     first, second = (json.loads((folder / name / "result.json").read_text())["test_accuracy"] for name in (one, other))
     gaps = [100 * (a - b) for a, b in zip(first, second, strict=False)]
     quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}[len(gaps)]
@@ -341,11 +344,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist", help="mnist, or a folder with its parquet files")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, help="instead of the row's")
-    parser.add_argument("--output", type=Path, default=Path("runs/mnist-illustrative"))
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the table of finished rows, train nothing")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--epochs", type=int, help="number of epochs; the row's own by default")
+    parser.add_argument("--output", type=Path, default=Path("runs/mnist-illustrative"), help="folder for the rows")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads; torch's default if 0")
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the table of finished rows; trains nothing")
     given = parser.parse_args()
     if given.table:
         print(table(given.table))

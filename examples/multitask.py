@@ -1,13 +1,14 @@
-"""Three tasks on MNIST, whose encoders share their kernels: the digit, the image through a bottleneck, its rotation.
+"""Trains three tasks on MNIST with encoders that share kernels: the digit, the image through a bottleneck, its rotation.
 
     python examples/multitask.py --data mnist --seeds 3 --output runs/multitask
     python examples/multitask.py --table results/multitask
 
-Four ways for the encoders to have kernels (`sharing.MODES`): `ring` and `reuse` store those of one encoder, `separate` is
-so much narrower that it stores as many numbers, `unshared` has all the kernels of the full width. The losses are cross
-entropy for the digit and for the rotation (by 0, 90, 180 or 270 degrees), and the squared error of the image rebuilt from
-8 numbers, times 10. The test images are looked at once, at the end, each turned in all four ways. Finished runs are read,
-not repeated: the same command goes on.
+The encoders get their kernels in four ways (`sharing.MODES`). `ring` and `reuse` store the kernels of one encoder; `separate`
+is narrower, so that it stores as many parameters; `unshared` has all the kernels of the full width.
+
+The losses are cross entropy for the digit and for the rotation (by 0, 90, 180 or 270 degrees), and 10 times the squared error
+of the image rebuilt from 8 values. The test images are used once, at the end, each turned in all four ways. Finished runs are
+read, not repeated, so the same command resumes.
 
 After the multi-task experiment of Wang et al., Recurrent Parameter Generators (WACV 2023).
 """
@@ -29,12 +30,12 @@ from pocketcnn.support.modules import evaluating
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 
 SUBNETS = "tasks.*"
-REBUILDING = 10  # weight of the squared error: beside the cross entropies it would be a tenth
+REBUILDING = 10  # weight of the squared error, which without it is a tenth of the cross entropies
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made with; the same for all modes."""
+    """Settings of a run, the same for all modes."""
 
     channels: int = 20
     epochs: int = 6
@@ -50,7 +51,7 @@ def pixels(images, data):
 
 
 def turn(images, turns):
-    """Each image by its number of quarter turns."""
+    """Turns each image by its number of quarter turns."""
     return torch.stack([images.rot90(k, (2, 3)) for k in range(4)])[turns, torch.arange(len(images))]
 
 
@@ -85,23 +86,23 @@ def train(net, data, settings, seed):
 
 
 def measure(net, data, split):
-    """Share of digits and of rotations told rightly, and mean squared error of pixels in [0, 1]."""
-    right, error, straight = 0, 0.0, 0
+    """Accuracy of digits and of rotations, and mean squared error of pixels in [0, 1]."""
+    right, error, right_turns = 0, 0.0, 0
     with evaluating(net):
         for start in range(0, len(split), 500):
             images, labels = split[start : start + 500]
             for k in range(4):
                 turns = torch.full((len(images),), k)
                 classes, rebuilt, turned = net(pixels(images, data), pixels(turn(images, turns), data))
-                straight += int((turned.argmax(1) == turns).sum())
+                right_turns += int((turned.argmax(1) == turns).sum())
             right += int((classes.argmax(1) == labels).sum())
             error += float((rebuilt - images.float() / 255).square().mean((1, 2, 3)).sum())
     count = len(split)
-    return {"accuracy": right / count, "rotation_accuracy": straight / (4 * count), "error": error / count}
+    return {"accuracy": right / count, "rotation_accuracy": right_turns / (4 * count), "error": error / count}
 
 
 def run(mode, seed, data, settings, output):
-    """Trains one net and leaves its record; a finished run is read."""
+    """Trains one net and writes its record; a finished run is read instead."""
 
     def work():
         net, channels = sharing.make(mode, MultiTask, SUBNETS, settings.channels, seed)
@@ -113,14 +114,14 @@ def run(mode, seed, data, settings, output):
 
     settings_of_run = {**dataclasses.asdict(settings), "data": data.fingerprint}
     result = sharing.recorded(output / mode / f"seed{seed}", settings_of_run, work)
-    of = result["validation"]
-    print(f"{mode}, seed {seed}: validation digits {100 * of['accuracy']:.2f} %, rotation "
-          f"{100 * of['rotation_accuracy']:.2f} %, image {of['error']:.4f}", flush=True)  # fmt: skip
+    found = result["validation"]
+    print(f"{mode}, seed {seed}: validation digits {100 * found['accuracy']:.2f} %, rotation "
+          f"{100 * found['rotation_accuracy']:.2f} %, image {found['error']:.4f}", flush=True)  # fmt: skip
     return result
 
 
 def table(folder):
-    """The modes that have run, as Markdown."""
+    """Table of the finished modes, as Markdown."""
     return sharing.table(
         folder,
         {
@@ -135,12 +136,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist", help="mnist, or a folder with its parquet files")
     parser.add_argument("--modes", nargs="+", default=list(sharing.MODES), choices=sharing.MODES, metavar="MODE")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("runs/multitask"))
-    parser.add_argument("--limit", type=int, help="so many training images, for trials")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--output", type=Path, default=Path("runs/multitask"), help="folder for the runs")
+    parser.add_argument("--limit", type=int, help="use at most this many training images")
     for field in dataclasses.fields(Settings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
-    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the table of finished runs, train nothing")
+    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the table of finished runs; trains nothing")
     given = parser.parse_args()
     if given.table:
         print(table(given.table))

@@ -1,9 +1,9 @@
-"""A Global layer in a net of one's own: plan, condense, train, save, load, measure; a minute on scikit-learn's digits.
+"""Puts a Global layer into a net of your own: plan, condense, train, save, load, measure; a minute on scikit-learn's digits.
 
     python examples/own_net.py --epochs 10 --output runs/own
 
-The net below knows nothing of pocketcnn. Its stage is an `nn.Sequential` of equal blocks, which is all that `pde` asks for:
-the first block stays, one solver takes the place of the three others.
+The net below knows nothing of pocketcnn. Its stage is an `nn.Sequential` of equal blocks, which is all that `pde` needs: the
+first block stays, and one solver replaces the three others.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pocketcnn.train import TrainConfig, fit
 
 
 class Block(nn.Module):
-    """A 3x3 convolution with batch norm around a shortcut."""
+    """A 3x3 convolution with batch norm, and a shortcut around both."""
 
     def __init__(self, channels):
         super().__init__()
@@ -43,9 +43,9 @@ class OwnNet(nn.Module):
 
 
 def main(data: DataSet, epochs: int, output: Path) -> dict[str, tuple[float, pc.Cost]]:
-    """Trains the net as it is and with a Global layer; test accuracy and cost of each, by name.
+    """Trains the plain net and the net with a Global layer; returns test accuracy and cost of each, by name.
 
-    The small net is measured as its file gives it back.
+    Each net's cost is measured after loading it from its file.
     """
     plain = OwnNet(classes=len(data.classes))
     print(pc.plan(plain, "pde", input_size=data.input_size), "\n")
@@ -58,14 +58,14 @@ def main(data: DataSet, epochs: int, output: Path) -> dict[str, tuple[float, pc.
         found[name] = (result["test_accuracy"], pc.measure(again, data.input_size))
     for name, (accuracy, cost) in found.items():
         print(
-            f"{name:<6} {100 * accuracy:6.2f} %  {cost.trainable_params:>7,} numbers  {cost.macs:>9,} multiply-adds  depth {cost.depth}"
+            f"{name:<6} {100 * accuracy:6.2f} %  {cost.trainable_params:>7,} parameters  {cost.macs:>9,} multiply-adds  depth {cost.depth}"
         )
     return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=Path("runs/own"))
+    parser.add_argument("--epochs", type=int, default=10, help="number of epochs")
+    parser.add_argument("--output", type=Path, default=Path("runs/own"), help="folder for the two runs")
     given = parser.parse_args()
     main(load("digits"), given.epochs, given.output)

@@ -1,12 +1,13 @@
-"""Does a ring beat what an engineer would do instead? Rings from the smallest up, beside plain nets of equal size.
+"""Compares rings of many sizes with what an engineer would use instead: plain nets, narrowed, stored as int8 or pruned.
 
     python examples/ring_sweep.py --data cifar10 --output runs/ring-sweep
     python examples/ring_sweep.py --table results/ring/sweep
 
-Rivals, under the same recipe: for each ring the plain net narrowed to as many stored numbers; the plain net whose int8 file
-has as many bytes as the ring's float32 file; and the plain net pruned by magnitude and then trained on for some epochs, which
-the others are not. Every net is stored in float32, float16 and int8 after training, and every ring pruned without training
-on; each file's accuracy is measured on the test images. Finished runs are read, not repeated.
+All nets are trained alike. The rivals of each ring are the plain net narrowed to as many stored parameters, and the plain net
+whose int8 file has as many bytes as the ring's float32 file. A third rival is the plain net, pruned by magnitude and trained
+for some epochs more, which the others do not get. After training, every net is stored as float32, float16 and int8, and every
+ring is also pruned without further training. Each file's accuracy is measured on the test images. Finished runs are read, not
+repeated.
 """
 
 import argparse
@@ -17,10 +18,9 @@ from pathlib import Path
 import torch
 
 import pocketcnn as pc
-from pocketcnn.checkpoint import storage
+from pocketcnn import compare, storage
 from pocketcnn.cost import count_params
 from pocketcnn.data import load
-from pocketcnn.experiments import compare
 from pocketcnn.methods.ring import ParameterRing
 from pocketcnn.models.spec import NetSpec
 from pocketcnn.numerics import log_linear_fit
@@ -31,19 +31,19 @@ from pocketcnn.train import TrainConfig, evaluate, fit
 MODEL = "resnet20"
 SIZES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STORAGES = ("float32", "float16", "int8")
-RING_PRUNED = (0.2, 0.4, 0.6, 0.8)  # of each ring's numbers, not trained on
-PRUNED = (0.8, 0.9, 0.95)  # of the plain net's weights, trained on
+RING_PRUNED = (0.2, 0.4, 0.6, 0.8)  # shares of each ring's parameters set to zero, without further training
+PRUNED = (0.8, 0.9, 0.95)  # shares of the plain net's weights set to zero, with further training
 WIDTHS = 64  # widths of int8 rivals are multiples of 1/64
 
 
 def stored_bytes(net, **how):
-    """Length of the file that a net is stored in."""
+    """Bytes of the file that `pc.save` writes for a net."""
     with tempfile.TemporaryDirectory() as folder:
         return pc.save(net, Path(folder) / "net.safetensors", **how)
 
 
 def width_of_bytes(wanted, options):
-    """The width at which the plain net's int8 file is nearest to so many bytes."""
+    """Width at which the plain net's int8 file is nearest to the wanted number of bytes."""
 
     def size(step):
         return stored_bytes(pc.create_model(MODEL, **options, width=step / WIDTHS), storage="int8")
@@ -56,12 +56,14 @@ def width_of_bytes(wanted, options):
 
 
 def net_specs(data, sizes, widest):
-    """The rows of the sweep, and of each ring's label its rivals' labels, of equal numbers and of equal bytes in int8.
+    """Makes the rows of the sweep, and maps each ring's label to the labels of its rivals.
+
+    A ring has two rivals: the plain net of as many parameters, and the plain net whose int8 file has as many bytes.
 
     Args:
-        data: what is trained on.
-        sizes: of the rings.
-        widest: int8 rivals wider than this are left out, None in their place.
+        data: the training data.
+        sizes: the sizes of the rings.
+        widest: int8 rivals wider than this are left out, with None in their place.
     """
     options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
     methods = ["plain", *(f"ring:size={size}" for size in sizes)]
@@ -82,7 +84,7 @@ def net_specs(data, sizes, widest):
 
 
 def files_of(small, data, kinds=STORAGES, **entry):
-    """A record for each storage of a net: bytes of the file and of its rings, test accuracy, and what else is given."""
+    """Stores a net in each number format; returns records of file bytes, ring bytes, test accuracy and the given `entry`."""
     found = []
     for kind in kinds:
         with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +101,7 @@ def files_of(small, data, kinds=STORAGES, **entry):
 
 
 def measure(output, data, rows):
-    """Adds every finished net in every storage, and its rings pruned, to `files.json`."""
+    """Adds every finished net in every number format, and its rings pruned, to `files.json`."""
     path = output / "files.json"
     found = read_json(path) if path.exists() else []
     for row in rows:
@@ -117,7 +119,7 @@ def measure(output, data, rows):
 
 
 def key(output, data, row, passphrases=("a wrong one", "another", "and a third")):
-    """Accuracy of a net's file with the right passphrase and with wrong ones, as `key.json`."""
+    """Writes to `key.json` the accuracy of a net's file with the right passphrase and with wrong ones."""
     net = pc.load(compare.folder_of(output, row.label) / "seed0" / "model.safetensors")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.safetensors"
@@ -131,7 +133,7 @@ def key(output, data, row, passphrases=("a wrong one", "another", "and a third")
 
 
 def prune(output, data, config):
-    """Prunes the plain net and trains it on, to each of several shares of zeros, into `files.json`."""
+    """Prunes the plain net to each share of zeros, trains it further, and adds it to `files.json`."""
     path = output / "files.json"
     found = read_json(path)
     for fraction in PRUNED:
@@ -149,19 +151,19 @@ def prune(output, data, config):
 
 
 def law(folder, axis="numbers"):
-    """The rings' accuracy over what is stored in all, or over the ring alone (`"ring_bytes"`): slope per decade, R squared."""
+    """Fits the rings' accuracy to the parameters stored in all, or to the ring alone (`"ring_bytes"`): slope per decade, R²."""
     points = [(entry[axis], entry["accuracy"]) for entry in _rings(folder)]
     return log_linear_fit(*zip(*points, strict=True))
 
 
 def _rings(folder):
-    """The rings as they were trained, the smallest first."""
+    """Records of the rings as they were trained, the smallest first."""
     entries = [e for e in read_json(folder / "files.json") if e["kind"] == "ring" and not e["pruned"]]
     return sorted((e for e in entries if e["storage"] == "float32"), key=lambda e: e["numbers"])
 
 
 def figures(folder):
-    """Accuracy over stored numbers with the rings' law, and over bytes of the file; returns the paths."""
+    """Draws accuracy over stored parameters with the rings' law, and over bytes of the file; returns the paths."""
     entries = read_json(folder / "files.json")
     numbers, sizes = {}, {}
     for entry in sorted(entries, key=lambda entry: entry["bytes"]):
@@ -178,7 +180,7 @@ def figures(folder):
 
 
 def tables(folder):
-    """Each ring beside its rivals; the files it could be; rings and plain nets pruned. As Markdown."""
+    """Tables as Markdown: each ring beside its rivals, in each number format, pruned; plain nets pruned."""
     entries, rivals = read_json(folder / "files.json"), read_json(folder / "rivals.json")
     found = {(entry["net"], entry["storage"], entry["pruned"]): entry for entry in entries}
 
@@ -217,16 +219,18 @@ def _markdown(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="SIZE")
+    parser.add_argument("--data", default="cifar10", help="data set, as for pocketcnn train")
+    parser.add_argument("--epochs", type=int, default=5, help="number of epochs of each net")
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES, metavar="SIZE", help="sizes of the rings")
     parser.add_argument("--widest", type=float, default=4.0, help="leave out int8 rivals wider than this")
     parser.add_argument(
-        "--prune-epochs", type=int, default=1, help="of training the pruned plain net on; 0 leaves it out"
+        "--prune-epochs", type=int, default=1, help="further epochs for the pruned plain net; 0 leaves it out"
     )
-    parser.add_argument("--limit", type=int, help="use at most so many training images")
-    parser.add_argument("--output", type=Path, default=Path("runs/ring-sweep"))
-    parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the tables of finished runs, train nothing")
+    parser.add_argument("--limit", type=int, help="use at most this many training images")
+    parser.add_argument("--output", type=Path, default=Path("runs/ring-sweep"), help="folder for the runs and records")
+    parser.add_argument(
+        "--table", type=Path, metavar="FOLDER", help="print the tables of finished runs; trains nothing"
+    )
     given = parser.parse_args()
     if given.table:
         print(tables(given.table))

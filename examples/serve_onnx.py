@@ -1,9 +1,9 @@
-"""Says what image files show, by a net that `pocketcnn export` wrote; needs onnxruntime, numpy and pillow, nothing else.
+"""Classifies image files with a net that `pocketcnn export` wrote; needs onnxruntime, numpy and pillow, nothing else.
 
     pocketcnn export cifar10/resnet20_ring28 --format onnx --output resnet20.onnx
     python examples/serve_onnx.py resnet20.onnx photo.jpg other.png
 
-The file itself says what its classes are, how large its images and how they are normalised.
+The file itself holds its class names, the size of its images and how to normalise them.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from PIL import Image, ImageOps
 
 
 def open_net(path):
-    """A session, and what the file says of its images and classes."""
+    """Opens a session, and reads the file's notes on images and classes."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session, json.loads(session.get_modelmeta().custom_metadata_map["pocketcnn"])
 
 
 def read(path, notes):
-    """An image as the net takes it, [channels, height, width]: upright, cropped to the middle, resized and normalised."""
+    """Reads an image as the net's input [channels, height, width]: upright, cropped to the middle, resized and normalised."""
     channels, height, width = notes["input_size"]
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
@@ -32,7 +32,7 @@ def read(path, notes):
 
 
 def classify(session, images):
-    """The probability of each class, [batch, classes]."""
+    """Probability of each class, [batch, classes]."""
     (logits,) = session.run(None, {session.get_inputs()[0].name: np.stack(images)})
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shares / shares.sum(axis=1, keepdims=True)
@@ -40,9 +40,9 @@ def classify(session, images):
 
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("net", help="a file of pocketcnn export")
+    parser.add_argument("net", help="a file that pocketcnn export wrote")
     parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--top", type=int, default=3, help="how many classes of each image")
+    parser.add_argument("--top", type=int, default=3, help="number of classes shown for each image")
     given = parser.parse_args(words)
     session, notes = open_net(given.net)
     shares = classify(session, [read(path, notes) for path in given.images])

@@ -1,7 +1,7 @@
-"""What `keypoints.py` and `multitask.py` have in common: how repeated sub-networks come by their kernels, and records.
+"""Common parts of `keypoints.py` and `multitask.py`: four ways to give kernels to repeated sub-networks, and records.
 
-A net is made by `plain(channels=...)` and holds its sub-networks, all of one shape, under names that a pattern such as
-`"stages.*"` matches. Only kernels are shared: batch norm, stem and heads belong to one place in every mode.
+`plain(channels=...)` makes a net. Its sub-networks all have one shape, and a pattern such as `"stages.*"` matches their names.
+Only kernels are shared: batch norm, stem and heads belong to one place in every mode.
 """
 
 from statistics import mean, stdev
@@ -24,17 +24,17 @@ SCHEMES = {"reuse": "identity", "ring": "random"}
 
 
 def subnetworks(net, subnets):
-    """The sub-networks of a net, in order."""
+    """Sub-networks of a net, in order."""
     return list(net.get_submodule(subnets.removesuffix(".*")).children())
 
 
 def conv_numbers(module):
-    """How many numbers the kernels of a plain module have."""
+    """Number of weights in the kernels of a plain module."""
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Conv2d))
 
 
 def narrower(plain, subnets, channels):
-    """The channels at which a net with kernels of its own stores about as much as a sharing one of `channels`."""
+    """Number of channels at which an unshared net stores about as much as a sharing net of `channels`."""
     with torch.device("meta"):
         wide = plain(channels=channels)
         one, *others = subnetworks(wide, subnets)
@@ -43,9 +43,9 @@ def narrower(plain, subnets, channels):
 
 
 def make(mode, plain, subnets, channels, seed):
-    """A fresh net of one of `MODES`, and the channels it has.
+    """Makes a fresh net of one of `MODES`; returns it and its number of channels.
 
-    Both sharing modes store as many numbers as the kernels of one sub-network have. In `reuse` every sub-network reads
+    Both sharing modes store as many parameters as the kernels of one sub-network have. In `reuse` every sub-network reads
     them in the same order; in `ring` each has places and signs of its own.
     """
     torch.manual_seed(seed)
@@ -60,10 +60,10 @@ def make(mode, plain, subnets, channels, seed):
 
 
 def recorded(folder, settings, work):
-    """The record of a finished run, or else that of `work() -> (net, result)`, which is then written with its net.
+    """Reads the record of a finished run; otherwise calls `work() -> (net, result)` and writes its record and net.
 
     Raises:
-        ValueError: the folder holds a run of other settings.
+        ValueError: the folder holds a run with other settings.
     """
     path = folder / "result.json"
     if path.exists():
@@ -85,7 +85,7 @@ def recorded(folder, settings, work):
 
 
 def records(folder):
-    """The records of the modes that have run, by mode, in the order of the seeds."""
+    """Records of the finished runs, by mode, in the order of the seeds."""
     found = {}
     for mode in MODES:
         paths = sorted((folder / mode).glob("seed*/result.json"), key=lambda path: int(path.parent.name[4:]))
@@ -95,16 +95,17 @@ def records(folder):
 
 
 def spread(values, digits):
-    """Mean ± standard deviation over seeds; of one seed, what it is."""
+    """Mean ± standard deviation over seeds; for one seed, its value."""
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if values[1:] else "")
 
 
 def table(folder, columns):
-    """The modes that have run, as Markdown.
+    """Table of the finished modes, as Markdown.
 
     Args:
-        folder: where they were written.
-        columns: title -> (number of a result, digits after the point); given as mean ± standard deviation over seeds.
+        folder: the folder of the runs.
+        columns: title -> (function from a result to its value, digits after the point). Cells show mean ± standard
+            deviation over seeds.
     """
     titles = ["sub-networks have", "channels", "numbers", "file, bytes", *columns, "images/s", "seeds"]
     lines = [f"| {' | '.join(titles)} |", "|---" + (len(titles) - 1) * "|---:" + "|"]

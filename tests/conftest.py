@@ -1,6 +1,6 @@
-"""What all tests share: shapes in signatures are checked, golden files can be refreshed, nothing touches the user's cache.
+"""Fixtures of all tests. Shapes in signatures are checked, golden files can be rewritten, the user's cache is not used.
 
-Tests of other people's nets are skipped where timm or torchvision is missing, unless POCKETCNN_NETS says where they are.
+Tests of other people's nets are skipped if timm or torchvision is missing, unless POCKETCNN_NETS names their folder.
 """
 
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-# Before the first import of these packages: every call in a test is then checked against the shapes it promises.
+# Installed before the first import of these packages, so that each call in a test is checked against its shapes.
 install_import_hook(["pocketcnn.numerics", "pocketcnn.methods", "pocketcnn.models"], "beartype.beartype")
 
 import pytest  # noqa: E402
@@ -19,8 +19,8 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code says now")
-    parser.addoption("--kills", type=int, default=3, help="how often the test of resuming kills its run")
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from the current output")
+    parser.addoption("--kills", type=int, default=3, help="number of times that the test of resuming kills its run")
 
 
 def pytest_configure(config):
@@ -41,7 +41,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def unchecked_shapes():
-    """The compiler and the exporter cannot trace the checks of shapes; only the tests that need them do without."""
+    """Turns the checks of shapes off for a test, because the compiler and the exporter cannot trace them."""
     from jaxtyping import config
 
     config.update("jaxtyping_disable", True)
@@ -51,20 +51,22 @@ def unchecked_shapes():
 
 @pytest.fixture
 def golden(request):
-    """Compares a text with a golden file, or rewrites the file under --update-golden."""
+    """Function that compares a text with a golden file, or rewrites the file under --update-golden."""
 
     def check(name: str, text: str) -> None:
         path = GOLDEN / name
         if request.config.getoption("--update-golden"):
             path.write_text(text, encoding="utf-8")
-        assert text == path.read_text(encoding="utf-8"), f"{name} differs; make golden rewrites it, read the diff"
+        assert text == path.read_text(encoding="utf-8"), (
+            f"{name} differs; rewrite it with make golden and read the diff"
+        )
 
     return check
 
 
 @pytest.fixture
 def shared_data():
-    """The folder of real data sets beside the project."""
+    """Folder of real data sets beside the project."""
     if not SHARED.is_dir():
         pytest.skip("the real data sets in ../shared/data are not on this machine")
     return SHARED
@@ -81,7 +83,7 @@ def timm(torchvision):
 
 
 def _other_library(name):
-    """A library of nets; without it a test is skipped, or fails where continuous integration has installed it."""
+    """Imports a library of nets. If that fails, the test is skipped; with POCKETCNN_NETS set it fails."""
     import foreign
 
     try:

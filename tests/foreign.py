@@ -1,4 +1,4 @@
-"""Nets of timm and torchvision, and what surgery is held to on each: shared by tests and benchmarks/foreign_nets.py."""
+"""Nets of timm and torchvision, and a trial of surgery on each; used by tests and by benchmarks/foreign_nets.py."""
 
 import importlib
 import os
@@ -19,21 +19,21 @@ from pocketcnn.errors import CannotMaterialize, NothingToCondense
 from pocketcnn.numerics import image_entropy
 
 CLASSES, BATCH = 7, 2
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # schemas last as long as what defined them
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # kept, as its schemas last only as long as the object
 
 
 @dataclass(frozen=True)
 class Net:
-    """A net of another library, by the name it has there."""
+    """A net of another library, by its name there."""
 
     library: str
     name: str
-    pixels: int = 32  # of each side of the images; the fewest it takes
-    slow: bool = False  # to be tried by the script, and not in every run of the tests
+    pixels: int = 32  # side of the smallest image that it takes
+    slow: bool = False  # tried by the script only, not by the tests
     options: Any = None
 
     def make(self) -> nn.Module:
-        """The net, freshly initialised."""
+        """Makes the net, freshly initialised."""
         library = import_library(self.library)
         if self.library == "timm":
             return library.create_model(self.name, num_classes=CLASSES, **(self.options or {}))
@@ -92,14 +92,14 @@ NETS = {
 
 
 def import_library(name: str) -> Any:
-    """timm or torchvision, of the folder that the variable POCKETCNN_NETS names, or as they are installed.
+    """Imports timm or torchvision as installed, or from the folder that the variable POCKETCNN_NETS names.
 
-    Builds of torchvision whose compiled part is missing or made for another torch fail on import for want of the schemas of
-    two operators, which no net here calls. Other packages, Lightning among them, fail with such a torchvision beside them:
-    so it lies in a folder of its own, which is searched only here, and only here it is told these schemas.
+    If the compiled part of torchvision is missing or made for another torch, its import fails: the schemas of two
+    operators are missing, which no net here calls. Beside such a torchvision other packages fail too, Lightning among
+    them. It therefore lies in a folder of its own. Only this function searches that folder and defines these schemas.
     """
     if name == "timm":
-        import_library("torchvision")  # which timm imports
+        import_library("torchvision")  # timm imports it
     searched = list(sys.path)
     sys.path += filter(None, [os.environ.get("POCKETCNN_NETS")])
     try:
@@ -115,12 +115,12 @@ def import_library(name: str) -> Any:
 
 
 def version(library: Any) -> str:
-    """Of a library, without the build."""
+    """Version of a library, without the build."""
     return str(library.__version__).partition("+")[0]
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of whatever a net gives: one, several, or several by name."""
+    """All tensors in a net's output: one, several, or several by name."""
     if isinstance(output, Tensor):
         return [output]
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, Sequence) else []
@@ -128,23 +128,23 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def outcome(net: Net, method: str) -> dict[str, Any]:
-    """As `trial`; where something goes wrong, the `failure` in one line."""
+    """Result of `trial`, or if it fails, the `failure` in one line."""
     try:
         return trial(net, method)
-    except Exception as error:  # whatever it is belongs in the table
+    except Exception as error:  # every failure belongs in the table
         return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
 def trial(net: Net, method: str) -> dict[str, Any]:
-    """What a method makes of a net: plan, condense, forward and backward in training mode, forward in evaluation mode, save
+    """Tries a method on a net: plan, condense, forward and backward in training mode, forward in evaluation mode, save
     and load with `base`, materialize.
 
     Returns:
-        `replaced` of `places`, the trained numbers `before` and `after`, and whether an ordinary net equals the small one
-        (`materialized`); or, where there is nothing to condense, the `reason`.
+        `replaced` of `places`, the numbers of trainable parameters `before` and `after`, and `materialized`, which is
+        true if an ordinary net equals the small one. If there is nothing to condense: `before` and the `reason`.
     Raises:
-        AssertionError: a number that is used gets no gradient, or a file gives another net back.
-        Exception: whatever went wrong on the way.
+        AssertionError: a parameter that is used gets no gradient, or a loaded file is another net.
+        Exception: any other failure.
     """
     torch.manual_seed(0)
     plain = net.make()
@@ -165,8 +165,8 @@ def trial(net: Net, method: str) -> dict[str, Any]:
         pc.save(small, path)
         again = pc.load(path, base=net.make())
         for one, other in zip(outputs, tensors_of(again(x)), strict=True):
-            # Some untrained nets overflow with involutions, whose outputs are products of what they are given.
-            assert torch.equal(one.nan_to_num(), other.nan_to_num()), "a file gives another net back"
+            # Some untrained nets overflow with involutions, whose outputs are products of their inputs.
+            assert torch.equal(one.nan_to_num(), other.nan_to_num()), "the loaded net differs from the saved one"
         assert [one.shape for one in outputs] == [one.shape for one in tensors_of(plain.eval()(x))]
         try:
             dense = pc.materialize(small)
@@ -191,6 +191,6 @@ def _close(one: Any, other: Any) -> None:
 
 
 def _without_gradient(net: nn.Module, x: Tensor) -> set[str]:
-    """Names of the trained numbers that get no gradient from anything the net gives."""
+    """Names of the trainable parameters that get no gradient from any output of the net."""
     torch.stack([tensor.square().sum() for tensor in tensors_of(net(x))]).sum().backward()
     return {name for name, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None}

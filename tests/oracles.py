@@ -1,4 +1,4 @@
-"""Slow and obvious forms, written from the papers' formulas with loops over single numbers; shared by no code in src."""
+"""Slow, obvious forms of the papers' formulas, with loops over single numbers. No code in src uses them."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _tap(x: Tensor, b: int, c: int, row: int, column: int) -> Tensor | float:
-    """A pixel, 0 outside of the image."""
+    """Value of a pixel; 0 outside the image."""
     return x[b, c, row, column] if 0 <= row < x.shape[2] and 0 <= column < x.shape[3] else 0.0
 
 
@@ -48,7 +48,7 @@ def conv2d(x, weight, stride, padding, dilation, groups) -> Tensor:
 
 
 def condconv2d(x, routing_weights, experts, bias, stride, padding, dilation, groups) -> Tensor:
-    """By outputs: every expert convolves every image, then outputs are mixed."""
+    """Mixes outputs instead of kernels: every expert convolves every image, then the outputs are mixed."""
     total = 0
     for e in range(experts.shape[0]):
         y = conv2d(x, experts[e], stride, padding, dilation, groups)
@@ -63,7 +63,7 @@ def ring_kernel(values, indices, signs, scale) -> Tensor:
 
 
 def advect_diffuse(source, u, v, along_x, along_y, initial, previous, num_steps, dt, dx, dy, boundary) -> Tensor:
-    """The scheme's formula, pixel by pixel; every argument a tensor of the source's shape."""
+    """Applies the scheme's formula pixel by pixel; all fields are tensors of the source's shape."""
 
     def at(field, b, c, y, x):
         size = field.shape[2:]
@@ -99,7 +99,7 @@ def advect_diffuse(source, u, v, along_x, along_y, initial, previous, num_steps,
 
 
 def fourier_magnitudes(image: Tensor) -> list[float]:
-    """Of each channel's orthonormal two-dimensional Fourier transform, without the mean, by its sum."""
+    """Magnitudes of each channel's orthonormal two-dimensional Fourier transform, without the mean, as sums."""
     found = []
     channels, height, width = image.shape
     for c in range(channels):

@@ -1,4 +1,4 @@
-"""Nets under `torch.compile`: no break in the graph, one compilation for all batches of one shape, equal results."""
+"""Nets under `torch.compile`: no graph breaks, one compilation for all batches of one shape, equal results."""
 
 import copy
 import warnings
@@ -24,10 +24,10 @@ CASES = [
 
 @pytest.fixture
 def compiler(unchecked_shapes):
-    """Compiles what autograd sees, too, but makes no machine code; counts how often it is asked to."""
+    """Backend that compiles forward and backward passes, but not to machine code, and counts the compilations."""
     torch._dynamo.reset()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside the compiler
         yield CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
 
@@ -71,7 +71,7 @@ def test_batches_of_any_size_take_one_compilation_more(method, compiler):
 
 
 def test_only_training_by_entropy_takes_a_break(compiler):
-    """Batch norm must not see images that have stopped, and who has is known only when the images are."""
+    """Batch norm must not see images that have stopped, and which have is known only once the images are."""
     net = pc.condense(Small(), "puppet").eval()
     x = torch.rand(4, 3, 8, 8)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_only_training_by_entropy_takes_a_break(compiler):
 
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_learns_without_a_break_and_compiles_once(method, options, compiler):
-    """Three steps of training: outputs, all gradients, running statistics."""
+    """Compares outputs, all gradients and running statistics over three training steps."""
     net = condensed(method, options)
     other = copy.deepcopy(net)
     compiled = torch.compile(other, backend=compiler, fullgraph=True)

@@ -1,4 +1,4 @@
-"""The README says what is so: its Python runs, its figures are those of the records."""
+"""Tests that the README and the docs tell the truth: their Python runs, their tables equal the records, their links exist."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""Surgery on nets of other libraries, held to the table of docs/nets.md; these tests run where timm and torchvision are."""
+"""Surgery on nets of timm and torchvision, compared with the table in docs/nets.md; needs these two libraries."""
 
 import importlib.util
 import sys
@@ -17,11 +17,11 @@ VERSIONS = RECORDS.pop("versions")
 
 
 def numbers(name, method):
-    """How many trained numbers a trial handles at most, in millions."""
+    """Largest number of trainable parameters in a trial, in millions."""
     return max(RECORDS[name][method].get(key, 0) for key in ("before", "after")) / 1e6
 
 
-# Of larger nets only the smallest trial: rings of millions of numbers and kernels four times over take most of the time.
+# Larger nets get only their smallest trial: rings of millions of parameters and fourfold kernels take most of the time.
 QUICK = [
     (name, method)
     for name, net in foreign.NETS.items()
@@ -52,7 +52,7 @@ def test_the_table_is_made_of_the_records_and_long_enough():
 
 
 def test_what_fails_is_known():
-    """A new entry here is a bug that somebody has looked at; see docs/nets.md."""
+    """Each entry here is a bug that somebody has examined; see docs/nets.md."""
     failures = {(n, m): o["failure"] for n, found in RECORDS.items() for m, o in found.items() if "failure" in o}
     assert failures == {
         ("edgenext_xx_small", "condconv"): "AttributeError: 'CondConv2d' object has no attribute 'weight'"

@@ -1,115 +1,149 @@
-"""The arrows of docs/architecture.md: which part may import which. Read from the sources, nothing is run."""
+"""The house as docs/architecture.md draws it: wings, arrows, sizes. Read from the sources, nothing is run."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "pocketcnn"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "pocketcnn"
+FILES = sorted(SOURCE.rglob("*.py"))
 
-# Part -> the parts of the package it may import; those in OPEN are open to all.
+# Lines like `methods  one file for each method  <- kernels, numerics`, from the lowest wing to the highest.
+_LINES = re.search(
+    r"## What may import what\n.*?```\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL
+)
 ARROWS = {
-    "checkpoint": {"cost", "data", "models", "surgery"},
-    "cli": {
-        "checkpoint",
-        "cost",
-        "data",
-        "experiments",
-        "export",
-        "hub",
-        "methods",
-        "models",
-        "pictures",
-        "report",
-        "train",
-        "zoo",
-    },
-    "cost": set(),
-    "data": set(),
-    "experiments": {
-        "checkpoint",
-        "cost",
-        "data",
-        "kernels",
-        "methods",
-        "models",
-        "numerics",
-        "pictures",
-        "report",
-        "surgery",
-        "train",
-    },
-    "export": {"cost", "methods", "numerics", "surgery"},
-    "hub": {"checkpoint", "data", "methods", "models", "surgery", "zoo"},
-    "kernels": {"numerics"},
-    "methods": {"kernels", "numerics"},
-    "models": {"methods", "surgery"},
-    "numerics": set(),
-    "pictures": {"cost", "methods", "numerics"},
-    "report": {"methods"},
-    "surgery": {"cost", "methods"},
-    "train": {"checkpoint", "cost", "data", "methods", "models", "surgery"},
-    "zoo": {"checkpoint", "cost", "data", "models", "train"},
+    line.split()[0]: set(filter(None, line.partition("<-")[2].replace(" ", "").split(",")))
+    for line in _LINES[1].strip().splitlines()
 }
 OPEN = {"errors", "support"}
-CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # numba too, and what it is made of, in the compiled kernels only
+CORE = {"torch", "numpy", "safetensors", "jaxtyping"}  # and numba with its llvmlite, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba", "llvmlite"},
     "experiments": {"numba"},
     "train": {"lightning", "torchmetrics"},
-    "data": {"PIL"},
-    "report": {"matplotlib", "jinja2"},
     "cli": {"tyro", "rich"},
     "zoo": {"tyro"},
 }
+# Loops that numba compiles from one file: its cache on disk looks only at the file that a function is in.
+LONG_FILES = {"kernels/cpu_solver_loops.py"}
+LONG_FUNCTIONS = {"kernels/cpu_solver_loops.py:_collect"}  # one loop over pixels, whose sums stay in registers
+
+
+def name_of(path):
+    return path.relative_to(SOURCE).as_posix()
+
+
+def wing_of(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def imports(path):
+    """Each import as (module, name or None)."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "pocketcnn":
-                yield from (f"pocketcnn.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            yield from ((node.module, alias.name) for alias in node.names)
 
 
-def parts():
-    for path in sorted(SOURCE.rglob("*.py")):
-        part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if part not in {"__init__", "__main__", *OPEN}:
-            yield path, part
+def file_of(module, name=None):
+    """The file that an import of the package reads; None for other packages."""
+    if module.split(".")[0] != "pocketcnn":
+        return None
+    place = SOURCE.joinpath(*module.split(".")[1:])
+    for found in ([place / name] if name else []) + [place]:
+        for file in (found.with_suffix(".py"), found / "__init__.py"):
+            if file.is_file() and (file != SOURCE.with_suffix(".py")):
+                return file
+    raise AssertionError(f"no file for {module}.{name}")
 
 
-@pytest.mark.parametrize(("path", "part"), list(parts()), ids=lambda value: str(value).split("pocketcnn/")[-1])
-def test_arrows_go_one_way(path, part):
-    for name in imports(path):
-        top, _, rest = name.partition(".")
+def arrows():
+    """Which file imports which."""
+    return {path: {file for found in imports(path) if (file := file_of(*found))} - {path} for path in FILES}
+
+
+INSIDE = [path for path in FILES if wing_of(path) not in {"__init__", "__main__"}]
+
+
+def test_the_root_holds_the_wings():
+    entries = {path.name for path in SOURCE.iterdir() if path.name != "__pycache__"}
+    assert entries == {"__init__.py", "__main__.py", "py.typed", "errors.py", *(ARROWS.keys() - {"errors"})}
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=name_of)
+def test_a_wing_imports_what_the_architecture_says(path):
+    wing = wing_of(path)
+    allowed = ARROWS[wing] | OPEN | {wing}
+    for module, name in imports(path):
+        top = module.split(".")[0]
         if top == "pocketcnn":
-            imported = rest.split(".")[0]
-            if imported == "" or imported == part or imported in OPEN:
-                continue
-            if part == "cli" and imported == "conf":
-                continue
-            assert imported in ARROWS[part], f"{part} must not import {imported}"
+            if (file := file_of(module, name)) != SOURCE / "__init__.py":
+                assert wing_of(file) in allowed, f"{wing} must not import {wing_of(file)}"
         elif top not in sys.stdlib_module_names:
-            assert top in CORE | OPTIONAL.get(part, set()), f"{part} must not import {name}"
+            assert top in CORE | OPTIONAL.get(wing, set()), f"{wing} must not import {module}"
+
+
+def test_every_arrow_of_the_architecture_is_there_and_points_down():
+    used = {wing: set() for wing in ARROWS}
+    for path, files in arrows().items():
+        if path in INSIDE:
+            used[wing_of(path)] |= {wing_of(file) for file in files} - {wing_of(path), "__init__"}
+    order = list(ARROWS)
+    for wing, below in ARROWS.items():
+        assert used[wing] - OPEN == below - OPEN, wing
+        assert all(order.index(other) < order.index(wing) for other in below), wing
+
+
+def test_no_circle_of_files():
+    graph, state, trail = arrows(), {}, []
+
+    def visit(path):
+        if state.get(path) == "done":
+            return
+        assert path not in trail, " -> ".join(map(name_of, [*trail[trail.index(path) :], path]))
+        trail.append(path)
+        for other in sorted(graph[path]):
+            visit(other)
+        trail.pop()
+        state[path] = "done"
+
+    for path in FILES:
+        visit(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_private_name_of_another_file(path):
+    for module, name in imports(path):
+        if file_of(module) is not None and name and name.startswith("_") and not name.startswith("__"):
+            assert file_of(module, name) != file_of(module), f"{module}.{name}"  # a private module is no private name
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    if name_of(path) not in LONG_FILES:
+        assert len(text.splitlines()) <= 550
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and f"{name_of(path)}:{node.name}" not in LONG_FUNCTIONS:
+            first = node.body[0]
+            said = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+            assert node.end_lineno - node.lineno + 1 - said <= 60, node.name
 
 
 def test_only_the_compiled_kernels_import_numba():
-    """They are imported when a net first needs them; what measures the machine's limits is run by itself."""
-    for path, _ in parts():
-        if {"numba", "llvmlite"} & {name.partition(".")[0] for name in imports(path)}:
-            name = path.relative_to(SOURCE).as_posix()
-            assert name.startswith("kernels/cpu") or name in {
-                "kernels/_lanes.py",
-                "kernels/_threads.py",
-                "experiments/bench/limits.py",
-            }
+    """They are imported when a net first needs them; what measures the machine's limits runs by itself."""
+    allowed = {"_lanes", "_routines", "_threads", "cpu_involution", "cpu_solver", "cpu_solver_loops"}
+    for path in FILES:
+        if {"numba", "llvmlite"} & {module.split(".")[0] for module, _ in imports(path)}:
+            where = name_of(path)
+            assert where == "experiments/bench/limits.py" or (where.startswith("kernels/") and path.stem in allowed)
 
 
 def test_importing_the_package_and_asking_for_help_costs_no_torch():

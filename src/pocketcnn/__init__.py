@@ -34,6 +34,10 @@ _NAMES = {
     "ImageCosts": "pocketcnn.cost",
     "METHODS": "pocketcnn.methods",
 }
+_NAMES_OF_EXTRAS = {
+    "from_pretrained": "pocketcnn.hub",
+    "push_to_hub": "pocketcnn.hub",
+}  # not in __all__: these need the hub extra
 _MODULES = {
     "checkpoint": "pocketcnn.checkpoint",
     "compare": "pocketcnn.experiments.compare",
@@ -68,6 +72,8 @@ if TYPE_CHECKING:
     from pocketcnn.cost import measure_images as measure_images
     from pocketcnn.cost import measure_latency as measure_latency
     from pocketcnn.cost import measure_memory as measure_memory
+    from pocketcnn.hub import from_pretrained as from_pretrained
+    from pocketcnn.hub import push_to_hub as push_to_hub
     from pocketcnn.methods import METHODS as METHODS
     from pocketcnn.models.recipes import list_models as list_models
     from pocketcnn.surgery import Plan as Plan
@@ -81,8 +87,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         value: Any = importlib.import_module(_MODULES[name])
-    elif name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
+    elif home := _NAMES.get(name) or _NAMES_OF_EXTRAS.get(name):
+        value = getattr(importlib.import_module(home), name)
     else:
         raise AttributeError(f"module 'pocketcnn' has no attribute {name!r}")
     globals()[name] = value

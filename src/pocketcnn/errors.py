@@ -1,7 +1,7 @@
-"""Every exception of the package: what was found, what was wanted, and what to do next, in one line.
+"""Every exception of the package. Its message is one line: where, what was found, what was wanted, and what to do next.
 
-A bad argument is a `ValueError`, raised where it is given; the classes here name situations a program may want to
-catch. The command line prints them as `ClassName: message` and leaves with `exit_code`.
+A bad argument raises `ValueError`. The classes here name situations that a program may want to catch.
+The command line prints them as `ClassName: message` and exits with `exit_code`.
 """
 
 import difflib
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 
 class PocketError(Exception):
-    """The root of every situation named here."""
+    """Base class of every exception here; catch it to handle them all."""
 
-    exit_code = 2  # what the user gave cannot be used; a run that failed on its own uses 1
+    exit_code = 2  # the input cannot be used; a run that fails by itself exits with 1
 
 
 class AbstractUnknownName(PocketError, LookupError):
-    """A name that is not in a list; the message offers the nearest ones."""
+    """Base class for a name that is not in a list; the message suggests the nearest names and lists those known."""
 
     kind = "name"
 
@@ -28,142 +28,147 @@ class AbstractUnknownName(PocketError, LookupError):
 
 
 class UnknownMethod(AbstractUnknownName):
-    """No condensing method of that name."""
+    """Raised when no condensing method has the given name; use one that the message lists."""
 
     kind = "method"
 
 
 class UnknownModel(AbstractUnknownName):
-    """No plain net or recipe of that name, and no model file either."""
+    """Raised when a name is neither a plain net, a recipe nor a model file; use a name that the message lists."""
 
     kind = "model"
 
 
 class UnknownPretrained(AbstractUnknownName):
-    """The package holds no trained net of that name for that data set."""
+    """Raised when the package has no trained net of that name for that data set; use one that the message lists."""
 
     kind = "trained net"
 
 
 class UnknownTable(AbstractUnknownName):
-    """No published table of that name can be reproduced."""
+    """Raised when no published table of that name can be reproduced; use a name that the message lists."""
 
     kind = "table"
 
 
 class UnknownData(AbstractUnknownName):
-    """No built-in data set of that name, no folder, and no hub data set that could be reached."""
+    """Raised when a name is no built-in data set, no folder and no hub data set within reach; correct the name."""
 
     kind = "data set"
 
 
 class UnsupportedLayer(PocketError):
-    """A layer was asked to be replaced by a method that cannot stand for it."""
+    """Raised when a method cannot replace a layer it was asked to; leave out the layer that the message names."""
 
 
 class NothingToCondense(PocketError):
-    """The method found no place to work in the net."""
+    """Raised when a method finds nothing to replace in the net; `plan` tells why it skipped each place."""
 
 
 class UnstableStep(PocketError):
-    """A solver's step is too long for a velocity that is known beforehand; the result would grow without bound."""
+    """Raised when a solver's step is so long for a velocity known beforehand that its result would grow without bound;
+    use a `dt` up to the one that the message gives."""
 
 
 class CannotMaterialize(PocketError):
-    """The net holds layers whose kernels depend on the image: no ordinary convolution equals them."""
+    """Raised when a layer's kernel depends on the image, so that no ordinary convolution equals it; run or export the
+    net as it is."""
 
 
 class CannotExport(PocketError):
-    """A net that the format asked for cannot hold; the message names the layer where it can."""
+    """Raised when a file format cannot hold the net; change the layer that the message names, or the format."""
 
 
 class Disagreement(CannotExport):
-    """What an exported file computes differs from what the net computes; the file was not written."""
+    """Raised when an exported file computes other outputs than its net; nothing is written, so use another format."""
 
 
 class ExportedFile(PocketError):
-    """A file that was exported for serving, where a net that can be trained is asked for."""
+    """Raised when a file exported for serving is given where a trainable net is needed; give the model file that it was
+    exported from."""
 
 
 class NotEnoughMemory(PocketError):
-    """What was asked for takes more memory than there is."""
+    """Raised when a request takes more memory than there is; ask for no more than the message says would fit."""
 
 
 class MissingExtra(PocketError, ImportError):
-    """An optional package is missing or broken."""
+    """Raised when an optional package is missing or broken; install the extra that the message names."""
 
 
 class MissingBase(PocketError):
-    """A model file describes changes to a net this package did not make; the net itself must be given."""
+    """Raised when a model file describes changes to a net that this package did not make; pass that net as `base`."""
 
 
 class MissingPassphrase(PocketError):
-    """A model file was saved with a passphrase, which must be given to load it."""
+    """Raised when a model file was saved with a passphrase and none is given; pass the passphrase."""
 
 
 class BrokenFile(PocketError):
-    """A file that should be a model, a checkpoint or a record is damaged or cut short."""
+    """Raised when a model, checkpoint or record file is damaged or cut short; copy, save or train it again."""
 
 
 class TamperedFile(BrokenFile):
-    """A file is not the one its card describes: its hash differs."""
+    """Raised when a file's hash differs from the one on its card; install the package again."""
 
 
 class NewerFormat(PocketError):
-    """A file was written by a newer version of this package."""
+    """Raised when a newer version of this package wrote the file; upgrade pocketcnn."""
 
 
 class ForeignFile(PocketError):
-    """A well-formed file that this package did not write."""
+    """Raised when a well-formed file was not written by this package; give another file or folder."""
 
 
 class BadData(PocketError):
-    """A data set that cannot be trained on as it is."""
+    """Raised when a data set cannot be used as it is; change what the message names."""
 
 
 class BadImage(BadData):
-    """An image that cannot be decoded, or does not fit the others."""
+    """Raised when an image cannot be decoded or does not fit the others; repair, skip or convert it."""
 
 
 class CannotWrite(PocketError):
-    """A folder or file could not be written; what was there before is unchanged."""
+    """Raised when a file or folder cannot be written; old files stay unchanged, so free space or give another path."""
 
 
 class CannotReach(PocketError):
-    """A repository of the hub is not there, may not be read or written, or the hub does not answer."""
+    """Raised when a hub repository does not exist or is closed to you, or the hub does not answer; check its name, your
+    login and the network."""
 
 
 class NonFiniteLoss(PocketError):
-    """Training produced a NaN or infinite loss; the last good checkpoint is kept."""
+    """Raised when training produces a NaN or infinite loss; the last good checkpoint is kept, so lower `lr` or clip the
+    gradients."""
 
     exit_code = 1
 
 
 class Interrupted(PocketError):
-    """The user stopped a run; the last checkpoint is kept."""
+    """Raised when the user stops a run; the last checkpoint is kept, so repeat the command to resume."""
 
     exit_code = 130
 
 
 class Preempted(PocketError):
-    """The machine asked a run to leave (SIGTERM); it is saved and the same command goes on from there."""
+    """Raised when the machine asks a run to stop (SIGTERM); a checkpoint is saved, so repeat the command to resume."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class NothingFits(PocketError):
-    """No candidate of a search met its budgets."""
+    """Raised when no candidate of a search meets its budgets; allow more, or search around a smaller net."""
 
 
 class BadStorage(PocketError):
-    """The storage of a search cannot be opened."""
+    """Raised when the database of a search cannot be opened; give a writable file or a running server."""
 
 
 class WorkerDied(PocketError):
-    """A process that reads data died; the message names what it was reading."""
+    """Raised when a process that reads data dies; look at the file that the message names, or use fewer workers."""
 
     exit_code = 1
 
 
 class BadUsage(PocketError):
-    """A command line that cannot be understood."""
+    """Raised when a command line cannot be understood; correct the flag or word that the message names."""

@@ -135,7 +135,7 @@ def test_unusable_files_say_what_they_are(small, tmp_path):
         '{"version": 1, "base": {}, "steps": [], "frozen": [], "notes": {}}',
     ],
 )
-def test_tampered_descriptions_are_said(header, tmp_path):
+def test_tampered_descriptions_are_reported(header, tmp_path):
     save_file({"weight": torch.zeros(3)}, tmp_path / "net.safetensors", metadata={"pocketcnn": header})
     with pytest.raises(BrokenFile, match=r"net\.safetensors: its description of the net is damaged"):
         pc.load(tmp_path / "net.safetensors")
@@ -172,7 +172,7 @@ def test_a_changed_net_does_not_load_silently(small, tmp_path):
 
 
 def test_full_disk_keeps_the_old_file(small, tmp_path):
-    """A real limit on file size: the write fails half-way, the old file still loads, nothing else is left behind."""
+    """Sets a real limit on file size: the write fails half-way, the old file still loads, and no other file is left."""
     path = tmp_path / "net.safetensors"
     pc.save(small, path)
     before = path.read_bytes()
@@ -194,7 +194,7 @@ def test_folder_that_is_not_there(small, tmp_path):
 
 
 def test_a_file_of_the_first_version_still_loads():
-    """Written by version 0.1.0: a 10 % ring over a narrow resnet20, and the logits it gave."""
+    """Loads a file of version 0.1.0, a 10 % ring over a narrow resnet20, and compares the logits with those it gave."""
     folder = Path(__file__).parents[1] / "golden"
     net = pc.load(folder / "ring_v1.safetensors")
     expected = torch.tensor(json.loads((folder / "ring_v1.json").read_text()))
@@ -262,17 +262,17 @@ def test_passphrases_that_make_no_sense(secret, tmp_path, caplog):
     assert "a seed below 2**32 can be found by trying" in caplog.text
 
 
-def test_a_damaged_key_is_said(secret, tmp_path):
+def test_a_damaged_key_is_reported(secret, tmp_path):
     pc.save(secret, tmp_path / "net", passphrase="p")
     for change in ({"salt": "xyz"}, {"n": 1 << 30}, {"r": "many"}):
         header = pc.checkpoint.read_header(tmp_path / "net")
         rewrite(tmp_path / "net", tmp_path / "bad", {**header, "key": {**header["key"], **change}})
-        with pytest.raises(BrokenFile, match="what it says of its passphrase is damaged"):
+        with pytest.raises(BrokenFile, match=r"the entry about its passphrase is damaged .*; copy or train it again"):
             pc.load(tmp_path / "bad", passphrase="p")
 
 
 def rewrite(path, target, header):
-    """The file with another header."""
+    """Replaces the header of a file."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     save_file(tensors, target, metadata={"pocketcnn": json.dumps(header)})
@@ -286,10 +286,10 @@ def rewrite(path, target, header):
         (dict(twist=3), "ring has no option 'twist'"),
     ],
 )
-def test_options_of_a_newer_version_are_said(secret, tmp_path, change, what):
+def test_options_of_a_newer_version_are_reported(secret, tmp_path, change, what):
     pc.save(secret, tmp_path / "net")
     header = pc.checkpoint.read_header(tmp_path / "net")
     header["steps"][0]["options"].update(change)
     rewrite(tmp_path / "net", tmp_path / "newer", header)
-    with pytest.raises(NewerFormat, match=f"does not know what it asks for .*{what}.*upgrade pocketcnn"):
+    with pytest.raises(NewerFormat, match=f"does not know how the net was condensed .*{what}.*upgrade pocketcnn"):
         pc.load(tmp_path / "newer")

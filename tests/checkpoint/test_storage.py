@@ -21,7 +21,7 @@ def test_quantized_numbers_are_half_a_step_away_at_most(shape, size):
     assert len(scales) == (1 if len(shape) == 1 else shape[0])
     back = storage.dequantize(numbers, scales)
     rows = zip(weight.view(len(scales), -1), back.view(len(scales), -1), scales, strict=True)
-    for given_row, row, scale in rows:  # the slow obvious thing: number by number
+    for given_row, row, scale in rows:  # slow and obvious: value by value
         for one, other in zip(given_row.flatten().tolist(), row.flatten().tolist(), strict=True):
             assert abs(one - other) <= 0.501 * float(scale)
         assert float(row.abs().max()) == pytest.approx(float(given_row.abs().max()), rel=1e-5)
@@ -113,7 +113,7 @@ def test_pruning_takes_the_smallest_of_each_tensor():
     assert storage.prune_(net, 0.25, ["2.weight"]) == pytest.approx(0.5), "what is zero is smallest"
 
 
-def test_zeros_are_held_while_training_goes_on():
+def test_zeros_are_held_during_training():
     torch.manual_seed(0)
     net = pc.condense(pc.create_model("resnet20", width=0.25), "ring", size=0.2)
     storage.prune_(net, 0.7)
@@ -138,7 +138,7 @@ def test_bad_requests(ring_net, tmp_path):
         storage.prune_(torch.nn.ReLU(), 0.5)
     with torch.no_grad():
         ring_net.fc.weight[0, 0] = 1e6
-    with pytest.raises(ValueError, match=r"fc.weight: its largest number, 1e\+06, does not fit in float16"):
+    with pytest.raises(ValueError, match=r"fc.weight: its largest value, 1e\+06, does not fit in float16"):
         pc.save(ring_net, tmp_path / "net", storage="float16")
     ring_net.fc.half()
     with pytest.raises(ValueError, match="weights of several types"):
@@ -179,9 +179,9 @@ def test_foreign_modules_with_weights_of_their_own():
     ("change", "error", "what"),
     [
         (dict(weights="int4"), NewerFormat, "stored as int4, which this version does not know; upgrade"),
-        (dict(dtype="quint8"), BrokenFile, "no weights are quint8"),
+        (dict(dtype="quint8"), BrokenFile, "weights cannot be quint8; known: float16, bfloat16"),
         (dict(sparse=["conv1.weight"]), BrokenFile, "its weights do not fit ResNet"),
-        (dict(dtype=3), BrokenFile, "no weights are 3"),
+        (dict(dtype=3), BrokenFile, "weights cannot be 3; known: float16, bfloat16"),
     ],
 )
 def test_unknown_storages_are_refused(ring_net, tmp_path, change, error, what):

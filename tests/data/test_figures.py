@@ -10,7 +10,7 @@ def capsule(start, end, radius, colour=(1.0, 1.0, 1.0)):
 
 
 def distance(x, y, start, end):
-    """Of a point to a line, by its definition."""
+    """Distance of a point to a line, by its definition."""
     (ax, ay), (bx, by) = start, end
     squared = (bx - ax) ** 2 + (by - ay) ** 2
     share = min(1.0, max(0.0, ((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / squared)) if squared else 0.0
@@ -58,7 +58,7 @@ def test_the_seed_is_all_there_is_and_the_first_images_do_not_depend_on_how_many
 
 
 def test_left_limbs_are_warm_and_right_limbs_cold():
-    """Red less blue in the middle of the forearms and shins, which most often nothing covers."""
+    """Compares red with blue in the middle of forearms and shins, which are mostly uncovered."""
     images, joints = figures(400, seed=0)
     warmth = {}
     for side in ("left", "right"):

@@ -21,7 +21,7 @@ def picture(path, size=(6, 5), mode="RGB", value=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of eight RGB images, 6 wide and 5 high."""
+    """Folder of two classes of eight RGB images, 6 wide and 5 high."""
     root = tmp_path / "pets"
     for number in range(8):
         for name in ("cat", "dog"):
@@ -69,7 +69,7 @@ def test_digits_are_real_and_split_by_seed():
     assert int(data.train.images.max()) == 255
     assert torch.equal(data.train.images, again.train.images)
     assert not torch.equal(data.validation.images, other.validation.images)
-    assert torch.equal(data.test.images, other.test.images), "the test split never moves"
+    assert torch.equal(data.test.images, other.test.images), "the test split does not depend on the seed"
     assert not data.augmentation.flip
     assert set(data.validation.labels.tolist()) == set(range(10))
 
@@ -111,7 +111,7 @@ def test_parquet_folder(parquets):
 
 
 def test_hub_ids_go_through_the_same_reading(parquets, tmp_path, monkeypatch):
-    """A folder stands for the repository on the hub: the same loader resolves it, streams it and tells its splits."""
+    """A folder replaces the repository on the hub: the same loader finds, streams and splits it."""
     import datasets
 
     import pocketcnn.data.sources as sources
@@ -124,7 +124,9 @@ def test_hub_ids_go_through_the_same_reading(parquets, tmp_path, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(BadData, match=r"uoft-cs/cifar10: the Hugging Face hub did not give it \(ConnectionError\)"):
+    with pytest.raises(
+        BadData, match=r"uoft-cs/cifar10: cannot be loaded from the Hugging Face hub \(ConnectionError\)"
+    ):
         load("cifar10")
 
 
@@ -145,7 +147,7 @@ def test_the_cache_is_used_until_the_files_change(folder, tmp_path, monkeypatch)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
     cached.write_bytes(b"broken")
     os.unlink(folder / "cat" / "new.png")
-    assert len(load(folder).train) > 0, "a damaged cache file is made again"
+    assert len(load(folder).train) > 0, "a damaged cache file is replaced"
 
 
 def test_sizes_and_colours_can_be_unified(folder):
@@ -243,13 +245,13 @@ def test_strange_labels_and_small_classes(tmp_path, folder):
         load(tmp_path / "set")
     for number in range(2):
         picture(folder / "eel" / f"{number}.png", value=number)
-    with pytest.raises(BadData, match="class 'eel' has 2 images; a class needs at least 3, one a split"):
+    with pytest.raises(BadData, match="class 'eel' has 2 images; a class needs at least 3, one for each split"):
         load(folder)
     with pytest.raises(ValueError, match="limit must be at least 1 image, not 0"):
         load("digits", limit=0)
 
 
-def test_an_unwritable_cache_is_said_and_done_without(folder, tmp_path, caplog):
+def test_an_unwritable_cache_is_logged_and_not_used(folder, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     data = load(folder, cache=tmp_path / "file" / "cache")
     assert len(data.classes) == 2
@@ -303,7 +305,7 @@ def test_cutout_is_a_black_square():
     y = augment(images, Augmentation(cutout=4), torch.Generator().manual_seed(0))
     holes = (y == 0).flatten(1).sum(1)
     assert holes.max() == 16
-    assert holes.min() >= 4  # a centre in the corner leaves a quarter
+    assert holes.min() >= 4  # a quarter of the square if its centre is in a corner
     with pytest.raises(ValueError, match="crop and cutout are numbers of pixels"):
         Augmentation(crop=-1)
 
@@ -318,10 +320,10 @@ def test_real_data_sets(shared_data):
 
 def test_photos_are_turned_upright_laid_on_white_and_brought_to_8_bits(tmp_path):
     lying = np.zeros((4, 6), dtype=np.uint8)
-    lying[0] = 255  # the upper edge of what the camera's chip saw
+    lying[0] = 255  # the upper edge of the image on the camera's chip
     photo = Image.fromarray(lying)
     exif = photo.getexif()
-    exif[0x0112] = 6  # to be turned right by a quarter
+    exif[0x0112] = 6  # the viewer must turn it right by 90 degrees
     photo.save(tmp_path / "photo.png", exif=exif)
     upright = read_image(tmp_path / "photo.png")
     assert upright.shape == (1, 6, 4)
@@ -333,7 +335,7 @@ def test_photos_are_turned_upright_laid_on_white_and_brought_to_8_bits(tmp_path)
     Image.fromarray(glass).save(tmp_path / "glass.png")
     seen = read_image(tmp_path / "glass.png")
     assert seen[:, 0, 0].tolist() == [10, 20, 30]
-    assert (seen[:, 1] == 255).all(), "black behind glass is not black"
+    assert (seen[:, 1] == 255).all(), "transparent black becomes white"
 
     deep = np.array([[0, 256 * 200 + 7]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")

@@ -22,12 +22,12 @@ WIDTH, HEIGHT, SIZE = 12, 10, 8
 
 
 def plain(value):
-    """An image of one colour: every crop of it tells which one it is."""
+    """An image of one colour, so that every crop identifies it."""
     return np.full((HEIGHT, WIDTH), value, dtype=np.uint8)
 
 
 def shard(path, images, labels, rows, **features):
-    """Writes a parquet file in row groups of `rows`; images are pixels or bytes."""
+    """Writes a parquet file in row groups of `rows`; `images` are pixels or encoded bytes."""
     import datasets
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def shard(path, images, labels, rows, **features):
 
 
 def write(root, files=3, rows=36, group=12, bad=()):
-    """Training files whose image number i has the colour i, and a test file of 10 images, colours 200 to 209."""
+    """Writes training files in which image i has colour i, and a test file of 10 images with colours 200 to 209."""
     for file in range(files):
         numbers = range(file * rows, (file + 1) * rows)
         images = [b"junk" if i in bad else plain(i) for i in numbers]
@@ -79,7 +79,7 @@ def uneven(tmp_path_factory):
 
 
 def whole(root, workers=0, skip=False, **options):
-    """All training images of a folder as one stream: an image's place is its colour."""
+    """All training images of a folder as one stream, in which an image's place is its colour."""
     groups = groups_of(root)
     labels = torch.arange(sum(group.rows for group in groups)) % 2
     return Stream(groups, labels, "image", Reading(SIZE, 1, skip), workers=workers, **options)
@@ -130,13 +130,13 @@ def test_rows_of_several_row_groups_are_mixed(folder):
     data = whole(folder)
     first = [flat(colours(islice(data.batches(6, seed=0, epoch=epoch), 4))) for epoch in range(3)]
     groups = [{colour // 12 for colour in half} for half in first]
-    assert all(2 < len(found) <= 4 for found in groups), "half of a window of 4 row groups"
-    assert len(set.union(*groups)) > 4, "and every epoch has other row groups there"
+    assert all(2 < len(found) <= 4 for found in groups), "24 images are half of a window of 4 row groups"
+    assert len(set.union(*groups)) > 4, "each epoch begins with other row groups"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_device_with_fewer_rows_wraps_round(uneven, workers):
-    """Devices have 4 or 5 of 9 row groups (or workers 2 or 3), and all of them the same number of steps."""
+    """Devices have 4 or 5 of 9 row groups (workers 2 or 3), but all devices have the same number of steps."""
     data = whole(uneven, workers)
     wrapped = False
     for epoch in range(3):
@@ -153,7 +153,7 @@ def test_a_device_with_fewer_rows_wraps_round(uneven, workers):
                 assert len(counts) == min(rows, len(mine))
                 wrapped |= max(counts.values()) == 2
     assert wrapped
-    # One device, a batch larger than the split: one step, which goes round.
+    # One device with a batch larger than the split: its one step begins the rows again.
     [batch] = colours(whole(uneven).batches(100, seed=0, epoch=0))
     assert sorted(Counter(batch).values()) == [1] * 56 + [2] * 22
 
@@ -182,7 +182,7 @@ def test_what_lies_before_is_not_read(folder, monkeypatch):
         stream, "decode_image", lambda raw, how, decode=stream.decode_image: decoded.append(raw) or decode(raw, how)
     )
     list(data.batches(12, seed=0, epoch=0, start=8))
-    assert len(read) == 1, "windows are of 4, 4 and 1 row groups, and step 8 of 9 is the last one"
+    assert len(read) == 1, "windows have 4, 4 and 1 row groups, and step 8 is the last of 9"
     assert len(decoded) == 12
 
 
@@ -197,7 +197,7 @@ def test_order_and_crops_follow_from_seed_and_epoch(folder):
 
 
 def test_crops_follow_from_the_image_alone(tmp_path):
-    """The same in an epoch, whoever reads it; another one in the next."""
+    """An image's crop is the same in an epoch, whichever worker reads it, and another in the next epoch."""
     import datasets
 
     images = np.random.RandomState(0).randint(0, 256, (24, 20, 30, 3), dtype=np.uint8)
@@ -228,7 +228,7 @@ def test_crops_follow_from_the_image_alone(tmp_path):
 
 
 def test_random_crops_have_the_shares_and_shapes_promised(monkeypatch):
-    """A ramp along x and one along y: the differences within a crop tell how wide and high it was."""
+    """The image is a ramp along x and one along y, so that a crop's values tell its place and size."""
     taken = []
 
     def keep(part, size, **_):
@@ -273,7 +273,7 @@ def test_open_stream(folder):
     data = open_stream(folder, image_size=SIZE, channels=1)
     assert data.classes == ("ant", "bee")
     assert (len(data.train), len(data.validation), len(data.test)) == (96, 12, 10), (
-        "one of 9 row groups is over a tenth"
+        "one of 9 row groups is more than a tenth"
     )
     train, held_out = (flat(colours(part.in_order(7))) for part in (data.train, data.validation))
     assert sorted(train + held_out) == list(range(108))
@@ -323,7 +323,7 @@ def test_too_few_row_groups(folder, tmp_path):
 
 
 def _open_with_seeds(root):
-    for seed in range(20):  # one of them sets the third of three row groups aside
+    for seed in range(20):  # some seed sets the third of three row groups aside
         open_stream(root, image_size=SIZE, seed=seed)
 
 
@@ -336,7 +336,9 @@ def test_folders_that_cannot_be_streamed(tmp_path, folder):
     with pytest.raises(BadData, match=r"found train, test; add files"):
         open_stream(root, image_size=SIZE)
     shard(root / "validation-00000-of-00001.parquet", [plain(0)] * 3, [0, 1, 0], 2)
-    assert len(open_stream(root, image_size=SIZE).test) == 3, "ImageNet's public test split has no labels either"
+    assert len(open_stream(root, image_size=SIZE).test) == 3, (
+        "a test split without labels, as that of ImageNet, is replaced by the validation split"
+    )
     train = root / "train-00000-of-00001.parquet"
     shard(train, [plain(0)] * 30, [0] * 20 + [1] * 10, 10)
     with pytest.raises(BadData, match="all images of class 'bee' are in the row groups set aside for validation; mix"):
@@ -388,7 +390,7 @@ def test_a_bad_image_is_named_or_skipped(tmp_path, workers, caplog):
     batches = colours(everything)
     assert list(map(len, batches)) == [6] * 8
     assert set(flat(batches)) == set(good)
-    assert all(len(set(batch)) == 6 for batch in batches), "filled up by other images"
+    assert all(len(set(batch)) == 6 for batch in batches), "other images fill up the batches"
     assert "2 images skipped in this pass" in caplog.text
     for start in (1, 4, 7):
         assert colours(data.batches(6, seed=0, epoch=0, start=start)) == batches[start:]
@@ -423,7 +425,7 @@ def test_a_worker_that_dies_is_named_with_what_it_read(uneven, monkeypatch):
 
     monkeypatch.setattr(stream, "decode_image", fatal)
     handler = signal.getsignal(signal.SIGCHLD)
-    batches = whole(uneven, workers=2).in_order(13)  # of 78 images: 6 batches, of which 39 is in the last but two
+    batches = whole(uneven, workers=2).in_order(13)  # 78 images in 6 batches; image 39 is in the fourth
     with pytest.raises(
         WorkerDied,
         match=r"^worker 1 of 2 was killed by SIGKILL reading rows 10 to 19 of \S*train-00001-of-00003\.parquet, "
@@ -431,7 +433,7 @@ def test_a_worker_that_dies_is_named_with_what_it_read(uneven, monkeypatch):
     ):
         list(batches)
     assert WorkerDied.exit_code == 1
-    assert signal.getsignal(signal.SIGCHLD) is handler, "a later death must not surface anywhere else"
+    assert signal.getsignal(signal.SIGCHLD) is handler, "the death of another process must not raise elsewhere"
     assert not multiprocessing.active_children()
 
 
@@ -439,14 +441,14 @@ def test_workers_leave_when_their_batches_are_no_longer_wanted(folder):
     state = torch.get_rng_state()
     batches = whole(folder, workers=2).batches(6, seed=0, epoch=0)
     next(batches)
-    next(batches)  # by now both have begun
+    next(batches)  # both workers have begun now
     [first, second] = multiprocessing.active_children()
-    os.kill(first.pid, signal.SIGTERM)  # a scheduler asks all processes to leave; the main one decides when
+    os.kill(first.pid, signal.SIGTERM)  # a scheduler asks all processes to stop, but the main one decides when
     next(batches)
     next(batches)
     batches.close()
     assert (first.exitcode, second.exitcode) == (0, 0)
-    assert torch.equal(torch.get_rng_state(), state), "readers draw nothing from the generator of the training"
+    assert torch.equal(torch.get_rng_state(), state), "workers draw nothing from the training's random generator"
 
 
 def test_arguments_are_checked(folder):

@@ -1,4 +1,4 @@
-"""The examples do what they say: nets trained side by side are the nets trained alone."""
+"""Tests of the MNIST and the difficulty example: nets trained side by side equal nets trained alone."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ def tiny(count=256):
 
 @pytest.mark.parametrize("row", [name for name, row in example.ROWS.items() if not row.train.augment])
 def test_nets_side_by_side_train_as_each_alone(row):
-    """Same images, gradients, clipping and running statistics, to rounding."""
+    """Compares weights and running statistics after the same images, gradients and clipping, to rounding."""
     config = dataclasses.replace(example.PAPER, epochs=1, batch_size=64, clip_norm=1.0)
     data, seeds = tiny(), (3, 4)
     nets = []
@@ -82,7 +82,7 @@ def test_rank_correlation_and_quarters():
 
 
 def test_the_table_of_difficulty_counts_each_quarter():
-    """A net that is right about the constants only, which are the simplest quarter."""
+    """Uses a net that is right only about constant images, which are the simplest quarter."""
 
     class Constant(torch.nn.Module):
         def forward(self, x):

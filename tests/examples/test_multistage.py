@@ -1,4 +1,4 @@
-"""The experiments with repeated sub-networks: modes share what they say, runs are recorded and not repeated."""
+"""Tests of the examples with repeated sub-networks: modes share as named, runs are recorded and not repeated."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def digits():
 
 
 def kernels(subnet):
-    """What the convolutions of a sub-network multiply with."""
+    """All kernels of a sub-network, flattened into one tensor."""
     read = [m.weight if isinstance(m, nn.Conv2d) else m.dense_weight() for m in subnet.modules() if is_conv(m)]
     return torch.cat([kernel.detach().flatten() for kernel in read])
 
@@ -78,7 +78,7 @@ def test_stored_numbers_agree(subnets, channels):
 def test_targets_are_found_again():
     joints = torch.rand(50, len(JOINTS), 2) * 43 + 2
     found = keypoints.decode(keypoints.targets(joints, 48, 24), 48)
-    # A peak is told to a quarter of a pixel of the map, which is half a pixel of the image.
+    # A peak is found to a quarter of a pixel of the map, which is half a pixel of the image.
     assert (found - joints).abs().max() <= 0.5 + 1e-4
     exact = torch.tensor([[[0.5, 46.5]]])
     peak = keypoints.targets(exact, 48, 24)[0, 0]
@@ -139,7 +139,7 @@ def test_multitask_is_recorded_and_not_repeated(tmp_path, monkeypatch):
     assert multitask.run("reuse", 0, data, BRIEF, tmp_path) == first["reuse"]
 
 
-def test_the_command_line_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_the_command_line_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
     flags = "--size 24 --stages 2 --channels 6 --steps 2 --batch-size 4 --limit 6 --seeds 1 --modes ring reuse"
     monkeypatch.setattr(sys, "argv", ["keypoints.py", *flags.split(), "--output", str(tmp_path)])
     keypoints.main()

@@ -1,5 +1,6 @@
-"""The ring's examples measure what they say, on nets of a few numbers."""
+"""Tests of the ring's examples and of `pocketcnn pack`, on nets of a few parameters."""
 
+import getpass
 import json
 import sys
 
@@ -24,7 +25,7 @@ def tiny(count=128):
 
 @pytest.fixture
 def swept(tmp_path, monkeypatch):
-    """A sweep of three rings that were hardly trained."""
+    """Folder of a sweep over three rings, each trained for one epoch."""
     monkeypatch.setattr(ring_sweep, "load", lambda name, limit=None: tiny())
     monkeypatch.setattr(ring_sweep, "RING_PRUNED", (0.5,))
     monkeypatch.setattr(ring_sweep, "PRUNED", (0.9,))
@@ -40,12 +41,16 @@ def test_the_sweep_sets_each_ring_beside_its_rivals(swept, capsys):
     assert len(rivals) == 3
     for ring, rival in rivals.items():
         mine, narrower = found[ring, "float32", 0.0], found[rival["numbers"], "float32", 0.0]
-        assert narrower["numbers"] == pytest.approx(mine["numbers"], rel=0.1)  # whole channels
+        assert narrower["numbers"] == pytest.approx(mine["numbers"], rel=0.1)  # widths are whole channels
         if rival["bytes"] is not None:
             assert found[rival["bytes"], "int8", 0.0]["bytes"] == pytest.approx(mine["bytes"], rel=0.05)
         assert found[ring, "int8", 0.0]["ring_bytes"] <= 0.26 * mine["ring_bytes"]
         assert found[ring, "int8", 0.5]["bytes"] < found[ring, "int8", 0.0]["bytes"]
-    assert [rivals[ring]["bytes"] is None for ring in rivals] == [False, False, True]  # wider than asked for
+    assert [rivals[ring]["bytes"] is None for ring in rivals] == [
+        False,
+        False,
+        True,
+    ]  # the last rival is wider than --widest
     pruned = found["resnet20 pruned", "int8", 0.9]
     assert pruned["bytes"] < found["resnet20 plain", "int8", 0.0]["bytes"] / 2
     written = (swept / "table.md").read_text()
@@ -58,7 +63,7 @@ def test_the_sweep_sets_each_ring_beside_its_rivals(swept, capsys):
     assert len(locked["wrong"]) == 3
     before = files
     ring_sweep.main()
-    assert json.loads((swept / "files.json").read_text()) == before, "what is finished is read"
+    assert json.loads((swept / "files.json").read_text()) == before, "finished nets were measured again"
     assert ring_sweep.law(swept).slope == pytest.approx(
         ring_sweep.log_linear_fit(
             [found[r, "float32", 0.0]["numbers"] for r in rivals],
@@ -114,7 +119,7 @@ def test_pack_writes_a_smaller_file_and_says_what_it_costs(tmp_path, capsys, mon
     assert torch.equal(pc.load(packed, passphrase="open sesame")(x), net(x))
     assert run("--prune", "1.5")[0] == 2
 
-    # What was locked stays locked, unless that is asked for.
+    # A locked file stays locked, unless `--lock none` unlocks it.
     locked, path = packed, packed.rename(tmp_path / "locked.safetensors")
     monkeypatch.setenv("POCKETCNN_PASSPHRASE", "open sesame")
     path = path.with_name("locked.safetensors")
@@ -135,7 +140,7 @@ def test_a_new_passphrase_is_asked_for_twice(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("POCKETCNN_NEW_PASSPHRASE", raising=False)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     answers = iter(["one", "two", "three", "three"])
-    monkeypatch.setattr(cli.getpass, "getpass", lambda words: next(answers))
+    monkeypatch.setattr(getpass, "getpass", lambda words: next(answers))
     net, path = pc.condense(pc.create_model("resnet20", width=0.25), "ring", seed=2**50), tmp_path / "net.safetensors"
     pc.save(net, path)
     codes = []

@@ -1,4 +1,4 @@
-"""The example of a small file from a trained net, on a net of a moment's training."""
+"""The example that packs a trained net into a small file, on a net trained for a moment."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import under_100kb as example
 import pocketcnn as pc
 from pocketcnn.train import TrainConfig, fit
 
-RECIPE = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)
+CONFIG = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -17,12 +17,12 @@ def teacher(few, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
     net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
-    fit(net, few, dataclasses.replace(RECIPE, lr=0.1), folder)
+    fit(net, few, dataclasses.replace(CONFIG, lr=0.1), folder)
     return folder / "model.safetensors"
 
 
 def test_the_file_keeps_to_the_budget_and_uses_it(teacher, few, tmp_path):
-    found = example.run(teacher, few, tmp_path, RECIPE, max_bytes=30_000, images=64)
+    found = example.run(teacher, few, tmp_path, CONFIG, max_bytes=30_000, images=64)
     name = next(key.removesuffix(" bytes") for key in found if key.startswith("ring") and key.endswith("bytes"))
     assert 29_900 < found[f"{name} bytes"] <= 30_000
     path = tmp_path / f"{name.replace(' ', '_').replace(',', '')}.safetensors"
@@ -32,5 +32,5 @@ def test_the_file_keeps_to_the_budget_and_uses_it(teacher, few, tmp_path):
 
 
 def test_a_budget_that_no_ring_meets(teacher, few, tmp_path):
-    with pytest.raises(ValueError, match="5,000 bytes are too few: with a ring of 50 numbers the file takes 17,"):
-        example.run(teacher, few, tmp_path, RECIPE, max_bytes=5000)
+    with pytest.raises(ValueError, match="5,000 bytes are too few: with a ring of 50 parameters the file takes 17,"):
+        example.run(teacher, few, tmp_path, CONFIG, max_bytes=5000)

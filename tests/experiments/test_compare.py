@@ -5,8 +5,9 @@ import pytest
 
 import pocketcnn as pc
 from pocketcnn.cost import count_params
+from pocketcnn.data.sets import Images
 from pocketcnn.errors import BadData, ForeignFile, UnknownMethod
-from pocketcnn.experiments.compare import compare, net_specs, width_of_size
+from pocketcnn.experiments.compare import compare, measure_speeds, net_specs, width_of_size
 from pocketcnn.models.spec import NetSpec, parse_method
 from pocketcnn.report import markdown, read_results, read_speeds, summarize, write_report
 from pocketcnn.train import TrainConfig
@@ -105,6 +106,21 @@ def test_rows_of_another_comparison_are_left_out(few, tmp_path):
     (stray / "result.json").write_text("{}")
     with pytest.raises(ForeignFile, match="not the result of a run"):
         write_report(tmp_path / "cmp")
+
+
+def test_nets_of_two_data_sets_are_timed_in_one_record(few, tmp_path):
+    """One net takes gray images, the other coloured ones; neither runs on the other's."""
+    coloured = dataclasses.replace(few, train=Images(few.train.images.repeat(1, 3, 1, 1), few.train.labels))
+    data = {"gray": few, "coloured": coloured}
+    for name, images in data.items():
+        (tmp_path / name).mkdir()
+        net = pc.create_model("resnet20", **{**NARROW, "in_channels": images.input_size[0]})
+        pc.save(net, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps({"train": dataclasses.asdict(QUICK)}))
+    found = measure_speeds({name: tmp_path / name for name in data}, data, tmp_path, rounds=1)
+    assert read_speeds(tmp_path) == found
+    assert list(found) == ["gray", "coloured"]
+    assert all(speed["train_images_per_second"] > 0 < speed["latency_ms"] for speed in found.values())
 
 
 def test_reports_of_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""Published figures beside ours: which records count, what is said of them, what is run."""
+"""Published figures beside ours: which records count, what the page tells of them, what is run."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ from pocketcnn.cli import main
 from pocketcnn.cost import count_params
 from pocketcnn.errors import CannotWrite, UnknownTable
 from pocketcnn.experiments import reproduce as package
+from pocketcnn.experiments.compare import folder_of
 from pocketcnn.experiments.reproduce import measure_rates, published, read_tables, reproduce
 from pocketcnn.experiments.reproduce.page import hours
 from pocketcnn.experiments.reproduce.published import comparable_settings, net_of
@@ -52,7 +53,7 @@ HALF = ("ring", {"size": 0.5}, {"width": 0.25})
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    """Two tables of our own in the place of the published ones, and their presets."""
+    """Two tables of the tests instead of the published ones, and their presets."""
     path = tmp_path / "published.json"
     path.write_text(json.dumps(TABLES))
     monkeypatch.setattr(published, "FILE", path)
@@ -63,7 +64,7 @@ def tables(tmp_path, monkeypatch):
 
 @pytest.fixture
 def presets(monkeypatch):
-    """The presets that the real file names, as far as they are there; others stand in."""
+    """All presets that the real file names; those that do not exist are replaced by the default."""
     content = json.loads(published.FILE.read_text())
     for table in content["tables"].values():
         for holder in (table, *table["rows"]):
@@ -85,7 +86,7 @@ def record(
     images=1295,
     shape=True,
 ):
-    """Writes what a run leaves, but for the net itself."""
+    """Writes the files that a run leaves, except the net."""
     method, options, given = net
     shown = ",".join(f"{k}={v}" for k, v in options.items())
     label = f"{model} width=0.25 {method}{':' if shown else ''}{shown}"
@@ -121,7 +122,7 @@ def page(tmp_path, name="all", **options):
 
 
 def row(found, label, table="sizes"):
-    """A row's cells by their titles."""
+    """The cells of a row by their titles."""
     titles, *lines = found.cells[table]
     return next(dict(zip(titles, line, strict=True)) for line in lines if line[0] == label)
 
@@ -161,9 +162,9 @@ def test_a_missing_preset_is_named(tables, monkeypatch):
 def test_the_illustrative_records_of_the_repository_are_read(presets):
     table = read_tables()["report_table1"]
     runs = read_runs(ROOT / "results" / "mnist-illustrative")
-    seeds = {item.key: len(runs_of(item, item.recipe, runs)) for item in table.rows}
+    seeds = {item.key: len(runs_of(item, item.preset, runs)) for item in table.rows}
     assert set(seeds.values()) == {3, 5}, seeds
-    first = runs_of(table.rows[0], table.recipe, runs)[0]
+    first = runs_of(table.rows[0], table.preset, runs)[0]
     written = json.loads((ROOT / "results" / "mnist-illustrative" / "conv_w1" / "result.json").read_text())
     assert first.accuracy == pytest.approx(100 * written["test_accuracy"][0])
 
@@ -186,7 +187,7 @@ def test_one_net_under_several_names():
     assert net_of("resnet20", "ring", {"gone": 1}) is None
 
 
-def test_recipes_are_equal_but_for_what_a_run_chooses():
+def test_presets_are_equal_but_for_what_a_run_chooses():
     old = {"epochs": 3, "batch_size": 64, "seed": 7, "precision": "bfloat16", "channels_last": "on", "compile": True}
     assert comparable_settings(old) == comparable_settings(
         LONG
@@ -212,18 +213,18 @@ def test_recipes_are_equal_but_for_what_a_run_chooses():
         (0, {"train": BRIEF}),
     ],
 )
-def test_a_record_counts_if_net_data_and_recipe_are_the_rows(counts, changes, tables, tmp_path):
+def test_a_record_counts_if_net_data_and_preset_are_the_rows(counts, changes, tables, tmp_path):
     record(tmp_path / "any" / "where", **{"net": HALF, "accuracy": 87.0, "train": LONG, **changes})
     (tmp_path / "any" / "result.json").write_text('{"mode": "not a run"}')
     item = tables["sizes"].rows[1]
-    assert len(runs_of(item, item.recipe, read_runs(tmp_path / "any"))) == counts
+    assert len(runs_of(item, item.preset, read_runs(tmp_path / "any"))) == counts
 
 
 def test_a_seed_counts_once(tables, tmp_path):
     for name, accuracy, seed in (("b", 80.0, 0), ("a", 81.0, 0), ("c", 82.0, 1)):
         record(tmp_path / name, HALF, accuracy, LONG, seed)
     item = tables["sizes"].rows[1]
-    assert [run.accuracy for run in runs_of(item, item.recipe, read_runs(tmp_path))] == pytest.approx([81, 82])
+    assert [run.accuracy for run in runs_of(item, item.preset, read_runs(tmp_path))] == pytest.approx([81, 82])
 
 
 def test_records_of_a_script_are_found_by_the_rows_key(tables, tmp_path):
@@ -234,12 +235,12 @@ def test_records_of_a_script_are_found_by_the_rows_key(tables, tmp_path):
     item = dataclasses.replace(
         tables["by_hand"].rows[0], data=dataclasses.replace(tables["by_hand"].data, name="mnist")
     )
-    assert [(run.seed, run.accuracy) for run in runs_of(item, item.recipe, runs)] == [(0, 50), (1, 70)]
+    assert [(run.seed, run.accuracy) for run in runs_of(item, item.preset, runs)] == [(0, 50), (1, 70)]
     other = dataclasses.replace(item, command="")
-    assert not runs_of(other, other.recipe, runs)
+    assert not runs_of(other, other.preset, runs)
 
 
-# --- what is said of them --------------------------------------------------------------------------------------------
+# --- what the page tells of them -------------------------------------------------------------------------------------
 
 
 def test_intervals_by_hand():
@@ -271,7 +272,7 @@ def test_orders_by_hand():
 
 @pytest.fixture
 def results(tables, tmp_path):
-    """Plain: three seeds of the full recipe and one quick; half: one each; a tenth: quick only, and another recipe."""
+    """Runs of plain: three seeds by the full preset, one quick; of half: one each; of a tenth: quick, and another preset."""
     folder = tmp_path / "results"
     for seed, accuracy in enumerate((89.8, 90.2, 90.3)):
         record(folder / "one" / f"plain{seed}", RIVAL, accuracy, LONG, seed)
@@ -309,7 +310,7 @@ def test_the_page(results, tmp_path, golden):
         "Order under `brief`: half > plain > tenth.",
         "The paper's: plain > half > tenth; rank correlation with ours +0.50.",
     ]
-    assert "three/tenth" not in text, "another recipe"
+    assert "three/tenth" not in text, "another preset"
     for picture in re.findall(r"\]\((results-.*\.svg)\)", text):
         assert (tmp_path / "docs" / picture).read_text().rstrip().endswith("</svg>")
 
@@ -356,7 +357,7 @@ def test_rows_without_published_figures_are_compared_with_the_first(results, tab
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Runs that take four minutes each by a clock of their own, and what was run."""
+    """The list of pretended runs; each takes four minutes by a clock of its own."""
     clock, ran = [0.0], []
 
     def fit(model, data, config, folder, *, name, identity):
@@ -392,6 +393,40 @@ def test_a_run_starts_only_if_it_fits_the_rest_of_the_budget(tables, pretended, 
     ]
 
 
+def test_each_net_is_timed_on_its_own_data(tables, tmp_path, monkeypatch):
+    """Two tables on two data sets, trained by the same preset."""
+    content = json.loads(published.FILE.read_text())
+    content["data"]["figures"] = {**content["data"]["digits"], "input_size": [3, 16, 16]}
+    other = {"key": "wide", "label": "wide", "model": "resnet20:width=0.5"}
+    content["tables"]["figures"] = {**content["tables"]["sizes"], "data": "figures", "rows": [other]}
+    published.FILE.write_text(json.dumps(content))
+    for table in read_tables().values():
+        for item in table.rows:
+            if not item.command:
+                folder = folder_of(tmp_path / "results" / "reproduce" / "long", item.spec().label) / "seed0"
+                folder.mkdir(parents=True)
+                (folder / "model.safetensors").touch()
+                (folder / "result.json").write_text("{}")
+    timed = {}
+
+    def measure_speeds(folders, data, output):
+        assert output.name not in timed, "nets of a preset are timed side by side"
+        timed[output.name] = {label: (data[label] if isinstance(data, dict) else data) for label in folders}
+
+    monkeypatch.setattr(package, "measure_speeds", measure_speeds)
+    monkeypatch.setattr(package, "measure_rates", lambda *_: None)
+    monkeypatch.setattr(package, "load", lambda name, validation: name)
+    page(tmp_path, rates=True)
+    assert timed == {
+        "long": {
+            "resnet20 width=0.25 plain": "digits",
+            "resnet20 width=0.25 ring:size=0.5": "digits",
+            "resnet20 width=0.25 ring:size=0.1": "digits",
+            "resnet20 width=0.5 plain": "figures",
+        }
+    }
+
+
 def test_no_time_no_run(tables, pretended, tmp_path):
     page(tmp_path, minutes=0)
     assert not pretended
@@ -400,8 +435,8 @@ def test_no_time_no_run(tables, pretended, tmp_path):
 def test_hours_by_hand(tables):
     item = tables["sizes"].rows[0]
     rates = {"long": {"resnet20 width=0.25 plain": 100.0}}
-    assert hours(item, item.recipe, rates) == pytest.approx(3 * 1294 / 100 / 3600)
-    assert hours(item, item.recipe, rates, epochs_done=2) == pytest.approx(1294 / 100 / 3600)
+    assert hours(item, item.preset, rates) == pytest.approx(3 * 1294 / 100 / 3600)
+    assert hours(item, item.preset, rates, epochs_done=2) == pytest.approx(1294 / 100 / 3600)
     assert hours(item, item.quick, rates) is None
 
 
@@ -418,7 +453,7 @@ def test_run_measure_and_read_again(tables, tmp_path, capsys, monkeypatch):
 
     assert "not run, hours unknown" in run()
     item = tables["sizes"].rows[2]
-    path = measure_rates([(item, item.recipe)], tmp_path / "out", steps=1)
+    path = measure_rates([(item, item.preset)], tmp_path / "out", steps=1)
     told = json.loads(path.read_text())
     assert list(told["images_per_second"]["long"]) == ["resnet20 width=0.25 ring:size=0.1"]
     assert "processor" in told["environment"]
@@ -451,7 +486,7 @@ def test_mistakes_are_one_line(words, message, tables, tmp_path, capsys, monkeyp
     assert not (tmp_path / "docs").exists()
 
 
-def test_a_page_that_cannot_be_written_is_said_before_hours_of_runs(tables, pretended, tmp_path):
+def test_a_page_that_cannot_be_written_is_an_error_before_hours_of_runs(tables, pretended, tmp_path):
     (tmp_path / "docs").write_text("a file")
     with pytest.raises(CannotWrite, match="docs: cannot write there"):
         page(tmp_path, minutes=float("inf"))

@@ -1,4 +1,4 @@
-"""Searches: what they choose from, what they train and do not, what workers that share one or die leave behind."""
+"""Searches: what they choose from, what they train, and what workers leave behind that share a search or die."""
 
 import dataclasses
 import json
@@ -25,6 +25,7 @@ from pocketcnn.errors import (
     UnknownMethod,
     UnknownModel,
 )
+from pocketcnn.experiments import search as searching
 from pocketcnn.experiments.search import search
 from pocketcnn.experiments.search import study as database
 from pocketcnn.experiments.search import worker as work
@@ -54,7 +55,7 @@ optuna = pytest.importorskip("optuna")
 
 @pytest.fixture(scope="module", autouse=True)
 def _hasty():
-    """Latency as it comes."""
+    """Measures latency once only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "_ROUNDS", 1)
         patch.setattr(work, "_RUNS", 1)
@@ -73,14 +74,14 @@ def space():
 
 @pytest.fixture(scope="module")
 def done(few, space, tmp_path_factory):
-    """A search of five trials: its folder and what it found."""
+    """A search of five trials: its folder and its findings."""
     folder = tmp_path_factory.mktemp("search")
     return folder, search(few, QUICK, folder, trials=5, space=space, budgets=TIGHT)
 
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """`fit` leaves the net as it is, and what a run leaves of each epoch; costs are those of the width."""
+    """A `fit` that does not train but leaves the files of a run; costs follow from the width."""
     calls = []
 
     def fit(net, data, config, folder, *, on_epoch, **run):
@@ -180,7 +181,7 @@ def test_a_finished_search_is_read_and_one_with_more_trials_goes_on(few, space, 
 
 
 class Study:
-    """What is written down of a study."""
+    """The settings that a study holds."""
 
     study_name = "old"
 
@@ -231,20 +232,20 @@ def test_the_nearest_is_the_one_that_misses_least():
     budgets = Budgets(max_bytes=100, max_ms=1.0)
     rows = [("far", 1000, 0.5), ("near", 150, 0.5), ("slow", 100, 3.0)]
     records = [{"label": name, "file_bytes": size, "macs": 7, "latency_ms": ms} for name, size, ms in rows]
-    said = _nothing_fits(records, budgets)
-    assert "the nearest, near, has 150 bytes, 7 MACs, 0.5 ms, over max_bytes 100;" in said
+    message = _nothing_fits(records, budgets)
+    assert "the nearest, near, has 150 bytes, 7 MACs, 0.5 ms, over max_bytes 100;" in message
     with pytest.raises(ValueError, match="max_ms must be more than 0, not -1"):
         Budgets(max_ms=-1.0)
 
 
 def test_a_search_ends_where_nothing_new_is_left(few, tmp_path, untrained, monkeypatch, caplog):
-    """Of a plain net of one width there are three candidates, one for each storage."""
+    """A plain net of one width makes three candidates, one for each number type in the file."""
     monkeypatch.setattr(work, "_PATIENCE", 8)
     space = dataclasses.replace(Space.of("resnet20", NET, ["plain"]), widths=(2, 2))
     found = search(few, QUICK, tmp_path, trials=9, space=space)
     assert sorted(r["storage"] for r in found.trials if r["outcome"] == "trained") == ["float16", "float32", "int8"]
     assert outcomes(found)[-8:] == 8 * ["repeated"]
-    assert "8 proposals in a row that do not fit or were trained before: 3 of 9 trials, no more" in caplog.text
+    assert "8 proposals in a row do not fit or were trained before; the search ends after 3 of 9 trials" in caplog.text
 
 
 def test_where_nothing_can_be_built_the_reason_is_given(few, tmp_path, monkeypatch):
@@ -304,13 +305,32 @@ def test_methods_that_find_nothing_to_do_are_left_out_unless_asked_for(caplog):
     ("resnet20", ["rong"], UnknownMethod, "no method 'rong'; did you mean 'ring'"),
     ("resnet20", ["pde+rong"], UnknownMethod, "no method 'rong'"),
     ("resnet20", ["ring:size=7.5"], ValueError, "ring: size as a fraction must lie in"),
-    ("resnet20", ["ring+ring"], ValueError, "ring\\+ring: each method once, and plain alone"),
-    ("resnet20", ["plain+ring"], ValueError, "each method once, and plain alone"),
+    ("resnet20", ["ring+ring"], ValueError, "ring\\+ring: name each method once, and plain alone"),
+    ("resnet20", ["plain+ring"], ValueError, "plain\\+ring: name each method once, and plain alone"),
     ("resnet20", [], ValueError, "give at least one method to search over: plain, condconv,"),
 ])  # fmt: skip
 def test_mistakes_in_what_is_searched(model, methods, error, match):
     with pytest.raises(error, match=match):
         Space.of(model, NET, methods)
+
+
+def test_a_sixth_method_is_tried_too(monkeypatch):
+    """One that lists nothing to search works with its defaults; the names tried are those of now, not of an import."""
+    sixth = dataclasses.replace(pc.METHODS["ring"], name="sixth", searched={})
+    monkeypatch.setitem(pc.METHODS, "sixth", sixth)
+    assert searching.METHODS_TRIED == (
+        "plain", "condconv", "involution", "pde", "puppet", "ring", "sixth", "pde+ring", "involution+ring",
+    )  # fmt: skip
+    space = Space.of("resnet20", NET)
+    assert tuple(space.methods) == searching.METHODS_TRIED
+    trial = optuna.trial.FixedTrial(
+        {"method": "sixth", "width": 16, "storage": "int8", "sixth.stages": space.stages["sixth"][0]}
+    )
+    candidate = space.propose(trial)
+    assert candidate.label == "width=0.5 sixth int8"
+    (step,) = candidate.build(seed=0).provenance.steps
+    assert step.method == "sixth"
+    assert space.described()["options"]["sixth"] == {}
 
 
 @pytest.mark.parametrize("method", sorted(pc.METHODS))
@@ -430,7 +450,7 @@ def test_a_trial_that_breaks_off_each_time_is_given_up(few, space, tmp_path, mon
 def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for(
     few, space, tmp_path, monkeypatch, untrained
 ):
-    """Of two such trials one was a new proposal; the other took up a trial, and is taken up again."""
+    """One of the two trials was a new proposal; the other had resumed a trial, and is resumed again."""
     monkeypatch.setattr(database, "_GRACE", 1)
     with quiet_optuna():
         study = open_study(f"sqlite:///{tmp_path / 'search.db'}", "pocketcnn")
@@ -444,7 +464,7 @@ def test_a_worker_that_died_before_its_first_sign_of_life_is_not_waited_for(
 
 
 def test_of_workers_that_ask_for_the_last_trial_the_first_gets_it(few, space, tmp_path, untrained):
-    """The other's proposal is surplus and not counted as one in vain."""
+    """The other's proposal is surplus and does not count as fruitless."""
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
     study.ask()  # another worker's
     worker = Worker(study, few, QUICK, tmp_path, space, Budgets(), 1, "cpu")
@@ -496,7 +516,7 @@ print(found.table)
 
 
 def test_two_workers_share_a_search_and_one_is_killed(tmp_path):
-    """They make the database together; the one that is left takes up the trial of the other, from its checkpoint."""
+    """They make the database together; the one that is left resumes the trial of the other from its checkpoint."""
     logs = [tmp_path / "one.log", tmp_path / "other.log"]
     words = [sys.executable, "-c", WORKER, str(tmp_path / "out"), "4", str(tmp_path / "shared.db")]
     workers = []
@@ -516,33 +536,33 @@ def test_two_workers_share_a_search_and_one_is_killed(tmp_path):
         for worker in workers:
             worker.kill()
             worker.wait()
-    said = [log.read_text() for log in logs]
-    cut = said[0].split("trial ")[-1].split(":")[0]
+    logged = [log.read_text() for log in logs]
+    cut = logged[0].split("trial ")[-1].split(":")[0]
     written = read_json(tmp_path / "out" / "trials.json")["trials"]
     counted = [record for record in written if record["outcome"] in ("trained", "stopped early")]
     assert len(counted) == 4
     assert len({record["folder"] for record in counted}) == 4
     assert len({record["label"] for record in counted}) == 4
-    if f"trial {cut}: validation accuracy" not in said[0]:
-        assert f"trial {cut} broke off; it is taken up again" in said[1]
+    if f"trial {cut}: validation accuracy" not in logged[0]:
+        assert f"trial {cut} broke off; it will be resumed" in logged[1]
         again = next(record for record in counted if record["folder"] == f"trials/{cut}")
         assert again["number"] > int(cut)
-        assert f"trial {again['number']}: epoch 1/3" not in said[1], "it does not start anew"
+        assert f"trial {again['number']}: epoch 1/3" not in logged[1], "it must not start anew"
         if again["outcome"] == "trained":
             assert len(again["curve"]) == 3
-    assert "4 nets trained" in said[1]
+    assert "4 nets trained" in logged[1]
 
 
-# --- the storage, the folder, the command line -----------------------------------------------------------------------
+# --- the database, the folder, the command line ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("url", "match"), [
-    ("no url at all", "no url at all: this storage cannot be opened"),
+    ("no url at all", "no url at all: this database cannot be opened"),
     ("sqlite:////proc/nowhere/search.db", "unable to open database file"),
-    ("nosuchdatabase+driver://me:secret@host/name", r"nosuchdatabase\+driver://me:\*\*\*@host/name: this storage cannot"),
+    ("nosuchdatabase+driver://me:secret@host/name", r"nosuchdatabase\+driver://me:\*\*\*@host/name: this database cannot"),
     ("mysql+nodriver://host/name", "give sqlite:///FILE in a folder that can be written to"),
 ])  # fmt: skip
-def test_storages_that_cannot_be_opened(few, space, tmp_path, monkeypatch, url, match):
+def test_databases_that_cannot_be_opened(few, space, tmp_path, monkeypatch, url, match):
     monkeypatch.setattr(database, "_OPENINGS", 2)
     monkeypatch.setattr(database, "POLL", 0.01)
     with pytest.raises(BadStorage, match=match) as raised:
@@ -567,7 +587,7 @@ def test_a_trial_whose_files_are_gone_is_named(few, space, tmp_path, untrained):
     arguments = {"space": space, "budgets": TIGHT, "storage": f"sqlite:///{tmp_path / 'a.db'}"}
     search(few, QUICK, tmp_path / "here", trials=1, **arguments)
     with pytest.raises(
-        BrokenFile, match=r"stored\.safetensors: the file of trial 0 is gone; give the folder that it was"
+        BrokenFile, match=r"stored\.safetensors: the file of trial 0 is gone; give the folder in which it was"
     ):
         search(few, QUICK, tmp_path / "there", trials=1, **arguments)
 
@@ -588,7 +608,7 @@ def test_the_command_line_reads_a_finished_search(done, capsys):
     assert (folder / "table.md").read_text() == found.table
     for wrong, message in (
         (["--max-bytes", "20x"], "ValueError: '20x' is no size"),
-        ([], "ValueError: the storage holds a"),
+        ([], "ValueError: the database holds a"),
     ):
         with pytest.raises(SystemExit) as left:
             main([*words, *wrong])

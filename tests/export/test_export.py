@@ -1,4 +1,4 @@
-"""Exported files compute what their nets do, for every method and batch, and hold no more than that needs."""
+"""Exported files give the outputs of their nets, for every method and batch, and hold nothing that this does not need."""
 
 import functools
 import json
@@ -14,7 +14,8 @@ import pocketcnn as pc
 from pocketcnn.errors import CannotExport, CannotWrite, Disagreement, ExportedFile, MissingExtra
 from pocketcnn.export import _check, executorch, export, measure_onnx, onnx
 from pocketcnn.export._trace import trace
-from pocketcnn.export.compact import Codes, CompactNet, Places
+from pocketcnn.export.compact import CompactNet
+from pocketcnn.export.compact.places import Codes, Places
 from pocketcnn.methods.puppet import gauge_of
 
 onnx_package = pytest.importorskip("onnx")
@@ -34,7 +35,7 @@ METHODS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_registry():
-    """Torch lists what it can translate anew for each file, which takes longer than writing one of these nets."""
+    """Keeps torch's list of translations, which it would rebuild for each file in more time than a file takes."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     with pytest.MonkeyPatch.context() as patch:
@@ -114,7 +115,7 @@ def test_an_onnx_file_computes_what_the_net_does(method, tmp_path):
 
 @pytest.mark.parametrize("read", ["numbers", "channels"])
 def test_a_puppet_at_one_entropy(read, tmp_path):
-    """With its equation in the graph it is the net for that entropy."""
+    """The file, with the equation in its graph, equals the net for that entropy."""
     net = made("puppet", read=read)
     x = _check.ordinary_images(4, SIZE, NOTES)
     found = written(net, tmp_path, "onnx_compact", entropy=3.0)
@@ -127,7 +128,7 @@ def test_a_puppet_at_one_entropy(read, tmp_path):
 
 
 def test_a_puppet_decides_in_the_file():
-    """Its images have different levels, and a program gives each what the net gives it."""
+    """Images of different levels get the outputs that the net gives them."""
     net = made("puppet")
     x = _check.ordinary_images(17, SIZE, NOTES)
     assert set(gauge_of(net).levels_of(x).tolist()) == {0, 1}
@@ -139,7 +140,7 @@ def test_a_puppet_decides_in_the_file():
 
 
 def test_a_compact_ring_is_about_as_small_as_its_model_file(tmp_path):
-    """The ring once, two numbers for each channel of a folded norm, and the arithmetic of places."""
+    """It holds the ring once, two numbers for each channel of a folded norm, and the arithmetic of places."""
     net = made("ring", channels=48, size=0.1)
     found = written(net, tmp_path, "onnx_compact")
     assert not found.dense
@@ -155,7 +156,7 @@ def test_a_compact_ring_is_about_as_small_as_its_model_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "row_bytes"),
     [
-        # Of 3,456 kernels' numbers (6 rows of 8x72): a code of 9 bits for each, a byte and a bit.
+        # A code of 9 bits, a byte and a bit, for each of the 2,304 weights (4 layers of 8x72).
         ({"scheme": "random"}, 2304 * 9 / 8),
         # A code for each filter and each number of a filter: two bytes at most.
         ({"scheme": "block"}, 4 * (8 + 72) * 2),
@@ -174,7 +175,7 @@ def test_every_ring_is_stored_in_few_bits(options, row_bytes):
     x = _check.ordinary_images(3, SIZE, NOTES)
     torch.testing.assert_close(compact(x), net(x), rtol=1e-5, atol=1e-5)
     tables = sum(b.nbytes for n, b in compact.named_buffers() if "byte" in n or "rest" in n)
-    assert tables <= row_bytes + 8  # of no steps within a row
+    assert tables <= row_bytes + 8  # 8 for the columns of rows that hold one weight
 
 
 @pytest.mark.parametrize(("size", "dense"), [(1.0, True), (0.05, False)])
@@ -187,12 +188,22 @@ def test_a_random_ring_is_written_dense_where_that_is_smaller(size, dense, tmp_p
 
 
 def test_a_net_of_two_methods_is_dense_where_it_can_be(tmp_path):
-    """What mixes its kernels for each image stays; the ring beside it is read once, or becomes convolutions."""
+    """CondConv layers stay, as they mix kernels for each image; the ring beside them is read once, or becomes convolutions."""
     net = pc.condense(made(), "condconv", include="*.conv2", num_experts=2)
     net = pc.condense(net, "ring", include="*.conv1", scheme="affine").eval()
     kinds = [type(module).__name__ for module in pc.materialize(net, partly=True).stage[0].children()]
     assert kinds == ["Conv2d", "BatchNorm2d", "CondConv2d", "BatchNorm2d"]
     assert written(net, tmp_path, "onnx_compact").max_difference <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["pde", "condconv", "involution"])
+def test_a_method_without_a_compact_form_is_named(method, caplog):
+    with caplog.at_level("INFO", logger="pocketcnn"):
+        CompactNet(made(method), None, SIZE)
+    assert [record.getMessage() for record in caplog.records if "compact" in record.name] == [
+        f"no compact form of method '{method}': pocketcnn/export/compact/{method}.py is missing; its layers are exported "
+        "as in a dense file"
+    ]
 
 
 @pytest.mark.parametrize("limit", [2, 3, 5, 16, 17, 256, 257, 1 << 18, (1 << 20) + 1, 1 << 24, (1 << 31) - 1])
@@ -206,7 +217,7 @@ def test_codes_come_back(limit):
 
 
 def test_runs_of_neighbours_are_found():
-    """Places that begin anywhere but go on one by one, with a sign a run: a code for each run, and its nine steps."""
+    """Runs of nine neighbours with one sign each are stored as a code for each run and nine steps."""
     starts = torch.randint(0, 500, (64, 1))
     indices = ((starts + torch.arange(9)) % 500).flatten()
     signs = torch.randint(0, 2, (64, 1)).mul(2).sub(1).expand(64, 9).flatten().to(torch.int8)
@@ -218,7 +229,7 @@ def test_runs_of_neighbours_are_found():
 
 
 def test_nothing_of_this_machine_is_in_a_file(tmp_path):
-    """Torch writes traces of the code with paths, and all shapes."""
+    """Traces of the source code with paths, and shapes, which torch writes, are removed."""
     content = written(made("ring"), tmp_path, "onnx_compact").path.read_bytes()
     assert b".py" not in content
     model = onnx_package.load_model_from_string(content)
@@ -274,7 +285,7 @@ def test_bad_arguments(tmp_path):
         written(net, tmp_path, opset=17)
     with pytest.raises(ValueError, match=r"opset 99 of ONNX cannot be written: the highest is 23"):
         written(net, tmp_path, opset=99)
-    with pytest.raises(ValueError, match=r"an opset is of ONNX; leave it out with format 'torch_export'"):
+    with pytest.raises(ValueError, match=r"only ONNX has an opset; leave it out with format 'torch_export'"):
         written(net, tmp_path, "torch_export", opset=20)
     with pytest.raises(ValueError, match=r"no format 'tflite'; known: onnx, onnx_compact, executorch, torch_export"):
         written(net, tmp_path, "tflite")
@@ -295,7 +306,8 @@ def test_a_net_that_cannot_be_traced_names_the_layer(tmp_path):
     net = made()
     net.stage[1] = nn.Sequential(nn.Identity(), Picky())
     with pytest.raises(
-        CannotExport, match=r"stage\.1\.1 \(Picky\): torch\.export cannot trace it \(.*nothing in a net may"
+        CannotExport,
+        match=r"stage\.1\.1 \(Picky\): torch\.export cannot trace it \(.*\); a net may depend on the values and",
     ):
         written(net, tmp_path)
 
@@ -327,7 +339,10 @@ def test_a_net_of_two_outputs(tmp_path):
         def forward(self, x):
             return x, x
 
-    with pytest.raises(CannotExport, match="Two returns a tuple, and files are made of nets that return one tensor"):
+    with pytest.raises(
+        CannotExport,
+        match="Two returns a tuple, but only nets that return one tensor can be exported; wrap it in a module",
+    ):
         export(Two(), tmp_path / "net.onnx", input_size=SIZE)
 
 
@@ -380,7 +395,7 @@ def test_exported_files_are_for_serving(suffix, tmp_path):
 
 @pytest.fixture
 def model_file(tmp_path):
-    """A small net of ours, never trained, whose file says what its images and classes are."""
+    """The file of a small untrained net, with notes on its images and classes."""
     net = pc.create_model("mnist_net", width=2)
     pc.save(net, tmp_path / "net.safetensors", notes={
         "classes": list("0123456789"), "input_size": [1, 28, 28], "mean": [0.13], "std": [0.31], "data": "mnist",
@@ -419,7 +434,7 @@ def test_the_verb_writes_measures_and_serves(model_file, tmp_path, capsys):
 
 
 def test_the_example_serves_without_torch(model_file, tmp_path):
-    """What it says is what the net says of the same pixels."""
+    """The example gives the net's answers for the same pixels."""
     from PIL import Image
 
     pixels = torch.randint(0, 256, (2, 28, 28), dtype=torch.uint8)

@@ -1,6 +1,6 @@
-"""Repositories of the hub: a folder goes back and forth bit for bit, a card says what the record says, uploads are recorded.
+"""Repositories of the hub: nets come back bit for bit, cards agree with records, uploads are recorded.
 
-The hub itself is played by a folder: what would be uploaded lands there, and is downloaded from there.
+A folder plays the hub: uploads are copied into it, and downloads come from it.
 """
 
 import dataclasses
@@ -107,13 +107,11 @@ def test_a_card_says_what_the_record_says(run, tmp_path):
     assert (found.metric_type, found.dataset_name) == ("accuracy", "digits")
     assert found.metric_value == pytest.approx(result["test_accuracy"], abs=1e-6)
     assert f"| test accuracy of this file, on digits | {100 * result['test_accuracy']:.2f} % |" in card.text
-    assert f"| trained numbers | {result['cost']['trainable_params']:,} |" in card.text
-    assert (
-        f"| file | {(run / 'model.safetensors').stat().st_size:,} bytes, every number as it was trained |" in card.text
-    )
-    assert "1. `ring(size=0.5)` in place of 20 of its parts, layer1.0.conv1 to layer3.2.conv2" in card.text
+    assert f"| trained parameters | {result['cost']['trainable_params']:,} |" in card.text
+    assert f"| file | {(run / 'model.safetensors').stat().st_size:,} bytes, weights as they were trained |" in card.text
+    assert "1. `ring(size=0.5)` replaces 20 of its parts, layer1.0.conv1 to layer3.2.conv2" in card.text
     assert "epochs=1 batch_size=32" in card.text
-    assert "from_pretrained('rings')" in card.text
+    assert "```python\nimport pocketcnn as pc\n\nnet = pc.from_pretrained('rings')\n```" in card.text
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(hub.from_pretrained(run)(x), pc.load(run / "model.safetensors")(x))
 
@@ -125,7 +123,7 @@ def test_a_packed_file_has_no_accuracy_but_what_was_measured(run, digits, tmp_pa
     record = read_json(run / "result.json")
     card = ModelCard.load(hub.save_pretrained(packed, tmp_path / "one", record=record) / "README.md")
     assert card.data.eval_results is None
-    assert f"before the weights were stored so | {100 * record['test_accuracy']:.2f} %" in card.text
+    assert f"before the weights were stored as int8 | {100 * record['test_accuracy']:.2f} %" in card.text
     assert f"{packed.stat().st_size:,} bytes, weights as int8" in card.text
     words = ["publish", str(packed), "--record", str(run), "--data", "digits", "--output", str(tmp_path / "two")]
     with pytest.raises(SystemExit) as left:
@@ -142,7 +140,7 @@ def test_a_card_of_a_locked_foreign_net_says_what_loading_needs(tmp_path):
     pc.save(net, tmp_path / "locked.safetensors", passphrase="open")
     folder = hub.save_pretrained(tmp_path / "locked.safetensors", tmp_path / "locked")
     text = (folder / "README.md").read_text()
-    assert "from_pretrained('locked', base=YourNet(), passphrase=...)" in text
+    assert "pc.from_pretrained('locked', base=YourNet(), passphrase=...)" in text
     assert "seed=" not in text
     x = torch.randn(1, 3, 6, 6)
     again = hub.from_pretrained(folder, base=own_net(), passphrase="open")
@@ -158,13 +156,19 @@ def test_a_card_that_is_there_stays(tmp_path):
 
 def test_a_folder_whose_files_would_be_lost_is_refused(run, tmp_path):
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with pytest.raises(ValueError, match="ring: the model file lies there, and what is beside it would be lost"):
+    with pytest.raises(
+        ValueError, match="ring: the model file lies there, and the files beside it would be overwritten"
+    ):
         hub.save_pretrained(run, run)
-    with pytest.raises(ValueError, match=r"ring/config\.json: of something else, a run for example, and would be lost"):
+    with pytest.raises(
+        ValueError, match=r"ring/config\.json: not the configuration of a net of the hub, and would be overwritten"
+    ):
         hub.save_pretrained(small_net(), run)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"config\.json: of something else"):
+    with pytest.raises(
+        ValueError, match=r"config\.json: not the configuration of a net of the hub, and would be overwritten"
+    ):
         hub.save_pretrained(small_net(), tmp_path)
 
 
@@ -190,7 +194,7 @@ def test_a_path_of_images_is_not_published(tmp_path):
         ({"classes": ["a", "b"]}, {}, "| classes | 2: a, b |", "mean"),
         ({"input_size": [3, 8, 8]}, {}, "| images | 3x8x8 (channels x height x width) |", "classes"),
         ({}, {"train": {"lr": 0.1}}, "## Training\n\n    lr=0.1", "epochs"),
-        ({}, {"cost": {"macs": 1234}}, "| multiply-adds an image | 1,234 |", "trained numbers"),
+        ({}, {"cost": {"macs": 1234}}, "| multiply-adds an image | 1,234 |", "trained parameters"),
         ({}, {"latency": {"median_ms": 1.0}}, "| file |", "latency"),
         ({}, {"data": "digits", "test_accuracy": 0.5}, "| test accuracy of this file, on digits | 50.00 % |", "images"),
     ],
@@ -246,7 +250,7 @@ def test_pushes_and_downloads_two_files(played, tmp_path):
     assert {path.name for path in (played.folder / "me" / "small").iterdir()} == {
         "model.safetensors", "config.json", "README.md",
     }  # fmt: skip
-    assert "from_pretrained('me/small')" in (played.folder / "me" / "small" / "README.md").read_text()
+    assert "pc.from_pretrained('me/small')" in (played.folder / "me" / "small" / "README.md").read_text()
     x = torch.randn(2, 3, 12, 12)
     assert torch.equal(hub.from_pretrained("me/small")(x), net(x))
     assert sorted(played.downloaded) == ["config.json", "model.safetensors"]
@@ -277,12 +281,12 @@ def response(status):
         (
             errors.HfHubHTTPError("", response=response(503)),
             CannotReach,
-            r"did not answer as it should \(HfHubHTTPError 503",
+            r"gave no valid answer \(HfHubHTTPError 503",
         ),
         (
             errors.OfflineModeIsEnabled(),
             CannotReach,
-            r"did not answer as it should \(OfflineModeIsEnabled\); there is no such folder here",
+            r"gave no valid answer \(OfflineModeIsEnabled\); there is no such folder here",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
@@ -303,14 +307,14 @@ def test_an_upload_that_fails_is_said_in_one_line(played, monkeypatch):
         raise errors.HfHubHTTPError("", response=response(403))
 
     monkeypatch.setattr(played, "create_repo", refuse)
-    with pytest.raises(CannotReach, match=r"me/small: the hub did not answer as it should \(HfHubHTTPError 403\)"):
+    with pytest.raises(CannotReach, match=r"me/small: the hub gave no valid answer \(HfHubHTTPError 403\)"):
         hub.push_to_hub(small_net(), "me/small")
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(CannotReach, match=r"me/never: the hub did not answer as it should \(LocalEntryNotFoundError\)"):
+    with pytest.raises(CannotReach, match=r"me/never: the hub gave no valid answer \(LocalEntryNotFoundError\)"):
         hub.from_pretrained("me/never", local_files_only=True, cache_dir=tmp_path)
-    with pytest.raises(ValueError, match="'a/b/c' is no folder that is there, and cannot be a repository"):
+    with pytest.raises(ValueError, match="'a/b/c' is no existing folder, and cannot be a repository"):
         hub.from_pretrained("a/b/c")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty/model\.safetensors: no such model file"):
@@ -323,7 +327,7 @@ def test_mistakes(tmp_path):
     folder = hub.save_pretrained(pc.condense(own_net(), "ring"), tmp_path / "own")
     with pytest.raises(MissingBase, match="pass a fresh plain one as base=net, to which 1 condensing"):
         hub.from_pretrained(folder)
-    with pytest.raises(ValueError, match="a model file is published as it is; leave out notes and storage"):
+    with pytest.raises(ValueError, match="a model file is published unchanged; leave out notes and storage"):
         hub.save_pretrained(folder, tmp_path / "again", storage="int8")
 
 
@@ -352,7 +356,7 @@ def test_publishes_a_net_of_the_package(played, tmp_path, capsys):
     assert data.eval_results[0].metric_value == pytest.approx(card.test_accuracy, abs=1e-6)
     assert played.private is None
     assert data.eval_results[0].dataset_name == "cifar10"
-    assert f"| trained numbers | {card.trainable_params:,} |" in (folder / "README.md").read_text()
+    assert f"| trained parameters | {card.trainable_params:,} |" in (folder / "README.md").read_text()
     assert published("cifar10/resnet20") == 2
     assert capsys.readouterr().err == "BadUsage: say where to: --output FOLDER, --repo OWNER/NAME, or both\n"
     assert published(str(tmp_path / "gone.safetensors"), "--output", str(folder)) == 2

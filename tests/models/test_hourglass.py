@@ -37,7 +37,7 @@ def test_stages_are_alike_and_hold_no_stem_head_or_merge():
 
 
 def test_a_stage_sees_what_the_stages_before_it_found():
-    """A head that is changed changes the heatmaps of the later stages, and of no earlier one."""
+    """Changing a head changes the heatmaps of the later stages, and of no earlier one."""
     net = StackedHourglass(num_stages=3, channels=4, num_joints=2).eval()
     x = torch.randn(1, 3, 16, 16)
     before = net(x)

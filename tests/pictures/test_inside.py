@@ -1,5 +1,6 @@
-"""What layers have learned and how alike nets are: computations against loops, and every figure drawn once."""
+"""Pictures of what layers have learned and of how alike nets are: computations equal loops, every figure is drawn once."""
 
+import importlib
 import re
 
 import pytest
@@ -182,14 +183,14 @@ def test_kernels_of_layers():
     assert list(kernels) == list(read)
     assert torch.equal(read["layer2.0.conv1"], ring.layer2[0].conv1.dense_weight())
     assert torch.equal(kernels["conv1"], net.conv1.weight)
-    # Kernels of CondConv depend on the image; those that make an involution's kernels are no layers of the net.
+    # Kernels of CondConv depend on the image; convolutions that make an involution's kernels are left out.
     assert list(layer_kernels(small("condconv"))) == ["conv1"]
     assert not any("generator" in name for name in layer_kernels(small("involution", group_channels=4)))
     assert set(layer_kernels(pc.create_model("puppet_plain", width=0.25)))
 
 
 def test_filter_similarity_counts_planted_twins():
-    net = nn.Sequential(nn.Conv2d(16, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 50, 1))  # the last: 12 numbers a filter
+    net = nn.Sequential(nn.Conv2d(16, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 50, 1))  # the last: 12 weights a filter
     with torch.no_grad():
         net[1].weight[5] = -3 * net[1].weight[2]
     share, strength = filter_similarity(net, 0.9)
@@ -199,7 +200,7 @@ def test_filter_similarity_counts_planted_twins():
         r = torch.corrcoef(conv.weight.detach().flatten(1).double()).abs()
         pairs += [r[i, j].item() for i in range(len(r)) for j in range(i)]
     assert strength == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
-    assert filter_similarity(net, 0.3) is None  # which 144 numbers would reach by chance
+    assert filter_similarity(net, 0.3) is None  # random filters of 144 weights would reach that by chance
     assert filter_similarity(nn.Linear(2, 2), 0.5) is None
     with pytest.raises(ValueError, match=r"threshold must lie in \(0, 1\), got 0"):
         filter_similarity(net, 0.0)
@@ -241,6 +242,16 @@ def test_pictures_of_what_is_inside_from_the_command_line(method, options, drawn
     pc.save(small(method, **options), tmp_path / "net.safetensors", notes=NOTES)
     assert not run("picture", str(tmp_path / "net.safetensors"), "--titles", "net", "--output", str(tmp_path / "out"))
     assert {path.stem for path in (tmp_path / "out").iterdir()} == {"maps", drawn}
+
+
+def test_a_method_without_pictures_is_named(tmp_path, capsys, monkeypatch):
+    verb = importlib.import_module("pocketcnn.cli.verbs.picture")
+    monkeypatch.setattr(verb, "part_of", lambda wing, method: None)
+    pc.save(small("ring"), tmp_path / "net.safetensors", notes=NOTES)
+    assert not run("picture", str(tmp_path / "net.safetensors"), "--output", str(tmp_path / "out"))
+    said = capsys.readouterr()
+    assert said.err == "no pictures of method 'ring': pocketcnn/pictures/ring.py is missing\n"
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"maps"}
 
 
 def test_similarity_from_the_command_line(tmp_path, capsys):

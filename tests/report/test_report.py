@@ -1,6 +1,8 @@
 import pytest
 
+from pocketcnn.methods import METHODS
 from pocketcnn.report import markdown, summarize
+from pocketcnn.report.figures import method_colour
 from pocketcnn.report.page import findings
 
 
@@ -42,6 +44,16 @@ def test_gaps_within_the_noise_are_said_to_be():
     rows += [record("rival", "plain", a, s, 1.0, "resnet20 ring") for s, a in enumerate((0.81, 0.88))]
     [sentence] = findings(summarize(rows))
     assert "within the noise of these seeds" in sentence
+
+
+def test_a_method_keeps_its_colour_when_another_is_added(monkeypatch):
+    colours = {method: method_colour(method) for method in METHODS}
+    assert colours == {
+        "condconv": "#0072B2", "involution": "#D55E00", "pde": "#009E73", "puppet": "#CC79A7", "ring": "#E69F00",
+    }  # fmt: skip
+    monkeypatch.setitem(METHODS, "attention", METHODS["ring"])
+    assert {method: method_colour(method) for method in colours} == colours
+    assert method_colour("attention") == "#56B4E9"
 
 
 def test_a_legend_stays_inside_of_its_figure():

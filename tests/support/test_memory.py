@@ -1,4 +1,4 @@
-"""Keeping freed memory: a setting of the process, so each test has a process of its own."""
+"""Tests of keeping freed memory. It is a setting of the process, so each test starts a process of its own."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import resource
-from pocketcnn._memory import keep_memory
+from pocketcnn.support.memory import keep_memory
 changed = keep_memory()
 import numpy as np
 def faults():

@@ -13,7 +13,7 @@ def test_sides_take_turns_in_both_orders():
 
 
 def test_short_calls_are_timed_more_often_than_long_ones(monkeypatch):
-    """A call of 1 s in a budget of 5 s: begun after 0, 1, ... and 5 seconds, not after 6."""
+    """A call of 1 s with 5 seconds given begins after 0, 1, ... and 5 seconds, but not after 6."""
     now = [0.0]
     monkeypatch.setattr("pocketcnn.support.timing.time.perf_counter", lambda: now[0])
 
@@ -26,7 +26,7 @@ def test_short_calls_are_timed_more_often_than_long_ones(monkeypatch):
 
 
 def test_ratios_are_taken_round_by_round():
-    """The second round is twice as slow for both: 2x in every round, whatever the medians of each are."""
+    """The second round is twice as slow for both, so the ratio is 2 in every round, whatever their medians are."""
     turns = Turns({"slow": (2.0, 4.0, 2.0), "fast": (1.0, 2.0, 1.0)})
     assert turns.ratio("slow", "fast") == Spread(2.0, 2.0, 2.0)
     assert turns.median("slow") == 2.0

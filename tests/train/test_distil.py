@@ -1,4 +1,4 @@
-"""A student learns from a trained net: whatever it starts from, with labels or without, and after being stopped."""
+"""Distilling: a student learns from a trained net, from any start, with labels or without, and resumes when stopped."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.distil import distil, pseudo_labelled
 from pocketcnn.train.features import common_stages, map_distance
 
-RECIPE = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)
+PRESET = TrainConfig(epochs=1, batch_size=48, lr=0.02, precision="float32", channels_last="off", teacher_weight=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,12 @@ def teacher(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
     net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
-    fit(net, digits, dataclasses.replace(RECIPE, epochs=2, lr=0.1), folder)
+    fit(net, digits, dataclasses.replace(PRESET, epochs=2, lr=0.1), folder)
     return folder / "model.safetensors"
 
 
-def test_a_student_starts_from_the_teachers_weights_and_goes_on_from_where_it_was_stopped(teacher, few, tmp_path):
-    result = distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run", images=64)
+def test_a_student_starts_from_the_teachers_weights_and_resumes_where_it_was_stopped(teacher, few, tmp_path):
+    result = distil(teacher, "condconv:num_experts=2", few, PRESET, tmp_path / "run", images=64)
     known = evaluate(pc.load(teacher), few, split="validation")["validation_accuracy"]
     assert result["start"]["validation_accuracy"] == pytest.approx(known)  # experts begin as the teacher
     assert result["identity"]["method"] == "condconv"
@@ -40,7 +40,7 @@ def test_a_student_starts_from_the_teachers_weights_and_goes_on_from_where_it_wa
     for name in ("model.safetensors", "result.json"):
         (tmp_path / "run" / name).unlink()
     assert (
-        distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run", images=64)["test_accuracy"]
+        distil(teacher, "condconv:num_experts=2", few, PRESET, tmp_path / "run", images=64)["test_accuracy"]
         == result["test_accuracy"]
     )
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == trained
@@ -48,32 +48,32 @@ def test_a_student_starts_from_the_teachers_weights_and_goes_on_from_where_it_wa
         (dict(initialize="fresh"), "initialize was 'fit', now 'fresh'"),
         (dict(hold_zeros=True), "hold_zeros was False, now True"),
     ):
-        with pytest.raises(ValueError, match=f"run: holds a student that began otherwise .{message}."):
-            distil(teacher, "condconv:num_experts=2", few, RECIPE, tmp_path / "run", images=64, **changed)
+        with pytest.raises(ValueError, match=f"run: holds a student that began differently .{message}."):
+            distil(teacher, "condconv:num_experts=2", few, PRESET, tmp_path / "run", images=64, **changed)
     with pytest.raises(ValueError, match="no initialization 'guess'; known: fit, fresh"):
-        distil(teacher, "condconv", few, RECIPE, tmp_path / "other", initialize="guess")
+        distil(teacher, "condconv", few, PRESET, tmp_path / "other", initialize="guess")
 
 
 def test_a_fresh_student_a_file_and_a_net_by_name(teacher, few, tmp_path):
-    fresh = distil(teacher, "ring:size=0.5", few, RECIPE, tmp_path / "fresh", initialize="fresh")
+    fresh = distil(teacher, "ring:size=0.5", few, PRESET, tmp_path / "fresh", initialize="fresh")
     assert fresh["identity"]["label"] == "resnet20 ring:size=0.5 fresh"
     pruned = pc.load(teacher)
     prune_(pruned, 0.5)
     zeros = {name: p == 0 for name, p in pruned.named_parameters() if p.dim() == 4}
     pc.save(pruned, tmp_path / "pruned.safetensors")
-    held = distil(teacher, str(tmp_path / "pruned.safetensors"), few, RECIPE, tmp_path / "pruned", hold_zeros=True)
+    held = distil(teacher, str(tmp_path / "pruned.safetensors"), few, PRESET, tmp_path / "pruned", hold_zeros=True)
     assert (held["identity"]["initialize"], held["identity"]["method"]) == ("file", "plain")
     after = dict(pc.load(tmp_path / "pruned" / "model.safetensors").named_parameters())
     for name, zero in zeros.items():
         assert (after[name][zero] == 0).all()
         assert not torch.equal(after[name], dict(pruned.named_parameters())[name])
-    again = distil(teacher, str(tmp_path / "fresh"), few, RECIPE, tmp_path / "again")
+    again = distil(teacher, str(tmp_path / "fresh"), few, PRESET, tmp_path / "again")
     assert (again["identity"]["model"], again["identity"]["method"]) == ("resnet20", "ring")
-    named = distil(teacher, "resnet20:width=0.125", few, RECIPE, tmp_path / "named")
+    named = distil(teacher, "resnet20:width=0.125", few, PRESET, tmp_path / "named")
     assert named["identity"]["label"] == "resnet20:width=0.125 fresh"
     assert named["cost"]["trainable_params"] < fresh["cost"]["trainable_params"]
     with pytest.raises(UnknownModel, match="no model 'rings'"):
-        distil(teacher, "rings", few, RECIPE, tmp_path / "none")
+        distil(teacher, "rings", few, PRESET, tmp_path / "none")
 
 
 def test_without_labels_a_student_learns_what_the_teacher_says(teacher, digits, tmp_path):
@@ -88,7 +88,7 @@ def test_without_labels_a_student_learns_what_the_teacher_says(teacher, digits, 
     net = pc.load(teacher)
     assert evaluate(net, data)["test_accuracy"] == 1  # agreement of the teacher with itself
     result = distil(
-        teacher, "ring:size=0.5", data, dataclasses.replace(RECIPE, batch_size=8), tmp_path / "run", images=20
+        teacher, "ring:size=0.5", data, dataclasses.replace(PRESET, batch_size=8), tmp_path / "run", images=20
     )
     assert result["data"] == f"{folder}, as the teacher sees it"
     (folder / "broken.png").write_bytes(b"no image")
@@ -103,7 +103,7 @@ def test_without_labels_a_student_learns_what_the_teacher_says(teacher, digits, 
 
 
 def test_labels_are_not_looked_at_where_the_teacher_is_all(teacher, few, tmp_path):
-    config = dataclasses.replace(RECIPE, teacher_weight=1.0, augment=False)
+    config = dataclasses.replace(PRESET, teacher_weight=1.0, augment=False)
     torch.manual_seed(0)
     wrong = pc.data.Images(few.train.images, (few.train.labels + 1) % 10)
     nets = []
@@ -118,7 +118,7 @@ def test_labels_are_not_looked_at_where_the_teacher_is_all(teacher, few, tmp_pat
 def test_a_teacher_of_other_classes(teacher, few, tmp_path):
     other = dataclasses.replace(few, classes=tuple("abcdefghij"))
     with pytest.raises(BadData, match=r"model\.safetensors: knows other classes than digits has"):
-        distil(teacher, "ring", other, RECIPE, tmp_path / "run")
+        distil(teacher, "ring", other, PRESET, tmp_path / "run")
 
 
 def test_maps_of_stages_are_compared_by_name_and_shape(teacher, few):
@@ -139,12 +139,12 @@ def test_maps_of_stages_are_compared_by_name_and_shape(teacher, few):
 
 
 def test_a_student_of_maps_comes_nearer_to_them(teacher, few, tmp_path):
-    """Trained on little but the maps of its teacher, a student's own come near to them; without, they do not."""
+    """The maps of a student come near to its teacher's if it is trained on them, and stay apart if it is not."""
     net = pc.load(teacher)
     x = (few.test.images.float() / 255 - few.mean[0]) / few.std[0]
     apart = {}
     for weight in (0.0, 5.0):
-        config = dataclasses.replace(RECIPE, epochs=6, augment=False, feature_weight=weight)
+        config = dataclasses.replace(PRESET, epochs=6, augment=False, feature_weight=weight)
         folder = tmp_path / str(weight)
         distil(teacher, "ring:size=0.6", few, config, folder, initialize="fresh")
         student = pc.load(folder / "model.safetensors")
@@ -162,7 +162,7 @@ def test_a_student_of_maps_comes_nearer_to_them(teacher, few, tmp_path):
         (dict(feature_weight=1.0, compile=True), "leave out compile and small_epochs"),
     ],
 )
-def test_bad_recipes(options, message):
+def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
 
@@ -170,11 +170,11 @@ def test_bad_recipes(options, message):
 def test_maps_need_a_teacher(few, tmp_path):
     net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
     with pytest.raises(ValueError, match=r"feature_weight 1\.0 needs a teacher"):
-        fit(net, few, dataclasses.replace(RECIPE, feature_weight=1.0), tmp_path)
+        fit(net, few, dataclasses.replace(PRESET, feature_weight=1.0), tmp_path)
 
 
 def test_a_small_split_without_labels_has_images_in_all_parts(teacher, digits, tmp_path):
-    """Whatever the teacher takes them for: each of these might be the only one of its class."""
+    """All parts have images, whichever classes the teacher finds: each image might be the only one of its class."""
     for number in range(6):
         Image.fromarray(digits.test.images[number, 0].numpy()).save(tmp_path / f"{number}.png")
     data = pseudo_labelled(teacher, tmp_path)

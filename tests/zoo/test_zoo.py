@@ -1,4 +1,4 @@
-"""The trained nets of the package: how they are added, found and used, and whether those shipped are as their cards say."""
+"""Trained nets in the package: adding, finding and using them, and that the shipped files agree with their cards."""
 
 import dataclasses
 import hashlib
@@ -36,7 +36,7 @@ def run(*words):
 
 
 def write_run(folder, net, notes, **result):
-    """A folder as a finished run leaves it, as far as the zoo reads it."""
+    """Writes the files of a finished run that the zoo reads."""
     folder.mkdir()
     pc.save(net, folder / "model.safetensors", notes=notes)
     fields = {"test_accuracy": 0.25, "seed": 7, "epochs": 3, "train": {"epochs": 3, "seed": 7}, **result}
@@ -46,11 +46,11 @@ def write_run(folder, net, notes, **result):
 
 
 def small_net(seed=0, name="resnet20", **options):
-    """A net nearly at its smallest, which tells images apart."""
+    """A very narrow net whose outputs differ clearly between images."""
     torch.manual_seed(seed)
     net = pc.create_model(name, **{"width": 0.25, "in_channels": 1, "num_classes": 10, **options})
     with torch.no_grad():
-        for _ in range(20):  # until its batch norms know what goes through them
+        for _ in range(20):  # so that its batch norms have statistics
             net(torch.randn(16, net.conv1.in_channels, 8, 8))
         net.fc.weight.mul_(5)
     return net
@@ -58,7 +58,7 @@ def small_net(seed=0, name="resnet20", **options):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A zoo of the test's own, empty."""
+    """An empty zoo in place of the package's."""
     monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
     return tmp_path / "zoo"
 
@@ -70,7 +70,7 @@ def digits_run(tmp_path, digits):
 
 @pytest.fixture
 def filled(folder, digits_run, digits):
-    """The zoo with one net for digits and, written by hand, since no such data is at hand, two for colour images."""
+    """A zoo with one net for digits, and two for colour images that are written by hand, because no such data are loaded."""
     add(digits_run, name="resnet20", data="digits", commit="abc", dataset=digits)
     entries = read_json(folder / "index.json")
     (folder / "cifar10").mkdir()
@@ -124,7 +124,7 @@ def test_what_is_added_is_found_and_loads_as_it_was_stored(folder, digits_run, d
 
 
 def test_the_accuracy_is_of_images_as_the_net_was_trained_to_see_them(folder, digits_run, digits):
-    """The moments of a data set depend on its split; those of another would change the outputs."""
+    """Mean and deviation of a data set depend on its split; those of another split would change the outputs."""
     shifted = dataclasses.replace(digits, mean=(0.9,), std=(0.02,))
     expected = evaluate(pc.load(digits_run / "model.safetensors"), digits)["test_accuracy"]
     assert evaluate(pc.load(digits_run / "model.safetensors"), shifted)["test_accuracy"] != expected
@@ -165,7 +165,7 @@ def test_what_is_too_large_or_unfinished_changes_nothing(filled, digits_run, dig
     with pytest.raises(FileNotFoundError, match="not the folder of a finished run"):
         add(tmp_path, name="new", **given)
     assert state() == before
-    add(digits_run, name="resnet20", **given)  # of its own place what it had before is free again
+    add(digits_run, name="resnet20", **given)  # the file that it replaces does not count
 
 
 def test_the_limits_are_those_of_the_package():
@@ -241,7 +241,7 @@ def test_options_of_a_trained_net_must_be_its_own(filled):
     for option, value, message in (
         ("in_channels", 3, "in_channels=3, its in_channels is 1; leave in_channels out"),
         ("num_classes", 9, "num_classes=9, its num_classes is 10"),
-        ("width", 0.25, r"width=0\.25, it is what it is; leave width out"),
+        ("width", 0.25, r"width=0\.25, it is already built; leave width out"),
     ):
         with pytest.raises(ValueError, match=rf"digits/resnet20: a trained net cannot be made with {message}"):
             pc.create_model("resnet20", pretrained="digits", **{**own, option: value})
@@ -327,7 +327,7 @@ def test_classify_squares_only_for_square_nets(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     assert run("classify", "other.png", "--model", "wide.safetensors") == 2
     assert capsys.readouterr().err.startswith(
-        "BadImage: other.png: 16x16 RGB, the net takes 16x8 RGB, and only squares"
+        "BadImage: other.png: 16x16 RGB, the net takes 16x8 RGB, and only squares can be made from other sizes"
     )
 
 
@@ -421,7 +421,9 @@ def test_other_verbs_take_packaged_nets(filled, tmp_path, capsys):
     assert run("measure", "digits/resnet20", "--runs", "1") == 0
     assert "digits/resnet20, images 1x8x8" in capsys.readouterr().out
     assert run("measure", "digits/resnet20", "--width", "0.5") == 2
-    assert "a model file is what it is; leave out width" in capsys.readouterr().err
+    assert (
+        "digits/resnet20: the net in a model file is already built, --width cannot change it" in capsys.readouterr().err
+    )
     assert run("pack", "digits/resnet20", "--storage", "int8", "--output", tmp_path / "packed.safetensors") == 0
     assert (tmp_path / "packed.safetensors").exists()
     small = tmp_path / "small.safetensors"

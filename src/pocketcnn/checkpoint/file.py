@@ -1,9 +1,9 @@
 """Model files: one `.safetensors` with the distinct tensors and, in its metadata, the JSON that rebuilds the net.
 
-Nothing in a file is ever unpickled. Shared tensors are written once; places and signs of a ring are rebuilt from its
-seed, so they are not in the file at all. With a passphrase the seed is not in it either: the file holds it hidden by a
-number that `hashlib.scrypt` derives from the passphrase and the file's salt. All weights are in the file, readable; who
-lacks the seed does not know where each belongs.
+Nothing in a file is ever unpickled. Shared tensors are written once. The places and signs of a ring are rebuilt from its
+seed, so the file does not hold them. With a passphrase it does not hold the plain seed either: the seed is XORed with a
+number that `hashlib.scrypt` derives from the passphrase and the file's salt. All weights are in the file and readable, but
+without the seed nobody knows where each belongs.
 """
 
 import copy
@@ -48,23 +48,22 @@ def save(
     storage: Storage | None = None,
     passphrase: str | None = None,
 ) -> int:
-    """Writes a net to one file, atomically: the old file stays until the new one is complete.
+    """Writes a net to one file, atomically: an old file of this name is kept until the new one is complete.
 
     Args:
-        model: a net of `create_model`, or any net, condensed or not; for a net not made by `create_model`, loading
-            needs the plain net as `base`.
-        path: of the file, by convention ending in `.safetensors`.
-        notes: anything JSON can hold that should travel along, such as the normalisation of the images.
-        storage: the type of the weights in the file, `"float32"`, `"float16"` or `"int8"`, see `pocketcnn.storage`; they
-            load as what they were, rounded. None stores every tensor as it is.
-        passphrase: hides the seeds of the net's rings or puppets. It does not encrypt the numbers, and somebody with data
-            can train them on; a seed below 2**32 can be found by trying, so draw one with `secrets.randbits(64)`.
+        model: any net, condensed or not. If `create_model` did not make it, loading needs the plain net as `base`.
+        path: the file, by convention ending in `.safetensors`.
+        notes: anything JSON can hold that belongs to the net, for example the normalisation of its images.
+        storage: type of the weights in the file: `"float32"`, `"float16"` or `"int8"`, see `pocketcnn.storage`.
+            Weights load in their own type, rounded. None stores every tensor unchanged.
+        passphrase: hides the seeds of the net's rings or puppets. It does not encrypt the weights: somebody with data
+            can train them further. A seed below 2**32 can be found by trying, so draw one with `secrets.randbits(64)`.
     Returns:
         The length of the file in bytes.
     Raises:
-        ValueError: no such storage, or a passphrase that is empty or has no seed to hide.
+        ValueError: no such storage; or the passphrase is empty, or the net has no seed to hide.
         CannotWrite: the folder does not exist or is not writable, the disk is full, or the net's batch norms are folded
-            (`fold_norm`), which no file describes; the old file is intact.
+            (`fold_norm`), which no file can describe. An old file stays intact.
     """
     path, model = Path(path), getattr(model, "_orig_mod", model)  # torch.compile wraps the net
     made = provenance(model)
@@ -107,19 +106,19 @@ def load(
     """Rebuilds the net of a file, bit for bit, in evaluation mode.
 
     Args:
-        path: of a file written by `save`, or of a folder with one: a run's, or what `pocketcnn.hub` writes.
-        base: for a net that `create_model` did not make: a fresh plain net of the same architecture; it is left alone.
-        device: where the net goes.
-        passphrase: that the file was saved with. A wrong one is not noticed: the net has other places and signs, and is
-            right no more often than by chance.
+        path: a file written by `save`, or a folder that holds one: of a run, or written by `pocketcnn.hub`.
+        base: a fresh plain net of the same architecture, if `create_model` did not make the saved one; it is not changed.
+        device: where the net is put.
+        passphrase: the one that the file was saved with. A wrong one is not noticed: the net then has other places and
+            signs, and is right no more often than by chance.
     Raises:
         FileNotFoundError: there is no such file.
         BrokenFile: the file is cut short or damaged, or its tensors do not fit the net.
         ForeignFile: the file was not written by `save`.
-        NewerFormat: the file was written by a newer version, or asks for an option that this version does not know.
+        NewerFormat: a newer version wrote the file, or the file has an option that this version does not know.
         MissingPassphrase: the file was saved with a passphrase.
-        ValueError: a passphrase for a file that was saved without.
-        MissingBase: the file describes changes to a net that must be given as `base`.
+        ValueError: a passphrase was given for a file that was saved without one.
+        MissingBase: the file describes changes to a net, which must be given as `base`.
         ExportedFile: the file was exported for serving.
     """
     path = file_in(Path(path))
@@ -132,19 +131,21 @@ def load(
         try:
             hide_seeds(header, passphrase)
         except (KeyError, TypeError, ValueError) as error:
-            raise BrokenFile(f"{path}: what it says of its passphrase is damaged ({error})") from error
+            raise BrokenFile(
+                f"{path}: the entry about its passphrase is damaged ({error}); copy or train it again"
+            ) from error
     steps = [Step(s["method"], s["options"], tuple(s["sites"])) for s in header["steps"]]
     if base is None and header["base"] is None:
         raise MissingBase(
-            f"{path}: this net was not made by create_model; pass a fresh plain one as base=net, to "
-            f"which {len(steps)} condensing steps will be applied"
+            f"{path}: this net was not made by create_model; pass a fresh plain one as base=net, to which "
+            f"{len(steps)} condensing steps will be applied"
         )
     for step in steps:
         try:
             check_step(step)
         except (ValueError, PocketError) as error:
             raise NewerFormat(
-                f"{path}: this version does not know what it asks for ({error}); upgrade pocketcnn, which is {__version__}"
+                f"{path}: this version, {__version__}, does not know how the net was condensed ({error}); upgrade pocketcnn"
             ) from error
     try:
         with torch.random.fork_rng():
@@ -164,14 +165,15 @@ def load(
 
 
 def fill_from_(model: nn.Module, path: Path, storage: dict[str, Any] | None = None) -> None:
-    """Puts the numbers of a model file into a net of the same structure, in the dtype they were saved in.
+    """Copies the tensors of a model file into a net of the same structure, in the dtypes that the saved net had.
 
     Args:
         model: the net.
-        path: of the file.
-        storage: what the file's header says of it.
+        path: the file.
+        storage: the entry `storage` of the file's header.
     Raises:
         BrokenFile: names or shapes differ.
+        NewerFormat: the storage is one that this version does not know.
     """
     wanted = distinct_tensors(model)
     places = model.state_dict(keep_vars=True)
@@ -186,12 +188,12 @@ def fill_from_(model: nn.Module, path: Path, storage: dict[str, Any] | None = No
             raise BrokenFile(f"{path}: its weights do not fit {type(model).__name__}: {error}") from error
     if keys := sorted(stored.keys() ^ wanted.keys()):
         raise BrokenFile(
-            f"{path}: its tensors do not fit {type(model).__name__}: {keys[0]!r} and {len(keys) - 1} more are only "
-            "in one of them; was the net changed after condense?"
+            f"{path}: its tensors do not fit {type(model).__name__}: {keys[0]!r} and {len(keys) - 1} more are in only "
+            "one of the two; was the net changed after condense?"
         )
     for name, tensor in wanted.items():
         if stored[name].shape != tensor.shape:
             shapes = f"{list(stored[name].shape)} in the file, {list(tensor.shape)} in the net"
             raise BrokenFile(f"{path}: {name} is {shapes}")
-        # With the dtype it was saved in; a copy, because memory of another alignment would round differently.
+        # In the dtype of the saved net. A copy, because memory with another alignment would round differently.
         places[name].data = stored[name].clone()

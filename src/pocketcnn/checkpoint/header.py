@@ -1,4 +1,4 @@
-"""What a model file says of itself, read without its tensors."""
+"""The header of a model file: the JSON that describes the net, read without its tensors."""
 
 import json
 import struct
@@ -16,19 +16,19 @@ FILE = MODEL  # in the folder of a run, or of a repository
 
 
 def file_in(path: Path) -> Path:
-    """The model file that is meant by its own path or that of its folder."""
+    """The model file at a path, which is its own or its folder's."""
     return path / FILE if path.is_dir() else path
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """What a model file says of itself: base, steps, notes, version.
+    """Reads the header of a model file: base, steps, frozen parameters, notes, version.
 
     Raises:
         FileNotFoundError: there is no such file.
         BrokenFile: the file is cut short or damaged.
-        ForeignFile: not a safetensors file, or one that `save` did not write.
-        NewerFormat: written by a newer version.
-        ExportedFile: a file for serving.
+        ForeignFile: not a safetensors file, or not written by `save`.
+        NewerFormat: a newer version wrote the file.
+        ExportedFile: the file was exported for serving.
     """
     path = file_in(Path(path))
     refuse_exported(path)
@@ -40,7 +40,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except SafetensorError as error:
         if _looks_like_safetensors(path):
             raise BrokenFile(f"{path}: damaged or cut short ({error}); copy or train it again") from error
-        raise ForeignFile(f"{path}: not a safetensors file ({error}); only files of pocketcnn.save load") from error
+        raise ForeignFile(f"{path}: not a safetensors file ({error}); give a file written by pocketcnn.save") from error
     if FORMAT not in metadata:
         raise ForeignFile(
             f"{path}: a safetensors file, but not written by pocketcnn.save; build the net and load it there"
@@ -63,7 +63,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def replace_notes_(path: Path, notes: dict[str, Any]) -> None:
-    """Gives a model file other notes; the rest of its header and the bytes of its tensors stay."""
+    """Replaces the notes in a model file; the rest of its header and the bytes of its tensors stay as they are."""
     content = path.read_bytes()
     start = 8 + struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:start])
@@ -75,7 +75,7 @@ def replace_notes_(path: Path, notes: dict[str, Any]) -> None:
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """Whether the file begins as the format does: a length of 8 bytes, then a JSON object."""
+    """Returns True if a file is empty or begins as the format does: 8 bytes of length, then a JSON object."""
     with open(path, "rb") as file:
         start = file.read(9)
     return len(start) == 0 or (len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 1 << 32)

@@ -1,12 +1,12 @@
-"""Hiding the seeds in a file's header behind a passphrase."""
+"""A passphrase that hides the seeds in the header of a model file."""
 
 import hashlib
 import unicodedata
 from typing import Any
 
 SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # 32 MiB and about a tenth of a second for each guess
-_MEMORY = 1 << 28  # bytes that a file may ask for
-GUESSABLE = 1 << 32  # smaller seeds are tried in hours, whatever the passphrase
+_MEMORY = 1 << 28  # the most bytes that a file's settings may require
+GUESSABLE = 1 << 32  # all smaller seeds can be tried in hours, without the passphrase
 
 
 def _needs_seed(options: dict[str, Any]) -> bool:
@@ -14,7 +14,14 @@ def _needs_seed(options: dict[str, Any]) -> bool:
 
 
 def hide_seeds(header: dict[str, Any], passphrase: str) -> None:
-    """Hides the seeds of a header's steps, or brings hidden ones back: the same numbers lie over them."""
+    """Hides the seeds of a header's steps, or restores hidden ones: each seed is XORed with a number from the passphrase.
+
+    Args:
+        header: of a model file, with the salt and the settings of scrypt as its `key`; changed in place.
+        passphrase: the secret that the numbers are derived from.
+    Raises:
+        ValueError: the passphrase is empty, or no step has a seed that matters.
+    """
     if not passphrase:
         raise ValueError("an empty passphrase protects nothing")
     # A ring that is read round and round, or by stored codes, has a seed but does without.

@@ -1,16 +1,79 @@
-"""What a model file says of the images that its net was trained on."""
+"""Knowledge of a net about its images: `ImageNotes`, read from a data set or a model file, and applied to images."""
 
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from pocketcnn.checkpoint.header import read_header
 from pocketcnn.data import DataSet
 
 
+@dataclass(frozen=True)
+class ImageNotes:
+    """The facts in a model file about the images that its net was trained on. An entry that the file lacks is empty.
+
+    `data` is the name of the data set, `classes` holds its classes in the order of the net's outputs. `input_size` is
+    (channels, height, width); `mean` and `std` are per channel, of images scaled to [0, 1].
+    """
+
+    data: str = ""
+    classes: tuple[str, ...] = ()
+    input_size: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, data: DataSet) -> "ImageNotes":
+        """The notes that a net trained on a data set has."""
+        return cls(data.name, tuple(data.classes), tuple(data.input_size), tuple(data.mean), tuple(data.std))
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, Any]) -> "ImageNotes":
+        """The notes in the header of a model file; an entry of another type than ours counts as lacking."""
+        known: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = notes.get(field.name)
+            if isinstance(value, str if field.name == "data" else list | tuple):
+                known[field.name] = value if field.name == "data" else tuple(value)
+        return cls(**known)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "ImageNotes":
+        """The notes in a model file, or in the one of a folder; the errors are those of `read_header`."""
+        return cls.from_notes(read_header(path)["notes"])
+
+    def lacks(self, *names: str) -> list[str]:
+        """Names of the empty entries, among those given or among all."""
+        return [name for name in names or self.as_dict() if not getattr(self, name)]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalises images as in the net's training; without mean and deviation they are only scaled to [0, 1].
+
+        Args:
+            pixels: [..., channels, height, width], values from 0 to 255.
+        Returns:
+            float32 images of the same shape.
+        """
+        mean, std = (torch.tensor(given)[:, None, None] for given in (self.mean or (0.0,), self.std or (1.0,)))
+        return (pixels.float() / 255 - mean) / std
+
+    def applied_to(self, data: DataSet) -> DataSet:
+        """Gives a data set the mean and deviation of the net's training; without both it stays as it is.
+
+        A net must see images normalised as in its training, even if they have another mean and deviation.
+        """
+        return data if self.lacks("mean", "std") else dataclasses.replace(data, mean=self.mean, std=self.std)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The notes as a model file holds them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
 def image_notes(data: DataSet) -> dict[str, Any]:
-    """What a model file should say of the images it was trained on."""
-    return {
-        "data": data.name,
-        "classes": list(data.classes),
-        "input_size": list(data.input_size),
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }
+    """The notes that the file of a net trained on a data set holds."""
+    return ImageNotes.of(data).as_dict()

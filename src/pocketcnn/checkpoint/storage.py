@@ -1,9 +1,9 @@
-"""Weights in fewer bytes: float16, or int8 with a scale, chosen after training; and small weights set to zero.
+"""Storage of weights in fewer bytes: as float16, as int8 with scales, and without the zeros that pruning leaves.
 
-Weights are the parameters of two or more axes, biases apart, and those that a module's class names in `stored_weights`: a
-ring has one axis. Batch norm and biases stay as they are. An int8 weight has one scale for each index of its first axis (an output channel, an
-expert), a ring one in all; both are symmetric, and the largest number is kept to rounding. Weights of which enough are zero
-are stored as a mask of bits and the numbers that are left.
+Weights are the parameters with two or more axes that are no biases, and those that a module's class names in
+`stored_weights`: a ring has only one axis. Batch norms and biases are stored unchanged. An int8 weight has one scale for
+each index of its first axis (an output channel, an expert), a ring has a single scale. Scales are symmetric, and the largest
+value is exact up to rounding. A weight with enough zeros is stored as a mask of bits and its other values.
 
 Source: the plain baseline that compact nets are compared with, as in Jacob et al., Quantization and Training of Neural
 Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018; only the storage is quantised here, not the arithmetic.
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from pocketcnn.errors import NewerFormat
 
 Storage = Literal["float32", "float16", "int8"]
-_SCALES, _MASKS = "storage.scales", "storage.masks"  # one tensor each: a name in a file takes a hundred bytes
-_WORTH = 128  # bytes that a mask must save
+_SCALES, _MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
+_WORTH = 128  # the bytes that a mask must save at least
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The distinct weights of a net, by their first name."""
+    """The distinct weights of a net by name; a shared weight has the first of its names."""
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             own = name.rpartition(".")[2]
-            # Of one number a row, as in a scale for each channel, a scale would be as long as the row.
+            # Where a row is a single number, as in a gain for each channel, its scale would be as long as the row.
             wide = parameter.dim() > 1 and parameter.numel() > len(parameter) and own != "bias"
             if wide or own in getattr(type(module), "stored_weights", ()):
                 found.setdefault(id(parameter), (name, parameter))
@@ -38,16 +38,16 @@ def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def prune_(model: nn.Module, fraction: float, names: Collection[str] | None = None) -> float:
-    """Sets the smallest weights of a net to zero, in magnitude, each weight tensor by itself.
+    """Sets the weights of smallest magnitude to zero, in each weight tensor by itself.
 
     Args:
-        model: changed in place.
-        fraction: how many of each tensor's numbers, in [0, 1).
-        names: of the weights to prune, as in `weights_of`; all by default.
+        model: the net; changed in place.
+        fraction: share of each tensor's weights, in [0, 1).
+        names: the tensors to prune, by their names in `weights_of`; by default all.
     Returns:
-        The share of these weights that is zero now.
+        The share of the weights in these tensors that is zero now.
     Raises:
-        ValueError: a fraction out of range, a name that is no weight's, or a net without weights.
+        ValueError: the fraction is out of range, a name is no weight's, or the net has no weights.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"the fraction pruned must lie in [0, 1), not {fraction}")
@@ -66,9 +66,10 @@ def prune_(model: nn.Module, fraction: float, names: Collection[str] | None = No
 
 
 def hold_zeros_(model: nn.Module) -> None:
-    """Keeps the weights that are zero now at zero while the net is trained on: no gradient reaches them.
+    """Keeps the weights that are zero now at zero during training: their gradients are set to zero.
 
-    Neither momentum nor weight decay moves a number whose value and gradients are zero. Copies and loaded nets are free.
+    Momentum and weight decay do not move a weight whose value and gradients are zero. Copies of the net, and nets loaded
+    from its file, are not held.
     """
     for weight in weights_of(model).values():
         if weight.requires_grad:
@@ -77,12 +78,12 @@ def hold_zeros_(model: nn.Module) -> None:
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`(int8 numbers, float32 scales)` of a weight: numbers * scales is near it.
+    """Rounds a weight to `(int8 numbers, float32 scales)`; numbers * scales is near the weight.
 
     Args:
-        weight: any shape; one scale for each index of the first axis, one in all where there is but one axis.
+        weight: any shape; each index of the first axis has a scale, a weight of one axis has a single scale.
     Raises:
-        ValueError: a number that is not finite.
+        ValueError: the weight is not finite.
     Example:
         >>> quantize(torch.tensor([1.0, -0.5, 0.0]))[0]
         tensor([127, -64,   0], dtype=torch.int8)
@@ -96,24 +97,26 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(numbers: Tensor, scales: Tensor) -> Tensor:
-    """The float32 weight that `quantize` left."""
+    """The float32 weight that the result of `quantize` stands for."""
     return (_rows(numbers).float() * scales[:, None]).view(numbers.shape)
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """[scales, numbers of each]."""
+    """The weight as a matrix [scales, values of each]."""
     return weight.reshape(1, -1) if weight.dim() < 2 else weight.flatten(1)
 
 
 def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file with the weights in another type, and what its header must say of it.
+    """Converts the weights among a file's tensors to another type.
 
     Args:
-        tensors: what a file holds, by name.
-        model: whose weights they are.
+        tensors: the tensors of a net, by name.
+        model: the net, which says which of them are weights.
         storage: `"float32"`, `"float16"` or `"int8"`.
+    Returns:
+        The tensors to store, and the entry `storage` of the file's header.
     Raises:
-        ValueError: no such storage, weights of several types, or numbers too large for it.
+        ValueError: no such storage, the weights have several types, or a value is too large for the storage.
     """
     if storage not in get_args(Storage):
         raise ValueError(f"no storage {storage!r}; known: {', '.join(get_args(Storage))}")
@@ -131,7 +134,7 @@ def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> t
         else:
             small = weight.to(getattr(torch, storage))
             if not torch.isfinite(small).all() and torch.isfinite(weight).all():
-                raise ValueError(f"{name}: its largest number, {weight.abs().max():.3g}, does not fit in {storage}")
+                raise ValueError(f"{name}: its largest value, {weight.abs().max():.3g}, does not fit in {storage}")
         nonzero = small.flatten() != 0
         if small.nbytes - int(nonzero.sum()) * small.itemsize - -(-len(nonzero) // 8) > _WORTH:
             masks.append(_bits(nonzero))
@@ -148,21 +151,21 @@ def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> t
 def unpack(
     stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], model: nn.Module, entry: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """What `pack` was given, as near as the storage keeps it.
+    """Restores the tensors that `pack` was given, as exactly as the storage keeps them.
 
     Args:
         stored: the tensors of the file.
-        wanted: the tensors of a net like the one that was packed, in its order.
+        wanted: the tensors of a net like the one that was packed, in the same order.
         model: that net.
-        entry: what the header says.
+        entry: the entry `storage` of the file's header.
     Raises:
         ValueError: the tensors do not fit together.
-        NewerFormat: a storage that this version does not know.
+        NewerFormat: the storage is one that this version does not know.
     """
     if entry["weights"] not in get_args(Storage):
         raise NewerFormat(f"its weights are stored as {entry['weights']}, which this version does not know")
     if entry["dtype"] not in _FLOATS:
-        raise ValueError(f"no weights are {entry['dtype']}")
+        raise ValueError(f"weights cannot be {entry['dtype']}; known: {', '.join(_FLOATS)}")
     tensors = {name: tensor for name, tensor in stored.items() if name not in (_SCALES, _MASKS)}
     scales, masks = stored.get(_SCALES, torch.empty(0)), stored.get(_MASKS, torch.empty(0, dtype=torch.uint8))
     dtype = getattr(torch, entry["dtype"])
@@ -174,7 +177,7 @@ def unpack(
             kept = _flags(masks[:count], like.numel())
             masks = masks[count:]
             if len(kept) != like.numel() or int(kept.sum()) != len(tensor):
-                raise ValueError(f"{name}: {len(tensor)} numbers for {int(kept.sum())} places")
+                raise ValueError(f"{name}: {len(tensor)} values for {int(kept.sum())} places")
             whole = torch.zeros(like.numel(), dtype=tensor.dtype)
             whole[kept] = tensor
             tensor = whole.view(like.shape)
@@ -191,7 +194,7 @@ def unpack(
 
 
 def _bits(flags: Tensor) -> Tensor:
-    """Eight flags a byte, the first in its lowest bit."""
+    """Packs eight flags into each byte, the first in its lowest bit."""
     padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -len(flags) % 8)).view(-1, 8)
     return (padded << torch.arange(8, dtype=torch.uint8)).sum(dim=1, dtype=torch.uint8)
 

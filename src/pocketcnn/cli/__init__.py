@@ -1,6 +1,6 @@
-"""The `pocketcnn` command: one file for each verb, which parses, calls the library and prints.
+"""The `pocketcnn` command. Each verb has a file of its own that parses the flags, calls the library and prints.
 
-Nothing here imports torch until a verb needs it, so `pocketcnn --help` answers at once.
+torch is imported only when a verb needs it, so `pocketcnn --help` answers at once.
 """
 
 import importlib
@@ -15,8 +15,10 @@ from pocketcnn.support.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command line and leaves with its exit code: 0 done, 1 failed on its way, 2 bad input, 130 stopped,
-    75 asked to leave and to be started again."""
+    """Runs a command line and exits with its code.
+
+    The codes are 0 done, 1 failed while running, 2 bad input, 130 interrupted, 75 told to stop: start it again later.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     sys.exit(_run([word for word in words if word != "--debug"], debug))

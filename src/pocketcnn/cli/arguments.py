@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and what they mean for the library."""
+"""Flags that several verbs share, and the library's arguments that they become."""
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,49 +7,50 @@ from pocketcnn.errors import BadUsage
 from pocketcnn.train.hardware import Hardware
 
 if TYPE_CHECKING:
+    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.data import DataSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How images are read."""
+    """Flags for reading images."""
 
     image_size: int | None = None
-    """Bring all images to this side in pixels."""
+    """Resize images by their shorter side and crop the centre to a square of this side, in pixels."""
     channels: Literal[1, 3] | None = None
     """Convert all images to grey (1) or RGB (3)."""
     skip_bad_images: bool = False
-    """Leave out and count images that cannot be decoded, instead of stopping at the first."""
+    """Skip and count images that cannot be decoded, instead of stopping at the first."""
     validation: float = 0.1
-    """Share of the training images set aside for choices; the test split is used once, at the end."""
+    """Share of the training images set aside for making choices; the test split is used once, at the end."""
     limit: int | None = None
-    """Use at most so many training images."""
+    """Use at most this many training images."""
     stream: bool = False
-    """Decode the images of a folder of parquet files while training, instead of all of them before; needs image_size."""
+    """Decode the images of a folder of parquet files during training instead of before it; needs --image-size."""
     workers: int = 0
-    """Processes that read a stream, for each device."""
+    """Processes per device that decode a stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments(DataOptions):
-    """What is trained on."""
+    """Flags for the data set that a net is trained on."""
 
     data: str = "digits"
-    """Built-in name (digits, mnist, fashion-mnist, cifar10, cifar100), hub id, folder of parquet files or class folders."""
+    """Built-in name (digits, mnist, fashion-mnist, cifar10, cifar100), hub id, folder of parquet files or of class folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArguments:
-    """How a net is made."""
+    """Flags for making a net by name."""
 
     width: float = 1.0
-    """Scales all channels."""
+    """Factor for the channels of every layer."""
     stem: Literal["imagenet", "small", "deep"] | None = None
-    """First layers of the net; the net's own by default."""
+    """First layers of the net; by default the net's own."""
     in_channels: int | None = None
-    """Channels of the images; the data's, or 3."""
+    """Channels of an image; by default those of the data, or 3."""
     num_classes: int | None = None
-    """Outputs; the data's, or the net's own."""
+    """Outputs of the net; by default the classes of the data, or the net's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +63,22 @@ class DeviceArguments(Hardware):
 
 @dataclass(frozen=True, kw_only=True)
 class SurgeryArguments(ModelArguments):
-    """What is condensed."""
+    """Flags for the net to condense, and the layers in it."""
 
     model: str = "resnet20"
     """A net by name, or a model file."""
     method: str = "ring"
-    """How; its options follow as flags."""
+    """Method that condenses the net; its options follow as flags."""
     include: tuple[str, ...] | None = None
     """Dotted-name patterns of the layers to condense: "layer3.*" "*.conv2"."""
     exclude: tuple[str, ...] | None = None
-    """Patterns of layers to leave alone."""
+    """Dotted-name patterns of the layers to leave as they are."""
     input_size: tuple[int, int, int] | None = None
-    """Channels, height and width of an image, for multiply-adds and depth; 3 32 32 by default."""
+    """Channels, height and width of an image, for counting multiply-adds and depth; by default the file's, or 3 32 32."""
 
 
 def load_data(given: Any) -> "DataSet":
+    """Loads or streams the data set that `DataArguments` describe."""
     from pocketcnn.data import load, open_stream
 
     if given.stream:
@@ -91,7 +93,7 @@ def load_data(given: Any) -> "DataSet":
             skip_bad_images=given.skip_bad_images,
         )
     if given.workers:
-        raise BadUsage("--workers read a stream; add --stream")
+        raise BadUsage("--workers read a stream; add --stream, or leave --workers out")
     return load(
         given.data,
         validation=given.validation,
@@ -103,7 +105,7 @@ def load_data(given: Any) -> "DataSet":
 
 
 def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> dict[str, Any]:
-    """Options for `create_model`: those given, and what the data says."""
+    """Options for `create_model`: those given; for others, what the data need."""
     options: dict[str, Any] = {}
     if data is not None:
         options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
@@ -120,5 +122,7 @@ def hardware_of(given: DeviceArguments) -> Hardware:
     return Hardware(**{field.name: getattr(given, field.name) for field in fields(Hardware)})
 
 
-def input_size_of(given: SurgeryArguments, notes: dict[str, Any]) -> tuple[int, int, int]:
-    return given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
+def input_size_of(given: Any, notes: "ImageNotes") -> tuple[int, int, int]:
+    """(channels, height, width) as given, else as the net's file says, else of 32x32 pixels."""
+    channels, height, width = given.input_size or notes.input_size or (given.in_channels or 3, 32, 32)
+    return channels, height, width

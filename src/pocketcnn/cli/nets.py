@@ -1,11 +1,10 @@
 """The nets and images that a command line names."""
 
-import dataclasses
 import functools
 import getpass
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,39 +15,50 @@ from pocketcnn.errors import BadUsage, MissingPassphrase, UnknownPretrained
 if TYPE_CHECKING:
     from torch import nn
 
+    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.data import DataSet
 
 
-def some_test_images(name: str | None, notes: dict[str, Any], most: int) -> tuple[Any, Any, Any, Sequence[str]]:
-    """Test images spread over the split as uint8 and normalised, their labels, and the names of the classes."""
+def some_test_images(name: str | None, notes: "ImageNotes", most: int) -> tuple[Any, Any, Any, Sequence[str]]:
+    """Test images spread evenly over the split.
+
+    Args:
+        name: of the data set; by default the one that the net was trained on.
+        notes: what the net knows of its images.
+        most: how many images at most.
+    Returns:
+        The images as uint8, the same normalised, their labels, and the names of the classes.
+    Raises:
+        BadUsage: the images are not of the size that the net was trained on.
+    """
     import torch
 
     from pocketcnn.data import load
 
-    data = load(name or notes["data"])
+    data = load(name or notes.data)
     count = len(data.test)
     chosen = torch.arange(min(count, most)) * count // min(count, most)  # a split may be sorted by class
     pixels = data.test.images[chosen]
-    return pixels, normalised(pixels, notes), data.test.labels[chosen], data.classes
+    return pixels, _normalised(pixels, notes), data.test.labels[chosen], data.classes
 
 
 def load_net(path: Path) -> "nn.Module":
-    """The net of a model file, with its passphrase where it has one."""
+    """Loads the net of a model file; asks for the passphrase if the file has one."""
     from pocketcnn import checkpoint
 
     return checkpoint.load(path, passphrase=passphrase_of(path))
 
 
-@functools.cache  # asked for once
+@functools.cache  # so that it is asked for once
 def passphrase_of(path: Path) -> str | None:
-    """What opens a file; None where it is not locked."""
+    """The passphrase of a model file; None if the file has none."""
     from pocketcnn import checkpoint
 
     return _secret("POCKETCNN_PASSPHRASE", f"passphrase of {path}") if "key" in checkpoint.read_header(path) else None
 
 
 def new_passphrase(path: Path) -> str:
-    """What is to open a file from now on; a slip of the finger would lock it for ever, so it is asked for twice."""
+    """Asks for the passphrase of a file to be written; asks twice, because a typing mistake would lock the file for ever."""
     words = f"new passphrase of {path}"
     given = _secret("POCKETCNN_NEW_PASSPHRASE", words)
     if given != _secret("POCKETCNN_NEW_PASSPHRASE", f"{words}, once more"):
@@ -57,7 +67,7 @@ def new_passphrase(path: Path) -> str:
 
 
 def _secret(variable: str, words: str) -> str:
-    """From the environment, or asked for on a terminal; never from the command line, which others can read."""
+    """Reads a secret from the environment, or asks on the terminal; never from the command line, which others can see."""
     if given := os.environ.get(variable):
         return given
     if not sys.stdin.isatty():
@@ -66,14 +76,23 @@ def _secret(variable: str, words: str) -> str:
 
 
 def named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[str, Any]]:
-    """A net by name or from a file, and the notes in the file."""
+    """Makes a net by name, or loads it from a file.
+
+    Returns:
+        The net, and the notes in its file; for a net by name only its input size, where it has one of its own.
+    Raises:
+        BadUsage: flags that make a net were given for a file.
+    """
     from pocketcnn import checkpoint
     from pocketcnn.models import recipes
 
     if Path(name).is_file() or name.endswith(".safetensors") or ("/" in name and not Path(name).is_dir()):
         path = model_path(name)
         if options := model_options_of(given):
-            raise BadUsage(f"{name}: a model file is what it is; leave out {', '.join(options)}")
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+            raise BadUsage(
+                f"{name}: the net in a model file is already built, {flags} cannot change it; leave {flags} out"
+            )
         return load_net(path), checkpoint.read_header(path)["notes"]
     from pocketcnn.models.spec import parse_options
 
@@ -83,8 +102,15 @@ def named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[s
 
 
 def model_path(name: str | Path) -> Path:
-    """The model file that is meant: a file, that in the folder of a run, else the first there, or DATA/NAME of the
-    package's nets."""
+    """Finds the model file that a path or name means.
+
+    Args:
+        name: a file; a folder, whose `model.safetensors` or else first model file is meant; or DATA/NAME of a trained net
+            in the package.
+    Raises:
+        FileNotFoundError: there is no such file, or no model file in the folder.
+        UnknownPretrained: the package has no such net.
+    """
     path = Path(name)
     if path.is_dir():
         from pocketcnn import checkpoint
@@ -103,37 +129,54 @@ def model_path(name: str | Path) -> Path:
         try:
             return zoo.path_of(zoo.find(own, data))
         except UnknownPretrained:
-            if not path.parent.is_dir():  # else a file was meant
+            if not path.parent.is_dir():  # a file was meant if its folder exists
                 raise
     raise FileNotFoundError(f"{path}: no such model file")
 
 
-def trained_notes(title: str, path: Path) -> dict[str, Any]:
-    """What the file of a trained net says about its images and classes."""
-    from pocketcnn import checkpoint
+def trained_notes(title: str, path: Path) -> "ImageNotes":
+    """Reads what a trained net's file says of its images.
 
-    notes = checkpoint.read_header(path)["notes"]
-    if not {"data", "classes", "input_size", "mean", "std"} <= notes.keys():
+    Raises:
+        BadUsage: an entry is lacking, so the net was not trained by this package.
+    """
+    from pocketcnn.checkpoint.notes import ImageNotes
+
+    notes = ImageNotes.read(path)
+    if notes.lacks():
         raise BadUsage(f"{title}: not a trained net's file: it does not say what its images and classes are")
     return notes
 
 
-def as_trained(data: "DataSet", notes: dict[str, Any], hint: str = "") -> "DataSet":
-    """A data set for a trained net: with images like those of its training, whose moments are taken for them too."""
-    if list(data.input_size) != notes["input_size"]:
+def as_trained(data: "DataSet", notes: "ImageNotes", hint: str = "") -> "DataSet":
+    """Normalises a data set as a trained net expects its images.
+
+    Classes with other names than the net's are reported on stderr; they are compared by number.
+
+    Args:
+        data: the data set.
+        notes: what the net knows of its images.
+        hint: advice to add to the error.
+    Raises:
+        BadUsage: the images are of another size than those of the training.
+    """
+    if data.input_size != notes.input_size:
         raise BadUsage(
-            f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes['input_size'])} "
+            f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes.input_size)} "
             f"(channels x height x width){hint}"
         )
-    if list(data.classes) != notes["classes"]:
-        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes['classes'][:3])}, ..."
+    if data.classes != notes.classes:
+        names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes.classes[:3])}, ..."
         print(f"{data.name}: its classes are {names}; they are compared by number", file=sys.stderr)
-    # The net must see images as it did in training, whatever their own moments are.
-    return dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    return notes.applied_to(data)
 
 
 def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
-    """Model files by a short title, see `_model_path`."""
+    """Finds model files, see `model_path`, and gives each a short title: its own, or from its folder and name.
+
+    Raises:
+        BadUsage: no paths, another number of titles than of paths, or two equal titles.
+    """
     if not paths:
         raise BadUsage("give at least one model file or folder of a run")
     if titles and len(titles) != len(paths):
@@ -149,38 +192,49 @@ def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]
     return files
 
 
-def common_notes(notes_of: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the files of trained nets, by their titles, say about the images that all of them were trained on."""
-    names = ("input_size", "mean", "std")
-    for title, notes in notes_of.items():
-        if not {"data", *names} <= notes.keys():
+def common_notes(notes_of: Mapping[str, Mapping[str, Any]]) -> "ImageNotes":
+    """Checks that several trained nets, by title, were trained on images alike, and returns the notes of the first.
+
+    Raises:
+        BadUsage: a file lacks an entry, or the nets differ in input size, mean or deviation.
+    """
+    from pocketcnn.checkpoint.notes import ImageNotes
+
+    known = {title: ImageNotes.from_notes(notes) for title, notes in notes_of.items()}
+    for title, notes in known.items():
+        if notes.lacks("data", "input_size", "mean", "std"):
             raise BadUsage(f"{title}: not a trained net's file: it does not say what its images look like")
-    notes = next(iter(notes_of.values()))
-    if other := next((t for t, n in notes_of.items() if any(n[name] != notes[name] for name in names)), None):
-        raise BadUsage(f"{other} was trained on other images than {next(iter(notes_of))}; take them one by one")
+    first, notes = next(iter(known.items()))
+    looks = (notes.input_size, notes.mean, notes.std)
+    if other := next((title for title, n in known.items() if (n.input_size, n.mean, n.std) != looks), None):
+        raise BadUsage(f"{other} was trained on other images than {first}; take them one by one")
     return notes
 
 
-def images_for(given: Any, notes: dict[str, Any]) -> tuple[Any, Any]:
-    """The images of an image file, or the test images of some numbers, as uint8 and normalised."""
+def images_for(given: Any, notes: "ImageNotes") -> tuple[Any, Any]:
+    """Reads the images that the flags name: an image file, or test images by their numbers.
+
+    Args:
+        given: arguments with `image_file`, `images` and `data`.
+        notes: what the nets know of their images.
+    Returns:
+        The images as uint8, and the same normalised.
+    """
     from pocketcnn.data import load, read_image
 
-    channels, height, _ = notes["input_size"]
+    channels, height, _ = notes.input_size
     if given.image_file is not None:
         pixels = read_image(given.image_file, image_size=height, channels=channels)[None]
     else:
-        test = load(given.data or notes["data"], image_size=None, channels=None).test
+        test = load(given.data or notes.data, image_size=None, channels=None).test
         if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
             raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
         pixels = test.images[list(given.images)]
-    return pixels, normalised(pixels, notes)
+    return pixels, _normalised(pixels, notes)
 
 
-def normalised(pixels: Any, notes: dict[str, Any]) -> Any:
-    """Images as nets were trained to see them, by the notes in their files."""
-    import torch
-
-    if list(pixels.shape[1:]) != notes["input_size"]:
-        raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {notes['input_size']}")
-    mean, std = (torch.tensor(notes[name])[:, None, None] for name in ("mean", "std"))
-    return (pixels.float() / 255 - mean) / std
+def _normalised(pixels: Any, notes: "ImageNotes") -> Any:
+    """Normalises images as in the nets' training; raises BadUsage if they are of another size."""
+    if tuple(pixels.shape[1:]) != notes.input_size:
+        raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {list(notes.input_size)}")
+    return notes.normalise(pixels)

@@ -1,4 +1,4 @@
-"""From the words of a command line to a dataclass of arguments, by tyro."""
+"""Parsing of a command line into a dataclass of arguments, by tyro."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,17 @@ Arguments = TypeVar("Arguments")
 
 
 def parse(kind: type[Arguments], words: Sequence[str], verb: str, more: str = "", **defaults: Any) -> Arguments:
-    """Reads a verb's arguments; what cannot be understood becomes one line."""
+    """Parses the words of a verb.
+
+    Args:
+        kind: dataclass of the arguments.
+        words: the command line after the verb.
+        verb: a key of `VERBS`.
+        more: text for the help, below the verb's line.
+        **defaults: values of fields that differ from the dataclass's own defaults.
+    Raises:
+        BadUsage: the words cannot be parsed; the message is one line.
+    """
     import tyro
 
     described = f"{VERBS[verb]}\n\n{more}"
@@ -38,7 +48,7 @@ def parse(kind: type[Arguments], words: Sequence[str], verb: str, more: str = ""
 
 
 def _one_line(box: str, verb: str) -> str:
-    """The message inside the box that the parser draws, and the nearest flag that it suggests."""
+    """Extracts the message from the box that tyro draws, with the flag that it suggests."""
     border = "│╭╮╰╯─|+- "  # drawn in ASCII where the terminal has no box characters
     rules = [number for number, line in enumerate(box.splitlines()) if re.search("[─-]{6}", line)]
     lines = [line.strip("│| ") for line in box.splitlines()]
@@ -52,7 +62,7 @@ def _one_line(box: str, verb: str) -> str:
 
 
 def parse_surgery(kind: type[Arguments], words: Sequence[str], verb: str) -> tuple[Arguments, dict[str, Any]]:
-    """As `_parse`, with the options of the chosen method as further flags."""
+    """Parses the words of a verb that condenses: the options of the chosen method are flags too, and returned apart."""
     from pocketcnn.methods import get_method
 
     chosen = value_of("--method", words)
@@ -69,6 +79,7 @@ def parse_surgery(kind: type[Arguments], words: Sequence[str], verb: str) -> tup
 
 
 def value_of(flag: str, words: Sequence[str]) -> str | None:
+    """The value that a flag has among some words, before they are parsed; None where the flag is absent."""
     for number, word in enumerate(words):
         if word == flag and number + 1 < len(words):
             return words[number + 1]
@@ -78,6 +89,7 @@ def value_of(flag: str, words: Sequence[str]) -> str | None:
 
 
 def preset_of(words: Sequence[str], presets: dict[str, Any], default: str = "default") -> Any:
+    """The preset that `--preset` names; its fields are the defaults of the flags."""
     name = value_of("--preset", words) or default
     if name not in presets:
         raise BadUsage(f"no preset {name!r}; known: {', '.join(presets)}")
@@ -85,6 +97,7 @@ def preset_of(words: Sequence[str], presets: dict[str, Any], default: str = "def
 
 
 def method_help() -> str:
+    """Lists the methods and their options, for the help of a verb."""
     from pocketcnn.methods import METHODS
 
     lines = ["Methods and their options:"]
@@ -95,6 +108,7 @@ def method_help() -> str:
 
 
 def data_help() -> str:
+    """Lists the built-in data sets, for the help of a verb."""
     from pocketcnn.data import BUILT_IN
 
     return "Built in: " + "; ".join(f"{name} ({what})" for name, what in BUILT_IN.items())

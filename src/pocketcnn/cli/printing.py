@@ -1,4 +1,4 @@
-"""What verbs print: tables that are redrawn, numbers, messages, exit codes."""
+"""Output of the verbs: tables, sizes, log messages and exit codes."""
 
 import contextlib
 import logging
@@ -9,27 +9,25 @@ from typing import Any
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
-def call_in_words(method: str, options: Any) -> str:
-    """A method with its options, as on a command line."""
-    return ":".join(filter(None, (method, ",".join(f"{key}={value}" for key, value in options.items()))))
-
-
 def size_in_words(input_size: Sequence[int]) -> str:
+    """The size of an image: `3x32x32`."""
     return "x".join(map(str, input_size))
 
 
 def with_commas(value: Any) -> str:
+    """A count with commas between thousands; anything else as it is."""
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 class _StderrHandler(logging.Handler):
-    """Prints to whatever stderr is now, so that messages appear above a live table."""
+    """Prints to the current `sys.stderr`, which a live table redirects so that messages appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 def log_to_stderr(debug: bool) -> None:
+    """Sends the library's log messages to stderr, with `debug` also those for debugging."""
     logger = logging.getLogger("pocketcnn")
     if not logger.handlers:
         logger.addHandler(_StderrHandler())
@@ -38,7 +36,10 @@ def log_to_stderr(debug: bool) -> None:
 
 @contextlib.contextmanager
 def live_table() -> Iterator[Callable[[Any, str], None]]:
-    """A table that is redrawn as rows arrive on a terminal, and a line a row elsewhere."""
+    """A table that grows while rows arrive: redrawn on a terminal, elsewhere one line for each row.
+
+    Yields a function that shows the rows so far under a title.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -61,7 +62,7 @@ def live_table() -> Iterator[Callable[[Any, str], None]]:
 
 
 def print_table(summaries: Any) -> None:
-    """The final table: drawn on a terminal, Markdown elsewhere."""
+    """Prints the final table: drawn on a terminal, as Markdown elsewhere."""
     from pocketcnn.report import markdown
 
     if sys.stdout.isatty():

@@ -1,5 +1,5 @@
-"""One door to images: `load("digits" | hub id | folder)` gives decoded train, validation and test splits; `open_stream`
-gives those of a folder that does not fit in memory."""
+"""Data sets of images. `load("digits" | hub id | folder)` gives decoded train, validation and test splits;
+`open_stream` gives splits of a folder that does not fit in memory."""
 
 from pocketcnn.data.augment import Augmentation, augment, shrink
 from pocketcnn.data.decode import read_image

@@ -1,4 +1,4 @@
-"""Random shifts, mirror images and cut-outs, drawn for a whole batch at once."""
+"""Random changes to training images: shifts, mirror images and cut-outs of a batch, random crops, and smaller sizes."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images."""
+    """Random changes made to training images."""
 
     crop: int = 0
-    """Images are shifted by up to this many pixels on each axis; what enters is black."""
+    """Largest shift on each axis, in pixels; the pixels that enter are black."""
     flip: bool = False
-    """Whether images are mirrored left to right, each with probability 1/2."""
+    """Mirrors images left to right, each with probability 1/2."""
     cutout: int = 0
-    """Side in pixels of a black square put at a random place; 0 for none."""
+    """Side in pixels of a black square at a random place; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.crop < 0 or self.cutout < 0:
@@ -33,9 +33,9 @@ _WRITING = ("mnist", "svhn", "digit", "letter", "omniglot")  # never mirrored
 
 
 def default_augmentation(family: str, size: int) -> Augmentation:
-    """What suits a data set, by its name: writing is shifted but never mirrored; all else is taken for photos.
+    """Chooses an augmentation by the data set's name: images of writing are shifted but never mirrored.
 
-    Photos are shifted by an eighth of their side and mirrored.
+    All other images are treated as photos: shifted by up to an eighth of their side, and mirrored.
     """
     family = family.lower().replace("_", "-")
     if any(word in family for word in _WRITING):
@@ -44,16 +44,16 @@ def default_augmentation(family: str, size: int) -> Augmentation:
 
 
 def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, part: int = 0, parts: int = 1) -> Tensor:
-    """Augments a batch, or one of the equal parts that several devices share it out in.
+    """Augments a batch, or one of the equal parts into which several devices divide a batch.
 
     Args:
         images: [batch, channels, height, width], any dtype, on any device.
-        how: what is done.
-        generator: on the CPU, so that a seed means the same on every device.
-        part: which part of the batch these images are, from 0.
-        parts: how many; the draws are those of the whole batch, so that sharing it out changes nothing.
+        how: the changes to make.
+        generator: a generator on the CPU, so that a seed means the same on every device.
+        part: index of this part of the batch, from 0.
+        parts: number of parts; random numbers are drawn for the whole batch, so that dividing it changes nothing.
     Returns:
-        A new batch of the same shape; the same one where there is nothing to do.
+        A new batch of the same shape, or `images` itself if there is nothing to do.
     Cost: one gather for the crop, one for the flip.
     """
     batch, _, height, width = images.shape
@@ -68,7 +68,7 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, pa
         columns = torch.where(mirrored, torch.arange(width - 1, -1, -1), torch.arange(width)) + shift[1]
         padded = F.pad(images, (how.crop,) * 4)
         image = torch.arange(batch, device=device)[:, None, None]
-        # Advanced indices around a slice move to the front: [batch, height, width, channels], which is channels-last.
+        # Advanced indices around a slice move to the front: [batch, height, width, channels], that is channels-last.
         images = padded[image, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]].permute(0, 3, 1, 2)
     if how.cutout:
         centre = torch.rand(2, whole, 1, generator=generator)[:, own] * torch.tensor([height, width])[:, None, None]
@@ -82,27 +82,27 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, pa
 
 
 def shrink(images: Tensor, share: float) -> Tensor:
-    """Images of a smaller side, each pixel the mean of what it covers.
+    """Makes images smaller; each new pixel is the mean of the pixels that it covers.
 
     Args:
         images: [batch, channels, height, width], any dtype.
-        share: of the sides that is left, in (0, 1].
+        share: new side over old side, in (0, 1].
     Returns:
-        float32, of the same values.
+        float32 images with the same range of values.
     """
     size = [max(1, round(share * side)) for side in images.shape[2:]]
     return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
 
 
 def random_crop(pixels: np.ndarray, size: int, min_area: float, random: np.random.Generator) -> np.ndarray:
-    """A random part of an image, brought to a square.
+    """Cuts a random part out of an image and resizes it to a square.
 
     Args:
         pixels: [channels, height, width], uint8.
         size: side of the result, in pixels.
-        min_area: least share of the image's area; the share is uniform from there to 1, and width over height is
-            log-uniform from 3/4 to 4/3. Where no such part fits after ten draws, the last one is cut to the image.
-        random: what is drawn from.
+        min_area: smallest part, as a share of the image's area. The share is uniform from `min_area` to 1, and width
+            over height is log-uniform from 3/4 to 4/3. If none of ten draws fits, the last is cut to the image.
+        random: random number generator.
     Returns:
         [channels, size, size], uint8.
     Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015, section 6.

@@ -1,4 +1,4 @@
-"""Encoded images to uint8 pixels: upright, opaque, of one size and one kind of colours."""
+"""Decoding of images to uint8 pixels: upright, opaque, of one size, all grey or all RGB."""
 
 import io
 import logging
@@ -21,16 +21,24 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read; see `load`."""
+    """Options for reading images; see `load`."""
 
     image_size: int | None = None
     channels: int | None = None
     skip_bad: bool = False
 
 
+def check_shape(image_size: int | None, channels: int | None) -> None:
+    """Checks the side in pixels and the number of channels that a user asks for."""
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 or 3, not {channels}")
+
+
 @dataclass(frozen=True)
 class RawImage:
-    """An encoded image, where it was found, and its label."""
+    """An encoded image, the place where it was found, and its label."""
 
     where: str
     content: bytes | Path | None
@@ -40,11 +48,21 @@ class RawImage:
 def decode_all(
     raw: Iterable[RawImage], reading: Reading, expected: np.ndarray | None = None
 ) -> tuple[list[np.ndarray], list[Any], int]:
-    """Pixels [channels, height, width] and labels of all images that decode, and how many did not."""
+    """Decodes images, all of one shape.
+
+    Args:
+        raw: the encoded images.
+        reading: options for reading.
+        expected: an image with the shape that all others must have; the first one by default.
+    Returns:
+        Pixels [channels, height, width] and labels of the images that could be decoded, and the number of the others.
+    Raises:
+        BadImage: an image that differs in shape, or that cannot be decoded unless bad images are skipped.
+    """
     pixels, labels, skipped = [], [], 0
-    stream = iter(raw)
+    remaining = iter(raw)
     with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(stream, 2048)):
+        while chunk := list(islice(remaining, 2048)):
             for item, result in zip(chunk, pool.map(lambda item: decode_image(item, reading), chunk), strict=True):
                 if isinstance(result, BadImage):
                     if not reading.skip_bad:
@@ -62,6 +80,7 @@ def decode_all(
 
 
 def _difference(found: tuple[int, ...], first: tuple[int, ...]) -> str:
+    """Tells how the shape of an image differs from that of the first one, and how to unify them."""
     colours = {1: "grey", 3: "RGB"}
     if found[0] != first[0]:
         return (
@@ -70,11 +89,12 @@ def _difference(found: tuple[int, ...], first: tuple[int, ...]) -> str:
         )
     return (
         f"{found[1]} x {found[2]} pixels, but the images before are {first[1]} x {first[2]} (height x width); "
-        "pass image_size= to bring all to one size"
+        "pass image_size= to bring all of them to one size"
     )
 
 
 def decode_image(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
+    """Decodes an image to [channels, height, width]; returns, not raises, the error if it cannot be decoded."""
     image_module = optional_import("PIL.Image", extra="train", purpose="decoding images")
     try:
         if item.content is None:
@@ -97,7 +117,7 @@ def decode_image(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
 
 
 def _upright_and_opaque(image: Any, image_module: Any) -> Any:
-    """Turned as its camera was held, on white where it is transparent, and of 8 bits where it had 16."""
+    """Turns an image upright, lays a transparent one on white, and reduces 16 bits to 8."""
     operations = optional_import("PIL.ImageOps", extra="train", purpose="decoding images")
     image = operations.exif_transpose(image)
     if image.mode.startswith("I;16"):
@@ -111,19 +131,22 @@ def _upright_and_opaque(image: Any, image_module: Any) -> Any:
 
 
 def read_images(folder: Path, reading: Reading) -> tuple[torch.Tensor, int]:
-    """All image files below a folder as uint8 [n, channels, height, width], in the order of their names, and how many did
-    not decode."""
+    """Decodes all image files below a folder, in the order of their names.
+
+    Returns:
+        uint8 [n, channels, height, width], and the number of files that could not be decoded.
+    """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     pixels, _, skipped = decode_all((RawImage(str(file), file, None) for file in files), reading)
     return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, dtype=torch.uint8), skipped
 
 
 def read_image(path: str | Path, *, image_size: int | None = None, channels: int | None = None) -> torch.Tensor:
-    """One image file as uint8, [channels, height, width].
+    """Reads an image file as uint8, [channels, height, width].
 
     Args:
-        path: of the file.
-        image_size: side in pixels it is brought to, by its shorter side and a crop of the centre.
+        path: path of the file.
+        image_size: side in pixels; the image is resized by its shorter side and cropped in the centre.
         channels: 1 or 3 converts to grey or RGB.
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,4 +1,4 @@
-"""Labels to classes, one pile of images to splits, and what tells two data sets apart."""
+"""Labels to classes, images to splits, and two summaries of the images: their moments and a fingerprint."""
 
 import hashlib
 from typing import Any
@@ -9,25 +9,31 @@ from torch import Tensor
 from pocketcnn.data.sets import Images
 from pocketcnn.errors import BadData
 
-TEST_FRACTION = 0.2  # of a source that has no test split, drawn with a seed of its own
+TEST_FRACTION = 0.2  # share of the images that become the test split if the source has none, by a fixed seed
 
 
-def check_labels(name: str, train: Images, classes: tuple[str, ...], least: int) -> None:
-    """Checks that there are classes, and images of each for every split that is taken from them."""
+def check_fraction(validation: float) -> None:
+    """Checks the fraction of the images that a user sets aside for validation."""
+    if not 0 < validation < 1:
+        raise ValueError(f"validation must be a fraction between 0 and 1, not {validation}")
+
+
+def check_labels(name: str, labels: Tensor, classes: tuple[str, ...], least: int) -> None:
+    """Checks that there are at least two classes, and at least `least` training images of each."""
     if len(classes) < 2:
         raise BadData(f"{name}: only one class ({', '.join(classes)}); a classifier needs at least two")
-    counts = torch.bincount(train.labels, minlength=len(classes))
+    counts = torch.bincount(labels, minlength=len(classes))
     if empty := [classes[i] for i in (counts == 0).nonzero().flatten().tolist()]:
         raise BadData(f"{name}: no training images of class {empty[0]!r}; add some or remove the class")
     if int(counts.min()) < least:
         few = classes[int(counts.argmin())]
         raise BadData(
-            f"{name}: class {few!r} has {int(counts.min())} images; a class needs at least {least}, one a split"
+            f"{name}: class {few!r} has {int(counts.min())} images; a class needs at least {least}, one for each split"
         )
 
 
 def divided(images: Images, fraction: float, *, seed: int) -> tuple[Images, Images]:
-    """Divides images in two, class by class, so that small classes are in both parts."""
+    """Divides images into two parts, class by class, so that both parts hold images of every class."""
     generator = torch.Generator().manual_seed(seed)
     second = torch.zeros(len(images), dtype=torch.bool)
     for label in images.labels.unique():
@@ -39,17 +45,17 @@ def divided(images: Images, fraction: float, *, seed: int) -> tuple[Images, Imag
 
 
 def fingerprint_of(*splits: Images) -> str:
-    """Of all pixels and labels, so that the same images elsewhere are the same data."""
-    found = hashlib.sha256()
+    """Hashes all pixels and labels, so that the same images stored elsewhere have the same fingerprint."""
+    digest = hashlib.sha256()
     for split in splits:
         for tensor in (split.images, split.labels):
-            found.update(repr(tuple(tensor.shape)).encode())
-            found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def moments_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of values scaled to [0, 1], exactly, by counting values."""
+    """Mean and standard deviation of each channel, with values scaled to [0, 1]; exact, by counting values."""
     means, stds = [], []
     values = torch.arange(256, dtype=torch.float64) / 255
     for channel in range(images.shape[1]):
@@ -62,17 +68,18 @@ def moments_of(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def is_label(label: Any) -> bool:
+    """Tells a label from the two values that stand for a missing one: none and -1."""
     return label is not None and label != -1
 
 
 def class_index(
     label: str, train: list[Any], test: list[Any], classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """The classes' names, and which class each label found in the files stands for."""
+    """Names of the classes, and the index of the class that each label in the files stands for."""
     if missing := sum(not is_label(value) for value in train):
         raise BadData(f"{label}: {missing} of {len(train)} training images have no label (none, or -1)")
     if strange := next((value for value in (*train, *test) if not isinstance(value, int | str)), None):
-        raise BadData(f"{label}: label {strange!r} is neither a whole number nor a text; one class an image is wanted")
+        raise BadData(f"{label}: label {strange!r} is neither a whole number nor a text; give each image one class")
     if classes is None:
         known = sorted(set(train))
         classes, index = tuple(map(str, known)), {value: number for number, value in enumerate(known)}

@@ -1,4 +1,4 @@
-"""What a data set is in memory: images, labels, splits, and what normalises them."""
+"""A data set in memory: images, labels, splits, and the mean and deviation that normalise the images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Images:
         return len(self.labels)
 
     def __getitem__(self, which: Any) -> tuple[Tensor, Tensor]:
-        """An image, or those of a slice or a tensor of numbers, and the labels."""
+        """Images and labels by an index, a slice or a tensor of indices."""
         return self.images[which], self.labels[which]
 
     @property
@@ -40,23 +40,23 @@ class Images:
         return channels, height, width
 
     def steps(self, batch_size: int, world: int = 1) -> int:
-        """Training steps of an epoch on `world` devices: what does not fill a batch on all of them is left out."""
+        """Training steps of an epoch on `world` devices; images that do not fill a batch on all are left out."""
         return max(1, len(self) // (batch_size * world))
 
     def batches(
         self, batch_size: int, *, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch of training, for one of `world` devices, from step `start` on.
+        """One device's batches of a training epoch, from step `start` on.
 
         Together the devices see the batches that one device would see with `world` times the batch size.
 
         Args:
-            batch_size: images per step and device; less where the devices' shares are smaller.
-            seed: of the order.
-            epoch: which has an order of its own.
-            start: steps that are left out.
-            rank: which device this is.
-            world: how many there are.
+            batch_size: images per step and device; fewer if a device's share of the split is smaller.
+            seed: seed of the order.
+            epoch: number of the epoch; each has an order of its own.
+            start: number of steps to leave out.
+            rank: index of this device.
+            world: number of devices.
         """
         order = torch.randperm(len(self), generator=generator_of(seed, epoch))
         batch = min(batch_size, len(self) // world)
@@ -66,25 +66,25 @@ class Images:
             yield self[chosen]
 
     def in_order(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images from first to last in batches, each on one of `world` devices."""
+        """One device's batches of all images in order; each image goes to one of `world` devices."""
         own = torch.arange(rank, len(self), world)
         for chosen in own.split(batch_size):
             yield self[chosen]
 
     def sample(self, count: int) -> "Images":
-        """About `count` images, evenly from first to last."""
+        """About `count` images, evenly spaced from first to last."""
         every = max(1, len(self) // count)
         return Images(*self[::every])
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set ready for training: three splits, the classes' names, and what normalises the images.
+    """A data set ready for training: three splits, class names, and the mean and deviation that normalise the images.
 
     A split is `Images` in memory, or a `Stream` that is decoded while it is read. `mean` and `std` are per channel, of
-    training images scaled to [0, 1]. `augmentation` suits the images. `test` is for the very end of a training; choices
-    are made on `validation`. `skipped` counts images that could not be decoded. `fingerprint` changes when the images, the
-    labels or the splits do.
+    training images scaled to [0, 1]. `augmentation` suits the images. Make choices on `validation`; use `test` only at
+    the very end of a training. `skipped` counts images that could not be decoded. `fingerprint` changes when the
+    images, the labels or the splits change.
     """
 
     name: str
@@ -99,7 +99,7 @@ class DataSet:
     skipped: int = 0
 
     def __deepcopy__(self, memo: Any) -> "DataSet":
-        return self  # it does not change, and is large
+        return self  # immutable and large
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -108,6 +108,6 @@ class DataSet:
 
 
 def generator_of(*where: int) -> torch.Generator:
-    """Random numbers of their own for each place: seed, epoch, step."""
-    words = (len(where), *where)  # without the length, zeros at the end would tell nothing apart
+    """Makes a random generator for a place such as (seed, epoch, step); each place has its own random numbers."""
+    words = (len(where), *where)  # without the length, zeros at the end would make no difference
     return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))

@@ -1,37 +1,32 @@
-"""Where images come from: scikit-learn's digits, the hub, parquet folders, class folders. Each decodes to uint8 once."""
+"""Sources of labelled images: scikit-learn's digits, the hub, parquet folders and class folders."""
 
 import abc
-import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from pocketcnn.data import sources
 from pocketcnn.data.decode import SUFFIXES, RawImage, Reading, decode_all
 from pocketcnn.data.dividing import class_index, is_label
-from pocketcnn.data.sets import BUILT_IN
+from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.errors import BadData, UnknownData
 from pocketcnn.support.optional import optional_import
 
-if TYPE_CHECKING:
-    from pocketcnn.data.sets import Images
-
-
-_log = logging.getLogger(__name__)
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "testing")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A source read whole; `test` is None where it has none."""
+    """The decoded images of a source; `test` is None if it has no test split."""
 
-    train: "Images"
-    test: "Images | None"
+    train: Images
+    test: Images | None
     classes: tuple[str, ...]
     skipped: int
 
@@ -43,16 +38,14 @@ class AbstractSource(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> list[Any]:
-        """Changes when the files do."""
+        """Describes the files as JSON values that change when a file changes."""
 
     @abc.abstractmethod
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
-        """Encoded images by split name, and the classes' names where labels are their indices."""
+        """Encoded images by split name, and the class names if labels are indices of them."""
 
     def decode(self, reading: Reading) -> Decoded:
         """Reads and decodes all training and test images."""
-        from pocketcnn.data.sets import Images
-
         splits, classes = self.splits()
         train_name = next((name for name in TRAIN_NAMES if name in splits), None)
         if train_name is None:
@@ -60,7 +53,7 @@ class AbstractSource(abc.ABC):
         images, labels, skipped = decode_all(splits[train_name], reading)
         if not images:
             raise BadData(f"{self.label}: no images in {train_name!r}")
-        # Public test splits sometimes come without labels; then the validation split is the one to report.
+        # Some public test splits have no labels; then the validation split takes their place.
         test_images: list[np.ndarray] = []
         test_labels: list[Any] = []
         for name in (name for name in TEST_NAMES if name in splits):
@@ -71,26 +64,26 @@ class AbstractSource(abc.ABC):
             test_images, test_labels = [], []
         classes, index = class_index(self.label, labels, test_labels, classes)
 
-        def collect(pixels: list[np.ndarray], values: list[Any]) -> "Images":
-            return Images(torch.from_numpy(np.stack(pixels)), torch.tensor([index[v] for v in values]))
+        def collect(pixels: list[np.ndarray], values: list[Any]) -> Images:
+            return Images(torch.from_numpy(np.stack(pixels)), torch.tensor([index[value] for value in values]))
 
-        return Decoded(
-            collect(images, labels), collect(test_images, test_labels) if test_images else None, classes, skipped
-        )
+        test = collect(test_images, test_labels) if test_images else None
+        return Decoded(collect(images, labels), test, classes, skipped)
 
 
 class ClassFolders(AbstractSource):
-    """A folder of class folders of images, or of `train` and `test` folders of them."""
+    """A folder of class folders of images, or of `train` and `test` folders that hold class folders."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.label = root, root.resolve().name
         folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
-        splits = (*TRAIN_NAMES, *TEST_NAMES)  # a folder of images with such a name is a class
+        splits = (*TRAIN_NAMES, *TEST_NAMES)  # a folder with one of these names that holds images is a class
         named = {n: f for n, f in folders.items() if n in splits and any(inner.is_dir() for inner in f.iterdir())}
         self.roots = named if any(name in named for name in TRAIN_NAMES) else {"train": root}
         self.files = {split: self._scan(folder) for split, folder in self.roots.items()}
 
     def _scan(self, folder: Path) -> list[tuple[str, Path]]:
+        """Class name and path of every image file of a split."""
         classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
         if not classes:
             loose = sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
@@ -119,7 +112,7 @@ class ClassFolders(AbstractSource):
 
 
 class ParquetFolder(AbstractSource):
-    """A folder of parquet files in the hub's image schema; file names tell the splits, as on the hub."""
+    """A folder of parquet files in the hub's image schema; as on the hub, file names tell the splits."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.label = root, root.resolve().name
@@ -127,24 +120,31 @@ class ParquetFolder(AbstractSource):
     def fingerprint(self) -> list[Any]:
         return [_stat(file) for file in sorted(self.root.rglob("*.parquet"))]
 
-    def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
+    def split_files(self) -> dict[str, list[str]]:
+        """Paths of the parquet files, by split name."""
         datasets = optional_import("datasets", extra="train", purpose="reading parquet files")
         with without_bars(datasets):
             found = datasets.load_dataset_builder(str(self.root.resolve())).config.data_files
-            splits: dict[str, Iterable[RawImage]] = {}
-            classes = None
-            for split, files in found.items():
-                rows = []
+        return {str(split): [str(file) for file in files] for split, files in found.items()}
+
+    def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
+        datasets = optional_import("datasets", extra="train", purpose="reading parquet files")
+        splits: dict[str, Iterable[RawImage]] = {}
+        classes = None
+        with without_bars(datasets):
+            for split, files in self.split_files().items():
+                images = []
                 for file in files:
                     try:
-                        rows.append(datasets.load_dataset("parquet", data_files=file, split="train", streaming=True))
-                        columns = columns_of(rows[-1].features, file)
+                        rows = datasets.load_dataset("parquet", data_files=file, split="train", streaming=True)
+                        columns = columns_of(rows.features, file)
                     except BadData:
                         raise
-                    except Exception as error:
+                    except Exception as error:  # parsers raise many kinds
                         raise BadData(f"{file}: not readable as parquet ({error}); copy it again") from error
-                classes = classes or columns[2]
-                splits[str(split)] = _chain(_rows(row, file, columns) for row, file in zip(rows, files, strict=True))
+                    classes = classes or columns[2]
+                    images.append(_rows(rows, file, columns))
+                splits[split] = chain.from_iterable(images)
         return splits, classes
 
 
@@ -155,7 +155,7 @@ class HubDataSet(AbstractSource):
         self.id, self.label = id, id.replace("/", "--")
 
     def fingerprint(self) -> list[Any]:
-        return [self.id]  # what is published under an id is taken not to change
+        return [self.id]  # assumes that what is published under an id does not change
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
         datasets = optional_import("datasets", extra="train", purpose="reading the hub")
@@ -163,15 +163,12 @@ class HubDataSet(AbstractSource):
             with without_bars(datasets):
                 found = datasets.load_dataset(self.id, streaming=True)
         except datasets.exceptions.DatasetNotFoundError as error:
-            from pocketcnn.data.sets import BUILT_IN
-
-            raise UnknownData(
-                self.id, BUILT_IN, "The Hugging Face hub has none of that name that is open to you."
-            ) from error
+            hint = "The Hugging Face hub has no data set of that name that you can access."
+            raise UnknownData(self.id, BUILT_IN, hint) from error
         except Exception as error:  # network, permissions, formats
             raise BadData(
-                f"{self.id}: the Hugging Face hub did not give it ({type(error).__name__}); check the network and the "
-                "name, or pass a folder with its parquet files"
+                f"{self.id}: cannot be loaded from the Hugging Face hub ({type(error).__name__}); check the network "
+                "and the name, or pass a folder with its parquet files"
             ) from error
         columns = {split: columns_of(rows.features, f"{self.id}/{split}") for split, rows in found.items()}
         splits = {split: _rows(rows, f"{self.id}/{split}", columns[split]) for split, rows in found.items()}
@@ -179,9 +176,7 @@ class HubDataSet(AbstractSource):
 
 
 def read_digits(reading: Reading) -> Decoded:
-    """scikit-learn's digits: 8x8 pixels of 17 grey levels, spread over 0 to 255."""
-    from pocketcnn.data.sets import Images
-
+    """Reads scikit-learn's digits: 8x8 pixels of 17 grey levels, spread over 0 to 255."""
     sklearn = optional_import("sklearn.datasets", extra="train", purpose="the digits data set")
     digits = sklearn.load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
@@ -192,35 +187,30 @@ def read_digits(reading: Reading) -> Decoded:
         images = resized.round().to(torch.uint8)
     if reading.channels == 3:
         images = images.expand(-1, 3, -1, -1).contiguous()
-    return Decoded(
-        Images(images, torch.from_numpy(digits.target.astype(np.int64))), None, tuple(map(str, range(10))), 0
-    )
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    return Decoded(Images(images, labels), None, tuple(map(str, range(10))), 0)
 
 
 def _stat(file: Path) -> list[Any]:
+    """Path, size and time of change of a file."""
     found = file.stat()
     return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
-def without_bars(datasets: Any):
-    """No progress bars from the reader; ours says what is going on."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def quiet() -> Iterator[None]:
-        was_on = datasets.utils.logging.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            if was_on:
-                datasets.enable_progress_bars()
-
-    return quiet()
+@contextmanager
+def without_bars(datasets: Any) -> Iterator[None]:
+    """Hides the progress bars of the package `datasets`; ours shows the progress."""
+    was_on = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_on:
+            datasets.enable_progress_bars()
 
 
 def columns_of(features: Any, where: str) -> tuple[str, str, tuple[str, ...] | None]:
-    """Image column, label column and the classes' names, where the schema has them."""
+    """Image column, label column, and the class names if the schema has them."""
     features = features or {}
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     image = next((n for n, kind in kinds.items() if kind == "Image"), None)
@@ -228,7 +218,7 @@ def columns_of(features: Any, where: str) -> tuple[str, str, tuple[str, ...] | N
         (n for n, kind in kinds.items() if kind == "ClassLabel"), None
     )
     if image is None:
-        raise BadData(f"{where}: no image column; its columns are {', '.join(kinds) or 'unknown'}")
+        raise BadData(f"{where}: no column of images; its columns are {', '.join(kinds) or 'unknown'}")
     if label is None:
         raise BadData(
             f"{where}: labels are missing: none of its columns {', '.join(kinds)} is called "
@@ -239,6 +229,7 @@ def columns_of(features: Any, where: str) -> tuple[str, str, tuple[str, ...] | N
 
 
 def _rows(rows: Any, where: str, columns: tuple[str, str, Any]) -> Iterator[RawImage]:
+    """Encoded images of a streamed table, with their labels."""
     datasets = optional_import("datasets", extra="train", purpose="reading images")
     fsspec = optional_import("fsspec", extra="train", purpose="reading images")
     image, label, _ = columns
@@ -247,7 +238,7 @@ def _rows(rows: Any, where: str, columns: tuple[str, str, Any]) -> Iterator[RawI
         for number, row in enumerate(stream):
             cell = row[image] or {}
             path, content = cell.get("path"), cell.get("bytes")
-            if content is None and path:  # folders of images come as addresses, on the hub too
+            if content is None and path:  # a folder of images gives paths or URLs, also on the hub
                 with fsspec.open(path, "rb") as file:
                     content = file.read()
             yield RawImage(f"{where} row {number}{f' ({path})' if path else ''}", content, row[label])
@@ -255,19 +246,16 @@ def _rows(rows: Any, where: str, columns: tuple[str, str, Any]) -> Iterator[RawI
         raise BadData(f"{where}: damaged or cut short ({error}); copy it again") from error
 
 
-def _chain(parts: Iterable[Iterator[RawImage]]) -> Iterator[RawImage]:
-    for part in parts:
-        yield from part
-
-
-def find_source(name: str) -> "sources.AbstractSource":
+def find_source(name: str) -> AbstractSource:
+    """The source that a name stands for: a folder, a built-in data set on the hub, or a hub id."""
     folder = Path(name)
     if folder.is_dir():
-        return sources.ParquetFolder(folder) if any(folder.rglob("*.parquet")) else sources.ClassFolders(folder)
+        return ParquetFolder(folder) if any(folder.rglob("*.parquet")) else ClassFolders(folder)
     if folder.is_file():
-        raise BadData(f"{name}: a file; a data set is a folder of parquet files or of class folders, or a hub id")
+        raise BadData(f"{name}: a file; give a folder of parquet files or of class folders, or a hub id")
     if name in BUILT_IN:
-        return sources.HubDataSet(BUILT_IN[name])
+        return HubDataSet(BUILT_IN[name])
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UnknownData(name, BUILT_IN, "A folder or a hub id 'owner/name' is taken too; there is no such folder.")
-    return sources.HubDataSet(name)
+        hint = "A folder or a hub id 'owner/name' is accepted too, but there is no such folder."
+        raise UnknownData(name, BUILT_IN, hint)
+    return HubDataSet(name)

@@ -1,1 +1,1 @@
-"""Many runs under one recipe: comparisons, searches, published tables, timings."""
+"""Experiments of many runs: comparisons, searches, published tables, timings."""

@@ -1,4 +1,4 @@
-"""Training many nets under one recipe, each with several seeds, next to the plain net and plain nets of equal size."""
+"""Training many nets with the same settings, each with several seeds, beside plain nets of full and of equal size."""
 
 import dataclasses
 import logging
@@ -25,26 +25,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison left: the results in the order of the table, and what diverged."""
+    """The outcome of a comparison: the results in the order of the table, and a message for each run that diverged."""
 
     results: list[dict[str, Any]]
     failures: list[str]
-    speeds: dict[str, dict[str, float]]  # by label, as measure_speeds leaves them
+    speeds: dict[str, dict[str, float]]  # by label, as `measure_speeds` returns them
 
 
 def net_specs(
     models: Sequence[str], methods: Sequence[str], model_options: Mapping[str, Any], *, equal_size: bool
 ) -> list[NetSpec]:
-    """The rows of a comparison, each small net followed by its rival; every one is built once, so that mistakes show
-    before anything is trained.
+    """Makes the rows of a comparison, each small net followed by its rival: the plain net of equal size.
+
+    Every net is built once, so that mistakes show before anything is trained.
 
     Args:
         models: names of plain nets.
         methods: `plain` and methods with options, as `parse_method` takes them.
         model_options: for `create_model`.
-        equal_size: add for each small net the plain net of equal stored numbers.
+        equal_size: add for each small net its rival, the plain net narrowed to as many stored parameters.
     Raises:
-        UnknownModel: or any other error of `create_model` and `condense`.
+        ValueError: no models or no methods, or a recipe among the models.
+        UnknownModel: no net of that name; likewise any other error of `create_model` and `condense`.
     """
     rows: list[NetSpec] = []
     if not models or not methods:
@@ -53,8 +55,8 @@ def net_specs(
         if model in RECIPES:
             recipe = RECIPES[model]
             raise ValueError(
-                f"{model} is a recipe, {recipe.base} condensed by {recipe.steps[0][0]}; a comparison takes plain nets in "
-                f"models and methods apart"
+                f"{model} is a recipe, {recipe.base} condensed by {recipe.steps[0][0]}; a comparison takes plain nets as "
+                "models, and methods separately"
             )
         for text in methods:
             method, options = parse_method(text)
@@ -66,15 +68,15 @@ def net_specs(
             if equal_size and method != PLAIN_METHOD:
                 width = width_of_size(model, count_params(net)[1], model_options)
                 rival = NetSpec(model, PLAIN_METHOD, {}, {**model_options, "width": width}, rival_of=spec.label)
-                if rival.label not in {row.label for row in rows}:  # nets of one size share their rival
+                if rival.label not in {row.label for row in rows}:  # nets of the same size share their rival
                     rows.append(rival)
     return rows
 
 
 def width_of_size(model: str, numbers: int, model_options: Mapping[str, Any]) -> float:
-    """The width at which a plain net stores about as many numbers (running statistics included) as asked for.
+    """Finds the width at which a plain net stores about as many numbers as asked for, running statistics included.
 
-    Widths are multiples of 1/256, up to 8; of the two nearest sizes the closer one wins.
+    Widths are multiples of 1/256, up to 8; the closer of the two nearest sizes wins.
     """
 
     def size(step: int) -> int:
@@ -85,7 +87,9 @@ def width_of_size(model: str, numbers: int, model_options: Mapping[str, Any]) ->
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) <= numbers else (low, middle)
-    return min((256, low, high), key=lambda step: abs(size(step) - numbers)) / 256  # of equal ones the plain net itself
+    return (
+        min((256, low, high), key=lambda step: abs(size(step) - numbers)) / 256
+    )  # if sizes are equal, the plain net itself
 
 
 def compare(
@@ -98,21 +102,23 @@ def compare(
     on_result: Callable[[list[dict[str, Any]]], None] = lambda results: None,
     **run: Any,
 ) -> Outcome:
-    """Trains every spec with every seed under one recipe; runs that are finished are read, not repeated.
+    """Trains every row with every seed and the same settings; finished runs are read, not repeated.
 
-    Precision, where `auto`, is measured for the first run and kept for all: it changes the numbers. The memory layout,
-    which does not, is measured for the first seed of each spec.
+    If precision is `auto`, it is measured for the first run and kept for all, because it changes results. The memory layout
+    does not change results; it is measured for the first seed of each row.
 
     Args:
-        data: what is trained and tested on.
-        rows: as `net_specs` makes them.
-        config: the recipe; its seed is the first one.
-        output: folder; each run gets one inside it, `comparison.json` says what was compared.
-        seeds: how many seeds.
+        data: the images to train and test on.
+        rows: nets, as `net_specs` makes them.
+        config: how every net is trained; its seed is the first one.
+        output: folder of `comparison.json`, which lists the rows, and of a folder for each run.
+        seeds: how many seeds each row gets.
         on_result: called with all results so far after each run.
-        **run: passed on to `fit`: devices, progress, ...
+        **run: further arguments of `fit`: devices, progress, ...
     Returns:
         The results, a message for each run that diverged, and speeds measured in turns at the end.
+    Raises:
+        ValueError: fewer than one seed, or two rows that would share a folder.
     """
     output = make_folder(Path(output))
     if seeds < 1:
@@ -155,5 +161,5 @@ def compare(
 
 
 def folder_of(output: Path, label: str) -> Path:
-    """Where in a comparison's folder the runs of a row are, a folder for each seed."""
+    """The folder of a row inside that of its comparison; it holds a folder for each seed."""
     return output / re.sub(r"[^\w.=,+-]+", "-", label)

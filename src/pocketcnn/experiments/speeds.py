@@ -1,4 +1,4 @@
-"""Nets of finished runs timed in turns."""
+"""Timing the nets of finished runs in turns."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,35 +19,35 @@ from pocketcnn.train.images import normalized
 
 
 def measure_speeds(
-    folders: Mapping[str, Path], data: DataSet, output: Path, *, rounds: int = 5
+    folders: Mapping[str, Path], data: DataSet | Mapping[str, DataSet], output: Path, *, rounds: int = 5
 ) -> dict[str, dict[str, float]]:
-    """Times the nets of finished runs in turns, so that a busy moment of the machine strikes all of them alike.
+    """Times the nets of finished runs in turns, so that a busy moment of the machine slows all of them alike.
 
-    Latency is that of one image in float32, with ordinary kernels wherever that is exact; where it depends on the image,
-    the mean over the test images. Training speed is that of
-    forward and backward passes of a batch, in the precision and layout of the run. Both are medians over the rounds, on the
-    first GPU where there is one.
+    Latency is that of one image in float32, with ordinary kernels wherever these are exact; if it depends on the image, it
+    is the mean over the test images. Training speed is that of forward and backward passes of a batch, in the precision and
+    layout of the run. Both are medians over the rounds, on the first GPU if there is one.
 
     Args:
-        folders: a finished run for each label.
-        data: what the runs trained on.
-        output: where `speed.json` is written.
+        folders: label -> folder of a finished run.
+        data: the data set that all runs were trained on, or label -> data set.
+        output: folder in which `speed.json` is written.
         rounds: how often each net is timed.
     Returns:
         For each label `latency_ms` and `train_images_per_second`.
     """
+    data_of = data if isinstance(data, Mapping) else dict.fromkeys(folders, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nets = {label: checkpoint.load(folder / MODEL, device=device) for label, folder in folders.items()}
     settings = {label: read_json(folder / CONFIG)["train"] for label, folder in folders.items()}
     served = {label: as_served(net) for label, net in nets.items()}
-    shares = {label: level_shares(net, data) for label, net in nets.items()}
+    shares = {label: level_shares(net, data_of[label]) for label, net in nets.items()}
     latencies: dict[str, list[float]] = {label: [] for label in nets}
     rates: dict[str, list[float]] = {label: [] for label in nets}
     for _ in range(rounds + 1):  # the first round warms up
         for label, net in nets.items():
-            latencies[label].append(_mean_latency(served[label], data.input_size, shares[label]))
+            latencies[label].append(_mean_latency(served[label], data_of[label].input_size, shares[label]))
             layout = LAYOUTS[settings[label]["channels_last"]]
-            images, labels = trial_batch(data, settings[label]["batch_size"], device)
+            images, labels = trial_batch(data_of[label], settings[label]["batch_size"], device)
             to_layout(net.train(), layout)
             seconds = step_seconds(
                 net, images.contiguous(memory_format=layout), labels, settings[label]["precision"] == "bfloat16"
@@ -65,7 +65,7 @@ def measure_speeds(
 
 
 def level_shares(net: nn.Module, data: DataSet) -> list[float]:
-    """How large a part of the test images lies at each level of a net whose cost depends on the image; else []."""
+    """The share of the test images at each level of a net whose cost depends on the image; [] for other nets."""
     gauge = gauge_of(net)
     if gauge is None:
         return []
@@ -74,7 +74,7 @@ def level_shares(net: nn.Module, data: DataSet) -> list[float]:
 
 
 def _mean_latency(net: nn.Module, input_size: tuple[int, ...], shares: Sequence[float]) -> float:
-    """Milliseconds for one image; the mean over the levels of a net by their shares."""
+    """Milliseconds for one image; for a net with levels, their mean weighted by `shares`."""
 
     def timed() -> float:
         return measure_latency(net, input_size, runs=10, warmup=2).median_ms

@@ -1,7 +1,7 @@
 """Trained nets as files that serve without this package: ONNX, dense or compact, torch.export and ExecuTorch.
 
-Every file is checked before it is written: it must compute what the net does, on ordinary images, on strange ones and in
-batches of several sizes. `docs/export.md` says what each format costs.
+Before a file is written, its outputs are compared with the net's: on ordinary images, on strange ones and in batches of
+several sizes. `docs/export.md` says what each format costs.
 """
 
 import copy
@@ -35,7 +35,7 @@ LARGE_BATCH = 17  # timed beside a single image
 
 @dataclass(frozen=True)
 class Speed:
-    """Median milliseconds of a batch, in turns with the net itself; `ratio` is the median of each turn's."""
+    """Median milliseconds of a batch, the file and the net in turns; `ratio` is the median of the turns' ratios."""
 
     batch: int
     file_ms: float
@@ -45,11 +45,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and what was found when it was checked.
+    """The file that was written, and how it compares with the net.
 
-    `differences` are the largest from the net's outputs, for each kind of images; `max_difference` is over those that are
-    images. `checkpoint_bytes` is the length of the net's model file without notes. Of a compact file `dense_bytes` is
-    what the dense one would take, and `dense` says that it would be smaller and was written instead.
+    `differences` holds, for each kind of input, the largest difference from the net's outputs; `max_difference` is the
+    largest over real images. `checkpoint_bytes` is the size of the net's model file without notes. With the format
+    `"onnx_compact"`, `dense_bytes` is the size of the dense file, and `dense` is true if that is no larger and was written
+    instead.
     """
 
     path: Path
@@ -65,7 +66,7 @@ class Exported:
 
     @property
     def max_difference(self) -> float:
-        """The largest over the batches of images."""
+        """The largest difference over the batches of images."""
         return max(value for name, value in self.differences.items() if name.startswith(("batch", "images")))
 
 
@@ -82,38 +83,33 @@ def export(
     images: Tensor | None = None,
     timed: bool = True,
 ) -> Exported:
-    """Writes a net to a file for serving, checked against the net itself; a file that disagrees is not written.
+    """Writes a net to a file for serving. The file is checked against the net, and not written if it disagrees.
 
-    The net in the file is in evaluation mode and float32. Layers that equal an ordinary convolution become one, with the
-    batch norms after them folded in; CondConv, involution and Global layers stay what they are.
+    The net in the file is in evaluation mode and float32. Layers that equal an ordinary convolution become one, and the
+    batch norms after them are folded in; CondConv, involution and Global layers keep their operations.
 
     Args:
         model: any net from images to one tensor; it is left alone.
         path: of the file, in a folder that exists.
-        format: `"onnx"`; `"onnx_compact"`, which stores the shared numbers once and has the graph compute where each
-            layer reads them; `"torch_export"`, a `.pt2` file; or `"executorch"`, a `.pte` file.
-        input_size: (channels, height, width) of an image; by default what the notes or the net say, else 3x32x32.
-        batch: images at once, always so many; by default any number, with ExecuTorch up to 32.
+        format: `"onnx"`; `"onnx_compact"`, which stores shared parameters once and has the graph compute where each layer
+            reads them; `"torch_export"`, a `.pt2` file; or `"executorch"`, a `.pte` file.
+        input_size: (channels, height, width) of an image; by default that of the notes or the net, else 3x32x32.
+        batch: the size of every batch; by default batches may have any size, with ExecuTorch up to 32.
         opset: ONNX's version, 18 to 23.
         entropy: in bits, as in `materialize`: a net whose depth depends on its images becomes the one that images of this
-            entropy see. By default such a net decides in the file, but there every image costs the full depth.
+            entropy see. By default the file chooses the depth for each image, but every image costs the full depth.
         notes: of the model file; classes, mean, std and input_size are kept in ONNX and `.pt2` files.
         images: more images [number, channels, height, width] to check with, normalised.
-        timed: whether file and net are timed.
+        timed: times the file and the net.
     Raises:
         ValueError: an argument out of range, or a size of images that the net does not take.
         CannotExport: the net cannot be traced, or the format has no counterpart for an operation; the layer is named.
-        Disagreement: what the file computes is not what the net does; it was not written.
-        CannotWrite: there is no such folder, or nothing can be written there.
+        Disagreement: the file's outputs differ from the net's; it was not written.
+        CannotWrite: the folder does not exist, or nothing can be written there.
         MissingExtra: the packages for the format are not installed.
     """
     path, notes = Path(path), dict(notes or {})
-    if format not in FORMATS:
-        raise ValueError(f"no format {format!r}; known: {', '.join(FORMATS)}")
-    if opset is not None and not format.startswith("onnx"):
-        raise ValueError(f"an opset is of ONNX; leave it out with format {format!r}")
-    if not path.parent.is_dir():
-        raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
+    _check_target(path, format, opset)
     size = _input_size(model, input_size, notes)
     notes["input_size"] = list(size)
     net = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval().requires_grad_(False)
@@ -121,7 +117,6 @@ def export(
     _check_output(net, size)
     wanted = net if entropy is None else materialize(net, entropy=entropy, partly=True)
     plain = materialize(net, entropy=entropy, fold_norm=True, input_size=size, partly=True)
-    batches = BATCHES if batch is None else (batch,)
     threads = torch.get_num_threads()
     most = executorch.LARGEST if format == "executorch" else None
     example = ordinary_images(batch or most or 2, size, notes)
@@ -129,7 +124,7 @@ def export(
     def program(served: nn.Module) -> Any:
         return trace(served, example, most, fixed=batch is not None)
 
-    dense_bytes, dense = None, False
+    dense_bytes = None
     if format == "executorch":
         content = executorch.to_executorch(program(plain))
         run = executorch.runner(content)
@@ -140,24 +135,45 @@ def export(
         opset = onnx.check_opset(opset)
         content = onnx.to_onnx(program(plain), opset, notes=notes)
         if format == "onnx_compact":
-            small = onnx.to_onnx(program(CompactNet(net, entropy, size)), opset, notes=notes, compact=True)
-            dense_bytes, dense = len(content), len(content) <= len(small)
-            content = content if dense else small
+            dense_bytes = len(content)
+            compact = onnx.to_onnx(program(CompactNet(net, entropy, size)), opset, notes=notes, compact=True)
+            content = min(content, compact, key=len)
         run = onnx.runner(content, threads)
-    found = differences(run, wanted, probes(size, notes, batches, images))
+    found = differences(run, wanted, probes(size, notes, BATCHES if batch is None else (batch,), images))
     speeds = tuple(_speed(run, net, ordinary_images(n, size, notes)) for n in _timed(batch) if timed)
     write_atomically(path, content)
+    written = len(content)
     return Exported(
-        path, format, len(content), serialized_bytes(model), dense_bytes, dense, opset, found, speeds, threads
+        path,
+        format,
+        written,
+        serialized_bytes(model),
+        dense_bytes,
+        dense_bytes == written,
+        opset,
+        found,
+        speeds,
+        threads,
     )
 
 
+def _check_target(path: Path, format: str, opset: int | None) -> None:
+    """Checks the arguments of `export` that say what is written where."""
+    if format not in FORMATS:
+        raise ValueError(f"no format {format!r}; known: {', '.join(FORMATS)}")
+    if opset is not None and not format.startswith("onnx"):
+        raise ValueError(f"only ONNX has an opset; leave it out with format {format!r}")
+    if not path.parent.is_dir():
+        raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
+
+
 def _timed(batch: int | None) -> tuple[int, ...]:
+    """The sizes of the batches that are timed."""
     return (1, LARGE_BATCH) if batch is None else (batch,)
 
 
 def _speed(run: Any, net: nn.Module, x: Tensor) -> Speed:
-    """A file against its net, with as many threads each."""
+    """Times a file and its net in turns, with the same number of threads."""
 
     def eager() -> None:
         with torch.inference_mode():
@@ -169,12 +185,13 @@ def _speed(run: Any, net: nn.Module, x: Tensor) -> Speed:
 
 
 def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The size of an image: the given one, else that of the notes, else that of the net, else 3x32x32."""
     channels, height, width = given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32)
     return channels, height, width
 
 
 def _check_output(net: nn.Module, size: tuple[int, int, int]) -> None:
-    """Checks that a net makes one tensor of an image of that size."""
+    """Checks that a net takes an image of that size and returns one tensor."""
     try:
         with torch.no_grad():
             y = net(torch.zeros(1, *size))
@@ -184,6 +201,6 @@ def _check_output(net: nn.Module, size: tuple[int, int, int]) -> None:
         ) from error
     if not isinstance(y, Tensor):
         raise CannotExport(
-            f"{type(net).__name__} returns a {type(y).__name__}, and files are made of nets that return one tensor; wrap "
-            "it in a module that picks one"
+            f"{type(net).__name__} returns a {type(y).__name__}, but only nets that return one tensor can be exported; "
+            "wrap it in a module that picks one"
         )

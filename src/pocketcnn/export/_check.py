@@ -1,4 +1,4 @@
-"""What every exported file must pass: the net's own outputs, on ordinary images and on strange ones."""
+"""The check that every exported file must pass: it gives the net's outputs, on ordinary images and on strange ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from pocketcnn.export._trace import quiet
 
 BATCHES = (1, 3, 17)
 TOLERANCE, STRANGE_TOLERANCE = 1e-5, 1e-4
-"""How far outputs may differ on images and on what is none: this, times the largest output of the batch where that is
-above 1."""
+"""The largest difference allowed on images, and on inputs that are no images: this, times the largest output of the batch
+where that is above 1."""
 _STRANGE = ("zeros", "black", "white", "large")
 
 Run = Callable[[Tensor], Tensor]
 
 
 def ordinary_images(count: int, input_size: tuple[int, int, int], notes: Mapping[str, Any]) -> Tensor:
-    """Random images [count, channels, height, width] of every degree of detail, normalised as the notes say.
+    """Draws random images [count, channels, height, width] of every degree of detail, normalised as the notes say.
 
-    They are noise of all sizes of spots and all contrasts, in 256 steps like decoded ones. Without notes they are
-    normalised to about mean 0 and deviation 1.
+    They are noise with spots of several sizes and several contrasts, in 256 steps like decoded images. Without notes
+    they are normalised to about mean 0 and deviation 1.
     """
     generator = torch.Generator().manual_seed(0)
     channels, *size = input_size
@@ -38,7 +38,7 @@ def ordinary_images(count: int, input_size: tuple[int, int, int], notes: Mapping
 
 
 def normalised(pixels: Tensor, notes: Mapping[str, Any]) -> Tensor:
-    """Images in [0, 1] as the net was trained to see them."""
+    """Normalises images in [0, 1] as in the net's training."""
     mean, std = (torch.tensor(notes.get(key, [number])) for key, number in (("mean", 0.5), ("std", 0.25)))
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
@@ -46,7 +46,7 @@ def normalised(pixels: Tensor, notes: Mapping[str, Any]) -> Tensor:
 def probes(
     input_size: tuple[int, int, int], notes: Mapping[str, Any], batches: Sequence[int], images: Tensor | None
 ) -> dict[str, Tensor]:
-    """The images that a file is tried on, by what they are."""
+    """The inputs that a file is checked on, by name."""
     found = {f"batch {count}": ordinary_images(count, input_size, notes) for count in batches}
     count = batches[-1]
     if images is not None:
@@ -64,12 +64,12 @@ def probes(
 
 
 def differences(run: Run, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest difference between what a file computes and what the net does, for each of some batches.
+    """Compares the outputs of a file with those of the net, and returns the largest difference for each batch.
 
-    Where the net overflows, as some do on what is no image, the file must too.
+    Where the net overflows, as some nets do on inputs that are no images, the file must overflow too.
 
     Raises:
-        Disagreement: it is more than `TOLERANCE` allows.
+        Disagreement: a difference is more than `TOLERANCE` allows.
     """
     found = {}
     for name, x in inputs.items():

@@ -1,4 +1,4 @@
-"""Writing a net down as the operations it runs, and saying which layer cannot be."""
+"""Tracing a net to the operations it runs, and finding the layer that cannot be traced."""
 
 import contextlib
 import logging
@@ -14,15 +14,15 @@ from pocketcnn.errors import CannotExport
 
 
 def trace(model: nn.Module, x: Tensor, most: int | None, *, fixed: bool) -> ExportedProgram:
-    """A net as a program, for batches of any size or of one.
+    """Traces a net to a program, for batches of any size or of one size.
 
     Args:
         model: in evaluation mode.
         x: images, at least two where the batch is not fixed.
-        most: the largest batch; None for any.
-        fixed: whether the program takes batches of the size of `x` only.
+        most: the largest batch; None for no limit.
+        fixed: makes a program that takes only batches of the size of `x`.
     Raises:
-        CannotExport: it cannot be traced; the message names the innermost layer that cannot be by itself.
+        CannotExport: it cannot be traced; the message names the innermost layer that cannot be traced by itself.
     """
     try:
         return _traced(model, (x,), None if fixed else Dim("batch", min=1, max=most))
@@ -30,20 +30,20 @@ def trace(model: nn.Module, x: Tensor, most: int | None, *, fixed: bool) -> Expo
         name, found = _culprit(model, (x,), fixed, error)
         layer = type(model.get_submodule(name)).__name__
         raise CannotExport(
-            f"{name or 'the net'} ({layer}): torch.export cannot trace it ({summary(found)}); nothing in a net may depend "
-            "on the values of its images, or on how many they are, but through tensor operations"
+            f"{name or 'the net'} ({layer}): torch.export cannot trace it ({summary(found)}); a net may depend on the "
+            "values and the number of its images only through tensor operations"
         ) from error
 
 
 def summary(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """The message of an error in one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}{'...' if len(words) > 200 else ''}"
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the exporters say of their own insides, and nets of images that are none: nobody can act on it."""
+    """Silences warnings on which nobody can act: of the exporters about themselves, of nets about inputs that are no images."""
     names = ("torch.onnx", "torch.export", "torch.fx", "torch.utils._pytree", "onnxscript", "pocketcnn.methods")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -62,14 +62,14 @@ def quiet() -> Iterator[None]:
 
 
 def _traced(module: nn.Module, arguments: tuple[Any, ...], batch: Any) -> ExportedProgram:
-    """A module as a program; every tensor among its arguments has the batch first."""
+    """Traces a module to a program; the first axis of every tensor among its arguments is the batch."""
     shapes = None if batch is None else tuple({0: batch} if isinstance(a, Tensor) else None for a in arguments)
     with quiet(), torch.no_grad():
         return torch.export.export(module, arguments, dynamic_shapes=shapes)
 
 
 def _culprit(model: nn.Module, arguments: tuple[Any, ...], fixed: bool, error: Exception) -> tuple[str, Exception]:
-    """The innermost module that runs but cannot be traced by itself, and why."""
+    """Finds the innermost module that runs but cannot be traced by itself, and the error."""
     name, module = "", model
     while True:
         for own, child in module.named_children():
@@ -86,7 +86,7 @@ def _culprit(model: nn.Module, arguments: tuple[Any, ...], fixed: bool, error: E
 
 
 def _given(module: nn.Module, child: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """What a child is given first when its parent runs; None if it is never called, or does not run by itself."""
+    """The arguments of a child's first call when its parent runs; None if it is never called or does not run by itself."""
     calls: list[tuple[Any, ...]] = []
     hook = child.register_forward_pre_hook(lambda _, given: calls.append(given))
     try:
@@ -95,7 +95,7 @@ def _given(module: nn.Module, child: nn.Module, arguments: tuple[Any, ...]) -> t
             hook.remove()
             if calls:
                 child(*calls[0])
-    except Exception:  # it needs what its parent holds out to it
+    except Exception:  # it needs a value that its parent provides
         return None
     finally:
         hook.remove()

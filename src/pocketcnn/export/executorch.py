@@ -1,6 +1,6 @@
 """Programs for phones and other small devices: `.pte` files, which ExecuTorch's runtime runs without Python.
 
-What XNNPACK has fast operators for goes there, where the package has it; the rest to ExecuTorch's portable ones.
+XNNPACK runs the operations that it has, if the package contains it; ExecuTorch's portable operators run the rest.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from pocketcnn.export._trace import quiet, summary
 from pocketcnn.support.optional import optional_import
 
 LARGEST = 32
-"""Images in a batch at most: the runtime sets memory aside for so many."""
+"""The largest batch: the runtime reserves memory for so many images."""
 
 
 def _package(name: str) -> Any:
@@ -22,10 +22,10 @@ def _package(name: str) -> Any:
 
 
 def to_executorch(program: ExportedProgram) -> bytes:
-    """A program as the content of a `.pte` file.
+    """Turns a program into the content of a `.pte` file.
 
     Args:
-        program: traced with the largest batch that it is for, for which XNNPACK sets memory aside.
+        program: traced with the largest batch that it is for; XNNPACK reserves memory for it.
     Raises:
         CannotExport: an operation has no counterpart there.
     """
@@ -39,17 +39,17 @@ def to_executorch(program: ExportedProgram) -> bytes:
         with quiet():
             lowered = exir.to_edge_transform_and_lower(program, partitioner=partitioners)
             return bytes(lowered.to_executorch().buffer)
-    except Exception as error:  # it has many of its own
+    except Exception as error:  # ExecuTorch has many kinds of its own
         raise CannotExport(f"ExecuTorch has no counterpart for an operation of this net ({summary(error)})") from error
 
 
 def runner(content: bytes) -> Any:
-    """What runs a file on images."""
+    """Returns a function that runs a file on images."""
     runtime = _package("executorch.runtime").Runtime.get()
     program = runtime.load_program(content)
     method = program.load_method("forward")
 
-    def run(x: torch.Tensor, program: Any = program) -> torch.Tensor:  # the method needs its program to be alive
+    def run(x: torch.Tensor, program: Any = program) -> torch.Tensor:  # keeps the program alive, which the method needs
         return method.execute([x.contiguous()])[0].clone()
 
     return run

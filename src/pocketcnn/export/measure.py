@@ -1,4 +1,4 @@
-"""What a file of ONNX costs, read from its graph: bytes, stored numbers, multiply-adds, and its time in onnxruntime."""
+"""The cost of an ONNX file: bytes, stored weights and multiply-adds from its graph, and its time in onnxruntime."""
 
 import math
 from collections import Counter
@@ -18,11 +18,11 @@ from pocketcnn.support.timing import in_turns
 
 @dataclass(frozen=True)
 class OnnxCost:
-    """What serving a file costs; multiply-adds are of one image.
+    """The cost of serving a file; multiply-adds are those of one image.
 
-    `stored_numbers` are floating-point ones; `table_bytes` is what whole numbers take, such as places on a ring.
+    `stored_numbers` counts floating-point numbers; `table_bytes` is the size of all others, such as places on a ring.
     `generating` counts, by operator, the nodes that depend on no image: they make kernels, and onnxruntime runs them once,
-    when it loads the file. Their multiply-adds are `generating_macs` and not among `macs`.
+    when it loads the file. Their multiply-adds are `generating_macs` and are not part of `macs`.
     """
 
     input_size: tuple[int, ...]
@@ -44,13 +44,13 @@ def measure_onnx(
 
     Args:
         path: of the file.
-        batch: images at once, for the time; a file made for batches of one size is timed with that.
-        threads: CPU threads; those of torch by default.
+        batch: images in the batch that is timed; a file for batches of one size is timed with that size.
+        threads: CPU threads; as many as torch uses by default.
         runs: how many passes are timed.
         warmup: how many passes run before.
     Raises:
         FileNotFoundError: there is no such file.
-        BrokenFile: it is no ONNX file, or one that takes something else than images.
+        BrokenFile: it is no ONNX file, or its input is not a batch of images.
         ValueError: a number below 1.
         MissingExtra: onnx or onnxruntime is not installed.
     """
@@ -90,13 +90,13 @@ def _parsed(path: Path, content: bytes) -> Any:
     try:
         model = onnx.load_model_from_string(content)
         onnx.checker.check_model(model)
-    except Exception as error:  # of protobuf, or of the checker
+    except Exception as error:  # protobuf and the checker have their own
         raise BrokenFile(f"{path}: not an ONNX file that can be read ({' '.join(str(error).split())[:120]})") from error
     return model
 
 
 def _stored(graph: Any) -> tuple[int, int]:
-    """Floating-point numbers, and bytes of others."""
+    """Counts the floating-point numbers, and the bytes of all other numbers."""
     to_array = package("onnx.numpy_helper").to_array
     arrays = [to_array(tensor) for tensor in graph.initializer]
     floats = [array for array in arrays if array.dtype.kind == "f"]
@@ -104,9 +104,9 @@ def _stored(graph: Any) -> tuple[int, int]:
 
 
 def _count(model: Any, x: np.ndarray) -> tuple[dict[str, int], dict[str, int], int]:
-    """Multiply-adds of one image by operator, nodes that depend on no image by operator, and the multiply-adds of those.
+    """Counts by operator the multiply-adds of one image and the nodes that depend on no image, and the multiply-adds of the latter.
 
-    Shapes are those of a run: they may depend on what the graph computes, which no rule of inference follows.
+    Shapes are those of a run, because they may depend on values that the graph computes.
     """
     graph = model.graph
     seen = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
@@ -131,7 +131,7 @@ def _count(model: Any, x: np.ndarray) -> tuple[dict[str, int], dict[str, int], i
 
 
 def _sizes(model: Any, x: np.ndarray) -> dict[str, tuple[int, ...]]:
-    """The shapes of what operators that multiply take and make, by name."""
+    """Shapes of the inputs and outputs of operators that multiply, by name."""
     graph = model.graph
     sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer} | {graph.input[0].name: x.shape}
     multiplying = [node for node in graph.node if node.op_type in _INNER]
@@ -155,4 +155,4 @@ _INNER = {
     "MatMul": lambda node, first, second: first[-1],
     "Gemm": _gemm,
 }
-"""How many multiply-adds an output number takes, by operator."""
+"""Multiply-adds for each number of the output, by operator."""

@@ -1,4 +1,4 @@
-"""Programs as ONNX files: nothing in them but what the arithmetic needs, and the few facts that serving does."""
+"""Programs as ONNX files that hold only the arithmetic and the few notes that serving needs."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ from pocketcnn.export._trace import quiet, summary
 from pocketcnn.support.optional import optional_import
 
 OPSETS = range(18, 24)
-"""ONNX's versions that torch writes; to older ones it converts or not, without saying so."""
+"""The versions of ONNX that torch writes itself; for older ones it converts, and may fail silently."""
 OPSET = 20
 NOTES = ("classes", "input_size", "mean", "std")
-"""What serving needs to know, kept in the file under the key `KEY` as JSON."""
+"""The notes that serving needs, kept in the file under the key `KEY` as JSON."""
 KEY = "pocketcnn"
 INPUT, OUTPUT = "images", "logits"
-_FOLDED = 1024  # numbers that a constant of a compact file may have when it is computed beforehand
+_FOLDED = 1024  # the largest constant, in numbers, that is computed in advance for a compact file
 
 
 def package(name: str) -> Any:
-    """A package of the extra `export`.
+    """Imports a package of the extra `export`.
 
     Raises:
         MissingExtra: it is missing or broken.
@@ -31,10 +31,10 @@ def package(name: str) -> Any:
 
 
 def check_opset(opset: int | None) -> int:
-    """The version to write.
+    """Checks a version of ONNX and returns it, or the default one for None.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: torch cannot write this version.
     """
     opset = OPSET if opset is None else opset
     if opset not in OPSETS:
@@ -44,17 +44,17 @@ def check_opset(opset: int | None) -> int:
 
 
 def to_onnx(program: ExportedProgram, opset: int, *, notes: Mapping[str, Any], compact: bool = False) -> bytes:
-    """A program as the content of an ONNX file.
+    """Turns a program into the content of an ONNX file.
 
-    What torch writes beside the graph goes: traces of the code it came from, with the paths of this machine, and shapes
-    that any reader infers.
+    What torch writes beside the graph is removed: traces of the source code, with paths of the machine, and shapes that
+    any reader can infer.
 
     Args:
-        program: of one tensor to one tensor.
+        program: from one tensor to one tensor.
         opset: of ONNX, one of `OPSETS`.
         notes: of a model file; those of `NOTES` are kept.
-        compact: leave operations on constants undone whose result is larger than what they are made of, and name
-            everything by a letter or two.
+        compact: leaves operations on constants in the graph where their result is large, and gives every value a name
+            of a few letters.
     Raises:
         CannotExport: an operation has no counterpart in ONNX; the message names the layer.
     """
@@ -68,7 +68,7 @@ def to_onnx(program: ExportedProgram, opset: int, *, notes: Mapping[str, Any], c
             if compact:
                 _optimize(written.model)
             model = written.model_proto
-    except Exception as error:  # the exporter has many of its own
+    except Exception as error:  # the exporter has many kinds of its own
         raise CannotExport(
             f"{_place(program, error)}: ONNX has no counterpart for it ({summary(_first(error))})"
         ) from error
@@ -83,28 +83,28 @@ def to_onnx(program: ExportedProgram, opset: int, *, notes: Mapping[str, Any], c
 
 
 def session(content: bytes, threads: int) -> Any:
-    """An onnxruntime session on the CPU."""
+    """Opens a file in onnxruntime on the CPU."""
     runtime = package("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # it warns of every constant that it folds
+    options.log_severity_level = 3  # without this it warns of every constant that it folds
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def runner(content: bytes, threads: int) -> Any:
-    """What runs a file on images."""
+    """Returns a function that runs a file on images."""
     opened = session(content, threads)
     return lambda x: torch.from_numpy(opened.run([OUTPUT], {INPUT: x.numpy()})[0])
 
 
 def _optimize(model: Any) -> None:
-    """As torch does, but nothing grows."""
+    """Optimises a graph as torch does, except where the file would grow."""
     package("onnxscript.optimizer").optimize_ir(model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     package("onnx_ir.passes.common").DeduplicateHashedInitializersPass()(model)
 
 
 def _strip(model: Any) -> None:
-    """Takes out what only a reader of the graph would look at."""
+    """Removes names, comments and shapes that only a human reader of the graph would use."""
     del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
     model.doc_string = model.graph.doc_string = model.producer_version = ""
     for part in (
@@ -121,10 +121,10 @@ def _strip(model: Any) -> None:
 
 
 def _rename(model: Any) -> None:
-    """Gives every value the shortest name that is free; those of the net's input and output stay."""
+    """Gives every value the shortest free name; the names of the net's input and output stay."""
     graph = model.graph
     if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
-        return  # of values that graphs inside of this one share, the names stay
+        return  # graphs inside this one may use its values by name
     names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
     fresh = (word for word in _words() if word not in (INPUT, OUTPUT))
     for node in graph.node:
@@ -136,7 +136,7 @@ def _rename(model: Any) -> None:
 
 
 def _words() -> Iterator[str]:
-    """a, b, ... z, aa, ab, ..."""
+    """Yields a, b, ... z, aa, ab, ..."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     yield from letters
     for word in _words():
@@ -144,14 +144,14 @@ def _words() -> Iterator[str]:
 
 
 def _first(error: BaseException) -> BaseException:
-    """What an error began with."""
+    """The first error of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _place(program: ExportedProgram, error: BaseException) -> str:
-    """The layer and the operation that could not be translated, as far as the error says which."""
+    """The layer and the operation that could not be translated, if the error names them."""
     chain: BaseException | None = error
     while chain is not None:
         for node in program.graph.nodes:

@@ -1,4 +1,4 @@
-"""Programs as torch keeps them: `.pt2` files, which `torch.export.load` opens where torch is at hand."""
+"""Programs as torch keeps them: `.pt2` files, which `torch.export.load` opens."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from pocketcnn.export.onnx import KEY, NOTES
 
 
 def to_torch(program: ExportedProgram, *, notes: Mapping[str, Any]) -> bytes:
-    """A program as the content of a `.pt2` file; the notes that serving needs are an extra file in it, `pocketcnn`."""
+    """Turns a program into the content of a `.pt2` file; the extra file `pocketcnn` in it holds the notes for serving."""
     file = io.BytesIO()
     kept = {name: notes[name] for name in NOTES if name in notes}
     with quiet():
@@ -22,7 +22,7 @@ def to_torch(program: ExportedProgram, *, notes: Mapping[str, Any]) -> bytes:
 
 
 def runner(content: bytes) -> Any:
-    """What runs a file on images."""
+    """Returns a function that runs a file on images."""
     with quiet():
         net = torch.export.load(io.BytesIO(content)).module()
 

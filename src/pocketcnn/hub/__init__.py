@@ -1,8 +1,9 @@
-"""Nets on the Hugging Face hub: one model file, its description for readers without tensors, and a card of its run.
+"""Nets on the Hugging Face hub: the model file, its header as JSON, and a card of its run.
 
-A repository holds `model.safetensors`, as `pocketcnn.save` writes it; `config.json`, what that file says of itself; and
-`README.md`, the model card. Saving and loading go through huggingface_hub's mixin. Uploading does not: the mixin makes the
-repository first, and only what is complete is uploaded. Only the file and `config.json` are ever downloaded, and nothing in them is run.
+A repository holds `model.safetensors`, as `pocketcnn.save` writes it; `config.json`, the header of that file; and
+`README.md`, the model card. Saving and loading go through huggingface_hub's mixin. Uploading does not: the mixin would make
+the repository before the files are complete. Only the model file and `config.json` are downloaded, and nothing in them is
+run.
 """
 
 import contextlib
@@ -40,22 +41,22 @@ def save_pretrained(
     """Writes a net as a repository of the hub: a folder with model file, configuration and card.
 
     Args:
-        model: a net, written as `pocketcnn.save` does; or a model file or the folder of a run, whose file is taken as it
-            is, stored small or locked; of the path of its images in `notes["data"]` only the last part is published.
-        folder: where to, not where the file lies; made when missing. A `README.md` that is there stays: it may have been
-            edited.
-        record: of the run that trained the net, the content of its `result.json`; for a file by default what `record_of`
-            finds. Its `test_accuracy` counts for a file whose weights are as they were trained; `stored_accuracy`, where
-            it has one, is that of the file.
+        model: a net, which is written as by `pocketcnn.save`; or a model file or the folder of a run, whose file is copied,
+            quantised or locked as it is. Of the path of its images in `notes["data"]` only the last part is published.
+        folder: the folder to write, made when missing; not that of the model file. A `README.md` in it is kept: it may
+            have been edited.
+        record: of the run that trained the net, the content of its `result.json`; for a file by default the one that
+            `record_of` finds. Its `test_accuracy` is that of the weights as they were trained; `stored_accuracy`, if it
+            has one, is that of the file.
         license: of the weights, as the hub spells it: `"apache-2.0"`. The card names none by default.
-        notes: as in `pocketcnn.save`, for a net; so is `storage`.
-        storage: type of the weights in the file.
+        notes: as in `pocketcnn.save`; only for a net.
+        storage: type of the weights in the file, as in `pocketcnn.save`; only for a net.
     Returns:
         The folder.
     Raises:
         FileNotFoundError: there is no such model file.
-        ValueError: notes or a storage for a file, which is taken as it is; or a folder whose files would be lost: that of
-            the model file, or one with another `config.json`.
+        ValueError: notes or a storage for a file, which is copied; or a folder whose files would be lost: that of the
+            model file, or one with another `config.json`.
         CannotWrite: the folder cannot be written.
     """
     folder = Path(folder)
@@ -75,7 +76,7 @@ def push_to_hub(
     token: str | None = None,
     revision: str | None = None,
 ) -> str:
-    """Uploads what `save_pretrained` writes to a repository of the hub, in one commit.
+    """Uploads a net to a repository of the hub, in one commit of the files that `save_pretrained` writes.
 
     Args:
         model: as in `save_pretrained`; so are `record`, `license`, `notes` and `storage`.
@@ -84,10 +85,10 @@ def push_to_hub(
         license: as in `save_pretrained`.
         notes: as in `save_pretrained`.
         storage: as in `save_pretrained`.
-        folder: where it is written before, as `save_pretrained` does, and then stays: its `README.md`, which may have been
-            edited, replaces that of the repository. Without a folder a `README.md` of the repository stays.
-        private: whether a repository that is made now is private; as the owner's settings say by default.
-        token: of the hub; by default the one that `hf auth login` kept.
+        folder: keeps the files on this machine, as `save_pretrained` does. Its `README.md`, which may have been edited,
+            replaces that of the repository. Without a folder, a `README.md` of the repository is kept.
+        private: makes a new repository private or public; by default the owner's settings decide.
+        token: of the hub; by default the one that `hf auth login` stored.
         revision: the branch; `main` by default.
     Returns:
         The address of the commit.
@@ -128,20 +129,20 @@ def from_pretrained(
     """Rebuilds a net of the hub, or of a folder that `save_pretrained` wrote, bit for bit, in evaluation mode.
 
     Args:
-        source: a folder, or a repository, `"owner/name"`, of which model file and configuration are downloaded.
-        base: as in `pocketcnn.load`; so are `device` and `passphrase`.
-        device: where the net goes.
-        passphrase: that the file was saved with.
-        revision: branch, tag or commit of the repository; the newest of `main` by default.
-        token: of the hub; by default the one that `hf auth login` kept.
-        cache_dir: where downloads are kept; huggingface_hub's cache by default.
-        force_download: download what is there already.
-        local_files_only: take what was downloaded before, and ask no network.
+        source: a folder; or a repository, `"owner/name"`, whose model file and configuration are downloaded.
+        base: the plain net, as in `pocketcnn.load`.
+        device: the device of the net, as in `pocketcnn.load`.
+        passphrase: the one that the file was saved with.
+        revision: branch, tag or commit of the repository; the newest commit of `main` by default.
+        token: of the hub; by default the one that `hf auth login` stored.
+        cache_dir: folder for downloads; huggingface_hub's cache by default.
+        force_download: downloads the files again.
+        local_files_only: uses earlier downloads and no network.
     Raises:
-        FileNotFoundError: no model file in the folder or repository.
-        CannotReach: no such repository, or none that may be read; the hub does not answer.
+        FileNotFoundError: the folder or repository has no model file.
+        CannotReach: there is no such repository, it may not be read, or the hub does not answer.
         MissingBase: the net was not made by `create_model`, and must be given plain as `base`.
-        ValueError: no folder, and a name that no repository can have.
+        ValueError: `source` is no folder, and no repository can have this name.
         BrokenFile: `config.json` is damaged; this or another error of `pocketcnn.load`.
     """
     try:
@@ -160,9 +161,9 @@ def from_pretrained(
 
 
 class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-arg]
-    """What huggingface_hub's mixin saves, uploads and downloads: a net or a model file, and the record of its run.
+    """A net or a model file with the record of its run, for huggingface_hub's mixin to save and download.
 
-    It holds the net instead of being one, since a net of any class can be published.
+    It holds the net instead of being one, because a net of any class can be published.
     """
 
     def __init__(
@@ -203,12 +204,12 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
         return cls(file, {}, {}, None)
 
     def generate_model_card(self, repo_id: str) -> Any:
-        """The card of the file that was saved last, for a repository of that name."""
+        """Writes the card of the file that was saved last, for a repository of that name."""
         header, size = checkpoint.read_header(self.file), self.file.stat().st_size
         notes, record = header["notes"], self.record
         data = public_name(notes.get("data") or record.get("data", ""))
         measured = public_name(record.get("stored_data", data))
-        # What the run measured were the numbers before they were stored small.
+        # The run measured the weights before they were quantised.
         accuracy = record.get("stored_accuracy", None if "storage" in header else record.get("test_accuracy"))
         results = None
         if accuracy is not None and measured:
@@ -239,21 +240,21 @@ def _made(
     notes: dict[str, Any] | None,
     storage: Storage | None,
 ) -> HubModel:
-    """What is to be published, from a net, a model file or the folder of a run."""
+    """Reads the arguments of `save_pretrained` and `push_to_hub`: a net, a model file or the folder of a run."""
     if isinstance(model, nn.Module):
         return HubModel(model, {"notes": notes, "storage": storage}, record or {}, license)
     path = checkpoint.file_in(Path(model))
     checkpoint.read_header(path)
     if notes is not None or storage is not None:
-        raise ValueError(f"{path}: a model file is published as it is; leave out notes and storage, or give the net")
+        raise ValueError(f"{path}: a model file is published unchanged; leave out notes and storage, or give the net")
     return HubModel(path, {}, record_of(path) if record is None else record, license)
 
 
 def _saved(made: HubModel, folder: Path, repo_id: str) -> Path:
-    """The folder, with the three files in it; the card names the repository."""
+    """Writes the three files into the folder, and returns it; the card names the repository."""
     if isinstance(made.source, Path) and made.source.resolve().parent == folder.resolve():
         raise ValueError(
-            f"{folder}: the model file lies there, and what is beside it would be lost; give another folder"
+            f"{folder}: the model file lies there, and the files beside it would be overwritten; give another folder"
         )
     if (config := folder / _CONFIG).is_file():
         try:
@@ -261,19 +262,21 @@ def _saved(made: HubModel, folder: Path, repo_id: str) -> Path:
         except (ValueError, TypeError, KeyError):
             ours = False
         if not ours:
-            raise ValueError(f"{config}: of something else, a run for example, and would be lost; give another folder")
+            raise ValueError(
+                f"{config}: not the configuration of a net of the hub, and would be overwritten; give another folder"
+            )
     made.save_pretrained(make_folder(folder), model_card_kwargs={"repo_id": repo_id})
     return folder
 
 
 @contextlib.contextmanager
 def _reaching(name: str, revision: str | None, here: str = "") -> Iterator[None]:
-    """Says in one line what the hub did not give, and why, and what was looked for `here`."""
+    """Turns errors of the hub into one line: what was missing, why, and where else it was looked for (`here`)."""
     errors = _hub.errors
     try:
         yield
     except errors.HFValidationError as error:
-        raise ValueError(f"{name!r} is no folder that is there, and cannot be a repository (owner/name)") from error
+        raise ValueError(f"{name!r} is no existing folder, and cannot be a repository (owner/name)") from error
     except errors.RevisionNotFoundError as error:
         raise CannotReach(
             f"{name}: the repository has no revision {revision!r}; leave it out for the newest"
@@ -285,9 +288,11 @@ def _reaching(name: str, revision: str | None, here: str = "") -> Iterator[None]
         ) from error
     except (errors.EntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError) as error:
         if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-            raise FileNotFoundError(f"{name}: no {FILE} in this repository; only nets of pocketcnn load") from error
+            raise FileNotFoundError(
+                f"{name}: no {FILE} in this repository; only nets of pocketcnn can be loaded"
+            ) from error
         status = getattr(getattr(error, "response", None), "status_code", "")
         raise CannotReach(
-            f"{name}: the hub did not answer as it should ({type(error).__name__}{f' {status}' if status else ''}){here}; check "
-            "the network, and that you are logged in (`hf auth login`) where the repository is private or to be written"
+            f"{name}: the hub gave no valid answer ({type(error).__name__}{f' {status}' if status else ''}){here}; check "
+            "the network, and log in (`hf auth login`) if the repository is private or you want to write to it"
         ) from error

@@ -1,4 +1,4 @@
-"""Our nets in timm's registry, for whoever trains and serves with timm.
+"""Our nets in timm's registry, for training and serving with timm.
 
     import timm
     from pocketcnn import timm_models
@@ -7,7 +7,7 @@
     net = timm.create_model("pocketcnn_resnet20", num_classes=10)
     trained = timm.create_model("pocketcnn_resnet20.cifar10", pretrained=True)
 
-Nothing else in this package imports timm, so whoever does without it pays nothing; that is why registering is a call.
+Nothing else in this package imports timm, so that it stays optional; that is why registering is a call.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from pocketcnn import checkpoint, zoo
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.errors import UnknownPretrained
 from pocketcnn.models.recipes import create_model, list_models
 from pocketcnn.support.optional import optional_import
@@ -25,21 +26,22 @@ from pocketcnn.surgery import Step, provenance, rebuild, remember
 
 __all__ = ["PREFIX", "register"]
 PREFIX = "pocketcnn_"
-default_cfgs: dict[str, Any] = {}  # where timm's decorator looks for what else a net is registered with
+default_cfgs: dict[str, Any] = {}  # timm's decorator looks here for the configurations of a net
 
 
 def register() -> list[str]:
-    """Puts every net of `pocketcnn.list_models()`, and those that come trained, into timm's registry.
+    """Puts every net of `pocketcnn.list_models()` and every trained net of the package into timm's registry.
 
-    A net is called there as here, behind `pocketcnn_`, so that it hides none of timm's; trained weights are tags, by data
-    set: `"pocketcnn_resnet20.cifar10"`. `timm.create_model` takes `in_chans`, `num_classes` and the net's own options:
-    `width`, `stem`, and of a paper's net those of its method. With `pretrained=True`, another `num_classes` than was trained
-    gives a new classifier. What is made is a net of ours: it can be condensed, and saved and loaded without a `base`.
+    Names get the prefix `pocketcnn_`, so that they hide none of timm's. Trained weights are tags, one for each data set:
+    `"pocketcnn_resnet20.cifar10"`. `timm.create_model` takes `in_chans`, `num_classes` and the net's own options: `width`,
+    `stem`, and for a recipe those of its method. With `pretrained=True`, a `num_classes` other than the trained one gives
+    the net a new classifier. The nets are made by this package: they can be condensed, and saved and loaded without a
+    `base`.
 
     Returns:
-        The names, sorted as timm does.
+        The names, sorted as timm sorts them.
     Raises:
-        MissingExtra: timm is not installed, or broken.
+        MissingExtra: timm is not installed, or is broken.
     """
     timm = optional_import("timm.models", extra="timm", purpose="timm's registry")
     for name in dict.fromkeys((*list_models(), *(card.name for card in zoo.cards()))):
@@ -48,24 +50,24 @@ def register() -> list[str]:
             if configurations:
                 default_cfgs[PREFIX + name] = timm.DefaultCfg(deque(configurations), configurations, is_pretrained=True)
             timm.register_model(_entry(name))
-    del __all__[2:]  # timm has added the names of the nets, which are none of this module's
+    del __all__[2:]  # timm has added the names of the nets, which this module does not define
     return timm.list_models(f"{PREFIX}*")
 
 
 def _configurations(name: str, kind: Any) -> dict[str, Any]:
-    """What timm should know of the trained weights of a net, by their tags."""
+    """timm's configurations of the trained weights of a net, by their tags."""
     found = {}
     for card in zoo.cards():
         if card.name == name:
             path = zoo.FOLDER / card.file
-            notes = checkpoint.read_header(path)["notes"]
+            notes = ImageNotes.read(path)
             found[card.data] = kind(
                 file=str(path),
-                input_size=tuple(notes["input_size"]),
-                mean=tuple(notes["mean"]),
-                std=tuple(notes["std"]),
-                num_classes=len(notes["classes"]),
-                label_names=tuple(notes["classes"]),
+                input_size=notes.input_size,
+                mean=notes.mean,
+                std=notes.std,
+                num_classes=len(notes.classes),
+                label_names=notes.classes,
                 crop_pct=1.0,
                 classifier="fc",
             )
@@ -73,7 +75,7 @@ def _configurations(name: str, kind: Any) -> dict[str, Any]:
 
 
 def _entry(name: str) -> Callable[..., nn.Module]:
-    """The function that timm calls to make a net, under the name that the net has there."""
+    """Makes the function that timm calls to make a net; its name is the net's name in timm."""
 
     def make(
         pretrained: bool = False,
@@ -85,10 +87,14 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         **options: Any,
     ) -> nn.Module:
         if num_classes == 0:
-            raise ValueError(f"{PREFIX}{name}: num_classes=0 asks for a net without classifier, and ours have one")
+            raise ValueError(
+                f"{PREFIX}{name}: num_classes=0 asks for a net without classifier, and all of ours have one; leave num_classes out"
+            )
         if pretrained_cfg_overlay or not isinstance(pretrained_cfg, str | None):
-            raise ValueError(f"{PREFIX}{name}: weights are those of the package; leave out the configuration of others")
-        if options.get("drop_rate") == 0:  # timm's own training script always gives it
+            raise ValueError(
+                f"{PREFIX}{name}: the weights are those of the package; leave out the configuration of others"
+            )
+        if options.get("drop_rate") == 0:  # timm's own training script always passes it
             del options["drop_rate"]
         if in_chans is not None:
             options["in_channels"] = in_chans
@@ -109,21 +115,21 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         if known:
             channels, *size = known["input_size"]
             wanted = options.get("in_channels", channels)
-            if wanted != channels:  # as timm adapts what it knows
+            if wanted != channels:  # timm adapts its own configurations in the same way
                 moments = {key: (sum(known[key]) / channels,) * wanted for key in ("mean", "std")}
                 known.update(input_size=(wanted, *size), **moments)
             if classifier.out_features != known["num_classes"]:
                 known["label_names"] = None
         described: Any = {**known, "architecture": PREFIX + name, "num_classes": classifier.out_features}
         vars(net).update(num_classes=classifier.out_features, pretrained_cfg=described, default_cfg=described)
-        return net.train()  # as timm's nets are made
+        return net.train()  # timm's nets are in training mode too
 
     make.__name__ = PREFIX + name
     return make
 
 
 def _fresh(name: str, options: dict[str, Any]) -> nn.Module:
-    """A net by name, freshly initialised; one that has a name only as it was trained, from what its file says."""
+    """Makes a net by name, freshly initialised; a net that exists only trained is rebuilt from its file's description."""
     if name in list_models():
         return create_model(name, **options)
     path = next(zoo.path_of(card) for card in zoo.cards(name))
@@ -133,7 +139,7 @@ def _fresh(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _set_classes(net: Any, num_classes: int) -> None:
-    """Gives a trained net a new classifier, unless it has as many classes, and a file of it the right shape."""
+    """Gives a trained net a new classifier if it has another number of classes, and notes that for its file."""
     if num_classes == net.fc.out_features:
         return
     net.fc = nn.Linear(net.fc.in_features, num_classes)

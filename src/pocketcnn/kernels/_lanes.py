@@ -9,7 +9,6 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -17,20 +16,9 @@ from numba import types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
-if numba.config.DISABLE_JIT:
-    raise ImportError("NUMBA_DISABLE_JIT is set")
+from pocketcnn.kernels._routines import compiled
 
 LANES = 16  # of 32 bits: a cache line, and one register of AVX-512
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Has a function compiled when it is first called, without the interpreter's lock, and kept on disk where that can be
-    written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba finds no folder that it may write to
-        return numba.njit(**options)(function)
 
 
 class _Vector(types.Type):

@@ -20,14 +20,24 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pocketcnn.kernels._routines import WHOLES, address_in, call_at, signature_of
+
 _NUMBERS_A_THREAD = 2**13  # some 20 microseconds of work
 
 
-def share(launch: Callable[..., None], count: int, size: int, *arguments: Any, threads: int | None = None) -> None:
+def share(
+    launch: Callable[..., None],
+    table: np.ndarray,
+    count: int,
+    size: int,
+    *arguments: Any,
+    threads: int | None = None,
+) -> None:
     """Has a compiled kernel work on equal shares of `count` pieces, in as many threads as torch uses.
 
     Args:
-        launch: compiled; called as `launch(team, parts, first, last, part, *arguments)` it calls `fork` with all that.
+        launch: compiled; called as `launch(team, table, parts, first, last, part, *arguments)` it calls `fork` with all that.
+        table: of the routines that it calls.
         count: of pieces.
         size: numbers in all, by which it is decided whether another thread is worth its while.
         *arguments: for the kernel.
@@ -36,45 +46,45 @@ def share(launch: Callable[..., None], count: int, size: int, *arguments: Any, t
     parts = max(1, min(threads or torch.get_num_threads(), size // _NUMBERS_A_THREAD, count))
     team = _team()
     if parts == 1 or team.any():
-        launch(team, parts, 0, count, 0, *arguments)
+        launch(team, table, parts, 0, count, 0, *arguments)
         return
     bounds = [count * part // parts for part in range(parts + 1)]
     pool = _pool(os.getpid(), torch.get_num_threads())
-    others = [pool.submit(launch, team, 1, bounds[i], bounds[i + 1], i, *arguments) for i in range(1, parts)]
-    launch(team, 1, 0, bounds[1], 0, *arguments)
+    others = [pool.submit(launch, team, table, 1, bounds[i], bounds[i + 1], i, *arguments) for i in range(1, parts)]
+    launch(team, table, 1, 0, bounds[1], 0, *arguments)
     for other in others:
         other.result()
 
 
 @intrinsic(prefer_literal=False)
-def fork(typing, kernel, team, parts, first, last, part, arguments):
-    """Calls `kernel(first, last, part, *arguments)` for pieces from `first` to `last`: for equal shares of them in the
-    threads of torch's team, each share a part numbered from 0; or here for all of them, where `parts` is 1."""
+def fork(typing, routine, team, table, parts, first, last, part, arguments):
+    """Calls `routine(table, first, last, part, *arguments)` for pieces from `first` to `last`: for equal shares of them in
+    the threads of torch's team, each share a part numbered from 0; or here for all of them, where `parts` is 1."""
     whole = (types.intp,) * 3
-    signature = typing.resolve_function_type(kernel, (*whole, *arguments.types), {})
-    compiled = kernel.dispatcher.overloads[signature.args]
+    signature = (WHOLES, *signature_of(routine, (*whole, *arguments.types)))
 
     def generate(context, builder, _, values):
-        _kernel, team, parts, first, last, part, given = values
-        context.active_code_library.add_linking_library(compiled.library)
-        function = context.declare_function(builder.module, compiled.fndesc)
+        _routine, team, table, parts, first, last, part, given = values
+        address = address_in(context, builder, routine, table)
 
-        def call(builder, first, last, part, given):
-            numbers = [first, last, part, *cgutils.unpack_tuple(builder, given)]
-            return context.call_conv.call_function(builder, function, signature.return_type, signature.args, numbers)[0]
+        def call(builder, address, table, first, last, part, given):
+            numbers = [table, first, last, part, *cgutils.unpack_tuple(builder, given)]
+            return call_at(context, builder, address, signature, numbers)
 
         alone = builder.icmp_signed("==", parts, ir.Constant(parts.type, 1))
         with builder.if_else(alone) as (here, in_team):
             with here:
-                status = call(builder, first, last, part, given)
+                status = call(builder, address, table, first, last, part, given)
                 with cgutils.if_unlikely(builder, status.is_error):
                     context.call_conv.return_status_propagate(builder, status)
             with in_team:
-                addresses = context.make_array(types.Array(types.intp, 1, "C"))(context, builder, team).data
+                addresses = context.make_array(WHOLES)(context, builder, team).data
                 found = [builder.load(cgutils.gep(builder, addresses, place)) for place in range(3)]
                 failed = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(1), 0))
-                packed = cgutils.pack_struct(builder, [parts, first, last, found[1], found[2], failed, given])
-                body = _body(builder.module, packed.type, compiled.fndesc.mangled_name, call)
+                packed = cgutils.pack_struct(
+                    builder, [parts, first, last, found[1], found[2], failed, address, table, given]
+                )
+                body = _body(builder.module, packed.type, routine.dispatcher.py_func.__name__, call)
                 data = builder.bitcast(cgutils.alloca_once_value(builder, packed), cgutils.voidptr_t)
                 kind = ir.FunctionType(ir.VoidType(), [body.type, cgutils.voidptr_t, _INT, _INT])
                 run = builder.inttoptr(found[0], kind.as_pointer())
@@ -85,7 +95,7 @@ def fork(typing, kernel, team, parts, first, last, part, arguments):
                     )
         return context.get_dummy_value()
 
-    return types.void(kernel, team, parts, first, last, part, arguments), generate
+    return types.void(routine, team, table, parts, first, last, part, arguments), generate
 
 
 _INT = ir.IntType(32)
@@ -98,7 +108,9 @@ def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., Any
     body.linkage = "internal"
     builder = ir.IRBuilder(body.append_basic_block())
     data = builder.load(builder.bitcast(body.args[0], packed.as_pointer()))
-    parts, first, last, number, threads, failed, given = (builder.extract_value(data, place) for place in range(7))
+    parts, first, last, number, threads, failed, address, table, given = (
+        builder.extract_value(data, place) for place in range(9)
+    )
     ask = ir.FunctionType(_INT, []).as_pointer()
     mine, step = (
         builder.zext(builder.call(builder.inttoptr(address, ask), []), parts.type) for address in (number, threads)
@@ -109,7 +121,9 @@ def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., Any
         return builder.add(first, builder.sdiv(builder.mul(count, part), parts))
 
     with cgutils.for_range_slice(builder, mine, parts, step, parts.type) as (part, _):
-        status = call(builder, bound(part), bound(builder.add(part, ir.Constant(part.type, 1))), part, given)
+        status = call(
+            builder, address, table, bound(part), bound(builder.add(part, ir.Constant(part.type, 1))), part, given
+        )
         with cgutils.if_unlikely(builder, status.is_error):
             builder.store(ir.Constant(ir.IntType(1), 1), failed)
     builder.ret_void()

@@ -14,7 +14,6 @@ from torch import Tensor
 from pocketcnn.kernels import torch_ops
 from pocketcnn.kernels._lanes import (
     LANES,
-    compiled,
     flat_of,
     give,
     load,
@@ -26,9 +25,11 @@ from pocketcnn.kernels._lanes import (
     take,
     total,
 )
+from pocketcnn.kernels._routines import WHOLE, WHOLES, Kinds, Routines, compiled, launcher
 from pocketcnn.kernels._threads import fork, share
 from pocketcnn.numerics._shapes import accumulation_dtype
 
+involution = Routines("involution")
 _LEAST = 4  # channels of a group: with fewer, lanes are left empty and planes are faster
 
 
@@ -42,7 +43,7 @@ def _involution2d(
         return torch_ops.shifted(x, kernels, *geometry)
     given = _Given(x, kernels, *geometry)
     y = torch.empty_like(torch_ops.laid_out_like(x, kernels), dtype=given.stored)
-    share(_forward, given.tiles, x.numel(), *given.arguments, flat_of(y), strides_of(y))
+    share(_forward, given.table(_forward_tiles), given.tiles, x.numel(), *given.arguments, flat_of(y), strides_of(y))
     return y.to(x.dtype)
 
 
@@ -59,9 +60,11 @@ def _involution2d_backward(
     grad = torch_ops.dense(grad.detach().to(given.stored))
     grad_x = torch.empty_like(given.x)
     # Sums over several tiles are rounded once.
-    grad_kernels = torch.empty_like(given.kernels, dtype=given.stored if channels <= LANES else given.dtype)
+    alone = channels <= LANES
+    grad_kernels = torch.empty_like(given.kernels, dtype=given.stored if alone else given.dtype)
+    launch, routine = (_backward, _backward_tiles) if alone else (_backward_in_blocks, _backward_blocks)
     share(
-        _backward, given.tiles, x.numel(), *given.arguments, flat_of(grad), strides_of(grad), flat_of(grad_x),
+        launch, given.table(routine), given.tiles, x.numel(), *given.arguments, flat_of(grad), strides_of(grad), flat_of(grad_x),
         flat_of(grad_kernels),
     )  # fmt: skip
     return grad_x.to(x.dtype), grad_kernels.to(kernels.dtype)
@@ -90,19 +93,34 @@ class _Given:
             strides_of(self.kernels),
         )  # fmt: skip
 
-
-@compiled
-def _forward(team, parts, first, last, part, *arguments):
-    fork(_forward_tiles, team, parts, first, last, part, arguments)
-
-
-@compiled
-def _backward(team, parts, first, last, part, *arguments):
-    fork(_backward_tiles, team, parts, first, last, part, arguments)
+    def table(self, routine: Any) -> np.ndarray:
+        """The addresses of a routine and those that it calls, for these types."""
+        number = np.dtype(np.float64 if self.dtype == torch.float64 else np.float32)
+        return involution.table(routine, number, np.dtype(np.int16) if self.stored == torch.bfloat16 else number)
 
 
-@compiled
-def _forward_tiles(first, last, part, zero, sizes, x, x_strides, kernels, kernel_strides, y, y_strides):
+def _pass(k: Kinds) -> tuple[Any, ...]:
+    """What both passes begin with: the first and last tile, the part, and the arguments."""
+    return (WHOLE, WHOLE, WHOLE, k.memory, WHOLES, k.image, WHOLES, k.image, WHOLES)
+
+
+@launcher
+def _forward(team, table, parts, first, last, part, *arguments):
+    fork(_forward_tiles, team, table, parts, first, last, part, arguments)
+
+
+@launcher
+def _backward(team, table, parts, first, last, part, *arguments):
+    fork(_backward_tiles, team, table, parts, first, last, part, arguments)
+
+
+@launcher
+def _backward_in_blocks(team, table, parts, first, last, part, *arguments):
+    fork(_backward_blocks, team, table, parts, first, last, part, arguments)
+
+
+@involution.routine(lambda k: (*_pass(k), k.image, WHOLES))
+def _forward_tiles(table, first, last, part, zero, sizes, x, x_strides, kernels, kernel_strides, y, y_strides):
     groups, channels, height, width, out_height, out_width, rows, columns = sizes[:8]
     (down, right), (top, left), (apart_y, apart_x) = sizes[8:10], sizes[10:12], sizes[12:14]
     pitch = (width + 2 * left) * LANES
@@ -133,10 +151,49 @@ def _forward_tiles(first, last, part, zero, sizes, x, x_strides, kernels, kernel
             give(made, 0, count, y, y_strides, bases, out_box)
 
 
-@compiled
+@involution.routine(lambda k: (*_pass(k), k.image, WHOLES, k.image, k.image))
 def _backward_tiles(
-    first, last, part, zero, sizes, x, x_strides, kernels, kernel_strides, grad, grad_strides, grad_x, grad_kernels
+    table,
+    first,
+    last,
+    part,
+    zero,
+    sizes,
+    x,
+    x_strides,
+    kernels,
+    kernel_strides,
+    grad,
+    grad_strides,
+    grad_x,
+    grad_kernels,
 ):
+    _go_back(first, last, zero, sizes, x, x_strides, kernels, kernel_strides, grad, grad_strides, grad_x, grad_kernels)
+
+
+@involution.routine(lambda k: (*_pass(k), k.image, WHOLES, k.image, k.memory))
+def _backward_blocks(
+    table,
+    first,
+    last,
+    part,
+    zero,
+    sizes,
+    x,
+    x_strides,
+    kernels,
+    kernel_strides,
+    grad,
+    grad_strides,
+    grad_x,
+    grad_kernels,
+):
+    """As `_backward_tiles`, for groups of several tiles: the gradient of the kernels is added up in full precision."""
+    _go_back(first, last, zero, sizes, x, x_strides, kernels, kernel_strides, grad, grad_strides, grad_x, grad_kernels)
+
+
+@compiled
+def _go_back(first, last, zero, sizes, x, x_strides, kernels, kernel_strides, grad, grad_strides, grad_x, grad_kernels):
     groups, channels, height, width, out_height, out_width, rows, columns = sizes[:8]
     (down, right), (top, left), (apart_y, apart_x) = sizes[8:10], sizes[10:12], sizes[12:14]
     pitch = (width + 2 * left) * LANES

@@ -7,6 +7,8 @@ Coefficients that depthwise convolutions make of the image are formed inside of 
 shared out among as many threads as torch uses. `pocketcnn bench` measures what this earns.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,9 +19,14 @@ from pocketcnn.kernels.cpu_solver_loops import (
     SCALE,
     TAPS,
     backward_parts,
+    backward_tiles,
     forward_parts,
+    forward_tiles,
     moment_parts,
     moment_parts_back,
+    moment_tiles,
+    moment_tiles_back,
+    solver,
 )
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.stencil import BOUNDARIES
@@ -54,7 +61,16 @@ def advect_diffuse(
     line = np.empty((0, 2, source.shape[1]), dtype=grid[1].dtype)
     if after is not None:
         line = after.detach().to(given.dtype)[None].contiguous().numpy()
-    share(forward_parts, given.tiles, source.numel(), *given.arguments, *grid, line, flat_of(out))
+    share(
+        forward_parts,
+        _table(forward_tiles, given.source),
+        given.tiles,
+        source.numel(),
+        *given.arguments,
+        *grid,
+        line,
+        flat_of(out),
+    )
     return out.to(source.dtype)
 
 
@@ -87,7 +103,7 @@ def _advect_diffuse_backward(
     sums = np.zeros((torch.get_num_threads(), len(given.formed), 10, source.shape[1]))
     grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
     share(
-        backward_parts, given.tiles, source.numel(), *given.arguments, *grid, flat_of(given.in_layout(grad)), sums,
+        backward_parts, _table(backward_tiles, given.source), given.tiles, source.numel(), *given.arguments, *grid, flat_of(given.in_layout(grad)), sums,
         *map(flat_of, grads), threads=len(sums),
     )  # fmt: skip
     arguments = (source, *coefficients, initial, previous)
@@ -198,7 +214,7 @@ def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     image, table, grid, tiles = _of_convolutions(x, weights)
     sums = np.zeros((torch.get_num_threads(), len(weights), 3, x.shape[1]))
     share(
-        moment_parts, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, threads=len(sums)
+        moment_parts, _table(moment_tiles, image), tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, threads=len(sums)
     )  # fmt: skip
     count, means, squares = torch.from_numpy(sums).unbind(2)
     total = count.sum(0).clamp_(min=1)
@@ -219,7 +235,7 @@ def _depthwise_moments_backward(
     table = torch.cat([table, lines], dim=1).contiguous()
     sums = np.zeros((torch.get_num_threads(), len(weights), 10, x.shape[1]))
     out = torch.empty_like(image)
-    share(moment_parts_back, tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, flat_of(out),
+    share(moment_parts_back, _table(moment_tiles_back, image), tiles, x.numel(), flat_of(image), strides_of(image), table.numpy(), *grid, sums, flat_of(out),
           threads=len(sums))  # fmt: skip
     return out.to(x.dtype), torch.from_numpy(sums.sum(0)[:, :TAPS]).to(weights.dtype).contiguous()
 
@@ -252,6 +268,12 @@ def _of_convolutions(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, tuple[
     image = _dense(x.detach()).to(torch.bfloat16 if x.dtype == torch.bfloat16 else dtype)
     table = weights.detach().to(dtype).contiguous()
     return image, table, _grid(image, 0, 1.0, 1.0, 1.0, "zero"), -(-x.shape[0] * x.shape[1] // LANES)
+
+
+def _table(routine: Any, image: Tensor) -> np.ndarray:
+    """The addresses of a routine and those that it calls, for images that are stored like this one."""
+    number = np.dtype(np.float64 if image.dtype == torch.float64 else np.float32)
+    return solver.table(routine, number, np.dtype(np.int16) if image.dtype == torch.bfloat16 else number)
 
 
 def _dense(tensor: Tensor) -> Tensor:

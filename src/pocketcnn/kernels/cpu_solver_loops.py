@@ -1,8 +1,12 @@
 """The solver's compiled loops, in one file: numba's disk cache looks only at the file that a function is in."""
 
-import numpy as np
+from typing import Any
 
-from pocketcnn.kernels._lanes import LANES, compiled, give, larger, load, spread, store, take, where_positive
+import numpy as np
+from numba import types
+
+from pocketcnn.kernels._lanes import LANES, give, larger, load, spread, store, take, where_positive
+from pocketcnn.kernels._routines import FLAG, WHOLE, WHOLES, Kinds, Routines, call, compiled, launcher
 from pocketcnn.kernels._threads import fork
 from pocketcnn.numerics.stencil import BOUNDARIES
 
@@ -16,6 +20,22 @@ _OF_SOURCE, _OF_U, _OF_V, _OF_DX, _OF_DY, _WORK = _ADDED, _LEFT, _ABOVE, _RIGHT,
 TAPS, SCALE, _SHIFT = 9, 9, 10
 
 
+solver = Routines("the solver of the advection-diffusion equation")
+
+
+def _grid(k: Kinds) -> Any:
+    """What `_opened` gives."""
+    return types.Tuple((WHOLE,) * 5 + (k.number,) * 6)
+
+
+def _pass(k: Kinds) -> tuple[Any, ...]:
+    """What both passes of the solver begin with: the first and last tile, the part, and the arguments of the equation."""
+    return (
+        WHOLE, WHOLE, WHOLE, k.image, *[k.memory] * 4, k.image, k.image, FLAG, FLAG, types.int64[:, ::1],
+        k.number[:, :, ::1], WHOLES, FLAG, WHOLES, k.memory,
+    )  # fmt: skip
+
+
 @compiled
 def _opened(sizes, numbers):
     """What `_grid` packed: planes, channels, height, width, boundary, and the numbers in the formula."""
@@ -25,9 +45,31 @@ def _opened(sizes, numbers):
     )  # fmt: skip
 
 
-@compiled
-def _forward_tiles(
-    first, last, part, source, u, v, dx, dy, initial, previous, starts_at_source, was_at_source, strides, formed, uses,
+@solver.routine(lambda k: (k.image, WHOLES, WHOLES, WHOLE, types.UniTuple(WHOLE, 4), k.memory, WHOLE))
+def _take_image(table, flat, strides, bases, count, box, memory, row):
+    take(flat, strides, bases, count, box, memory, row)
+
+
+@solver.routine(lambda k: (k.memory, WHOLES, WHOLES, WHOLE, types.UniTuple(WHOLE, 4), k.memory, WHOLE))
+def _take_numbers(table, flat, strides, bases, count, box, memory, row):
+    take(flat, strides, bases, count, box, memory, row)
+
+
+@solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.image, WHOLES, WHOLES, types.UniTuple(WHOLE, 4)))
+def _give_image(table, memory, row, count, flat, strides, bases, box):
+    if flat.size:  # else nobody wants it
+        give(memory, row, count, flat, strides, bases, box)
+
+
+@solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.memory, WHOLES, WHOLES, types.UniTuple(WHOLE, 4)))
+def _give_numbers(table, memory, row, count, flat, strides, bases, box):
+    if flat.size:  # else nobody wants it
+        give(memory, row, count, flat, strides, bases, box)
+
+
+@solver.routine(lambda k: (*_pass(k), k.number[:, :, ::1], k.image))
+def forward_tiles(
+    table, first, last, part, source, u, v, dx, dy, initial, previous, starts_at_source, was_at_source, strides, formed, uses,
     rectified, sizes, numbers, line, out,
 ):  # fmt: skip
     grid, num_steps = _opened(sizes, numbers), sizes[5]
@@ -36,22 +78,24 @@ def _forward_tiles(
     lanes, bases = np.empty(max(1, formed.shape[0]) * 11 * LANES, formed.dtype), np.empty(LANES, np.int64)
     after = np.empty(2 * LANES, formed.dtype)
     for tile in range(first, last):
-        _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
-        _start(source, previous, was_at_source, strides, bases, grid, memory, _FIELDS * size)
-        _start(source, initial, starts_at_source, strides, bases, grid, memory, (_FIELDS + 1) * size)
+        call(
+            _prepare, table, (tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
+        )
+        call(_start, table, (source, previous, was_at_source, strides, bases, grid, memory, _FIELDS * size))
+        call(_start, table, (source, initial, starts_at_source, strides, bases, grid, memory, (_FIELDS + 1) * size))
         for step in range(num_steps):
             before, now, later = _FIELDS + step % 3, _FIELDS + (step + 1) % 3, _FIELDS + (step + 2) % 3
-            _step(memory, before * size, now * size, later * size, grid)
+            call(_step, table, (memory, before * size, now * size, later * size, grid))
         field = (_FIELDS + (num_steps + 1) % 3) * size
         if line.shape[0]:
-            _gather(tile, line, after, grid)
-            _finish(memory, field, after, grid)
-        give(memory, field, _count(tile, grid), out, strides[0], bases, _box(grid))
+            call(_gather, table, (tile, line, after, grid))
+            call(_finish, table, (memory, field, after, grid))
+        call(_give_image, table, (memory, field, _count(tile, grid), out, strides[0], bases, _box(grid)))
 
 
-@compiled
-def _backward_tiles(
-    first, last, part, source, u, v, dx, dy, initial, previous, starts_at_source, was_at_source, strides, formed, uses,
+@solver.routine(lambda k: (*_pass(k), k.image, types.float64[:, :, :, ::1], k.image, *[k.memory] * 4, k.image, k.image))
+def backward_tiles(
+    table, first, last, part, source, u, v, dx, dy, initial, previous, starts_at_source, was_at_source, strides, formed, uses,
     rectified, sizes, numbers, grad, sums, grad_source, grad_u, grad_v, grad_dx, grad_dy, grad_initial, grad_previous,
 ):  # fmt: skip
     grid, num_steps = _opened(sizes, numbers), sizes[5]
@@ -60,54 +104,60 @@ def _backward_tiles(
     memory = np.zeros((flows + num_steps + 3) * size, formed.dtype)
     lanes, bases = np.empty(max(1, formed.shape[0]) * 11 * LANES, formed.dtype), np.empty(LANES, np.int64)
     for tile in range(first, last):
-        _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
-        _start(source, previous, was_at_source, strides, bases, grid, memory, _FIELDS * size)
-        _start(source, initial, starts_at_source, strides, bases, grid, memory, (_FIELDS + 1) * size)
+        call(
+            _prepare, table, (tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases)
+        )
+        call(_start, table, (source, previous, was_at_source, strides, bases, grid, memory, _FIELDS * size))
+        call(_start, table, (source, initial, starts_at_source, strides, bases, grid, memory, (_FIELDS + 1) * size))
         for step in range(num_steps):
             field = _FIELDS + step
-            _step(memory, field * size, (field + 1) * size, (field + 2) * size, grid)
-        take(grad, strides[0], bases, LANES, _box(grid), memory, (flows + num_steps + 1) * size)
+            call(_step, table, (memory, field * size, (field + 1) * size, (field + 2) * size, grid))
+        call(_take_image, table, (grad, strides[0], bases, LANES, _box(grid), memory, (flows + num_steps + 1) * size))
         for step in range(num_steps, 0, -1):
-            _step_back(memory, (flows + step) * size, grid)
+            call(_step_back, table, (memory, (flows + step) * size, grid))
         if num_steps:
-            _carry(memory, (flows + 2) * size, flows * size, grid)
-        _collect(memory, flows * size, grid, num_steps, starts_at_source, was_at_source, uses[2] >= 0, uses[3] >= 0)
+            call(_carry, table, (memory, (flows + 2) * size, flows * size, grid))
+        call(
+            _collect,
+            table,
+            (memory, flows * size, grid, num_steps, starts_at_source, was_at_source, uses[2] >= 0, uses[3] >= 0),
+        )
         for place, row in enumerate((_OF_U, _OF_V, _OF_DX, _OF_DY)):
             if uses[place] >= 0:
                 if rectified and place < 2:
-                    _mask(memory, row * size, (_U + place) * size, grid)
-                _add_under(tile, memory, row * size, grid, sums[part, uses[place]])
-                _add_spread(memory, row * size, _OF_SOURCE * size, lanes, uses[place] * 11 * LANES, SCALE, grid)
-        if grad_source.size:
-            give(memory, _OF_SOURCE * size, _count(tile, grid), grad_source, strides[0], bases, _box(grid))
-        if grad_u.size:
-            give(memory, _OF_U * size, _count(tile, grid), grad_u, strides[0], bases, _box(grid))
-        if grad_v.size:
-            give(memory, _OF_V * size, _count(tile, grid), grad_v, strides[0], bases, _box(grid))
-        if grad_dx.size:
-            give(memory, _OF_DX * size, _count(tile, grid), grad_dx, strides[0], bases, _box(grid))
-        if grad_dy.size:
-            give(memory, _OF_DY * size, _count(tile, grid), grad_dy, strides[0], bases, _box(grid))
-        if grad_initial.size:
-            give(memory, (flows + 1) * size, _count(tile, grid), grad_initial, strides[0], bases, _box(grid))
-        if grad_previous.size:
-            give(memory, flows * size, _count(tile, grid), grad_previous, strides[0], bases, _box(grid))
+                    call(_mask, table, (memory, row * size, (_U + place) * size, grid))
+                call(_add_under, table, (tile, memory, row * size, grid, sums[part, uses[place]]))
+                call(
+                    _add_spread,
+                    table,
+                    (memory, row * size, _OF_SOURCE * size, lanes, uses[place] * 11 * LANES, SCALE, grid),
+                )
+        count, box, apart = _count(tile, grid), _box(grid), strides[0]
+        call(_give_image, table, (memory, _OF_SOURCE * size, count, grad_source, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_U * size, count, grad_u, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_V * size, count, grad_v, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_DX * size, count, grad_dx, apart, bases, box))
+        call(_give_numbers, table, (memory, _OF_DY * size, count, grad_dy, apart, bases, box))
+        call(_give_image, table, (memory, (flows + 1) * size, count, grad_initial, apart, bases, box))
+        call(_give_image, table, (memory, flows * size, count, grad_previous, apart, bases, box))
 
 
-@compiled
-def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sums):
+@solver.routine(
+    lambda k: (WHOLE, WHOLE, WHOLE, k.image, WHOLES, k.number[:, :, ::1], WHOLES, k.memory, types.float64[:, :, :, ::1])
+)
+def moment_tiles(table, first, last, part, source, strides, weights, sizes, numbers, sums):
     grid = _opened(sizes, numbers)
     _, channels, height, width = grid[:4]
     size, pitch = _size(grid), (width + 2) * LANES
-    memory = np.zeros(size, table.dtype)
-    lanes, bases = np.empty(table.shape[0] * 9 * LANES, table.dtype), np.empty(LANES, np.int64)
-    row = np.empty(2 * LANES, table.dtype)
+    memory = np.zeros(size, weights.dtype)
+    lanes, bases = np.empty(weights.shape[0] * 9 * LANES, weights.dtype), np.empty(LANES, np.int64)
+    row = np.empty(2 * LANES, weights.dtype)
     totals = np.empty(2 * LANES)
     for tile in range(first, last):
         _place(tile, strides, bases, grid)
-        take(source, strides, bases, LANES, _box(grid), memory, 0)
-        _gather(tile, table, lanes, grid)
-        for kernel in range(table.shape[0]):
+        call(_take_image, table, (source, strides, bases, LANES, _box(grid), memory, 0))
+        call(_gather, table, (tile, weights, lanes, grid))
+        for kernel in range(weights.shape[0]):
             w = kernel * 9 * LANES
             w0, w1, w2 = load(lanes, w), load(lanes, w + LANES), load(lanes, w + 2 * LANES)
             w3, w4, w5 = load(lanes, w + 3 * LANES), load(lanes, w + 4 * LANES), load(lanes, w + 5 * LANES)
@@ -124,7 +174,7 @@ def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sum
                 a0, a1 = load(memory, o - pitch - LANES), load(memory, o - pitch)
                 b0, b1 = load(memory, o - LANES), load(memory, o)
                 c0, c1 = load(memory, o + pitch - LANES), load(memory, o + pitch)
-                first_sum = second_sum = spread(table.dtype.type(0))
+                first_sum = second_sum = spread(weights.dtype.type(0))
                 for _x in range(width):
                     a2, b2 = load(memory, o - pitch + LANES), load(memory, o + LANES)
                     c2 = load(memory, o + pitch + LANES)
@@ -152,42 +202,55 @@ def _moment_tiles(first, last, part, source, strides, table, sizes, numbers, sum
                 found[0, channel] = all_of_them
 
 
-@compiled
-def _moment_tiles_back(first, last, part, source, strides, table, sizes, numbers, sums, out):
+@solver.routine(
+    lambda k: (
+        WHOLE,
+        WHOLE,
+        WHOLE,
+        k.image,
+        WHOLES,
+        k.number[:, :, ::1],
+        WHOLES,
+        k.memory,
+        types.float64[:, :, :, ::1],
+        k.image,
+    )
+)
+def moment_tiles_back(table, first, last, part, source, strides, weights, sizes, numbers, sums, out):
     grid = _opened(sizes, numbers)
     size = _size(grid)
-    memory = np.zeros(3 * size, table.dtype)  # the image, the gradient of a convolution, and that of the image
-    lanes, bases = np.empty(table.shape[0] * 11 * LANES, table.dtype), np.empty(LANES, np.int64)
+    memory = np.zeros(3 * size, weights.dtype)  # the image, the gradient of a convolution, and that of the image
+    lanes, bases = np.empty(weights.shape[0] * 11 * LANES, weights.dtype), np.empty(LANES, np.int64)
     for tile in range(first, last):
         _place(tile, strides, bases, grid)
-        take(source, strides, bases, LANES, _box(grid), memory, 0)
-        _gather(tile, table, lanes, grid)
+        call(_take_image, table, (source, strides, bases, LANES, _box(grid), memory, 0))
+        call(_gather, table, (tile, weights, lanes, grid))
         memory[2 * size :] = 0
-        for kernel in range(table.shape[0]):
-            _form(memory, size, lanes, kernel * 11 * LANES, False, grid)
-            _add_under(tile, memory, size, grid, sums[part, kernel])
-            _add_spread(memory, size, 2 * size, lanes, kernel * 11 * LANES, -1, grid)
-        give(memory, 2 * size, _count(tile, grid), out, strides, bases, _box(grid))
+        for kernel in range(weights.shape[0]):
+            call(_form, table, (memory, size, lanes, kernel * 11 * LANES, False, grid))
+            call(_add_under, table, (tile, memory, size, grid, sums[part, kernel]))
+            call(_add_spread, table, (memory, size, 2 * size, lanes, kernel * 11 * LANES, -1, grid))
+        call(_give_image, table, (memory, 2 * size, _count(tile, grid), out, strides, bases, _box(grid)))
 
 
-@compiled
-def forward_parts(team, parts, first, last, part, *arguments):
-    fork(_forward_tiles, team, parts, first, last, part, arguments)
+@launcher
+def forward_parts(team, table, parts, first, last, part, *arguments):
+    fork(forward_tiles, team, table, parts, first, last, part, arguments)
 
 
-@compiled
-def backward_parts(team, parts, first, last, part, *arguments):
-    fork(_backward_tiles, team, parts, first, last, part, arguments)
+@launcher
+def backward_parts(team, table, parts, first, last, part, *arguments):
+    fork(backward_tiles, team, table, parts, first, last, part, arguments)
 
 
-@compiled
-def moment_parts(team, parts, first, last, part, *arguments):
-    fork(_moment_tiles, team, parts, first, last, part, arguments)
+@launcher
+def moment_parts(team, table, parts, first, last, part, *arguments):
+    fork(moment_tiles, team, table, parts, first, last, part, arguments)
 
 
-@compiled
-def moment_parts_back(team, parts, first, last, part, *arguments):
-    fork(_moment_tiles_back, team, parts, first, last, part, arguments)
+@launcher
+def moment_parts_back(team, table, parts, first, last, part, *arguments):
+    fork(moment_tiles_back, team, table, parts, first, last, part, arguments)
 
 
 @compiled
@@ -209,22 +272,36 @@ def _count(tile, grid):
     return min(LANES, grid[0] - tile * LANES)
 
 
-@compiled
-def _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases):
+@solver.routine(
+    lambda k: (
+        WHOLE,
+        k.image,
+        *[k.memory] * 4,
+        types.int64[:, ::1],
+        k.number[:, :, ::1],
+        WHOLES,
+        FLAG,
+        _grid(k),
+        k.memory,
+        k.memory,
+        WHOLES,
+    )
+)
+def _prepare(table, tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases):
     """The image of a tile, its velocities, and the weights of its steps."""
     _, _, height, width, _, one, rx, ry, cx, cy, two_dt = grid
     size, pitch = _size(grid), (width + 2) * LANES
     _place(tile, strides[0], bases, grid)
-    take(source, strides[0], bases, LANES, _box(grid), memory, _IMAGE * size)
-    _gather(tile, formed, lanes, grid)
+    call(_take_image, table, (source, strides[0], bases, LANES, _box(grid), memory, _IMAGE * size))
+    call(_gather, table, (tile, formed, lanes, grid))
     # Diffusivities wait where the weights will be that are made of them.
-    _coefficient(tile, u, strides[1], uses[0], rectified, grid, memory, _U * size, lanes, bases)
-    _coefficient(tile, v, strides[2], uses[1], rectified, grid, memory, _V * size, lanes, bases)
-    _coefficient(tile, dx, strides[3], uses[2], True, grid, memory, _RIGHT * size, lanes, bases)
-    _coefficient(tile, dy, strides[4], uses[3], True, grid, memory, _BELOW * size, lanes, bases)
+    call(_coefficient, table, (tile, u, strides[1], uses[0], rectified, grid, memory, _U * size, lanes, bases))
+    call(_coefficient, table, (tile, v, strides[2], uses[1], rectified, grid, memory, _V * size, lanes, bases))
+    call(_coefficient, table, (tile, dx, strides[3], uses[2], True, grid, memory, _RIGHT * size, lanes, bases))
+    call(_coefficient, table, (tile, dy, strides[4], uses[3], True, grid, memory, _BELOW * size, lanes, bases))
     _place(tile, strides[0], bases, grid)
-    _fill(memory, _U * size, grid)
-    _fill(memory, _V * size, grid)
+    call(_fill, table, (memory, _U * size, grid))
+    call(_fill, table, (memory, _V * size, grid))
     ones, along_x, along_y, spread_x, spread_y, adds = (
         spread(one), spread(rx), spread(ry), spread(cx), spread(cy), spread(two_dt)
     )  # fmt: skip
@@ -245,18 +322,18 @@ def _prepare(tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid,
             store(memory, _ADDED * size + o, load(memory, _IMAGE * size + o) * adds * scale)
 
 
-@compiled
-def _coefficient(tile, flat, strides, use, rectify, grid, memory, row, lanes, bases):
+@solver.routine(lambda k: (WHOLE, k.memory, WHOLES, WHOLE, FLAG, _grid(k), k.memory, WHOLE, k.memory, WHOLES))
+def _coefficient(table, tile, flat, strides, use, rectify, grid, memory, row, lanes, bases):
     """A velocity or diffusivity of a tile, formed of the image or read, whatever it broadcasts along."""
     if use >= 0:
-        _form(memory, row, lanes, use * 11 * LANES, rectify, grid)
+        call(_form, table, (memory, row, lanes, use * 11 * LANES, rectify, grid))
     else:
         _place(tile, strides, bases, grid)
-        take(flat, strides, bases, LANES, _box(grid), memory, row)
+        call(_take_numbers, table, (flat, strides, bases, LANES, _box(grid), memory, row))
 
 
-@compiled
-def _form(memory, row, lanes, values, rectify, grid):
+@solver.routine(lambda k: (k.memory, WHOLE, k.memory, WHOLE, FLAG, _grid(k)))
+def _form(table, memory, row, lanes, values, rectify, grid):
     """A 3x3 convolution of the image in the memory's first row, scaled and shifted, and perhaps cut off below 0."""
     height, width = grid[2], grid[3]
     pitch = (width + 2) * LANES
@@ -279,8 +356,8 @@ def _form(memory, row, lanes, values, rectify, grid):
             o += LANES
 
 
-@compiled
-def _add_under(tile, memory, row, grid, sums):
+@solver.routine(lambda k: (WHOLE, k.memory, WHOLE, _grid(k), types.float64[:, ::1]))
+def _add_under(table, tile, memory, row, grid, sums):
     """Adds up a gradient times the pixel under each of the nine weights, and by itself, channel by channel."""
     _, channels, height, width = grid[:4]
     pitch = (width + 2) * LANES
@@ -314,8 +391,8 @@ def _add_under(tile, memory, row, grid, sums):
                 channel = channel + 1 if channel + 1 < channels else 0
 
 
-@compiled
-def _add_spread(memory, row, target, lanes, values, scale_place, grid):
+@solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.memory, WHOLE, WHOLE, _grid(k)))
+def _add_spread(table, memory, row, target, lanes, values, scale_place, grid):
     """The transpose of a 3x3 convolution: adds what a gradient in `row` is for the image to `target`."""
     height, width = grid[2], grid[3]
     pitch = (width + 2) * LANES
@@ -340,8 +417,8 @@ def _add_spread(memory, row, target, lanes, values, scale_place, grid):
             o += LANES
 
 
-@compiled
-def _mask(memory, row, above, grid):
+@solver.routine(lambda k: (k.memory, WHOLE, WHOLE, _grid(k)))
+def _mask(table, memory, row, above, grid):
     """Keeps a gradient only where a number is above 0."""
     height, width = grid[2], grid[3]
     for y in range(height):
@@ -350,9 +427,9 @@ def _mask(memory, row, above, grid):
             store(memory, row + o, where_positive(load(memory, above + o), load(memory, row + o)))
 
 
-@compiled
-def _step(memory, before, now, later, grid):
-    _fill(memory, now, grid)
+@solver.routine(lambda k: (k.memory, WHOLE, WHOLE, WHOLE, _grid(k)))
+def _step(table, memory, before, now, later, grid):
+    call(_fill, table, (memory, now, grid))
     height, width = grid[2], grid[3]
     size, pitch = _size(grid), (width + 2) * LANES
     for y in range(height):
@@ -372,8 +449,8 @@ def _step(memory, before, now, later, grid):
             o += LANES
 
 
-@compiled
-def _finish(memory, row, line, grid):
+@solver.routine(lambda k: (k.memory, WHOLE, k.memory, _grid(k)))
+def _finish(table, memory, row, line, grid):
     """Scales and shifts a field and cuts it off below 0."""
     height, width = grid[2], grid[3]
     scale, shift = load(line, 0), load(line, LANES)
@@ -384,8 +461,8 @@ def _finish(memory, row, line, grid):
             store(memory, o, larger(load(memory, o) * scale + shift, zero))
 
 
-@compiled
-def _step_back(memory, row, grid):
+@solver.routine(lambda k: (k.memory, WHOLE, _grid(k)))
+def _step_back(table, memory, row, grid):
     """The gradient of a field, of those of the two after it, which are in the next two rows with frames of 0."""
     height, width, boundary = grid[2], grid[3], grid[4]
     size, pitch = _size(grid), (width + 2) * LANES
@@ -423,16 +500,16 @@ def _add_product(memory, target, a, b):
     store(memory, target, load(memory, target) + load(memory, a) * load(memory, b))
 
 
-@compiled
-def _carry(memory, later, row, grid):
+@solver.routine(lambda k: (k.memory, WHOLE, WHOLE, _grid(k)))
+def _carry(table, memory, later, row, grid):
     """The gradient of H[-1], which only the first step looks at."""
     size = _size(grid)
     for o in range(0, size, LANES):
         store(memory, row + o, load(memory, _BEFORE * size + o) * load(memory, later + o))
 
 
-@compiled
-def _collect(memory, flows, grid, num_steps, starts_at_source, was_at_source, dx_rectified, dy_rectified):
+@solver.routine(lambda k: (k.memory, WHOLE, _grid(k), WHOLE, FLAG, FLAG, FLAG, FLAG))
+def _collect(table, memory, flows, grid, num_steps, starts_at_source, was_at_source, dx_rectified, dy_rectified):
     """The gradients of source, velocities and diffusivities, of what they multiplied in all the steps."""
     _, _, height, width, boundary, one, rx, ry, cx, cy, two_dt = grid
     size, pitch = _size(grid), (width + 2) * LANES
@@ -500,8 +577,8 @@ def _collect(memory, flows, grid, num_steps, starts_at_source, was_at_source, dx
         store(memory, target + bottom * pitch, value)
 
 
-@compiled
-def _fill(memory, row, grid):
+@solver.routine(lambda k: (k.memory, WHOLE, _grid(k)))
+def _fill(table, memory, row, grid):
     """Makes the frame of a field what the boundary says; corners are never read."""
     height, width, boundary = grid[2], grid[3], grid[4]
     if boundary == _ZERO:
@@ -541,13 +618,13 @@ def _place(tile, strides, bases, grid):
                 image, channel = image + 1, 0
 
 
-@compiled
-def _gather(tile, table, lanes, grid):
-    """A table's numbers for the channels of a tile: [..., channels] to one vector for each row."""
+@solver.routine(lambda k: (WHOLE, k.number[:, :, ::1], k.memory, _grid(k)))
+def _gather(table, tile, rows, lanes, grid):
+    """Numbers of a table for the channels of a tile: [..., channels] to one vector for each row."""
     channels, first = grid[1], tile * LANES % grid[1]
-    for kernel in range(table.shape[0]):
-        for place in range(table.shape[1]):
-            row, o = table[kernel, place], (kernel * table.shape[1] + place) * LANES
+    for kernel in range(rows.shape[0]):
+        for place in range(rows.shape[1]):
+            row, o = rows[kernel, place], (kernel * rows.shape[1] + place) * LANES
             if first + LANES <= channels:
                 store(lanes, o, load(row, first))
             else:
@@ -557,11 +634,11 @@ def _gather(tile, table, lanes, grid):
                     channel = channel + 1 if channel + 1 < channels else 0
 
 
-@compiled
-def _start(source, start, is_source, strides, bases, grid, memory, row):
+@solver.routine(lambda k: (k.image, k.image, FLAG, types.int64[:, ::1], WHOLES, _grid(k), k.memory, WHOLE))
+def _start(table, source, start, is_source, strides, bases, grid, memory, row):
     """The field at a step before the first; its frame may be anything."""
     if is_source:
         for o in range(0, _size(grid), LANES):
             store(memory, row + o, load(memory, _IMAGE + o))
     else:
-        take(start, strides[0], bases, LANES, _box(grid), memory, row)
+        call(_take_image, table, (start, strides[0], bases, LANES, _box(grid), memory, row))

@@ -1,4 +1,4 @@
-"""Plain nets, knowing nothing of condensing: a name, a builder."""
+"""Nets by name. `PLAIN` holds the builders of the plain nets, which know nothing of condensing."""
 
 from collections.abc import Callable
 

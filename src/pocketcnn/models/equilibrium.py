@@ -1,15 +1,15 @@
 """A deep equilibrium net: one block of weights, applied until its features no longer change.
 
-The other way to use few weights many times, and the one that the ring's paper compares itself with. The features z* solve
+This is another way to use few weights many times, with which the ring's paper compares its own. The features z* solve
 z = c W2 relu(x + W1 z) for the image's features x. Each convolution is divided by its operator norm, so the right side
-shrinks distances by about c < 1: there is one solution for every image, and plain iteration finds it (Banach). The gradient
-goes through one application at z* (Jacobian-free backpropagation), so that training keeps the features of that one only.
+shrinks distances by about c < 1: every image has one solution, and plain iteration finds it (Banach). The gradient goes
+through one application of the block at z* (Jacobian-free backpropagation), so training stores the features of that one only.
 
 Sources: Bai, Kolter, Koltun: Deep Equilibrium Models, NeurIPS 2019 (arXiv 1909.01377); Fung et al.: JFB: Jacobian-Free
 Backpropagation for Implicit Networks, AAAI 2022 (arXiv 2103.12803); the norm by Sedghi, Gupta, Long: The Singular Values of
-Convolutional Layers, ICLR 2019 (arXiv 1805.10408). Bai's has normalisation inside of the block, no such bound, and a
-quasi-Newton solver; in a first try of ours, a block with group norm had no equilibrium for a quarter of the images that
-Anderson's acceleration found in 60 applications.
+Convolutional Layers, ICLR 2019 (arXiv 1805.10408). Bai's block has normalisation inside, no such bound, and a quasi-Newton
+solver. In a first try of ours, Anderson's acceleration found no equilibrium of a block with group norm within 60
+applications for a quarter of the images.
 """
 
 from typing import Any
@@ -25,14 +25,14 @@ def operator_norm(
 ) -> Tensor:
     """The largest factor by which a convolution of stride 1 can lengthen an image, as a scalar.
 
-    A convolution acts on each spatial frequency by a matrix of its own, [out_channels, in_channels], the kernel's Fourier
-    transform there; the largest singular value of all of them is the norm for images that wrap around, and zero padding
-    cannot exceed it.
+    A convolution acts on each spatial frequency by a matrix [out_channels, in_channels], the kernel's Fourier transform at
+    that frequency. The largest singular value of all these matrices is the norm for images that wrap around; with zero
+    padding the norm is no larger.
 
     Args:
-        kernel: of the convolution.
-        grid: how many frequencies are looked at along each axis, at least the kernel's extent. The largest value may lie
-            in between: for a 3x3 kernel and a grid of 8 up to 1 / cos(pi / 8)^2 = 1.17 times as high, mostly a few per cent.
+        kernel: weight of the convolution.
+        grid: how many frequencies are computed along each axis, at least the kernel's extent. The norm may lie between
+            them: for a 3x3 kernel and a grid of 8 it is up to 1 / cos(pi / 8)^2 = 1.17 times as high, mostly a few per cent.
     """
     transfer = torch.fft.rfft2(kernel.float(), s=(grid, grid)).permute(2, 3, 0, 1)
     return torch.linalg.matrix_norm(transfer, ord=2).amax()
@@ -45,16 +45,16 @@ class EquilibriumNet(nn.Module):
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
         width: scales the 40 channels.
-        contraction: c, in (0, 1): by about how much each application shrinks distances.
-        tolerance: relative residual |f(z) - z| / |f(z)| below which every image must come, in evaluation.
-        max_steps: applications in evaluation, at most.
-        train_tolerance: and in training, where a rough solution will do.
-        train_steps: and in training.
+        contraction: c, in (0, 1): the factor by which each application shrinks distances, about.
+        tolerance: relative residual |f(z) - z| / |f(z)| that every image must fall below, in evaluation.
+        max_steps: the most applications in evaluation.
+        train_tolerance: `tolerance` in training, where a rough solution is enough.
+        train_steps: `max_steps` in training.
     Raises:
-        ValueError: a number out of range.
+        ValueError: an argument out of range.
     Shape: images [batch, in_channels, height, width] to logits [batch, num_classes].
-    Cost: that of the block as often as it is applied, which depends on the image. What `measure` counts is one image of
-        random pixels, and its depth leaves the block out.
+    Cost: the block's, times the number of applications, which depends on the image. `measure` counts one image of random
+        pixels, and its depth leaves the block out.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class EquilibriumNet(nn.Module):
         self.tolerances, self.max_steps = (tolerance, train_tolerance), (max_steps, train_steps)
         self.stem = nn.Conv2d(in_channels, channels, 3, 2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        # Plain kernels: no layer could take their place, as they are never used as they are.
+        # Parameters, not convolutions: the forward pass divides them by their norms, so no layer could replace them.
         self.inner, self.outer = (nn.Parameter(torch.empty(channels, channels, 3, 3)) for _ in range(2))
         for kernel in (self.inner, self.outer):
             nn.init.kaiming_uniform_(kernel, a=5**0.5)
@@ -90,9 +90,12 @@ class EquilibriumNet(nn.Module):
     def equilibrium(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> tuple[Float[Tensor, "batch channels out_height out_width"], Float[Tensor, " batch"], int]:
-        """The features at the equilibrium, each image's relative residual there, and the solver's applications.
+        """Solves for the equilibrium of each image.
 
-        Where gradients are recorded the block is applied once more to what the solver found.
+        Where gradients are recorded, the block is applied once more to the solver's result.
+
+        Returns:
+            The features at the equilibrium, each image's relative residual, and the number of the solver's applications.
         """
         x = self.bn1(self.stem(x))
         inner, outer = self._kernels()
@@ -109,11 +112,11 @@ class EquilibriumNet(nn.Module):
                 residuals = residuals / value.flatten(1).float().norm(dim=1).clamp(min=1e-12)
                 if steps >= max_steps or bool((residuals < tolerance).all()):
                     break
-        # With a gradient, one application more.
+        # The solver ran without gradients, so one more application records them.
         return (block(value) if torch.is_grad_enabled() else z), residuals, steps
 
     def _kernels(self) -> tuple[Tensor, Tensor]:
-        """The kernels at the norms they act with; kept while they do not change, where no gradient is recorded."""
+        """The kernels scaled to their norms. Without gradients the result is kept until the kernels change."""
         state = [(kernel.data_ptr(), kernel._version, kernel.dtype) for kernel in (self.inner, self.outer)]
         if not torch.is_grad_enabled() and self._kept is not None and self._kept[0] == state:
             return self._kept[1]

@@ -1,12 +1,12 @@
-"""Stacked hourglasses: heatmaps of joints, refined stage by stage.
+"""Stacked hourglasses: a net that gives a heatmap for each joint and refines them stage by stage.
 
-A stem halves the image; then equal sub-networks follow one another, each of which goes down to a quarter of the
-resolution and up again. A head of its own turns what a stage makes into a heatmap for every joint, and the next stage
-sees features and heatmaps added to what the stage itself saw. All stages are trained on the same targets.
+A stem halves the image. Then equal sub-networks, the stages, follow one another; each goes down to a quarter of the
+resolution and up again. Each stage has a head that turns its output into a heatmap for every joint. The next stage gets
+the stage's input, output and heatmaps, added. All stages are trained on the same targets.
 
 Source: Newell, Yang, Deng: Stacked Hourglass Networks for Human Pose Estimation, ECCV 2016. Here at a size that a
-processor trains in minutes: one 3x3 convolution in place of each residual module, two levels in place of four, and
-features are added again without a convolution of their own.
+processor trains in minutes: one 3x3 convolution in place of each residual module, two levels in place of four, and no
+convolution where features are added.
 """
 
 import torch
@@ -18,10 +18,10 @@ from torch.nn import functional as F
 class Hourglass(nn.Module):
     """Six 3x3 convolutions with batch norm and ReLU: one at full size, three to a quarter of it, two back up.
 
-    What comes up is enlarged to the nearest pixel and added to what went down at that size.
+    On the way up, features are enlarged by repeating pixels and added to those of the same size on the way down.
 
     Args:
-        channels: in, within and out.
+        channels: of the input, the output and all between.
     Shape: [batch, channels, height, width] to the same, of any height and width of at least 1 pixel.
     """
 
@@ -43,18 +43,18 @@ class Hourglass(nn.Module):
 
 
 class StackedHourglass(nn.Module):
-    """A stem, and hourglasses one after the other, each with a head.
+    """A stem, then hourglasses one after the other, each with a head.
 
-    `stages` holds the hourglasses and nothing else; `heads` and `merges` are 1x1 convolutions, from features to heatmaps
-    and from heatmaps back to features.
+    `stages` holds only the hourglasses. `heads` and `merges` are 1x1 convolutions, from features to heatmaps and from
+    heatmaps back to features.
 
     Args:
-        num_stages: how many hourglasses follow one another.
-        channels: of all feature maps.
-        num_joints: heatmaps of each stage.
+        num_stages: number of hourglasses.
+        channels: channels of all feature maps.
+        num_joints: number of heatmaps of each stage.
         in_channels: channels of the image.
     Raises:
-        ValueError: a number below 1.
+        ValueError: an argument below 1.
     Shape: images [batch, in_channels, height, width] to heatmaps [batch, num_stages, num_joints, map_height, map_width]
         of half the height and width, rounded up.
     """
@@ -85,7 +85,7 @@ class StackedHourglass(nn.Module):
 
 
 def _head(channels: int, num_joints: int) -> nn.Conv2d:
-    """Heatmaps start near 0, as nearly all of their targets are."""
+    """A 1x1 convolution to heatmaps; they start near 0, because nearly all of the targets are 0."""
     head = nn.Conv2d(channels, num_joints, 1)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)  # type: ignore[arg-type]

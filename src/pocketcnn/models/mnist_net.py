@@ -1,7 +1,7 @@
-"""A net of some 500 numbers for 28x28 images, around one feature layer: the illustrative net of the Global layer's paper.
+"""A net of some 500 parameters for 28x28 images, around one feature layer: the illustrative net of the Global layer's paper.
 
-Batch norm of the image, ReLU, a 3x3 convolution to `width` channels, the feature layer, average pooling of 4x4 pixels, a
-linear classifier. The feature layer is whatever is asked for; here are the two plain ones.
+Its parts are batch norm of the image, ReLU, a 3x3 convolution to `width` channels, the feature layer, average pooling of 4x4
+pixels and a linear classifier. Any feature layer fits; the two plain ones are defined here.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """A module around a shortcut: x + inner(x)."""
+    """A module with a shortcut: x + inner(x)."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ def conv_feature(width: int) -> nn.Module:
 
 
 def residual_feature(width: int) -> nn.Module:
-    """The same around a shortcut, then batch norm and ReLU of the sum."""
+    """A `conv_feature` with a shortcut, then batch norm and ReLU of the sum."""
     return nn.Sequential(Residual(conv_feature(width)), nn.BatchNorm2d(width), nn.ReLU())
 
 
@@ -35,7 +35,7 @@ class MnistNet(nn.Module):
     """The illustrative net around a feature layer.
 
     Args:
-        feature: makes the feature layer for a number of channels, which it keeps.
+        feature: makes the feature layer, given the number of channels; the layer must keep that number.
         width: channels of the feature map.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.

@@ -1,7 +1,7 @@
-"""Three tasks on 28x28 images, each with an encoder of the same shape: what an image shows, the image itself through a
-narrow bottleneck, and by how many quarter turns it was turned.
+"""A net for three tasks on 28x28 images: classify an image, rebuild it from a narrow bottleneck, and tell its quarter turns.
 
-The encoders are repeated sub-networks that work side by side, where the stages of an hourglass work one after another.
+Each task has an encoder of the same shape. The encoders are repeated sub-networks side by side; the stages of an hourglass
+are repeated sub-networks in a row.
 """
 
 from jaxtyping import Float
@@ -13,11 +13,10 @@ TASKS = ("classification", "reconstruction", "rotation")
 
 
 class Encoder(nn.Module):
-    """Four 3x3 convolutions with batch norm and ReLU; three of them halve the resolution, the second doubles the
-    channels.
+    """Four 3x3 convolutions with batch norm and ReLU; three halve the resolution, the second doubles the channels.
 
     Args:
-        channels: of the first convolution; the others have twice as many.
+        channels: outputs of the first convolution; the others have twice as many.
         in_channels: channels of the image.
     Shape: [batch, in_channels, 28, 28] to [batch, 2 * channels, 4, 4].
     """
@@ -38,16 +37,16 @@ class Encoder(nn.Module):
 class MultiTask(nn.Module):
     """An encoder and a head for each of `TASKS`.
 
-    `tasks` holds the encoders and nothing else. Classes and turns are told from the mean over each feature map by a
-    linear layer. The image is rebuilt from `bottleneck` numbers.
+    `tasks` holds only the encoders. A linear layer finds classes and turns from the mean over each feature map. A decoder
+    rebuilds the image from `bottleneck` values.
 
     Args:
-        channels: of an encoder's first convolution.
-        num_classes: of the classification.
-        bottleneck: numbers from which the image is rebuilt.
+        channels: outputs of an encoder's first convolution.
+        num_classes: number of classes.
+        bottleneck: number of values from which the image is rebuilt.
         in_channels: channels of the image.
     Raises:
-        ValueError: a number below 1.
+        ValueError: an argument below 1.
     Shape: images and turned images, both [batch, in_channels, 28, 28], to class logits [batch, num_classes], rebuilt
         images in [0, 1] of the shape of the images, and logits of the turns [batch, 4].
     """

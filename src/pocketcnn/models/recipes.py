@@ -1,4 +1,4 @@
-"""The papers' nets by name: a plain net, the methods that condense it, and their options."""
+"""Recipes: the papers' nets by name, each a plain net, the methods that condense it and their options."""
 
 import dataclasses
 import fnmatch
@@ -24,7 +24,7 @@ class Recipe:
 
     base: str
     base_options: Mapping[str, Any]
-    steps: Sequence[tuple[str, Mapping[str, Any]]]  # method, its options with include/exclude
+    steps: Sequence[tuple[str, Mapping[str, Any]]]  # a method and its options, include and exclude among them
     source: str
 
 
@@ -61,7 +61,7 @@ RECIPES: dict[str, Recipe] = {
     "puppet_plain": Recipe("plainnet20", {}, [("puppet", {})], _PUPPET),
     "resnet32_puppet": Recipe("resnet32_4stage", {}, [("puppet", {})], _PUPPET),
     "resnet18_puppet": Recipe("resnet18", {}, [("puppet", {"size": 0.04})], _PUPPET),
-    # The report's second table; its first row is the plain resnet32_4stage.
+    # The rows of the report's second table, but for the first, which is the plain resnet32_4stage.
     **{
         name: Recipe("resnet32_4stage", {}, [("pde", {"last_stage": "drop", **options})], _GLOBAL)
         for name, options in {
@@ -80,7 +80,7 @@ RECIPES: dict[str, Recipe] = {
 def _mnist_net(
     feature: str = "conv", width: float | int = 1, diffusivity: Any = "constant", **options: Any
 ) -> nn.Module:
-    """The illustrative net; its pde feature has one velocity for both axes, made by one convolution, as published."""
+    """Makes the illustrative net. As published, its pde feature has one velocity for both axes, from one convolution."""
     features = {
         "conv": mnist_net.conv_feature,
         "residual": mnist_net.residual_feature,
@@ -97,18 +97,18 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {**PLAIN, "mnist_net": _mnist_ne
 
 
 def create_model(name: str, **options: Any) -> nn.Module:
-    """Makes a net by name, freshly initialised from torch's random numbers.
+    """Makes a net by name, with initial weights drawn from torch's random numbers.
 
     Args:
-        name: a plain net (`"resnet20"`) or a paper's net (`"resnet18_ring"`); `list_models()` lists both.
-        **options: those of the plain net (`num_classes`, `in_channels`, `stem`, `width`); for a paper's net also those
-            of its method (`size=0.1`), where the recipe has one method.
+        name: a plain net (`"resnet20"`) or a recipe (`"resnet18_ring"`); `list_models()` lists both.
+        **options: options of the plain net (`num_classes`, `in_channels`, `stem`, `width`); for a recipe with one method
+            also that method's options (`size=0.1`).
     Returns:
         A net in training mode that `save` can write and `load` can rebuild.
     Raises:
-        UnknownModel: no net of that name; the nearest are offered.
-        ExportedFile: a file for serving instead of a name.
-        ValueError: an unknown option or one out of range.
+        UnknownModel: no net has that name; the message offers the nearest.
+        ExportedFile: the name is that of a file exported for serving.
+        ValueError: an option is unknown or out of range.
     Example:
         >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
         11173962
@@ -134,7 +134,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the plain nets and the papers' nets that match a shell pattern, sorted.
+    """Lists the plain nets and the recipes whose names match a shell pattern, sorted.
 
     Example:
         >>> list_models("*_ring")
@@ -144,6 +144,6 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def _by_number(name: str) -> tuple[str, int, str]:
-    """Sorts resnet20 before resnet110."""
+    """A key that sorts resnet20 before resnet110."""
     found = re.match(r"([a-z]+)(\d*)", name)
     return (found[1], int(found[2] or 0), name) if found else (name, 0, name)

@@ -2,10 +2,10 @@
 
 Four families share one class. `resnet18/34/50/101/152` have four stages (64 to 512 channels); `resnet26` and `resnet38`
 are the plain counterparts of RedNet-26 and RedNet-38 (blocks 1-2-4-1 and 2-3-5-2). `resnet20/32/44/56/110` have three
-stages of 16, 32 and 64 channels. `resnet32_4stage` has four, of 16, 32, 64 and 64 channels and five blocks each. Where
-stride or width changes, the shortcut is a 1x1 convolution with batch norm. Modules carry the names that torchvision's
-nets use. In bottlenecks the 3x3 convolution has the stride. `plainnet20/32` are the chains without shortcuts to which the
-paper compares resnet20 and resnet32.
+stages of 16, 32 and 64 channels. `resnet32_4stage` has four stages of 16, 32, 64 and 64 channels, with five blocks each.
+`plainnet20/32` are the chains without shortcuts that the paper compares with resnet20 and resnet32. Where stride or width
+changes, the shortcut is a 1x1 convolution with batch norm. In bottlenecks the 3x3 convolution has the stride. Modules have
+the names that torchvision's nets use.
 """
 
 import math
@@ -19,7 +19,7 @@ STEMS = ("imagenet", "small", "deep")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 
@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 convolutions, around a shortcut; the last one widens four times."""
+    """A 3x3 convolution between two 1x1 convolutions, with a shortcut; the last convolution has four times the channels."""
 
     expansion = 4
 
@@ -79,15 +79,15 @@ class ResNet(nn.Module):
 
     Args:
         block: `BasicBlock`, `Bottleneck` or `ConvBlock`.
-        blocks: how many blocks each stage has.
-        channels: of each stage, before a bottleneck's expansion.
+        blocks: number of blocks of each stage.
+        channels: channels of each stage, before a bottleneck's expansion.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
         stem: `"imagenet"` (7x7, stride 2, max-pool), `"small"` (3x3) or `"deep"` (three 3x3, stride 2, max-pool).
-        width: scales all channels, rounded to the nearest number, at least 1.
+        width: factor for all channels; each product is rounded, and at least 1.
     Raises:
-        ValueError: an option out of range.
-    Shape: images [batch, in_channels, height, width] of any size of at least 1 pixel to logits [batch, num_classes].
+        ValueError: an option is out of range.
+    Shape: images [batch, in_channels, height, width] of any size from 1 pixel up to logits [batch, num_classes].
     """
 
     def __init__(

@@ -1,4 +1,9 @@
-"""A net in words: `resnet20 ring:size=0.1`."""
+"""A net in words: `resnet20 ring:size=0.1`. A name with options is read by `parse_options` and written by `spell`.
+
+After the name comes a colon, then `key=value` pairs between commas. A value that begins with a quote or a bracket is a
+Python literal and may hold commas. Any other value ends at the next comma that is not inside of braces; it is a number, a
+truth value or None where it reads as one, else a string.
+"""
 
 import ast
 import dataclasses
@@ -15,15 +20,15 @@ from pocketcnn.methods import METHODS
 from pocketcnn.models.recipes import create_model
 from pocketcnn.surgery import condense
 
-PLAIN_METHOD = "plain"  # beside the methods' names: the net as it is
+PLAIN_METHOD = "plain"  # stands where a method's name could: the net is not condensed
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """A method and its options from `"ring:size=0.1,seed=3"`; `include` and `exclude` patterns may be among them.
+    """Reads a method and its options: `"ring:size=0.1,seed=3"`. `include` and `exclude` patterns may be among them.
 
     Raises:
-        UnknownMethod: no such method, nor `plain`.
-        ValueError: an option without a value.
+        UnknownMethod: the name is neither a method's nor `plain`.
+        ValueError: an option has no value, or `plain` has options.
     Example:
         >>> parse_method("ring:size=0.1,include=layer3.*")
         ('ring', {'size': 0.1, 'include': 'layer3.*'})
@@ -37,10 +42,10 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_options(text: str) -> tuple[str, dict[str, Any]]:
-    """A name and the options written behind it.
+    """Reads a name and the options behind it; `spell` writes them.
 
     Raises:
-        ValueError: an option without a value.
+        ValueError: an option has no value.
     Example:
         >>> parse_options("mnist_net:feature=pde,width=8")
         ('mnist_net', {'feature': 'pde', 'width': 8})
@@ -49,22 +54,70 @@ def parse_options(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
-    for part in filter(None, re.split(r",(?![^{]*\})", rest)):  # at commas, but not inside of braces
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
+    while rest:
+        key, equals, after = rest.partition("=")
+        if not equals or "," in key:
+            part, _, rest = rest.partition(",")
+            if part:
+                raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")
+            continue
+        end = _value_end(after)
+        options[key], rest = _read_value(after[:end]), after[end + 1 :]
     return name, options
+
+
+def spell(name: str, options: Mapping[str, Any]) -> str:
+    """Writes a name and its options in one word, which `parse_options` reads back.
+
+    Values may be finite numbers, truth values, None, strings, and tuples, lists and dictionaries of them.
+
+    Example:
+        >>> spell("ring", {"size": 0.1, "include": ("layer2", "layer3")})
+        "ring:size=0.1,include=('layer2', 'layer3')"
+        >>> spell("plain", {})
+        'plain'
+    """
+    return ":".join(filter(None, (name, ",".join(f"{key}={_spell_value(value)}" for key, value in options.items()))))
+
+
+_OPENING = ("(", "[", "{", "'", '"')  # what a Python literal that may hold commas begins with
+_BARE = re.compile(r"(?:\{[^{}]*\}|[^,])*")  # another value: up to a comma, but not inside of braces
+
+
+def _value_end(text: str) -> int:
+    """The length of the value that a text begins with."""
+    if text.startswith(_OPENING):
+        for end in (*(found.start() for found in re.finditer(",", text)), len(text)):
+            try:
+                ast.literal_eval(text[:end])
+            except (ValueError, SyntaxError):
+                continue
+            return end
+    bare = _BARE.match(text)
+    return bare.end() if bare else 0
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _spell_value(value: Any) -> str:
+    """A value in words; a string is quoted only where it would not be read back as itself."""
+    if isinstance(value, str) and (
+        value.startswith(_OPENING) or re.search("[,{}]", value) or _read_value(value) != value
+    ):
+        return repr(value)
+    return str(value)
 
 
 @dataclass(frozen=True)
 class NetSpec:
     """One row of a comparison: a net by name, and the method that condenses it or `plain`.
 
-    `rival_of` names the small net whose stored numbers this plain net was narrowed (or widened) to.
+    `rival_of` is the label of the small net whose number of parameters this plain net was narrowed or widened to.
     """
 
     model: str
@@ -75,16 +128,17 @@ class NetSpec:
 
     @property
     def label(self) -> str:
-        """`resnet20 ring:size=0.1`, or `resnet20 width=0.5 plain`, in short what tells this row from others."""
+        """The row's name in tables and records: `resnet20 ring:size=0.1`, `resnet20 width=0.5 plain`.
+
+        Options that the data decide are left out, and so is a width of 1.
+        """
         hidden = ("in_channels", "num_classes")  # the data's
         given = {k: v for k, v in self.model_options.items() if k not in hidden and (k, v) != ("width", 1.0)}
         shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given.items()]
-        model = " ".join([self.model, *shown])
-        options = ",".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{model} {self.method}{':' + options if options else ''}"
+        return " ".join([self.model, *shown, spell(self.method, self.options)])
 
     def build(self, seed: int) -> nn.Module:
-        """The net, with initial weights drawn from the seed."""
+        """Makes the net, with initial weights drawn from the seed."""
         torch.manual_seed(seed)
         net = create_model(self.model, **self.model_options)
         return net if self.method == PLAIN_METHOD else condense(net, self.method, **self.options)

@@ -1,8 +1,12 @@
-"""Pictures of what a trained net does to an image: feature maps, velocities, diffusivities, the solver's steps; of how
-deep which image goes, and the kernels that an ODE makes; of what routers, pixels' kernels and rings have learned; and of
-how alike nets and their filters are."""
+"""Pictures of trained nets: their feature maps, how alike nets and their filters are, and what each method has learned.
+
+A method's pictures are in the file of its name, whose function `draw(net, images, title)` yields a name and a figure for
+each of them: velocities, diffusivities and steps of a solver; the depth of each image and the kernels that an ODE makes;
+what routers, rings and the kernels of pixels have learned.
+"""
 
 from pocketcnn.pictures.condconv import class_share, draw_routing, routing
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.involution import draw_pixel_kernels, pixel_kernels
 from pocketcnn.pictures.maps import draw_maps
 from pocketcnn.pictures.panels import write_figure
@@ -24,6 +28,7 @@ from pocketcnn.pictures.stations import feature_maps, stations
 
 __all__ = [
     "Fields",
+    "Images",
     "alignments",
     "class_share",
     "draw_correlated",

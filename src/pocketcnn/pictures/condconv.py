@@ -1,21 +1,30 @@
-"""Which expert the images of each class are routed to."""
+"""The experts that the images of each class are routed to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.condconv import CondConv2d
-from pocketcnn.pictures.panels import BATCH, BLUE, MAPS, NAMES, PANEL, ROUTERS, colour_bar, name_ticks, spread_over
+from pocketcnn.pictures.images import Images
+from pocketcnn.pictures.panels import BATCH, MAPS, NAMES, PANEL, ROUTERS, colour_bar, name_ticks, spread_over
 from pocketcnn.support.modules import at_inputs
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import BLUE, pyplot
+
+_MANY = 1000  # images
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of `draw_routing`."""
+    _, x, labels, classes = images.labelled(_MANY)
+    yield f"routing-{title}", draw_routing(net, x, labels, classes, title=title)
 
 
 def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """The routing weights of each image in each CondConv layer, [batch, experts], by the layer's name.
 
-    Of layers that share a router, the first stands for all.
+    Layers that share a router are represented by the first of them.
 
     Args:
         net: left as it was.
@@ -36,15 +45,15 @@ def routing(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def class_share(values: Tensor, labels: Tensor) -> float:
-    """How much of the variance of values is between the means of classes: 0 for none, 1 for all of it (eta squared).
+    """Computes the share of the variance that lies between the means of classes, in [0, 1] (eta squared).
 
-    Classes that mean nothing would get (classes - 1) / (n - 1) by chance.
+    Classes drawn at random have a share of (classes - 1) / (n - 1) on average.
 
     Args:
-        values: [n, ...]; variances add up over what follows.
+        values: [n, ...]; variances add up over all axes but the first.
         labels: the class of each, [n].
     Returns:
-        0 where nothing varies.
+        The share; 0 if all values are equal.
     """
     values = values.double().flatten(1)
     values = values - values[:1]
@@ -57,7 +66,7 @@ def class_share(values: Tensor, labels: Tensor) -> float:
 
 
 def draw_routing(net: nn.Module, x: Tensor, labels: Tensor, classes: Sequence[str], *, title: str = "") -> Any:
-    """Mean routing weights of each class's images, for up to six layers; and how well layers tell classes apart.
+    """Draws the mean routing weights of each class's images in up to six layers, and how well layers tell classes apart.
 
     Args:
         net: with CondConv layers.

@@ -1,10 +1,12 @@
-"""Which pixels get which kernels."""
+"""The kernels that involution layers make for each pixel."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from pocketcnn.methods.involution import Involution2d
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import (
     GROUPS,
     LAYERS,
@@ -20,12 +22,17 @@ from pocketcnn.support.modules import at_inputs
 from pocketcnn.support.plots import pyplot
 
 
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of `draw_pixel_kernels` for the first image."""
+    yield f"pixels-{title}", draw_pixel_kernels(net, images.pixels[0], images.x[:1], title=title)
+
+
 def pixel_kernels(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """The kernels of each involution layer, [batch, groups, taps, height, width], by the layer's name.
 
     Args:
         net: left as it was.
-        x: normalised images; a few, as kernels are many times larger.
+        x: a few normalised images; their kernels are many times larger.
     Raises:
         ValueError: the net has no involution layer.
     """
@@ -36,10 +43,10 @@ def pixel_kernels(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def draw_pixel_kernels(net: nn.Module, image: Tensor, x: Tensor, *, title: str = "") -> Any:
-    """Where an image gets which kernel: up to four layers a row, up to four groups of channels a column.
+    """Draws the kernels of each pixel: a row for each of up to four layers, a column for each of up to four groups.
 
-    A pixel shows the sum of its kernel's numbers, as in the heat maps of the involution paper; beside the image is the
-    kernels' Euclidean norm, the mean over all groups.
+    A pixel shows the sum of its kernel's weights, as in the heat maps of the involution paper. Beside the image is the
+    Euclidean norm of the kernels, as the mean over all groups.
 
     Args:
         net: with involution layers.
@@ -63,7 +70,7 @@ def draw_pixel_kernels(net: nn.Module, image: Tensor, x: Tensor, *, title: str =
     for row, name in zip(axes, chosen, strict=True):
         found = kernels[name][0]
         sums = found.sum(1)
-        words = f"{name}\n{found.shape[0]} group{'s' * (found.shape[0] > 1)}\n{found.shape[1]} numbers each"
+        words = f"{name}\n{found.shape[0]} group{'s' * (found.shape[0] > 1)}\n{found.shape[1]} weights each"
         row[0].text(-0.08, 0.5, words, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
         show_image(row[0], image)
         limit = float(sums[groups[name]].abs().max())

@@ -1,4 +1,4 @@
-"""Feature maps of nets side by side, and the fields inside a Global layer."""
+"""Feature maps of nets side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,17 +13,17 @@ from pocketcnn.support.plots import pyplot
 def draw_maps(
     images: Tensor, nets: Mapping[str, nn.Module], x: Tensor, *, layer: str | None = None, channel: int | None = None
 ) -> Any:
-    """Images and the feature maps that nets make of them: a row an image.
+    """Draws images and their feature maps, a row for each image.
 
-    One net is shown station by station, each with a colour scale of its own; of several nets, one map each on a common
-    scale.
+    For one net, a column for each station is drawn, each with its own colour scale. For several nets, one map of each is
+    drawn, on a common scale.
 
     Args:
-        images: [batch, channels, height, width] as uint8, what the reader knows.
+        images: [batch, channels, height, width] as uint8, as a reader knows them.
         nets: by the title of their column.
         x: the same images, normalised.
-        layer: whose map is shown of each of several nets, or the only one of one net; None for the last station.
-        channel: of the maps; None for their mean over channels.
+        layer: name of the module whose map is drawn. None draws all stations of one net, the last station of several.
+        channel: of the maps; None for the mean over channels.
     Returns:
         A matplotlib figure.
     """

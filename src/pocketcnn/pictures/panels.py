@@ -1,4 +1,4 @@
-"""Panels of a picture: maps, images, colour bars, and writing figures to files."""
+"""Panels of a picture: maps, images, colour bars; and the writer of picture files."""
 
 import io
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pocketcnn.support.files import make_folder, write_atomically
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import pyplot, svg
 
 PANEL = 1.55  # inches
+_DPI = 200
 MAPS, GREY, SPEED, SPREAD = "viridis", "gray", "magma", "cividis"
 Item = TypeVar("Item")
 
@@ -23,24 +24,29 @@ def write_figure(figure: Any, folder: str | Path, name: str) -> list[Path]:
         CannotWrite: the folder is not writable.
     """
     folder = make_folder(Path(folder))
-    paths = []
-    for suffix, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}, "dpi": 200})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, **options)
-        paths.append(folder / f"{name}.{suffix}")
-        write_atomically(paths[-1], buffer.getvalue())
-    pyplot().close(figure)
-    return paths
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=_DPI)
+    files: dict[Path, bytes | str] = {
+        folder / f"{name}.png": png.getvalue(),
+        folder / f"{name}.svg": svg(figure, dpi=_DPI),
+    }
+    for path, content in files.items():
+        write_atomically(path, content)
+    return list(files)
 
 
 def spread_over(items: Sequence[Item], most: int) -> list[Item]:
-    """All items, or `most` of them at equal distances from the first to the last."""
+    """Returns all items, or `most` of them, evenly spaced from the first to the last."""
     count = min(len(items), most)
     return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def plane_of(maps: Tensor, channel: int | None, name: str) -> Tensor:
-    """[batch, height, width] of a batch of maps."""
+    """One channel of a batch of maps, [batch, height, width], or the mean over all.
+
+    Raises:
+        ValueError: there is no such channel.
+    """
     if channel is None:
         return maps.mean(1)
     if not 0 <= channel < maps.shape[1]:
@@ -49,16 +55,18 @@ def plane_of(maps: Tensor, channel: int | None, name: str) -> Tensor:
 
 
 def limits_of(planes: Sequence[Tensor]) -> tuple[float, float]:
+    """The smallest and the largest value."""
     return min(float(plane.min()) for plane in planes), max(float(plane.max()) for plane in planes)
 
 
 def most_of(planes: Sequence[Tensor]) -> tuple[float, float]:
-    """Limits that leave out the most extreme hundredth of the values: a few pixels would darken all others."""
+    """Limits without the most extreme hundredth of the values, so that a few pixels do not darken all others."""
     low, high = torch.stack(list(planes)).flatten().quantile(torch.tensor([0.005, 0.995])).tolist()
     return low, high
 
 
 def show_plane(axis: Any, plane: Tensor, colours: str, limits: tuple[float, float]) -> Any:
+    """Draws a plane [height, width] in a colour map between two limits."""
     axis.grid(False)
     axis.set_axis_off()
     low, high = limits
@@ -67,6 +75,7 @@ def show_plane(axis: Any, plane: Tensor, colours: str, limits: tuple[float, floa
 
 
 def show_image(axis: Any, image: Tensor) -> Any:
+    """Draws an image [channels, height, width] of uint8, grey where it has one channel."""
     axis.grid(False)
     axis.set_axis_off()
     pixels = image.permute(1, 2, 0).numpy()
@@ -77,7 +86,7 @@ def show_image(axis: Any, image: Tensor) -> Any:
 def colour_bar(
     figure: Any, drawn: Any, axes: Any, where: str, label: str = "", *, hidden: bool = False, extend: str = "neither"
 ) -> None:
-    """A colour bar; a hidden one keeps the place, so that panels stay in line."""
+    """Adds a colour bar. A hidden one only takes up its place, so that panels stay in line."""
     bar = figure.colorbar(
         drawn, ax=axes, location=where, shrink=0.85, aspect=14 if where == "bottom" else 22, pad=0.03, extend=extend
     )
@@ -94,12 +103,11 @@ def colour_bar(
         bar.set_label(label, fontsize=8)
 
 
-ROUTERS, LAYERS, GROUPS, RINGS, NAMES = 6, 4, 4, 4, 24  # at most so many are shown
+ROUTERS, LAYERS, GROUPS, RINGS, NAMES = 6, 4, 4, 4, 24  # the most that are shown of each
 BATCH = 250
-BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def name_ticks(axis: Any, names: Sequence[str]) -> None:
-    """Names along an axis of an image; of many, every second or third, ..."""
+    """Writes names along an axis of an image; of many names, every second or third only."""
     places = range(0, len(names), -(-len(names) // NAMES))
     axis.set_ticks(places, [names[place] for place in places])

@@ -1,5 +1,6 @@
 """The fields inside a Global layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.pde import GlobalLayer
+from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import (
     GREY,
     MAPS,
@@ -22,15 +24,27 @@ from pocketcnn.pictures.panels import (
     spread_over,
 )
 from pocketcnn.support.modules import at_inputs, evaluating
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import VERMILION, pyplot
 
-_STRIP = 8  # at most so many steps are shown
+_STRIP = 8  # the most steps that are shown
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of the fields in each Global layer, for the first image."""
+    for name, module in net.named_modules():
+        if isinstance(module, GlobalLayer):
+            fields = solver_fields(net, name, images.x[:1])
+            figure = draw_fields(images.pixels[0], fields, title=f"{title}: {name}", channel=images.channel)
+            yield f"fields-{title}-{name}", figure
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What a Global layer makes of its input: each [batch, channels, height, width], velocities and diffusivities None
-    where the equation has no such term. `steps` are H[0] to H[num_steps]."""
+    """The fields in a Global layer, each [batch, channels, height, width].
+
+    `before` is the layer's input, `after` its output, and `steps` are H[0] to H[num_steps]. `velocity` or `diffusivity` is
+    None if the equation has no such term.
+    """
 
     before: Tensor
     velocity: tuple[Tensor, Tensor] | None
@@ -40,10 +54,10 @@ class Fields:
 
 
 def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
-    """What the Global layer of a name does inside a net, for a batch of normalised images.
+    """Computes the fields in a Global layer inside a net, for a batch of normalised images.
 
     Raises:
-        ValueError: there is no Global layer of that name.
+        ValueError: `layer` names no Global layer.
     """
     module = dict(net.named_modules()).get(layer)
     if not isinstance(module, GlobalLayer):
@@ -62,13 +76,13 @@ def solver_fields(net: nn.Module, layer: str, x: Tensor) -> Fields:
 
 
 def draw_fields(image: Tensor, fields: Fields, *, title: str = "", channel: int | None = None) -> Any:
-    """One image through a Global layer: its input, velocity, diffusivity and output above, H step by step below.
+    """Draws an image's way through a Global layer: input, velocity, diffusivity and output above, H step by step below.
 
     Args:
         image: [channels, height, width] as uint8.
         fields: of a batch whose first image is shown.
         title: above everything.
-        channel: which is shown, as the solver never mixes them; None for the one that the layer changes most.
+        channel: the one that is shown, as the solver never mixes channels; None for the one that the layer changes most.
     Returns:
         A matplotlib figure.
     """
@@ -123,7 +137,7 @@ def draw_fields(image: Tensor, fields: Fields, *, title: str = "", channel: int 
 
 
 def _quiver(axis: Any, u: Tensor, v: Tensor, behind: Tensor) -> Any:
-    """Arrows over the map they carry; x to the right and y down, as the solver counts them."""
+    """Draws velocities as arrows over the map that they move; x points right and y down, as in the solver."""
     low, high = limits_of([behind])
     axis.grid(False)
     axis.set_axis_off()
@@ -136,7 +150,7 @@ def _quiver(axis: Any, u: Tensor, v: Tensor, behind: Tensor) -> Any:
     speed = max(float((u**2 + v**2).sqrt().flatten().quantile(0.9)), 1e-9)  # one fast pixel should not shrink the rest
     axis.quiver(
         columns, rows, u[rows][:, columns].numpy(), v[rows][:, columns].numpy(), angles="xy", scale_units="xy",
-        scale=speed / (1.2 * every), color="#D55E00", width=0.014, headwidth=3, headlength=3.2, headaxislength=3,
+        scale=speed / (1.2 * every), color=VERMILION, width=0.014, headwidth=3, headlength=3.2, headaxislength=3,
     )  # fmt: skip
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)

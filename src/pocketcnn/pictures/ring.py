@@ -1,5 +1,6 @@
-"""How the rings of a net are read and what they hold."""
+"""The rings of a net: how often their places are read, which layers share places, and the values they hold."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
-from pocketcnn.pictures.panels import BLUE, MAPS, ORANGE, RINGS, colour_bar, name_ticks, spread_over
-from pocketcnn.support.plots import pyplot
+from pocketcnn.pictures.images import Images
+from pocketcnn.pictures.panels import MAPS, RINGS, colour_bar, name_ticks, spread_over
+from pocketcnn.support.plots import BLUE, VERMILION, pyplot
+
+
+def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the figure of `draw_ring`."""
+    yield f"ring-{title}", draw_ring(net, title=title)
 
 
 def rings(net: nn.Module) -> list[tuple[ParameterRing, list[str]]]:
@@ -23,27 +30,27 @@ def rings(net: nn.Module) -> list[tuple[ParameterRing, list[str]]]:
 
 
 def ring_fraction(net: nn.Module) -> float | None:
-    """How many numbers the rings of a net store, as a share of those that layers read off them; None without a ring."""
+    """Parameters on the rings of a net, as a share of the weights that layers read off them; None without a ring."""
     found = [ring for ring, _ in rings(net)]
     return sum(len(ring.values) for ring in found) / sum(sum(ring.sizes) for ring in found) if found else None
 
 
 def ring_usage(ring: ParameterRing) -> Tensor:
-    """How often each stored number is read, one integer a place."""
+    """Counts how often each place of a ring is read, [length]."""
     return torch.bincount(torch.cat(_places(ring)), minlength=len(ring.values))
 
 
 def _places(ring: ParameterRing) -> list[Tensor]:
-    """Where on the ring each layer reads its numbers."""
+    """The places of a ring that each layer reads."""
     return [ring.places(slot)[0].cpu() for slot in range(len(ring.sizes))]
 
 
 def ring_overlap(ring: ParameterRing) -> Tensor:
-    """What two layers have in common: the places that both read, as a share of those of the one that reads fewer.
+    """Computes what two layers share: the places that both read, as a share of those of the layer that reads fewer.
 
     Returns:
         [layers, layers], symmetric, with 1 on the diagonal.
-    Cost: layers * numbers read.
+    Cost: layers * weights read.
     """
     places = [part.long().unique() for part in _places(ring)]
     overlap = torch.empty(len(places), len(places))
@@ -56,7 +63,7 @@ def ring_overlap(ring: ParameterRing) -> Tensor:
 
 
 def draw_ring(net: nn.Module, *, title: str = "") -> Any:
-    """How rings are read and what they hold, up to four of them: uses of a number, layers in common, trained values.
+    """Draws up to four rings: how often places are read, which places layers share, and the trained values.
 
     Args:
         net: with layers that read rings.
@@ -75,39 +82,50 @@ def draw_ring(net: nn.Module, *, title: str = "") -> Any:
     for part, number in zip(figure.subfigures(len(chosen), 1, squeeze=False)[:, 0], chosen, strict=True):
         ring, names = found[number]
         left, middle, right = part.subplots(1, 3, width_ratios=(0.75, 1.15, 1))
-        uses = ring_usage(ring).bincount().numpy()
-        left.bar(range(len(uses)), 100 * uses / uses.sum(), color=BLUE, width=0.8)
-        left.set_xlim(uses.nonzero()[0].min() - 1.5, len(uses) + 0.5)
-        left.xaxis.set_major_locator(plots.MaxNLocator(6, integer=True))
-        left.grid(axis="x", visible=False)
-        left.set_axisbelow(True)
-        left.set_xlabel("uses of a stored number")
-        left.set_ylabel("% of stored numbers")
-
-        drawn = middle.imshow(100 * ring_overlap(ring).numpy(), cmap=MAPS, vmin=0, vmax=100, interpolation="nearest")
-        middle.grid(False)
-        middle.tick_params(labelsize=6, length=2)
-        name_ticks(middle.yaxis, names)
-        middle.set_xticks([])
-        middle.set_xlabel("the same layers")
-        colour_bar(part, drawn, middle, "right", "% of places in common")
-
-        values = ring.values.detach().double().cpu().numpy()
-        reach = max(abs(values).max(), 4 * ring.std)
-        heights, edges = np.histogram(values, 80, (-reach, reach), density=True)
-        now, before = f"now, standard deviation {values.std():.3g}", f"at the start, {ring.std:.3g}"
-        right.stairs(heights, edges, fill=True, color=BLUE, alpha=0.8, label=now)
-        normal = np.exp(-0.5 * (edges / ring.std) ** 2) / (ring.std * (2 * np.pi) ** 0.5)
-        right.plot(edges, normal, color=ORANGE, linewidth=1.2, label=before)
-        right.set_xlabel("stored number")
-        right.set_ylabel("density")
-        right.set_ylim(top=1.3 * right.get_ylim()[1])
-        right.legend(fontsize=8, frameon=False, loc="upper right")
+        _draw_uses(left, ring)
+        colour_bar(part, _draw_overlap(middle, ring, names), middle, "right", "% of places in common")
+        _draw_values(right, ring)
         which = f"ring {number + 1} of {len(found)}: " if len(found) > 1 else ""
         layers = f"{len(names)} layer{'s' * (len(names) > 1)}"
         part.suptitle(
             f"{title if number == chosen[0] else ''}{': ' if title and number == chosen[0] else ''}{which}"
-            f"{len(values):,} numbers read {sum(ring.sizes):,} times by {layers}",
+            f"{len(ring.values):,} parameters read {sum(ring.sizes):,} times by {layers}",
             fontsize=10,
         )
     return figure
+
+
+def _draw_uses(axis: Any, ring: ParameterRing) -> None:
+    uses = ring_usage(ring).bincount().numpy()
+    axis.bar(range(len(uses)), 100 * uses / uses.sum(), color=BLUE, width=0.8)
+    axis.set_xlim(uses.nonzero()[0].min() - 1.5, len(uses) + 0.5)
+    axis.xaxis.set_major_locator(pyplot().MaxNLocator(6, integer=True))
+    axis.grid(axis="x", visible=False)
+    axis.set_axisbelow(True)
+    axis.set_xlabel("uses of a parameter")
+    axis.set_ylabel("% of parameters")
+
+
+def _draw_overlap(axis: Any, ring: ParameterRing, names: Sequence[str]) -> Any:
+    drawn = axis.imshow(100 * ring_overlap(ring).numpy(), cmap=MAPS, vmin=0, vmax=100, interpolation="nearest")
+    axis.grid(False)
+    axis.tick_params(labelsize=6, length=2)
+    name_ticks(axis.yaxis, names)
+    axis.set_xticks([])
+    axis.set_xlabel("the same layers")
+    return drawn
+
+
+def _draw_values(axis: Any, ring: ParameterRing) -> None:
+    """A histogram of the values, over the normal distribution that they were drawn from."""
+    values = ring.values.detach().double().cpu().numpy()
+    reach = max(abs(values).max(), 4 * ring.std)
+    heights, edges = np.histogram(values, 80, (-reach, reach), density=True)
+    now, before = f"now, standard deviation {values.std():.3g}", f"at the start, {ring.std:.3g}"
+    axis.stairs(heights, edges, fill=True, color=BLUE, alpha=0.8, label=now)
+    normal = np.exp(-0.5 * (edges / ring.std) ** 2) / (ring.std * (2 * np.pi) ** 0.5)
+    axis.plot(edges, normal, color=VERMILION, linewidth=1.2, label=before)
+    axis.set_xlabel("value")
+    axis.set_ylabel("density")
+    axis.set_ylim(top=1.3 * axis.get_ylim()[1])
+    axis.legend(fontsize=8, frameon=False, loc="upper right")

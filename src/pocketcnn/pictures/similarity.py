@@ -1,4 +1,4 @@
-"""How alike nets see images, how alike the filters of their layers are, and what accuracy costs in stored numbers."""
+"""The similarity of the maps of nets, and of the filters in their layers; and accuracy against the number of parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,18 +12,16 @@ from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlat
 from pocketcnn.pictures.panels import BATCH, MAPS, colour_bar, name_ticks
 from pocketcnn.pictures.stations import feature_maps
 from pocketcnn.support.modules import evaluating
-from pocketcnn.support.plots import log_axis, pyplot
+from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot
 
-_FEW = 14  # so many points can each have its value beside it
-_CHANCE = 4  # standard deviations
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, as in reports
-_MARKERS = "osD^vP"
+_FEW = 14  # the most points that have their values beside them
+_CHANCE = 4  # standard deviations of r between random filters
 
 
 def station_grams(net: nn.Module, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """Centred Gram matrices of the features at the stations of a net, [n, n] in float64, by the stations' names.
 
-    The features of an image are all numbers of its map, channels * height * width, as Kornblith et al. take them.
+    The features of an image are all values of its map, channels * height * width, as in Kornblith et al.
 
     Args:
         net: left as it was.
@@ -31,7 +29,7 @@ def station_grams(net: nn.Module, x: Tensor, names: Sequence[str] | None = None)
         names: of modules that give maps; None for those of `stations`.
     Raises:
         ValueError: fewer than 2 images, or as in `feature_maps`.
-    Cost: n² multiply-adds for each number of an image's maps.
+    Cost: n² multiply-adds for each value of an image's maps.
     """
     maps = [feature_maps(net, batch, names) for batch in x.split(BATCH)]
     return {name: centred_gram(torch.cat([batch[name].flatten(1) for batch in maps])) for name in maps[0]}
@@ -44,7 +42,7 @@ def similarity(
     names_a: Sequence[str] | None = None,
     names_b: Sequence[str] | None = None,
 ) -> Tensor:
-    """Linear CKA of the maps of two nets: a row for each station of the first, a column for each of the second.
+    """Computes the linear CKA of the maps of two nets: a row for each station of the first, a column for each of the second.
 
     Args:
         net_a: left as it was; so is `net_b`.
@@ -59,20 +57,20 @@ def similarity(
 
 
 def alignments(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """As `similarity`, of what `station_grams` gave, which many comparisons can use."""
+    """Computes the matrix of `similarity` from two results of `station_grams`, each of which can serve several comparisons."""
     return torch.tensor([[kernel_alignment(mine, other) for other in b.values()] for mine in a.values()])
 
 
 def same_stations(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, float]:
-    """Linear CKA at the stations that both nets have, by name, in the order of the first."""
+    """Computes the linear CKA at the stations that both nets have, by name, in the order of the first net."""
     return {name: kernel_alignment(a[name], b[name]) for name in a if name in b}
 
 
 def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
-    """Each net against itself above; below, each but the first against the first, and at the stations they share.
+    """Draws the CKA of each net with itself above; below, of each other net with the first, and at the stations they share.
 
     Args:
-        grams: for each net's title, what `station_grams` gave for the same images; the first is the reference.
+        grams: by the net's title, the results of `station_grams` for the same images; the first net is the reference.
     Returns:
         A matplotlib figure.
     """
@@ -94,8 +92,8 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
         for place, title in enumerate(others):
             shared = same_stations(grams[reference], grams[title])
             lines.plot(
-                [stations.index(name) for name in shared], list(shared.values()), f"{_MARKERS[place % 6]}-",
-                color=_PALETTE[place % 6], markersize=4, linewidth=1.2, label=title,
+                [stations.index(name) for name in shared], list(shared.values()), f"{marker(place)}-",
+                color=colour(place), markersize=4, linewidth=1.2, label=title,
             )  # fmt: skip
         name_ticks(lines.xaxis, stations)
         lines.tick_params(axis="x", labelrotation=90, labelsize=7)
@@ -125,10 +123,10 @@ def _matrix(axis: Any, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]
 
 
 def layer_kernels(net: nn.Module) -> dict[str, Tensor]:
-    """The kernels [out_channels, ...] that every image meets, by the layers' names: stored, or made as they are used.
+    """Kernels [out_channels, ...] that are the same for all images, by the layers' names: stored or generated.
 
-    Left out are layers whose kernel depends on the image, and convolutions inside a layer that make its kernel. Where
-    kernels depend on a level, they are those of the highest.
+    Layers whose kernel depends on the image are left out, and so are convolutions that make the kernel of another layer.
+    Where kernels depend on a level, they are those of the highest level.
     """
     makers = {name: layer for name, layer in net.named_modules() if isinstance(layer, AbstractConv2d)}
     kernels = {}
@@ -142,10 +140,10 @@ def layer_kernels(net: nn.Module) -> dict[str, Tensor]:
 
 
 def filter_similarity(net: nn.Module, threshold: float) -> tuple[float, float] | None:
-    """How alike the filters within the layers of a net are.
+    """Measures how alike the filters within the layers of a net are.
 
-    Of `layer_kernels` it leaves out those whose filters are so short that random ones would be alike: of n numbers,
-    these have an r of standard deviation 1 / sqrt(n), and the threshold must be four of them.
+    The r of two random filters of n weights has a standard deviation of 1 / sqrt(n). Layers of `layer_kernels` whose
+    threshold is below four such deviations are left out: their filters could be alike by chance.
 
     Args:
         net: left as it was.
@@ -168,12 +166,12 @@ def filter_similarity(net: nn.Module, threshold: float) -> tuple[float, float] |
 def draw_correlated(
     series: Mapping[str, Sequence[tuple[float, float]]], *, plain: float | None = None, threshold: float
 ) -> Any:
-    """The share of correlated filters against the size of the ring.
+    """Draws the share of correlated filters against the size of the ring.
 
     Args:
-        series: by title, pairs of a ring's size as a fraction of the numbers read and a share in [0, 1].
-        plain: the plain net's share, a horizontal line.
-        threshold: the |r| that counts, for the label.
+        series: by title, pairs of a ring's size, as a fraction of the weights read, and a share in [0, 1].
+        plain: the plain net's share, drawn as a horizontal line.
+        threshold: the least |r| of correlated filters, for the label.
     Returns:
         A matplotlib figure.
     """
@@ -181,35 +179,34 @@ def draw_correlated(
     figure, axes = plots.subplots(figsize=(5.2, 4.0), layout="constrained")
     for place, (title, points) in enumerate(series.items()):
         sizes, shares = zip(*sorted(points), strict=True)
-        axes.plot(
-            sizes, [100 * share for share in shares], f"{_MARKERS[place % 6]}-", color=_PALETTE[place % 6], label=title
-        )
+        axes.plot(sizes, [100 * share for share in shares], f"{marker(place)}-", color=colour(place), label=title)
     if plain is not None:
-        axes.axhline(100 * plain, color="#222222", linewidth=1, linestyle="--", label="plain")
-    log_axis(plots, axes, lambda value, _: f"{100 * value:.3g}%")
+        axes.axhline(100 * plain, color=INK, linewidth=1, linestyle="--", label="plain")
+    axes.margins(x=0.08)
+    log_axis(axes, lambda value, _: f"{100 * value:.3g}%")
     top = max(axes.get_ylim()[1], 1.0)
-    axes.set_ylim(-0.03 * top, top)  # a share of 0 is seen whole
-    axes.set_xlabel("numbers stored on the ring, of those read off it")
+    axes.set_ylim(-0.03 * top, top)  # shows the whole marker of a share of 0
+    axes.set_xlabel("size of the ring, as a share of the weights read off it")
     axes.set_ylabel(f"% of filters with |r| ≥ {threshold:g}\nto another one of the layer")
     axes.legend(fontsize=8, frameon=False)
     return figure
 
 
 def draw_law(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, fitted: Sequence[str] = (), unit: str = "stored numbers"
+    series: Mapping[str, Sequence[tuple[float, float]]], *, fitted: Sequence[str] = (), unit: str = "stored parameters"
 ) -> Any:
-    """Accuracy against stored numbers, and the log-linear law that some series follow.
+    """Draws accuracy against the number of stored parameters, and the log-linear law that some series follow.
 
     Args:
-        series: by title, pairs of a count of stored numbers and an accuracy in [0, 1]. Few points have their accuracy
-            beside them.
-        fitted: titles of the series whose law is fitted and drawn, each of at least 3 points; the points of the others
-            are joined.
-        unit: what is counted.
+        series: by title, pairs of a number of stored parameters and an accuracy in [0, 1]. If the points are few, each
+            accuracy is written beside its point.
+        fitted: titles of the series whose law is fitted and drawn, each of at least 3 points; the points of the other
+            series are joined.
+        unit: the label of the x axis.
     Returns:
         A matplotlib figure.
     Raises:
-        ValueError: no series of a title that is to be fitted, or as in `log_linear_fit`.
+        ValueError: a title in `fitted` names no series, or as in `log_linear_fit`.
     """
     if unknown := [title for title in fitted if title not in series]:
         raise ValueError(f"no series {unknown[0]!r} to fit; there are {', '.join(series)}")
@@ -217,26 +214,26 @@ def draw_law(
     figure, axes = plots.subplots(figsize=(6.2, 4.6), layout="constrained")
     few = sum(map(len, series.values())) <= _FEW
     for place, (title, points) in enumerate(series.items()):
-        colour = _PALETTE[place % 6]
-        numbers, accuracies = zip(*sorted(points), strict=True)
+        own = colour(place)
+        counts, accuracies = zip(*sorted(points), strict=True)
         label = title
         if title in fitted:
-            law = log_linear_fit(numbers, [100 * accuracy for accuracy in accuracies])
+            law = log_linear_fit(counts, [100 * accuracy for accuracy in accuracies])
             label = f"{title}: {law.slope:+.1f} points a decade, R² {law.r_squared:.3f}"
-            ends = np.array([numbers[0], numbers[-1]], dtype=float)
-            axes.plot(ends, law.intercept + law.slope * np.log10(ends), color=colour, linewidth=1.2)
+            ends = np.array([counts[0], counts[-1]], dtype=float)
+            axes.plot(ends, law.intercept + law.slope * np.log10(ends), color=own, linewidth=1.2)
         axes.plot(
-            numbers, [100 * accuracy for accuracy in accuracies], _MARKERS[place % 6], color=colour, label=label,
-            markerfacecolor=colour if title in fitted else "white",
+            counts, [100 * accuracy for accuracy in accuracies], marker(place), color=own, label=label,
+            markerfacecolor=own if title in fitted else "white",
             linestyle="none" if title in fitted else ":", linewidth=0.8,
         )  # fmt: skip
-        for number, accuracy in zip(numbers, accuracies, strict=True) if few else ():
+        for count, accuracy in zip(counts, accuracies, strict=True) if few else ():
             axes.annotate(
-                f"{100 * accuracy:.1f}", (number, 100 * accuracy), (0, 6 if place % 2 == 0 else -13),
-                textcoords="offset points", ha="center", fontsize=7, color=colour,
+                f"{100 * accuracy:.1f}", (count, 100 * accuracy), (0, 6 if place % 2 == 0 else -13),
+                textcoords="offset points", ha="center", fontsize=7, color=own,
             )  # fmt: skip
-    axes.margins(y=0.1)
-    log_axis(plots, axes, plots.matplotlib.ticker.EngFormatter(sep=" "))
+    axes.margins(x=0.08, y=0.1)
+    log_axis(axes)
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy in %")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)

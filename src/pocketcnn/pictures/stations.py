@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pocketcnn.support.modules import evaluating
+from pocketcnn.support.modules import evaluating, maps_of
 
 
 def stations(net: nn.Module) -> list[str]:
-    """Names of the modules after which a reader would look at the map: convolutions and blocks, in order.
+    """Names of the modules whose outputs are the net's feature maps, in order: convolutions and blocks.
 
-    Of a sequence of several blocks, each block is one; any other part of the net that holds convolutions is one as it is.
+    Each block of a sequence of several blocks is a station; any other part that holds convolutions is one as a whole.
     """
     found = []
     for name, part in net.named_children():
@@ -27,30 +27,21 @@ def _convolves(module: nn.Module) -> bool:
 
 
 def feature_maps(net: nn.Module, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The outputs of some modules for a batch, [batch, channels, height, width], in evaluation mode.
+    """Outputs of some modules for a batch, [batch, channels, height, width], in evaluation mode.
 
     Args:
         net: any net that takes images; left as it was.
         x: normalised images.
         names: of the modules; None for those of `stations`.
     Raises:
-        ValueError: the net has no module of a name, or its output is no map.
+        ValueError: the net has no module of that name, or its output is no map.
     """
     known = dict(net.named_modules())
     names = stations(net) if names is None else names
     if missing := [name for name in names if name not in known]:
         raise ValueError(f"{type(net).__name__} has no module {missing[0]!r}; it has {', '.join(stations(net))}, ...")
-    maps: dict[str, Tensor] = {}
-    handles = [
-        known[name].register_forward_hook(lambda _, __, output, name=name: maps.__setitem__(name, output))
-        for name in names
-    ]
-    try:
-        with evaluating(net):
-            net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(net), maps_of(net, names) as maps:
+        net(x)
     if flat := [name for name in names if name not in maps or maps[name].dim() != 4]:
         raise ValueError(f"{flat[0]} of {type(net).__name__} gives no feature map")
     return {name: maps[name].float() for name in names}

@@ -1,4 +1,4 @@
-"""Records of runs to tables, figures and one self-contained page."""
+"""Tables, figures and one self-contained page from the records of runs."""
 
 from pocketcnn.report.page import write_report
 from pocketcnn.report.tables import COLUMNS, Summary, markdown, summarize

@@ -1,4 +1,4 @@
-"""Figures of a comparison, as SVG text: what accuracy costs, and how it was learned."""
+"""Figures of a comparison, as SVG text: accuracy against cost, and accuracy against epochs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,9 @@ import numpy as np
 
 from pocketcnn.methods import METHODS
 from pocketcnn.report.tables import Summary
-from pocketcnn.support.plots import MARKERS, PALETTE, pyplot, short, svg
+from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot, svg
 
-_LINE = 84  # characters of a legend across a figure
+_LINE = 84  # characters of a legend's line across a figure
 _AXES = (
     ("file_bytes", "file size in bytes"),
     ("macs", "multiply-adds per image"),
@@ -18,31 +18,32 @@ _AXES = (
 )
 
 
-def _colour(method: str) -> str:
-    return "#222222" if method == "plain" else PALETTE[sorted(METHODS).index(method) % len(PALETTE)]
+def method_colour(method: str) -> str:
+    """The colour of a method, by its place in the registry, so that a method added at its end changes no other's."""
+    return INK if method == "plain" else colour(list(METHODS).index(method))
 
 
 def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:
-    """Colour by method, marker by row among those of one colour; rivals are hollow, in the colour of their small net."""
+    """Colour by method, marker by place among the nets of one colour; rivals are hollow, in the colour of their small net."""
     styles: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
     for summary in summaries:
         if summary.rival_of:
-            base = styles.get(summary.rival_of, {"color": "#222222", "marker": "o"})
+            base = styles.get(summary.rival_of, {"color": INK, "marker": marker(0)})
             styles[summary.label] = {**base, "hollow": True}
         else:
             number = used.setdefault(summary.method, 0)
             used[summary.method] += 1
             styles[summary.label] = {
-                "color": _colour(summary.method),
-                "marker": MARKERS[number % len(MARKERS)],
+                "color": method_colour(summary.method),
+                "marker": marker(number),
                 "hollow": False,
             }
     return styles
 
 
 def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
-    """Accuracy against bytes, multiply-adds and latency: one SVG each, small enough to be read on a phone.
+    """Draws accuracy against bytes, multiply-adds and latency: three SVG texts, small enough to be read on a phone.
 
     A line joins each small net to the plain net of its size. Bars are one standard deviation over the seeds.
     """
@@ -64,23 +65,16 @@ def tradeoffs(summaries: Sequence[Summary]) -> list[str]:
                     [small.values[key], summary.values[key]], [100 * small.accuracy, 100 * summary.accuracy],
                     color=style["color"], linewidth=0.8, linestyle=":",
                 )  # fmt: skip
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(plots.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda value, _: short(value))
-        axes.xaxis.set_minor_formatter(plots.matplotlib.ticker.NullFormatter())
-        low, high = axes.get_xlim()
-        if high / low < 10:  # less than a decade: widen it, so that there are ticks to read
-            middle = (low * high) ** 0.5
-            axes.set_xlim(middle / 10**0.5, middle * 10**0.5)
+        log_axis(axes)
         axes.set_xlabel(title)
         axes.set_ylabel("test accuracy in %")
         _legend_below(figure, summaries)
-        figures.append(svg(plots, figure))
+        figures.append(svg(figure))
     return figures
 
 
 def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
-    """Validation accuracy after each epoch, mean over the seeds, with the range between them shaded.
+    """Draws the validation accuracy after each epoch: the mean over the seeds, with their range shaded.
 
     Args:
         summaries: the nets, in order.
@@ -106,19 +100,20 @@ def learning_curves(summaries: Sequence[Summary], curves: Mapping[str, Sequence[
     axes.set_ylabel("validation accuracy in %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend_below(figure, summaries)
-    return svg(plots, figure)
+    return svg(figure)
 
 
 def _legend_below(figure: Any, summaries: Sequence[Summary]) -> None:
-    """In two columns, or one where the names are too long for that."""
+    """Adds a legend of two columns, or of one if the names are too long."""
     longest = max(len(line) for summary in summaries for line in _legend(summary).splitlines())
     figure.legend(loc="outside lower center", ncols=2 if longest <= _LINE / 2 else 1, frameon=False, fontsize=8)
 
 
 def _legend(summary: Summary) -> str:
+    """The name of a net in the legend; a long list of options is broken at its commas."""
     label = f"plain, size of {summary.rival_of.split(' ', 1)[-1]}" if summary.rival_of else summary.label
     lines = [""]
-    for part in re.split("(?<=,)", label):  # a long list of options is broken at its commas
+    for part in re.split("(?<=,)", label):
         if lines[-1] and len(lines[-1]) + len(part) > _LINE:
             lines.append(part)
         else:

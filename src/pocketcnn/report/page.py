@@ -46,7 +46,7 @@ def write_report(folder: str | Path) -> Path:
         rows=[(tables.cells(summary), bool(summary.rival_of)) for summary in summaries],
         figures={name: _embedded(svg, name) for name, svg in drawn.items()},
         findings=findings(summaries),
-        recipe={
+        training={
             key: _spoken({str(result["train"].get(key)) for result in results})
             for key in first["train"]
             if key not in ("seed", "precision", "channels_last")
@@ -62,7 +62,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def findings(summaries: Sequence[tables.Summary]) -> list[str]:
-    """What the table says of each small net, in a sentence: against the plain net and against its equal in size."""
+    """Compares each small net in a sentence: with the plain net, and with the plain net of equal size."""
     sentences = []
     plain = {s.model: s for s in summaries if s.method == "plain" and not s.rival_of}
     rivals = {s.rival_of: s for s in summaries if s.rival_of}
@@ -84,7 +84,7 @@ def findings(summaries: Sequence[tables.Summary]) -> list[str]:
 
 
 def _spoken(values: set[Any]) -> str:
-    """The value all runs share, or all of theirs: "3 or 50"."""
+    """The value that all runs share, or all values: "3 or 50"."""
     return " or ".join(map(str, sorted(values, key=str)))
 
 
@@ -93,7 +93,7 @@ def _points(gap: float) -> str:
 
 
 def _doubt(small: tables.Summary, rival: tables.Summary, gap: float) -> str:
-    """Whether a gap is beyond two standard errors of the difference; nothing can be said of single runs."""
+    """A remark on a gap within two standard errors of the difference, or on nets of one seed, whose spread is unknown."""
     if min(small.seeds, rival.seeds) < 2:
         return " (one seed: no spread known)"
     error = (small.spread**2 / small.seeds + rival.spread**2 / rival.seeds) ** 0.5
@@ -101,7 +101,7 @@ def _doubt(small: tables.Summary, rival: tables.Summary, gap: float) -> str:
 
 
 def _embedded(svg: str, prefix: str) -> str:
-    """An SVG for inside a page: no XML header, ids that differ between figures, a size that follows the page."""
+    """Prepares an SVG for a page: no XML header, ids that differ between figures, a size that follows the page."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)

@@ -1,14 +1,16 @@
-"""One line per net: means over its seeds, and how each figure compares with the plain net's."""
+"""The table of a comparison: a row for each net, with means over its seeds and ratios to the plain net."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any
 
+from pocketcnn.support.tables import markdown_table
+
 
 @dataclass(frozen=True)
 class Summary:
-    """A net's figures over its seeds; `ratios` are to the plain net of the same model, absent where there is none."""
+    """A net's figures over its seeds; `ratios` are to the plain net of the same model, empty if there is none."""
 
     label: str
     model: str
@@ -21,7 +23,7 @@ class Summary:
     ratios: dict[str, float]
 
 
-# Title, key in Summary.values, how it is printed.
+# Title, key in Summary.values, format.
 COLUMNS = (
     ("trainable", "trainable_params", "count"),
     ("total", "total_params", "count"),
@@ -40,7 +42,7 @@ def summarize(
 
     Args:
         results: contents of `result.json` files.
-        speeds: for each label, figures measured in turns; they replace those that each run measured for itself.
+        speeds: for each label, figures of nets measured in turns; they replace those that each run measured alone.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -91,7 +93,7 @@ def header() -> list[str]:
 
 
 def cells(summary: Summary) -> list[str]:
-    """A table row: each figure with its ratio to the plain net's."""
+    """The cells of a row: each figure with its ratio to the plain net's."""
     row = [
         name(summary),
         f"{100 * summary.accuracy:.2f}" + (f" ± {100 * summary.spread:.2f}" if summary.seeds > 1 else ""),
@@ -105,12 +107,11 @@ def cells(summary: Summary) -> list[str]:
 
 
 def name(summary: Summary) -> str:
-    """The label; a rival's says whose size it has."""
+    """The label of a net; for a rival, with the small net of the same size."""
     return f"{summary.label} (size of {summary.rival_of.split(' ', 1)[-1]})" if summary.rival_of else summary.label
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """The table as Markdown."""
-    lines = ["| " + " | ".join(header()) + " |", "|---" + "|---:" * (len(header()) - 1) + "|"]
-    lines += ["| " + " | ".join(cells(summary)) + " |" for summary in summaries]
-    return "\n".join(lines) + "\n"
+    """Writes the table as Markdown."""
+    titles = header()
+    return markdown_table(titles, [cells(summary) for summary in summaries], "l" + "r" * (len(titles) - 1)) + "\n"

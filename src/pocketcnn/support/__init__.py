@@ -1,1 +1,1 @@
-"""What every wing may use: files, optional packages, timing, figures, tables, the records of runs."""
+"""Helpers for every wing: files, optional packages, memory, timing, modules, plots, tables and the records of runs."""

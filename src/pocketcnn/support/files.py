@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of either."""
+"""Reading and writing of files. A reader sees the old file or the new one, never a part of either."""
 
 import json
 import os
@@ -8,14 +8,14 @@ from typing import Any
 from pocketcnn.errors import BrokenFile, CannotWrite, ExportedFile
 
 EXPORTED = (".onnx", ".pte", ".pt2")
-"""How the names of files end that are exported for serving."""
+"""Suffixes of files that are exported for serving."""
 
 
 def refuse_exported(path: str | Path) -> None:
-    """Checks that a file which should hold a net is not one that was exported.
+    """Checks by its suffix that a file which should hold a net was not exported for serving.
 
     Raises:
-        ExportedFile: by its name it is.
+        ExportedFile: the file was exported.
     """
     if Path(path).suffix in EXPORTED:
         raise ExportedFile(
@@ -25,10 +25,10 @@ def refuse_exported(path: str | Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a folder with its parents and checks that files can be made in it.
+    """Makes a folder and its parents, and checks that files can be written in it.
 
     Raises:
-        CannotWrite: it cannot be made, or nothing can be written there.
+        CannotWrite: the folder cannot be made, or no file can be written in it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -43,15 +43,15 @@ def make_folder(path: Path) -> Path:
 
 
 def write_atomically(path: Path, content: bytes | str, *, keep: Path | None = None) -> None:
-    """Writes a file by a temporary one beside it: written, flushed to disk, then renamed over the old.
+    """Writes a temporary file beside the target, flushes it to disk, and renames it over the target.
 
     Args:
-        path: of the file.
-        content: all of it.
-        keep: the name that the old file gets, in the same folder; it goes by default.
+        path: path of the file.
+        content: its whole content.
+        keep: path in the same folder to which the old file is renamed; by default the old file is replaced.
 
     Raises:
-        CannotWrite: the disk is full or the place is not writable; the old file is as it was.
+        CannotWrite: the disk is full or the folder is not writable; the old file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -73,7 +73,7 @@ def write_atomically(path: Path, content: bytes | str, *, keep: Path | None = No
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes what writers that were killed have left in a folder; only for a folder with no writer at work."""
+    """Removes the temporary files that killed writers left in a folder. No writer may be at work in it."""
     for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)
 
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        BrokenFile: it is not JSON.
+        BrokenFile: the file is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

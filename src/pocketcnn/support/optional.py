@@ -1,4 +1,4 @@
-"""The one gate to optional packages, guarded against missing and broken ones alike."""
+"""Imports of optional packages, with one error for missing and broken packages."""
 
 import importlib
 from types import ModuleType
@@ -7,12 +7,12 @@ from pocketcnn.errors import MissingExtra
 
 
 def optional_import(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Imports `module`, or says which extra brings it.
+    """Imports `module`; if that fails, the error names the extra that installs it.
 
     Args:
         module: dotted module name.
-        extra: the extra of this package that installs it.
-        purpose: what needs it, as the subject of a sentence: "training".
+        extra: the extra of this package that installs the module.
+        purpose: the activity that needs the module, as the subject of a sentence: "training".
     Raises:
         MissingExtra: the package is absent, or importing it fails for any reason.
     """

@@ -1,17 +1,32 @@
-"""Rows of cells as text."""
+"""Rows of cells as text: Markdown tables, and aligned columns for a terminal."""
 
 from collections.abc import Sequence
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    rule = "|".join({"l": "---", "r": "---:"}[side] for side in sides)
-    lines = [f"| {' | '.join(header)} |", f"|{rule}|"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str, *, gap: str = "") -> str:
+    """A table in Markdown, without a newline at its end; a `|` inside a cell becomes `/`.
+
+    Args:
+        header: the columns' titles.
+        rows: cells, as many as titles.
+        sides: `l` or `r` for each column: aligned to the left or to the right.
+        gap: stands on both sides of the dashes below the titles.
+    """
+    rule = "|".join(gap + {"l": "---", "r": "---:"}[side] + gap for side in sides)
+    titles, *cells = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (header, *rows)]
+    return "\n".join([titles, f"|{rule}|", *cells])
 
 
-def columns(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, one line each, columns aligned: the first to the left, numbers to the right."""
+def columns(cells: Sequence[Sequence[str]], sides: str = "") -> str:
+    """Rows of cells, one line each, columns aligned and two spaces apart.
+
+    Args:
+        cells: the rows, of one length.
+        sides: `l` or `r` for each column: aligned to the left or to the right; by default the first to the left, the
+            others to the right.
+    """
+    sides = sides or "l" + "r" * (len(cells[0]) - 1)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
-    return "\n".join("  ".join(line) for line in lines)
+    padded = {"l": str.ljust, "r": str.rjust}
+    lines = [[padded[side](cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in cells]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""Calls timed in turns, so that whatever else the machine does meets all of them alike."""
+"""Timing of calls in turns, so that other work on the machine slows all of them alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spread:
-    """Of a number over the rounds: its median, and the quartiles below and above it."""
+    """The median of a number over the rounds, and the quartiles below and above it."""
 
     median: float
     low: float
@@ -19,7 +19,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Any) -> "Spread":
-        """That of some values."""
+        """Computes median and quartiles of some values."""
         low, middle, high = np.percentile(list(values), (25, 50, 75))
         return cls(float(middle), float(low), float(high))
 
@@ -32,7 +32,7 @@ class Turns:
 
     @property
     def rounds(self) -> int:
-        """How many were timed."""
+        """Number of timed rounds."""
         return len(next(iter(self.seconds.values())))
 
     def median(self, side: str) -> float:
@@ -40,25 +40,25 @@ class Turns:
         return median(self.seconds[side])
 
     def milliseconds(self, side: str) -> Spread:
-        """Of a side over the rounds."""
+        """Milliseconds of a side over the rounds."""
         return Spread.of(1e3 * s for s in self.seconds[side])
 
     def ratio(self, side: str, to: str) -> Spread:
-        """How many times as long one side takes as another, round by round: what slows both down cancels."""
+        """Time of one side over that of another, round by round, so that slowdowns of both cancel."""
         return Spread.of(a / b for a, b in zip(self.seconds[side], self.seconds[to], strict=True))
 
 
 def in_turns(
     sides: Mapping[str, Callable[[], Any]], *, seconds: float, least: int = 3, most: int = 50, warmup: int = 1
 ) -> Turns:
-    """Makes each of some calls once in every round, in one order and in the opposite one by turns.
+    """Times calls in rounds; each round makes every call once, in alternating order.
 
     Args:
         sides: the calls by name.
-        seconds: for how long new rounds are begun.
-        least: rounds that are timed however long they take.
-        most: rounds that are timed at most.
-        warmup: rounds before, which are not timed.
+        seconds: new rounds are begun for this long.
+        least: least number of timed rounds, however long they take.
+        most: largest number of timed rounds.
+        warmup: number of earlier rounds that are not timed.
     """
     for _ in range(warmup):
         for call in sides.values():
@@ -76,5 +76,5 @@ def in_turns(
 
 
 def first_line(error: Exception) -> str:
-    """An error in a line: its kind, and the first thing it says."""
+    """An error in one line: its class, and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]

@@ -15,12 +15,21 @@ from pocketcnn.surgery.folding import fold_norms_
 from pocketcnn.surgery.provenance import Provenance, provenance, remember
 
 
-def as_served(model: nn.Module) -> nn.Module:
-    """The net as one would serve it: with ordinary kernels where that is exact, else as it is."""
+def as_served(model: nn.Module, *, fold: bool = False) -> nn.Module:
+    """Makes the net as one would serve it: with ordinary kernels if these are exact, else with its own.
+
+    Args:
+        model: any net; it is not changed.
+        fold: also fold batch norms, as `fold_norm` does; the new net is then in evaluation mode.
+    Returns:
+        A net with equal outputs; the given one itself if no ordinary kernels equal its own and `fold` is off.
+    Raises:
+        ValueError: as in `fold_norm`.
+    """
     try:
-        return materialize(model)
+        return materialize(model, fold_norm=fold)
     except CannotMaterialize:
-        return model
+        return fold_norm(model) if fold else model
 
 
 def materialize(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pocketcnn.cost import Cost, count_params, macs_by_module, measure
+from pocketcnn.support.tables import columns
 from pocketcnn.surgery.condense import apply_step
 from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_sites
 
@@ -56,18 +57,11 @@ class Plan:
             cells.append(("(shared)", "", "", "0", f"{self.shared_numbers:,}", "", "", ""))
         if not any(row[5] for row in cells[1:]):
             cells = [row[:5] + row[7:] for row in cells]
-        last = len(cells[0]) - 1
-        widths = [max(len(row[i]) for row in cells) for i in range(last + 1)]
-        lines = [
-            "  ".join(
-                c.rjust(w) if 3 <= i < last else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in cells
-        ]
+        table = columns(cells, "lll" + "r" * (len(cells[0]) - 4) + "l")
         options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
         title = f"{self.method}({options}): {len(self.replaced)} of {len(self.rows)} {self.places}"
         title = textwrap.fill(title, 120, subsequent_indent="    ")
-        return "\n".join([title, *(line.rstrip() for line in lines), *self.savings()])
+        return "\n".join([title, table, *self.savings()])
 
     def savings(self) -> list[str]:
         """One line for each total: before, after and their ratio."""

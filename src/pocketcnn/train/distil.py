@@ -1,4 +1,4 @@
-"""A small net learns from a trained one: it starts from its weights, then is trained to give what the other gives."""
+"""Distilling: a small net starts from the weights of a trained one, the teacher, and is trained to give its outputs."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ from pocketcnn.train.teacher import Teacher
 
 IMAGES = 2000
 INITIALIZATIONS = ("fit", "fresh")
-_PATIENCE = 3600.0  # seconds that a process waits for the first one to make the student
+_PATIENCE = 3600.0  # seconds that the other processes wait for the first one to make the student
 _log = logging.getLogger(__name__)
 
 
@@ -44,45 +44,45 @@ def distil(
     hold_zeros: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Trains a student on what a teacher gives, in a folder like that of `pocketcnn.train.fit`.
+    """Trains a student to give the outputs of a teacher, in a run folder like that of `pocketcnn.train.fit`.
 
-    The folder gets two more files: `start.safetensors`, the student before its first step, from which a stopped run goes
-    on, and `start.json` with its accuracy on the validation images. Images are normalised as the teacher's were.
+    The folder has two more files: `start.safetensors`, the student before its first step, from which a stopped run
+    resumes, and `start.json` with its accuracy on the validation images. Images are normalised as for the teacher.
 
     Args:
-        teacher: the file of a trained net, or the folder of its run. It must be a net of `create_model`, condensed or not,
-            and saved without a passphrase.
-        student: a method with its options (`"ring:size=0.25"`), by which the teacher is condensed; the file of a net; or
-            the name of a net, which starts fresh.
-        data: images of the classes that the teacher knows. With `config.teacher_weight` 1 their labels are not learnt from.
-        config: the recipe; its teacher is the one given here.
-        folder: of the run; made when missing.
+        teacher: the file of a trained net, or the folder of its run. `create_model` must have made the net, condensed or
+            not, and it must be saved without a passphrase.
+        student: a method with its options (`"ring:size=0.25"`), which condenses the teacher; the file of a net; or the
+            name of a net, which starts fresh.
+        data: images of the classes that the teacher knows. With `config.teacher_weight` 1 their labels are not used.
+        config: how the student is trained; its teacher is replaced by the one given here.
+        folder: folder of the run; made when missing.
         initialize: how a condensed student starts, as in `pocketcnn.condense`.
-        images: how many training images a fit looks at.
-        hold_zeros: whether weights that are zero at the start, as in a pruned net, stay zero.
-        **settings: of `pocketcnn.train.fit`: devices and the like.
+        images: number of training images that a fit uses.
+        hold_zeros: keeps weights at zero that are zero at the start, as in a pruned net.
+        **settings: as in `pocketcnn.train.fit`: devices and the like.
     Returns:
-        The result of the run, and as `"start"` the content of `start.json`.
+        The result of the run, and the content of `start.json` as its `"start"`.
     Raises:
         BadData: the teacher has other classes or images than the data.
-        MissingBase: the teacher is no net of `create_model`.
+        MissingBase: `create_model` did not make the teacher.
         UnknownModel: the student is neither a method nor a file nor a net.
-        ValueError: an option out of range, or the folder holds a student that began otherwise; or as in
+        ValueError: an option is out of range, or the folder holds a student that began differently; or as in
             `pocketcnn.train.fit`.
     """
     if initialize not in INITIALIZATIONS:
         raise ValueError(f"no initialization {initialize!r}; known: {', '.join(INITIALIZATIONS)}")
     folder = make_folder(Path(folder))
     config = dataclasses.replace(config, teacher=str(teacher))
-    known, notes = Teacher.open(str(teacher), data), checkpoint.read_header(teacher)["notes"]
-    data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    trained = Teacher.open(str(teacher), data)
+    data = trained.notes.applied_to(data)
     began = {
         "student": _digest(student),
         "initialize": initialize,
         "images": images,
         "hold_zeros": hold_zeros,
         "seed": config.seed,
-        "teacher": known.digest,
+        "teacher": trained.digest,
         "fingerprint": data.fingerprint,
     }
     start = folder / "start.safetensors"
@@ -92,13 +92,13 @@ def distil(
         found = read_json(folder / "start.json")
         if other := [key for key, value in began.items() if found.get(key) != value]:
             raise ValueError(
-                f"{folder}: holds a student that began otherwise ({other[0]} was {found.get(other[0])!r}, now "
+                f"{folder}: holds a student that began differently ({other[0]} was {found.get(other[0])!r}, now "
                 f"{began[other[0]]!r}); give another output folder, or delete this one"
             )
         net = checkpoint.load(start)
     else:
         torch.manual_seed(config.seed)
-        net = _student(known.net, student, data, initialize, images)
+        net = _student(trained.net, student, data, initialize, images)
         accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
         _log.info("%s: %.2f %% of the validation images are right before the first step", student, 100 * accuracy)
         write_json(folder / "start.json", {**began, "validation_accuracy": accuracy})
@@ -113,15 +113,17 @@ def distil(
 def condensed(
     trained: nn.Module, method: str, data: DataSet, *, initialize: str = "fit", images: int = IMAGES, **options: Any
 ) -> nn.Module:
-    """A trained net condensed, with what its parts learn of images alone learnt from a data set.
+    """Condenses a trained net, and lets those parts of it learn from images that need no labels.
+
+    These parts are a gauge of the depth, and batch norms of a fresh net or of one with a gauge.
 
     Args:
-        trained: the net; it is left alone.
-        method: as in `pocketcnn.condense`; so are the options.
-        data: whose training images are shown, normalised by its mean and deviation.
-        initialize: `"fit"`, or `"fresh"`, whose batch norms take their statistics anew as well.
-        images: how many images are shown.
-        **options: of `pocketcnn.condense`.
+        trained: the net; it is not changed.
+        method: as in `pocketcnn.condense`.
+        data: the data set whose training images are used, normalised by its mean and deviation.
+        initialize: `"fit"` or `"fresh"`, as in `pocketcnn.condense`.
+        images: number of training images used.
+        **options: as in `pocketcnn.condense`.
     """
     shown = torch.cat(list(normalized(data.train.sample(images).in_order(500), data)))
     if initialize == "fresh":
@@ -129,13 +131,13 @@ def condensed(
     else:
         net = condense(trained, method, initialize=initialize, images=shown, **options)
     calibrate(net, data)
-    if initialize == "fresh" or gauge_of(net) is not None:  # which images go how deep is known only now
+    if initialize == "fresh" or gauge_of(net) is not None:  # only now is it known how deep each image goes
         recalibrate_(net, shown)
     return net
 
 
 def _wait_for(path: Path) -> None:
-    """Waits for what the first process is making."""
+    """Waits until the first process has written a file."""
     deadline = time.monotonic() + _PATIENCE
     while not path.is_file():
         if time.monotonic() > deadline:
@@ -144,36 +146,40 @@ def _wait_for(path: Path) -> None:
 
 
 def pseudo_labelled(teacher: str | Path, folder: str | Path, *, skip_bad_images: bool = False) -> DataSet:
-    """Images without labels for `distil`, with the teacher's answers in their place, as it was shown its own.
+    """Loads images without labels for `distil`, and labels them by the classes that the teacher finds.
+
+    The images are converted and normalised as for the teacher. The errors are those of `pocketcnn.data.load_unlabelled`.
 
     Args:
         teacher: the file of a trained net.
-        folder: with image files, in whatever folders.
-        skip_bad_images: as in `pocketcnn.data.load_unlabelled`; so are the errors.
+        folder: folder with image files, directly or in subfolders.
+        skip_bad_images: as in `pocketcnn.data.load_unlabelled`.
     """
-    known, notes = Teacher.read(str(teacher))
+    trained = Teacher.read(str(teacher))
+    channels, height, width = trained.notes.input_size
 
     def answer(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return known(images).argmax(dim=1)
+            return trained(images).argmax(dim=1)
 
     return load_unlabelled(
         folder,
         answer,
-        classes=notes["classes"],
-        mean=notes["mean"],
-        std=notes["std"],
-        input_size=tuple(notes["input_size"]),
+        classes=trained.notes.classes,
+        mean=trained.notes.mean,
+        std=trained.notes.std,
+        input_size=(channels, height, width),
         skip_bad_images=skip_bad_images,
     )
 
 
 def _student(teacher: nn.Module, student: str, data: DataSet, initialize: str, images: int) -> nn.Module:
+    """Makes or loads the student that some words name."""
     if Path(student).exists():
         return checkpoint.load(Path(student))
     if _is_method(student):
         method, options = parse_method(student)
-        # A trained net is condensed with all of its numbers to be learnt.
+        # The teacher was frozen; all weights of the student are to be trained.
         return condensed(teacher.requires_grad_(True), method, data, initialize=initialize, images=images, **options)
     name, options = parse_options(student)
     net = create_model(name, **{"in_channels": data.input_size[0], "num_classes": len(data.classes), **options})
@@ -186,13 +192,13 @@ def _is_method(student: str) -> bool:
 
 
 def _digest(student: str) -> str:
-    """What a student is made of: its words, or of a file its content."""
+    """Identifies a student: by its words, or by the hash of its file."""
     path = checkpoint.file_in(Path(student))
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else student
 
 
 def _identity(net: nn.Module, student: str, initialize: str) -> dict[str, Any]:
-    """What tables call the student: its plain net, and the last method that condensed it."""
+    """Describes the student for records and tables: its plain net, the last method that condensed it, and its start."""
     made = provenance(net)
     method, options = (made.steps[-1].method, made.steps[-1].options) if made.steps else (PLAIN_METHOD, {})
     model = made.base["name"] if made.base else type(net).__name__

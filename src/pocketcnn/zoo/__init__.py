@@ -1,7 +1,7 @@
-"""Small trained nets that come with the package, each with a card that says how it was made and how good it is.
+"""Small trained nets in the package, each with a card that says how it was made and how accurate it is.
 
-`create_model("resnet20", pretrained="cifar10")` loads one. The nets lie beside this file, their cards in `index.json`;
-a file is used only if its hash is the one on its card. `python -m pocketcnn.zoo` adds the net of a finished run.
+`create_model("resnet20", pretrained="cifar10")` loads one. The model files are in this folder, the cards in `index.json`. A
+file is used only if its hash is the one on its card. `python -m pocketcnn.zoo` adds the net of a finished run.
 """
 
 import fnmatch
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from pocketcnn import checkpoint
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.errors import TamperedFile, UnknownPretrained
 from pocketcnn.models import recipes
@@ -23,11 +24,11 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Card:
-    """A trained net of the package: what it is, how good it is, and where it comes from.
+    """A trained net in the package: its name, size, accuracy and origin.
 
-    `file` is relative to the zoo's folder. `test_accuracy` was measured with the file as it is stored,
-    `trained_accuracy` with the float32 weights that the run ended with. `train` is the run's configuration, `commit` the
-    version of pocketcnn that trained it, `record` the folder under `results/` with the run's record.
+    `file` is relative to the zoo's folder. `test_accuracy` was measured with the stored file, `trained_accuracy` with the
+    float32 weights at the end of the run. `train` is the run's configuration, `commit` the version of pocketcnn that
+    trained the net, `record` the folder under `results/` with the run's record.
     """
 
     name: str
@@ -48,16 +49,16 @@ class Card:
 
     @property
     def title(self) -> str:
-        """What the command line calls it: `cifar10/resnet20`."""
+        """Name of the net on the command line: `cifar10/resnet20`."""
         return f"{self.data}/{self.name}"
 
 
 def cards(pattern: str = "*", data: str | None = None) -> tuple[Card, ...]:
-    """The trained nets of the package, sorted by data set and name.
+    """Lists the trained nets in the package, sorted by data set and name.
 
     Args:
-        pattern: a shell pattern of names (`"*ring*"`), or of names behind their data set (`"mnist/*"`).
-        data: only those that were trained on this data set.
+        pattern: a shell pattern of names (`"*ring*"`), or of data set and name (`"mnist/*"`).
+        data: list only nets that were trained on this data set.
     """
     return tuple(
         card
@@ -67,10 +68,10 @@ def cards(pattern: str = "*", data: str | None = None) -> tuple[Card, ...]:
 
 
 def find(name: str, data: str) -> Card:
-    """The card of a net.
+    """Finds the card of a net by its name and its data set.
 
     Raises:
-        UnknownPretrained: there is none of that name for that data set; the nearest are offered.
+        UnknownPretrained: no net of that name was trained on that data set; the message offers the nearest.
     """
     known = cards()
     if found := next((card for card in known if (card.name, card.data) == (name, data)), None):
@@ -84,10 +85,10 @@ def find(name: str, data: str) -> Card:
 
 
 def path_of(card: Card) -> Path:
-    """Where the file of a net is, once its hash has been checked.
+    """Checks the hash of a net's file, and returns its path.
 
     Raises:
-        TamperedFile: it is missing, or not the file that the card describes.
+        TamperedFile: the file is missing, or is not the one that the card describes.
     """
     path = FOLDER / card.file
     found = sha256_of(path.read_bytes()) if path.is_file() else "nothing"
@@ -103,20 +104,20 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
     """Makes a net by name: freshly initialised, or as it was trained on a data set.
 
     Args:
-        name: a plain net (`"resnet20"`) or a paper's net (`"resnet18_ring"`), which `list_models()` lists; with
-            `pretrained` one of the trained nets, which `zoo.cards()` lists.
-        pretrained: the data set that it was trained on, `"cifar10"` or `"mnist"`.
-        **options: of a fresh net, those of the plain net (`num_classes`, `in_channels`, `stem`, `width`); for a paper's
-            net also those of its method (`size=0.1`), where the recipe has one method. A trained net is what it is:
-            only its own `in_channels` and `num_classes` are taken.
+        name: a plain net (`"resnet20"`) or a recipe (`"resnet18_ring"`), which `list_models()` lists; with `pretrained` a
+            trained net, which `zoo.cards()` lists.
+        pretrained: the data set that the net was trained on, `"cifar10"` or `"mnist"`.
+        **options: for a fresh net the options of the plain net (`num_classes`, `in_channels`, `stem`, `width`), and for a
+            recipe with one method also that method's options (`size=0.1`). A trained net is already built: it accepts only
+            the `in_channels` and `num_classes` that it has.
     Returns:
-        A net that `save` can write and `load` can rebuild; a fresh one in training mode, a trained one in evaluation
-        mode, like all that `load` gives: call `train()` before training it on.
+        A net that `save` can write and `load` can rebuild. A fresh net is in training mode. A trained net is in evaluation
+        mode, as `load` returns it: call `train()` before training it further.
     Raises:
-        UnknownModel: no net of that name; the nearest are offered.
-        UnknownPretrained: none of that name was trained on that data set.
-        TamperedFile: the file in the package is not the one that was put there.
-        ValueError: an unknown option, one out of range, or one that the trained net does not have.
+        UnknownModel: no net has that name; the message offers the nearest.
+        UnknownPretrained: no net of that name was trained on that data set.
+        TamperedFile: the file in the package is not the one that its card describes.
+        ValueError: an option is unknown, out of range, or differs from the trained net's.
     Example:
         >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
         11173962
@@ -126,12 +127,12 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
     card = find(name, pretrained)
     path = path_of(card)
     header = checkpoint.read_header(path)
-    notes = header["notes"]
-    num_classes = header["base"]["options"].get("num_classes", len(notes["classes"]))
-    own = {"in_channels": notes["input_size"][0], "num_classes": num_classes}
+    notes = ImageNotes.from_notes(header["notes"])
+    num_classes = header["base"]["options"].get("num_classes", len(notes.classes))
+    own = {"in_channels": notes.input_size[0], "num_classes": num_classes}
     for option, value in options.items():
         if option not in own or value != own[option]:
-            has = f"its {option} is {own[option]}" if option in own else "it is what it is"
+            has = f"its {option} is {own[option]}" if option in own else "it is already built"
             raise ValueError(
                 f"{card.title}: a trained net cannot be made with {option}={value!r}, {has}; leave {option} out, and "
                 "condense or train on what you get"
@@ -140,13 +141,16 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
 
 
 def read_cards(folder: Path) -> list[Card]:
+    """Reads the cards in a zoo's folder, sorted; none if it has no index."""
     index = folder / "index.json"
     return sorted_cards([Card(**entry) for entry in read_json(index)]) if index.is_file() else []
 
 
 def sorted_cards(found: list[Card]) -> list[Card]:
+    """Sorts cards by data set and name."""
     return sorted(found, key=lambda card: (card.data, card.name))
 
 
 def sha256_of(content: bytes) -> str:
+    """The SHA-256 hash of a file's content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""`python -m pocketcnn.zoo RUN --name resnet20 ...` puts the net of a finished run into the zoo."""
+"""The command that puts the net of a finished run into the zoo: `python -m pocketcnn.zoo RUN --name resnet20 ...`"""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ def main(
 
     Args:
         run: Folder of the run.
-        name: What the net will be called.
-        data_name: What its data set is called.
-        data: The data set itself, by name or folder; the stored file is measured with its test images.
-        commit: Of pocketcnn, when the net was trained.
+        name: Name of the net in the zoo.
+        data_name: Name of its data set in the zoo.
+        data: The data set itself, by name or folder; the stored file is measured on its test images.
+        commit: Commit of pocketcnn that trained the net.
         storage: Type of the weights in the file.
         record: Folder under results/ with the run's record.
-        note: Anything else that should be known.
+        note: A remark for the card.
     """
     card = add(
         run, name=name, data=data_name, commit=commit, storage=storage, record=record, note=note, dataset=load(data)

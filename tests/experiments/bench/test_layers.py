@@ -1,34 +1,39 @@
+import logging
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pocketcnn.experiments.bench import QUICK
 from pocketcnn.experiments.bench.cases import LAYOUTS, conv_work
 from pocketcnn.experiments.bench.cases.condconv import condconv_work
 from pocketcnn.experiments.bench.cases.involution import involution_work
 from pocketcnn.experiments.bench.cases.pde import pde_work
 from pocketcnn.experiments.bench.cases.puppet import puppet_work
 from pocketcnn.experiments.bench.cases.ring import ring_work
-from pocketcnn.experiments.bench.layers import METHODS
+from pocketcnn.experiments.bench.layers import layers_timed
 from pocketcnn.experiments.bench.limits import Work
+from pocketcnn.methods import METHODS
 from pocketcnn.methods.puppet import PuppetStage
 from pocketcnn.models.resnet import BasicBlock
 
+TIMED = {layer.name: layer.case for layer in layers_timed()}
 SHAPE = (2, 16, 4, 4)  # 512 numbers; a 3x3 kernel of 16 to 16 channels has 2,304
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layer", TIMED)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=("contiguous", "channels_last"))
-def test_sides_compute_the_same(method, layout):
-    sides = METHODS[method](SHAPE, torch.float32, layout, False).sides
+def test_sides_compute_the_same(layer, layout):
+    sides = TIMED[layer](SHAPE, torch.float32, layout, False).sides
     with torch.inference_mode():
         torch.testing.assert_close(sides["obvious"].call(), sides["ours"].call(), rtol=1e-4, atol=1e-4)
-        if method == "puppet":
+        if layer == "puppet":
             torch.testing.assert_close(sides["conv"].call(), sides["ours"].call(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_everything_that_learns_gets_a_gradient_on_every_side(method):
-    sides = METHODS[method](SHAPE, torch.bfloat16, torch.channels_last, True).sides
+@pytest.mark.parametrize("layer", TIMED)
+def test_everything_that_learns_gets_a_gradient_on_every_side(layer):
+    sides = TIMED[layer](SHAPE, torch.bfloat16, torch.channels_last, True).sides
     for name, side in sides.items():
         if name != "compiled":
             y = side.call()
@@ -58,8 +63,8 @@ def test_work_worked_out_by_hand(works, forward, backward):
 
 
 def test_work_of_a_puppet_by_hand():
-    """8 convolutions. Served: 4 * (5 * 512 + 2 * 2,304) numbers. Trained: 4 * 12 * 512 numbers and twice 4 * 8 * 2,304 bytes
-    of tables; a state of 2x2 kernels moves 7 times, 18 * 8 products each."""
+    """The stage has 8 convolutions. Served: 4 * (5 * 512 + 2 * 2,304) numbers. Trained: 4 * 12 * 512 numbers and twice
+    4 * 8 * 2,304 bytes of tables; a state of 2x2 kernels moves 7 times, with 18 * 8 products each."""
     served, trained = puppet_work(SHAPE, 4, 2)
     assert served == Work(114_688, 589_824)
     assert trained == Work(98_304 + 147_456, 3 * (589_824 + 1_008))
@@ -71,3 +76,19 @@ def test_products_of_a_moving_state_are_those_that_run():
         puppeteer.kernels(0)
     served, trained = puppet_work(SHAPE, 4, puppeteer.rows)
     assert trained.products == 3 * (served.products + counter.get_total_flops() // 2)
+
+
+def test_every_method_has_layers_and_one_without_a_file_is_logged(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "pocketcnn")
+    assert list(TIMED) == ["condconv", "involution K3", "involution K7", "pde", "puppet", "ring"]
+    assert not caplog.messages
+    monkeypatch.setitem(METHODS, "sixth", METHODS["ring"])
+    assert [layer.name for layer in layers_timed()] == list(TIMED)
+    assert caplog.messages == [
+        "bench has no layer cases for method 'sixth'; add experiments/bench/cases/sixth.py",
+    ]  # fmt: skip
+
+
+def test_only_the_solver_has_a_shape_of_its_own():
+    shapes = {layer.name: tuple(layer.more_shapes(QUICK)) for layer in layers_timed()}
+    assert {name: own for name, own in shapes.items() if own} == {"pde": (QUICK.solver_shape,)}

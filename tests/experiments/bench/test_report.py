@@ -18,7 +18,7 @@ def test_goals_are_met_or_missed_on_either_side():
         Goal("too large", 0.36, "x", most=0.35),
         Goal("near enough", 1.02, "x", most=1.0, noise=0.03),
         Goal("too far", 1.02, "x", most=1.0, noise=0.01),
-        Goal("only said", 7.0, "ms", note="how|so"),
+        Goal("only reported", 7.0, "ms", note="how|so"),
     )
     assert "| fast enough | 20 x | ≥ 20 x | met |  |" in shown
     assert "| too slow | 19.9 x | ≥ 20 x | **missed** |  |" in shown
@@ -26,7 +26,7 @@ def test_goals_are_met_or_missed_on_either_side():
     assert "| too large | 0.36 x | ≤ 0.35 x | **missed** |  |" in shown
     assert "| near enough | 1.02 x | ≤ 1 x | met |  |" in shown
     assert "| too far | 1.02 x | ≤ 1 x | **missed** |  |" in shown
-    assert "| only said | 7 ms |  |  | how/so |" in shown
+    assert "| only reported | 7 ms |  |  | how/so |" in shown
 
 
 def test_what_was_not_measured_is_left_out():

@@ -5,8 +5,10 @@ import pytest
 
 from pocketcnn.cli import main
 from pocketcnn.experiments import bench
-from pocketcnn.experiments.bench import nets
+from pocketcnn.experiments.bench import goals, nets
+from pocketcnn.experiments.bench.goals import Goal
 from pocketcnn.experiments.bench.nets import Configuration
+from pocketcnn.methods import METHODS
 
 TINY = dataclasses.replace(
     bench.QUICK, shapes=((2, 16, 4, 4),), solver_shape=(2, 16, 4, 4), deep_batch=4, wide_batch=2, ring_batch=2,
@@ -23,6 +25,7 @@ def test_a_run_leaves_records_table_and_figure(tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "table.md", "bench.svg"}
     assert (tmp_path / "table.md").read_text() in shown
     assert "pde 2x16x4x4 float32 forward: obvious" in progress
+    assert "bench has no" not in progress, "a method without layers, nets or goals"
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["environment"]["threads"] == 1
     # The solver's own shape, forward and backward; six methods at one shape in two dtypes, forward and backward.
@@ -44,6 +47,16 @@ def test_sections_can_be_chosen(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "table.md"}
     with pytest.raises(ValueError, match="no section 'net'; known: layers, nets, goals"):
         bench.run(TINY, tmp_path, only=["net"])
+
+
+def test_methods_without_nets_and_goals_are_named(monkeypatch):
+    assert nets.without_net(nets.groups(TINY)) == []
+    assert nets.without_net(()) == list(METHODS)
+    found = [Goal(f"{method}: fast", 1.0, "x") for method in METHODS]
+    assert goals.without_goal(found) == []
+    monkeypatch.setitem(METHODS, "sixth", METHODS["ring"])
+    assert nets.without_net(nets.groups(TINY)) == ["sixth"]
+    assert goals.without_goal(found) == ["sixth"]
 
 
 def test_what_fails_in_a_trial_is_written_down(monkeypatch):

@@ -1,26 +1,26 @@
-"""One file for each verb; a file is imported when its verb is run.
+"""The verbs of the command line, one file each; a file is imported when its verb runs.
 
-`VERBS` says of each in one line what it does: the overview and the verb's own help show it.
+`VERBS` describes each verb in one line, which the overview and the verb's own help show.
 """
 
 VERBS = {
-    "compare": "Train nets under one recipe, several seeds each, next to the plain net: table, figures, report.html.",
-    "train": "Train one net on one data set; leaves a folder with records, checkpoint and model file.",
-    "distil": "Train a small net on what a trained one gives, starting from its weights; leaves a folder as train does.",
-    "search": "Search methods, sites, sizes and precisions for the most accurate nets within a budget; several workers may share it.",
+    "compare": "Train nets by one preset, several seeds each, beside the plain net; writes a table, figures and report.html.",
+    "train": "Train one net on one data set; writes a run folder with records, checkpoint and model file.",
+    "distil": "Train a small net to give what a trained one gives, starting from its weights; writes a run folder as train does.",
+    "search": "Search methods, stages, sizes and storage types for the most accurate nets within a budget; several workers can share it.",
     "evaluate": "Measure a trained net on the test images of a data set: accuracy and loss.",
-    "classify": "Say what image files show, by a trained net: the likeliest classes of each, with their probabilities.",
-    "measure": "Count and time a net, by name or from a file: stored numbers, bytes, multiply-adds, depth, ms, memory.",
-    "bench": "Time every method side by side: written out, compiled, ours, against the machine's limit and the plain nets.",
+    "classify": "Classify image files by a trained net: the likeliest classes of each image, with their probabilities.",
+    "measure": "Count and time a net, by name or from a file: parameters, bytes, multiply-adds, depth, milliseconds, memory.",
+    "bench": "Time every method, written out in PyTorch, compiled and by our kernels, beside the machine's limit and the plain nets.",
     "condense": "Replace layers of a net by condensed ones and write the small net to a file; the method's options are flags.",
-    "plan": "Show what condensing would change, what it passes over and why, and what it saves; changes nothing.",
-    "pack": "Write a model file again, smaller or locked: int8 or float16 weights, small weights left out, a passphrase.",
-    "publish": "Write a net as a repository of the Hugging Face hub, with a card made of its run's record; upload it if asked.",
-    "export": "Write a net to a file that serves without this package, checked against the net: ONNX, ExecuTorch, torch.export.",
-    "models": "List the plain nets and the papers' nets, with their numbers; or the trained nets that the package holds.",
-    "data": "Load a data set and say what is in it: splits, sizes, classes, normalisation, augmentation.",
-    "report": "Make table.md, figures and report.html again from the records in a folder of runs.",
-    "reproduce": "Set published figures beside ours, with a verdict: reads the records, runs what is missing, writes docs/results.md.",
-    "picture": "Draw what trained nets make of images: feature maps, and what is inside layers that make or share their kernels.",
-    "similarity": "Compare how trained nets see the same images (CKA), how alike the filters of a layer are, and the rings' law of size.",
+    "plan": "Show what condensing would change and save, and which layers it skips and why; changes nothing.",
+    "pack": "Rewrite a model file: weights as int8 or float16, small weights set to zero, seeds hidden by a passphrase.",
+    "publish": "Write a net as a repository of the Hugging Face hub, with a card made from its run's record; upload it if asked.",
+    "export": "Write a net to a file that runs without this package, and check it against the net: ONNX, ExecuTorch, torch.export.",
+    "models": "List the plain nets and the recipes (the papers' nets) with their parameter counts; or the trained nets in the package.",
+    "data": "Load a data set and show its splits, sizes, classes, normalisation and augmentation.",
+    "report": "Rebuild table.md, figures and report.html from the records in a folder of runs.",
+    "reproduce": "Compare published results with ours, with a verdict on each: read the records, run what is missing, write docs/results.md.",
+    "picture": "Draw what trained nets make of images: feature maps, and the inside of layers that generate or share their kernels.",
+    "similarity": "Compare trained nets: how they see the same images (CKA), how alike a layer's filters are, accuracy by size of the ring.",
 }

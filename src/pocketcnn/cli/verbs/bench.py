@@ -1,4 +1,4 @@
-"""`pocketcnn bench`."""
+"""`pocketcnn bench`: times layers and nets of every method on this machine, and writes a table and a figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ def bench(words: Sequence[str]) -> None:
     @dataclass
     class Bench:
         only: tuple[Literal["layers", "nets", "goals"], ...] = ("layers", "nets", "goals")
-        """Sections to measure; goals that need another one are left out."""
+        """Sections to measure; goals that need a section left out are skipped."""
         quick: bool = False
-        """Small shapes, few rounds and no compiler: a minute or two, to try it out."""
+        """Try it out in a minute or two: small shapes, few rounds and no compiler."""
         output: Path = Path("runs/bench")
         """Folder for bench.json, table.md and bench.svg."""
 

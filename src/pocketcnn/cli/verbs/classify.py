@@ -1,4 +1,4 @@
-"""`pocketcnn classify`."""
+"""`pocketcnn classify`: names the likeliest classes of image files, by a trained net."""
 
 import sys
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.cli.nets import load_net, model_path, normalised, trained_notes
+from pocketcnn.cli.nets import load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
 from pocketcnn.cli.printing import size_in_words
 from pocketcnn.errors import BadImage, BadUsage
 from pocketcnn.support.tables import columns
 
-_ORIENTATION = 0x0112  # the EXIF tag of how a camera was held
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
 def classify(words: Sequence[str]) -> None:
@@ -21,12 +21,12 @@ def classify(words: Sequence[str]) -> None:
     @dataclass
     class Classify:
         images: Positional[tuple[Path, ...]]
-        """Image files; those of another size or mode than the net's are converted."""
+        """Image files; an image of another size or mode than the net's is converted."""
         model: str | None = None
-        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), the file of one, or the folder
-        of a run; the package's most accurate one for cifar10 by default."""
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
+        of a run; by default the package's most accurate net for cifar10."""
         top: int = 3
-        """How many classes of each image."""
+        """Number of classes shown for each image."""
 
     given = parse(Classify, words, "classify")
     if not given.images:
@@ -46,16 +46,16 @@ def classify(words: Sequence[str]) -> None:
     else:
         title, path = given.model, model_path(given.model)
     notes, net = trained_notes(title, path), load_net(path)
-    fitted = [_fitted_image(image, notes["input_size"]) for image in given.images]
-    x = normalised(torch.stack([pixels for pixels, _ in fitted]), notes).to(device_and_dtype(net)[1])
+    read = [_converted_image(image, notes.input_size) for image in given.images]
+    x = notes.normalise(torch.stack([pixels for pixels, _ in read])).to(device_and_dtype(net)[1])
     with torch.no_grad():
         logits = torch.cat([net(batch) for batch in x.split(256)])
-    classes = notes["classes"]
+    classes = notes.classes
     shares, chosen = logits.float().softmax(dim=1)[:, : len(classes)].topk(min(given.top, len(classes)), dim=1)
-    for _, converted in fitted:
+    for _, converted in read:
         if converted:
             print(converted, file=sys.stderr)
-    print(f"{title}: trained on {notes['data']}, images {size_in_words(notes['input_size'])}, {len(classes)} classes")
+    print(f"{title}: trained on {notes.data}, images {size_in_words(notes.input_size)}, {len(classes)} classes")
     cells = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))]
     for image, row, indices in zip(given.images, shares.tolist(), chosen.tolist(), strict=True):
         found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))
@@ -63,8 +63,14 @@ def classify(words: Sequence[str]) -> None:
     print(columns(cells))
 
 
-def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
-    """An image as a net takes it, and in words how it was converted, if it was."""
+def _converted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
+    """Reads an image and converts it to the net's size.
+
+    Returns:
+        The pixels [channels, height, width], and a line that says how they were converted, empty if they were not.
+    Raises:
+        BadImage: the net takes images that are not square, and this one has another size.
+    """
     from pocketcnn.data import read_image
     from pocketcnn.support.optional import optional_import
 
@@ -77,7 +83,7 @@ def _fitted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
     wanted = f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
     if list(pixels.shape) != list(input_size):
         raise BadImage(
-            f"{path}: {had}, the net takes {wanted}, and only squares are made of other sizes; resize it first"
+            f"{path}: {had}, the net takes {wanted}, and only squares can be made from other sizes; resize it first"
         )
     converted = had != wanted or turned
     return pixels, f"{path}: {had} converted to {wanted}{turned}{cropped}" if converted else ""

@@ -1,4 +1,4 @@
-"""`pocketcnn compare`."""
+"""`pocketcnn compare`: trains several nets alike and sets accuracy, size and speed side by side."""
 
 import sys
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ def compare(words: Sequence[str]) -> int:
     @dataclass(frozen=True)
     class Compare(DataArguments, ModelArguments, DeviceArguments):
         models: tuple[str, ...] = ("resnet20",)
-        """Plain nets to start from; pocketcnn models lists them."""
+        """Plain nets to condense; pocketcnn models lists them."""
         methods: tuple[str, ...] = ("plain", "ring", "condconv", "involution")
         """plain, and methods with their options: ring ring:size=0.1 condconv:num_experts=8"""
         equal_size: bool = False
-        """Beside each small net, train the plain net of equal stored numbers."""
+        """Beside each small net, train the plain net that has as many parameters."""
         seeds: int = 1
-        """Runs of each net."""
+        """Number of runs of each net, with seeds from --seed on."""
         output: Path = Path("runs/compare")
-        """Folder of the runs; the same command goes on where it stopped."""
+        """Folder of the runs; the same command resumes where it stopped."""
         preset: str = "default"
-        """Recipe to start from; the flags below change it."""
+        """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = parse(Compare, words, "compare", method_help(), train=preset_of(words, PRESETS))

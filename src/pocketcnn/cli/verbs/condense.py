@@ -1,6 +1,5 @@
-"""`pocketcnn condense`."""
+"""`pocketcnn condense`: replaces layers of a net by condensed ones, and shows what the small net saves."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from pocketcnn.errors import BadUsage
 if TYPE_CHECKING:
     from torch import nn
 
+    from pocketcnn.checkpoint.notes import ImageNotes
+
 
 def condense(words: Sequence[str]) -> None:
 
@@ -22,18 +23,21 @@ def condense(words: Sequence[str]) -> None:
         output: Path = Path("small.safetensors")
         """The model file to write."""
         initialize: Literal["fresh", "fit"] = "fresh"
-        """Draw the new layers' numbers anew, or bring them near to the trained weights that they replace."""
+        """Draw the weights of the new layers at random (fresh), or fit them to the trained weights that they replace (fit)."""
         data: str | None = None
-        """Data set whose training images a fit looks at; accuracy on its validation images is shown."""
+        """Data set whose training images the fit uses; accuracy on its validation images is shown."""
         images: int = 2000
-        """How many training images a fit looks at."""
+        """Number of training images that the fit uses."""
 
     import pocketcnn as pc
+    from pocketcnn.checkpoint.notes import ImageNotes
 
     given, options = parse_surgery(Condense, words, "condense")
     net, notes = named_or_file(given.model, given)
-    small = _condensed(net, notes, given, {"include": given.include, "exclude": given.exclude, **options})
-    before, after = pc.measure(net, input_size_of(given, notes)), pc.measure(small, input_size_of(given, notes))
+    known = ImageNotes.from_notes(notes)
+    small = _condensed(net, known, given, {"include": given.include, "exclude": given.exclude, **options})
+    input_size = input_size_of(given, known)
+    before, after = pc.measure(net, input_size), pc.measure(small, input_size)
     passphrase = passphrase_of(Path(given.model)) if Path(given.model).is_file() else None
     size = pc.save(small, given.output, notes=notes, passphrase=passphrase)
     for key in ("trainable_params", "macs", "depth", "size_bytes"):
@@ -42,25 +46,27 @@ def condense(words: Sequence[str]) -> None:
     print(f"{given.output}: {size:,} bytes")
 
 
-def _condensed(net: "nn.Module", notes: dict[str, Any], given: Any, options: dict[str, Any]) -> "nn.Module":
-    """The condensed net; with data, it is shown how accurate it is before any training, and from a fresh start."""
+def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[str, Any]) -> "nn.Module":
+    """Condenses a net. With data it prints the accuracy before, after a fresh start, and after a fit if one is asked for.
+
+    Raises:
+        BadUsage: the method is fitted to outputs for images, and no data were given.
+    """
     import pocketcnn as pc
 
     if given.data is None:
         if given.initialize == "fit" and pc.METHODS[given.method].match is None:
             raise BadUsage(
-                f"{given.method} is fitted to what the trained layers give for images: name some with --data"
+                f"{given.method} is fitted to what the trained layers give for images; name some with --data"
             )
         if given.initialize == "fit":
-            print("without --data batch norms keep the statistics of the weights before")
+            print("without --data, batch norms keep the statistics of the net before")
         return pc.condense(net, given.method, initialize=given.initialize, **options)
     from pocketcnn.data import load
     from pocketcnn.train import evaluate
     from pocketcnn.train.distil import condensed
 
-    data = load(given.data)
-    if {"mean", "std"} <= notes.keys():
-        data = dataclasses.replace(data, mean=tuple(notes["mean"]), std=tuple(notes["std"]))
+    data = notes.applied_to(load(given.data))
     nets = {"before": net}
     for initialize in dict.fromkeys(("fresh", given.initialize)):
         nets[initialize] = condensed(net, given.method, data, initialize=initialize, images=given.images, **options)

@@ -1,4 +1,4 @@
-"""`pocketcnn data`."""
+"""`pocketcnn data`: loads a data set and shows the images of each class in each split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`pocketcnn distil`."""
+"""`pocketcnn distil`: makes a small net from a trained one, and trains it to give the same outputs."""
 
 import sys
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ def distil(words: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Distil(DataArguments, DeviceArguments):
         student: str = "ring:size=0.25,scheme=windows"
-        """A method with its options, by which the teacher is condensed; a model file; or a net by name."""
+        """A method with its options, which condenses the teacher; a model file; or a net by name."""
         initialize: Literal["fit", "fresh"] = "fit"
-        """Start a condensed student from the teacher's weights, or fresh."""
+        """Start a condensed student from the teacher's weights (fit), or from random ones (fresh)."""
         unlabelled: Path | None = None
-        """Learn from the images in this folder instead, by what the teacher takes them for; accuracy is agreement with it."""
+        """Folder of images without labels to learn from instead, labelled by the teacher; accuracy is agreement with it."""
         images: int = 2000
-        """Training images that the start from trained weights looks at."""
+        """Number of training images that the fit to the teacher's weights uses."""
         hold_zeros: bool = False
-        """Weights that are zero in the student's file, as pruning leaves them, stay zero."""
+        """Keep weights at zero that are zero in the student's file, as pruning leaves them."""
         output: Path = Path("runs/distil")
-        """Folder of the run; the same command goes on where it stopped."""
+        """Folder of the run; the same command resumes where it stopped."""
         preset: str = "distil"
-        """Recipe to start from; the flags below change it."""
+        """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = parse(Distil, words, "distil", method_help(), train=preset_of(words, PRESETS, "distil"))
@@ -48,7 +48,7 @@ def distil(words: Sequence[str]) -> None:
     if given.unlabelled is None:
         data = load_data(given)
     elif value_of("--data", words) is not None:
-        raise BadUsage("give --data, or --unlabelled with images that the teacher answers for, not both")
+        raise BadUsage("give --data, or --unlabelled with images that the teacher labels, not both")
     else:
         data = pseudo_labelled(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
     result = run(

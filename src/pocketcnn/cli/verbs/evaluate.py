@@ -1,4 +1,4 @@
-"""`pocketcnn evaluate`."""
+"""`pocketcnn evaluate`: measures accuracy and loss of a trained net on test images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ def evaluate(words: Sequence[str]) -> None:
     @dataclass
     class Evaluate:
         model: str
-        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), the file of one, or the folder
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
         of a run."""
         data: str | None = None
-        """Built-in name, hub id, folder of parquet files or of class folders; what the net was trained on by default."""
+        """Built-in name, hub id, folder of parquet files or of class folders; by default the data that the net was trained on."""
         image_size: int | None = None
-        """Bring all images to this side in pixels."""
+        """Resize images by their shorter side and crop the centre to a square of this side, in pixels."""
         channels: Literal[1, 3] | None = None
         """Convert all images to grey (1) or RGB (3)."""
         skip_bad_images: bool = False
-        """Leave out and count images that cannot be decoded, instead of stopping at the first."""
+        """Skip and count images that cannot be decoded, instead of stopping at the first."""
 
     given = parse(Evaluate, words, "evaluate")
     from pocketcnn.data import load
@@ -31,7 +31,7 @@ def evaluate(words: Sequence[str]) -> None:
     path = model_path(given.model)
     notes, net = trained_notes(given.model, path), load_net(path)
     data = load(
-        given.data or notes["data"],
+        given.data or notes.data,
         image_size=given.image_size,
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,

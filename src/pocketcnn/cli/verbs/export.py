@@ -1,4 +1,4 @@
-"""`pocketcnn export`."""
+"""`pocketcnn export`: writes a net to a file for serving, checks its outputs against the net and times both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ def export(words: Sequence[str]) -> None:
         model: Positional[str]
         """A trained net of the package (cifar10/resnet20), a model file, or the folder of a run."""
         format: Literal["onnx", "onnx_compact", "executorch", "torch_export"] = "onnx"
-        """onnx: a kernel for each layer; onnx_compact: shared numbers once, their places computed in the graph;
+        """onnx: a kernel for each layer; onnx_compact: shared weights stored once, their places computed in the graph;
         executorch: for small devices; torch_export: for torch."""
         output: Path | None = None
         """The file to write; by default model.onnx, model.pte or model.pt2 here."""
         opset: int | None = None
         """Version of ONNX; 20 by default."""
         entropy: float | None = None
-        """Bits: a net whose depth depends on its images becomes the one that images of this entropy see."""
+        """Fix the depth of a net whose depth depends on the image: to that for images of this entropy, in bits."""
         batch: int | None = None
-        """Images at once, always so many; any number by default, with executorch up to 32."""
+        """Number of images in every batch; by default any number, with executorch up to 32."""
         input_size: tuple[int, int, int] | None = None
-        """Channels, height and width of an image; a trained file knows its own, else 3 32 32."""
+        """Channels, height and width of an image; by default the file's, or 3 32 32."""
         data: str | None = None
-        """Also check with 170 test images of a data set."""
+        """Check the file with 170 test images of this data set as well."""
 
     given = parse(Export, words, "export")
     from pocketcnn import checkpoint
@@ -39,9 +39,9 @@ def export(words: Sequence[str]) -> None:
     from pocketcnn.export import export as write
 
     path = model_path(given.model)
-    net, notes = load_net(path), checkpoint.read_header(path)["notes"]
+    net, images = load_net(path), None
     if given.data is not None:
-        trained_notes(given.model, path)
+        images = some_test_images(given.data, trained_notes(given.model, path), 170)[1]
     found = write(
         net,
         given.output or Path(f"model{SUFFIXES[given.format]}"),
@@ -50,13 +50,13 @@ def export(words: Sequence[str]) -> None:
         batch=given.batch,
         opset=given.opset,
         entropy=given.entropy,
-        notes=notes,
-        images=None if given.data is None else some_test_images(given.data, notes, 170)[1],
+        notes=checkpoint.read_header(path)["notes"],
+        images=images,
     )
     before = path.stat().st_size
     cells = [(str(path), f"{before:,} bytes", "")]
     if found.dense_bytes is not None:
-        why = ", smaller than a compact one, so this was written" if found.dense else ""
+        why = ", smaller than a compact file, so this one was written" if found.dense else ""
         cells.append((f"dense ONNX{why}", f"{found.dense_bytes:,} bytes", f"({found.dense_bytes / before:.3f}x)"))
     cells.append((str(found.path), f"{found.size_bytes:,} bytes", f"({found.size_bytes / before:.3f}x)"))
     print(f"{found.format}{f', opset {found.opset}' if found.opset else ''}")

@@ -1,16 +1,19 @@
-"""`pocketcnn measure`."""
+"""`pocketcnn measure`: counts parameters and multiply-adds of a net, and times it on this machine."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.arguments import ModelArguments, input_size_of, model_options_of
 from pocketcnn.cli.nets import named_or_file
 from pocketcnn.cli.parsing import method_help, parse
 from pocketcnn.cli.printing import size_in_words, with_commas
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.tables import columns
+
+if TYPE_CHECKING:
+    from pocketcnn.checkpoint.notes import ImageNotes
 
 
 def measure(words: Sequence[str]) -> None:
@@ -21,30 +24,32 @@ def measure(words: Sequence[str]) -> None:
         model: Positional[str]
         """A net by name, with its options (mnist_net:width=8), a model file, or an exported one (.onnx)."""
         method: str = "plain"
-        """Condense the net first: ring:size=0.1"""
+        """Method that condenses the net first: ring:size=0.1"""
         input_size: tuple[int, int, int] | None = None
-        """Channels, height and width of an image; a trained file knows its own, else 3 32 32."""
+        """Channels, height and width of an image; by default the file's, or 3 32 32."""
         batch: int = 1
-        """Images at once, for latency and memory."""
+        """Images in a batch, for latency and memory."""
         threads: int | None = None
-        """CPU threads; all by default."""
+        """CPU threads; by default all."""
         runs: int = 50
-        """How many passes are timed."""
+        """Number of passes that are timed."""
         data: str | None = None
-        """Also count the test images of a data set by what each costs, where that depends on the image."""
+        """Also show what the test images of this data set cost, where the cost depends on the image."""
 
     given = parse(Measure, words, "measure", method_help())
     if given.model.endswith(".onnx"):
         print(_cost_of_onnx(given))
         return
     import pocketcnn as pc
+    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.models.spec import PLAIN_METHOD, parse_method
 
     net, notes = named_or_file(given.model, given)
     method, options = parse_method(given.method)
     if method != PLAIN_METHOD:
         net = pc.condense(net, method, **options)
-    size = given.input_size or tuple(notes.get("input_size", ())) or (given.in_channels or 3, 32, 32)
+    known = ImageNotes.from_notes(notes)
+    size = input_size_of(given, known)
     cost = pc.measure(net, size)
     latency = pc.measure_latency(net, size, batch=given.batch, threads=given.threads, runs=given.runs)
     rows = [(key, with_commas(value)) for key, value in dataclasses.asdict(cost).items() if isinstance(value, int)]
@@ -61,15 +66,17 @@ def measure(words: Sequence[str]) -> None:
     for key, value in rows:
         print(f"{key:<{width}}  {value:>16}")
     if given.data is not None:
-        print(_costs_by_image(net, given.data, notes, given.runs))
+        print(_costs_by_image(net, given.data, known, given.runs))
 
 
 def _cost_of_onnx(given: Any) -> str:
-    """A table of what an exported file costs."""
+    """Measures an exported file, and returns a table of its costs."""
     from pocketcnn.export import measure_onnx
 
     if given.method != "plain" or given.data is not None or given.input_size is not None or model_options_of(given):
-        raise BadUsage(f"{given.model}: an exported file is what it is; only --batch, --threads and --runs go with it")
+        raise BadUsage(
+            f"{given.model}: an exported file cannot be changed; use only --batch, --threads and --runs with it"
+        )
     cost = measure_onnx(given.model, batch=given.batch, threads=given.threads, runs=given.runs)
     cells = [
         ("size_bytes", cost.size_bytes),
@@ -86,24 +93,21 @@ def _cost_of_onnx(given: Any) -> str:
              f"{cost.latency.dtype} in {cost.latency.device}, {cost.latency.runs} runs", columns(rows)]  # fmt: skip
     if cost.generating:
         made = ", ".join(f"{count} {operator}" for operator, count in cost.generating.items())
-        lines.append(f"nodes that depend on no image and make kernels when the file is loaded: {made}")
+        lines.append(f"nodes that depend on no image and generate kernels when the file is loaded: {made}")
     return "\n".join(lines)
 
 
-def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> str:
-    """A table of the test images of a data set by level; a net that was never trained is calibrated first."""
-    import torch
-
+def _costs_by_image(net: Any, name: str, notes: "ImageNotes", runs: int) -> str:
+    """Measures test images one by one, and returns a table by level; a net that was never trained is calibrated first."""
     from pocketcnn.cost import measure_images
     from pocketcnn.data import load
 
     data = load(name)
-    mean, std = (torch.tensor(notes.get(key, [number]))[:, None, None] for key, number in (("mean", 0.0), ("std", 1.0)))
-    if "mean" not in notes:
+    if notes.lacks("mean"):
         for module in net.modules():
             if hasattr(module, "calibrate_"):
                 module.calibrate_(batch / 255 for batch in data.train.images[:10_000].split(500))
-    costs = measure_images(net, (data.test.images.float() / 255 - mean) / std, runs=runs)
+    costs = measure_images(net, notes.normalise(data.test.images), runs=runs)
     cells = [("level", "images", "measure", "depth", "MACs", "ms")]
     for row in costs.levels:
         ends = "-" if row.lowest is None or row.highest is None else f"{row.lowest:.2f} to {row.highest:.2f}"
@@ -115,5 +119,5 @@ def _costs_by_image(net: Any, name: str, notes: dict[str, Any], runs: int) -> st
         cells.append((key, "", "", "", f"{round(macs):,}", f"{ms:.3f}"))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    energy = "no counter that can be read" if costs.joules is None else f"{costs.joules:.4g} J an image"
+    energy = "no energy counter can be read" if costs.joules is None else f"{costs.joules:.4g} J an image"
     return "\n".join([f"\n{costs.images:,} test images of {data.name}, one at a time", *lines, f"energy: {energy}"])

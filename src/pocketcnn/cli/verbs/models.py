@@ -1,10 +1,9 @@
-"""`pocketcnn models`."""
+"""`pocketcnn models`: lists the nets that can be made by name, or the trained nets in the package."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketcnn.cli.parsing import parse
-from pocketcnn.cli.printing import call_in_words
 from pocketcnn.errors import UnknownModel, UnknownPretrained
 from pocketcnn.support.tables import columns
 
@@ -15,9 +14,9 @@ def models(words: Sequence[str]) -> None:
     @dataclass
     class Models:
         pattern: Positional[str] = "*"
-        """Shell pattern: "*ring*"."""
+        """Shell pattern of names: "*ring*"."""
         pretrained: bool = False
-        """List the trained nets of the package, with the test accuracy of each file."""
+        """List the trained nets in the package, with the test accuracy of each file."""
 
     given = parse(Models, words, "models")
     if given.pretrained:
@@ -27,6 +26,7 @@ def models(words: Sequence[str]) -> None:
 
     from pocketcnn.cost import count_params
     from pocketcnn.models.recipes import RECIPES, create_model, list_models
+    from pocketcnn.models.spec import spell
 
     names = list_models(given.pattern)
     if not names:
@@ -37,13 +37,13 @@ def models(words: Sequence[str]) -> None:
         with torch.device("meta"):
             trainable, total = count_params(create_model(name))
         recipe = RECIPES.get(name)
-        steps = " + ".join(call_in_words(method, options) for method, options in recipe.steps) if recipe else ""
+        steps = " + ".join(spell(method, options) for method, options in recipe.steps) if recipe else ""
         made = f"{recipe.base} + {steps} ({recipe.source})" if recipe else "plain"
         print(f"{name:<{width}}{trainable:>12,}{total:>12,}  {made}")
 
 
 def _pretrained(pattern: str) -> str:
-    """A table of the trained nets of the package."""
+    """A table of the trained nets in the package."""
     from pocketcnn import zoo
 
     found = zoo.cards(pattern)

@@ -1,4 +1,4 @@
-"""`pocketcnn pack`."""
+"""`pocketcnn pack`: rewrites a model file to be smaller, or locks it, and shows what that costs in accuracy."""
 
 import copy
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ def pack(words: Sequence[str]) -> None:
         storage: Literal["float32", "float16", "int8"] = "float32"
         """Type of the weights in the file; they are rounded to it."""
         prune: float = 0.0
-        """Share of each weight tensor that is set to zero, the smallest numbers first."""
+        """Share of each weight tensor that is set to zero, smallest weights first."""
         lock: Literal["keep", "new", "none"] = "keep"
-        """What hides the seeds of rings and puppets: the passphrase that the file has, if any; a new one, of
-        POCKETCNN_NEW_PASSPHRASE or asked for; or none."""
+        """Passphrase that hides the seeds of rings and puppets: the file's own, if any (keep); a new one, read from
+        POCKETCNN_NEW_PASSPHRASE or asked for (new); or none."""
         data: str | None = None
-        """Also measure the accuracy before and after on this data set's test images."""
+        """Data set on whose test images the accuracy before and after is measured."""
 
     given = parse(Pack, words, "pack")
     from pocketcnn import checkpoint

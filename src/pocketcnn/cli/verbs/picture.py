@@ -1,13 +1,21 @@
 """`pocketcnn picture`."""
 
+import functools
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketcnn.cli.nets import common_notes, images_for, load_net, model_files, some_test_images
 from pocketcnn.cli.parsing import parse
+from pocketcnn.support.wings import part_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pocketcnn.pictures import Images
 
 
 def picture(words: Sequence[str]) -> None:
@@ -18,69 +26,47 @@ def picture(words: Sequence[str]) -> None:
         models: Positional[tuple[Path, ...]]
         """Model files, or folders of runs."""
         data: str | None = None
-        """Whose test images are shown; what the first net was trained on by default."""
+        """Data set whose test images are shown; by default that of the first net's training."""
         images: tuple[int, ...] = (0, 1, 2)
-        """Numbers of the test images; fields and the kernels of pixels are drawn for the first."""
+        """Numbers of the test images that are shown; fields and the kernels of pixels are drawn for the first."""
         image_file: Path | None = None
-        """An image file instead."""
+        """An image file to show instead of test images."""
         layer: str | None = None
-        """Dotted name of the module whose map is shown; all of one net, the last of several."""
+        """Dotted name of the module whose map is shown; by default all maps of one net, the last map of several nets."""
         channel: int | None = None
-        """Channel of the maps; their mean, and of fields the one that changes most, by default."""
+        """Channel that is shown; by default the mean over channels, and for fields the channel that changes most."""
         titles: tuple[str, ...] = ()
-        """What the nets are called in the pictures; the names of their folders by default."""
+        """Names of the nets in the pictures; those of their folders by default."""
         output: Path = Path("runs/pictures")
         """Folder for the PNG and SVG files."""
 
     given = parse(Picture, words, "picture")
     from pocketcnn import checkpoint
-    from pocketcnn.methods.condconv import CondConv2d
-    from pocketcnn.methods.involution import Involution2d
-    from pocketcnn.methods.pde import GlobalLayer
-    from pocketcnn.methods.puppet import gauge_of, puppeteers_of
-    from pocketcnn.methods.ring import RingConv2d
-    from pocketcnn.pictures import (
-        draw_fields,
-        draw_kernels,
-        draw_levels,
-        draw_maps,
-        draw_pixel_kernels,
-        draw_ring,
-        draw_routing,
-        solver_fields,
-        write_figure,
-    )  # fmt: skip
+    from pocketcnn.pictures import Images, draw_maps, write_figure
 
     files = model_files(given.models, given.titles)
     nets = {title: load_net(path) for title, path in files.items()}
     notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
     pixels, x = images_for(given, notes)
+    images = Images(pixels, x, given.channel, functools.partial(some_test_images, given.data, notes))
     written = write_figure(draw_maps(pixels, nets, x, layer=given.layer, channel=given.channel), given.output, "maps")
-
-    def write(figure: Any, name: str) -> None:
-        written.extend(write_figure(figure, given.output, _file_name(name)))
-
     for title, net in nets.items():
-        for name, module in net.named_modules():
-            if isinstance(module, GlobalLayer):
-                fields = solver_fields(net, name, x[:1])
-                shown = draw_fields(pixels[0], fields, title=f"{title}: {name}", channel=given.channel)
-                write(shown, f"fields-{title}-{name}")
-        gauge = gauge_of(net)
-        if gauge is not None and gauge.measure != "features":  # which no reader could see
-            write(draw_levels(*some_test_images(given.data, notes, 10_000), net, title=title), f"levels-{title}")
-        for number, puppeteer in enumerate(puppeteers_of(net)):
-            write(draw_kernels(puppeteer, title=title), f"kernels-{title}-{number}")
-        kinds = {type(module) for module in net.modules()}
-        if CondConv2d in kinds:
-            _, many, labels, classes = some_test_images(given.data, notes, 1000)
-            write(draw_routing(net, many, labels, classes, title=title), f"routing-{title}")
-        if Involution2d in kinds:
-            write(draw_pixel_kernels(net, pixels[0], x[:1], title=title), f"pixels-{title}")
-        if RingConv2d in kinds:
-            write(draw_ring(net, title=title), f"ring-{title}")
+        for name, figure in _inside(net, images, title):
+            written += write_figure(figure, given.output, _file_name(name))
     for path in written:
         print(path)
+
+
+def _inside(net: "nn.Module", images: "Images", title: str) -> Iterator[tuple[str, Any]]:
+    """Yields names and figures of what each method put into a net; says which methods have none."""
+    from pocketcnn.methods import METHODS
+
+    used = {getattr(module, "condensed_by", None) for module in net.modules()}
+    for method in (name for name in METHODS if name in used):
+        if (part := part_of("pocketcnn.pictures", method)) is not None:
+            yield from part.draw(net, images, title)
+        else:
+            print(f"no pictures of method {method!r}: pocketcnn/pictures/{method}.py is missing", file=sys.stderr)
 
 
 def _file_name(words: str) -> str:

@@ -1,4 +1,4 @@
-"""`pocketcnn plan`."""
+"""`pocketcnn plan`: shows what `condense` would do to a net, and does nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ def plan(words: Sequence[str]) -> None:
         pass
 
     import pocketcnn as pc
+    from pocketcnn.checkpoint.notes import ImageNotes
 
     given, options = parse_surgery(PlanOnly, words, "plan")
     net, notes = named_or_file(given.model, given)
     print(pc.plan(
-        net, given.method, input_size=input_size_of(given, notes), include=given.include, exclude=given.exclude, **options
+        net, given.method, input_size=input_size_of(given, ImageNotes.from_notes(notes)), include=given.include, exclude=given.exclude, **options
     ))  # fmt: skip

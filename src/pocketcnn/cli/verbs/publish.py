@@ -1,4 +1,4 @@
-"""`pocketcnn publish`."""
+"""`pocketcnn publish`: writes a net with a model card for the Hugging Face hub, and uploads it if asked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ def publish(words: Sequence[str]) -> None:
         model: Positional[str]
         """A model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
         output: Path | None = None
-        """Folder for model file, configuration and card; a README.md that is there stays, and goes to the repository."""
+        """Folder for model file, configuration and card; a README.md already in it is kept, and uploaded with the rest."""
         repo: str | None = None
-        """Upload to this repository, owner/name, which is made when missing; without --output its README.md stays."""
+        """Repository to upload to, owner/name; created when missing. Without --output its README.md is kept."""
         record: Path | None = None
-        """Folder of the run that trained the net, where the file lies elsewhere."""
+        """Folder of the run that trained the net, if the file is not in it."""
         data: str | None = None
-        """Measure the file on this data set's test images, for the card: a packed file is not what its run measured."""
+        """Measure the file on this data set's test images, for the card: a run did not measure its packed file."""
         license: str | None = None
-        """Of the weights, as the hub spells it: apache-2.0. The card names none by default."""
+        """License of the weights, as the hub spells it: apache-2.0; by default the card names none."""
         private: bool = False
-        """A repository that is made now is private."""
+        """Make the repository private, if it is created now."""
 
     given = parse(Publish, words, "publish")
     if given.output is None and given.repo is None:
@@ -49,7 +49,7 @@ def publish(words: Sequence[str]) -> None:
     described: dict[str, Any] = {"record": record, "license": given.license}
     address = ""
     if given.repo is not None:
-        private = given.private or None  # as the owner's settings say
+        private = given.private or None  # None: as the owner's settings say
         address = hub.push_to_hub(path, given.repo, folder=given.output, private=private, **described)
     elif given.output is not None:
         hub.save_pretrained(path, given.output, **described)

@@ -1,4 +1,4 @@
-"""`pocketcnn report`."""
+"""`pocketcnn report`: rebuilds table, figures and report.html from the records of runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ def report(words: Sequence[str]) -> None:
     @dataclass
     class Report:
         folder: Positional[Path]
-        """Folder of runs, as compare or train left it."""
+        """Folder of runs, as written by compare or train."""
 
     given = parse(Report, words, "report")
     from pocketcnn.report import read_results, read_speeds, summarize, write_report

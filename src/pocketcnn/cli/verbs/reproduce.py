@@ -1,4 +1,4 @@
-"""`pocketcnn reproduce`."""
+"""`pocketcnn reproduce`: compares published results with ours, and trains what is missing as far as time allows."""
 
 import sys
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ def reproduce(words: Sequence[str]) -> int:
     @dataclass
     class Reproduce:
         table: Positional[str]
-        """report_table1, report_table2, compare_table, ring_curve, puppet, or all."""
+        """Published table: report_table1, report_table2, compare_table, ring_curve, puppet, or all."""
         budget: str = "0"
-        """Minutes for runs, or full for all that are missing; 0 only reads the records and writes the page."""
+        """Minutes to spend on runs, or full for all that are missing; 0 only reads the records and writes the page."""
         seeds: int = 1
-        """Runs of each row."""
+        """Number of runs of each row."""
         recipe: Literal["table", "quick"] = "table"
-        """Run rows by the recipe of the table, or by the quick one, which serves to compare them with each other."""
+        """Train rows by the table's own preset, or by the quick one, which only compares them with each other."""
         rates: bool = False
-        """First measure how fast each net trains on this machine, to say how long a run takes."""
+        """First measure how fast each net trains on this machine, to estimate how long a run takes."""
         data_folder: Path | None = None
-        """Folder with the folders cifar10 and mnist; from the hub by default."""
+        """Folder that holds the folders cifar10 and mnist; by default the data come from the hub."""
         results: Path = Path("results")
-        """Folder of the records; runs go to reproduce in it."""
+        """Folder of the records; runs are written to its subfolder reproduce."""
         docs: Path = Path("docs/results.md")
-        """The page to write; figures go beside it."""
+        """The page to write; figures are written beside it."""
 
     given = parse(Reproduce, words, "reproduce")
     if given.budget != "full" and not given.budget.isdecimal():

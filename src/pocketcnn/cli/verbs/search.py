@@ -1,4 +1,4 @@
-"""`pocketcnn search`."""
+"""`pocketcnn search`: looks for the most accurate nets that meet a budget of bytes, multiply-adds or time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,29 +15,29 @@ def search(words: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Search(DataArguments, ModelArguments):
         model: str = "resnet20"
-        """The plain net that candidates are made of; they are between an eighth of its width and all of it."""
+        """The plain net that candidates are made from, at an eighth of its width up to all of it."""
         methods: tuple[str, ...] | None = None
-        """plain, and methods, in turn where joined: ring pde+ring; options given are not searched: ring:level=stage. All
-        that find something to do in the net, by default."""
+        """plain, and methods, several in turn if joined by a plus: ring pde+ring. Options given are fixed: ring:level=stage.
+        By default all methods that can condense the net."""
         max_bytes: str | None = None
-        """Largest file: 100k, 0.1M, 100_000; k is 1000."""
+        """Largest file in bytes: 100k, 0.1M, 100_000; k is 1000."""
         max_macs: str | None = None
-        """Most multiply-adds of an image: 20M."""
+        """Most multiply-adds per image: 20M."""
         max_ms: float | None = None
-        """Longest time for an image, on one thread of the CPU, in milliseconds."""
+        """Longest time per image on one CPU thread, in milliseconds."""
         trials: int = 30
-        """How many candidates are trained, by all workers together; those over budget never are."""
+        """Number of candidates that all workers together train; candidates over the budget are not trained."""
         storage: str | None = None
-        """Database that workers share: sqlite:///FILE, postgresql+psycopg://HOST/NAME; search.db in the output folder by
-        default."""
+        """Database that workers share: sqlite:///FILE, postgresql+psycopg://HOST/NAME; by default search.db in the output
+        folder."""
         study: str = "pocketcnn"
         """Name of the search in the database."""
         output: Path = Path("runs/search")
-        """Folder of the search, one for all workers; the same command joins in, or goes on where it stopped."""
+        """Folder of the search, one for all workers; the same command joins the search, or resumes where it stopped."""
         accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-        """Kind of device; a worker uses one."""
+        """Kind of device; each worker uses one device."""
         preset: str = "default"
-        """Recipe to start from; the flags below change it."""
+        """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = parse(Search, words, "search", method_help(), train=preset_of(words, PRESETS))

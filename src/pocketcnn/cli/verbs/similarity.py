@@ -19,13 +19,13 @@ def similarity(words: Sequence[str]) -> None:
         models: Positional[tuple[Path, ...]]
         """Model files, or folders of runs; the others are compared with the first."""
         data: str | None = None
-        """Whose test images the nets see; what the first net was trained on by default."""
+        """Data set whose test images the nets see; by default that of the first net's training."""
         images: int = 512
-        """How many, spread over the test split; all of it where it has fewer."""
+        """How many images, spread over the test split; the whole split if it has fewer."""
         threshold: float = 0.3
-        """Filters of a layer count as correlated from this |r| on; filters too short to tell that from chance are not counted."""
+        """Filters of a layer count as correlated from this |r| on; filters so short that chance could explain it are left out."""
         titles: tuple[str, ...] = ()
-        """What the nets are called; the names of their folders by default."""
+        """Names of the nets; those of their folders by default."""
         output: Path = Path("runs/similarity")
         """Folder for the PNG and SVG files."""
 
@@ -34,13 +34,11 @@ def similarity(words: Sequence[str]) -> None:
         raise BadUsage(f"similarity needs at least 2 images, got {given.images}")
     from pocketcnn import checkpoint
     from pocketcnn.pictures import (
-        alignments,
         draw_correlated,
         draw_law,
         draw_similarity,
         filter_similarity,
         ring_fraction,
-        same_stations,
         station_grams,
         write_figure,
     )  # fmt: skip
@@ -51,24 +49,13 @@ def similarity(words: Sequence[str]) -> None:
     filters = {title: filter_similarity(net, given.threshold) for title, net in nets.items()}
     x = some_test_images(given.data, notes, given.images)[1]
     grams = {title: station_grams(net, x) for title, net in nets.items()}
-    reference = next(iter(nets))
-    cells = [("net", f"as {reference}", "own layers", f"filters |r|>={given.threshold:g}", "mean |r|")]
-    for title, found in filters.items():
-        shared = list(same_stations(grams[reference], grams[title]).values())
-        own = alignments(grams[title], grams[title])
-        others = own.numel() - len(own)
-        cells.append((
-            title,
-            f"{sum(shared) / len(shared):.3f}" if shared else "-",
-            f"{float(own.sum() - own.trace()) / others:.3f}" if others else "-",
-            *((f"{100 * found[0]:.1f}%", f"{found[1]:.3f}") if found else ("-", "-")),
-        ))  # fmt: skip
     print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
-    print(columns(cells))
+    print(_table(grams, filters, given.threshold))
     written = write_figure(draw_similarity(grams), given.output, "cka")
     sizes = {title: ring_fraction(net) for title, net in nets.items()}
     points = [(size, found[0]) for title, found in filters.items() if found and (size := sizes[title])]
     if points:
+        reference = next(iter(nets))
         plain = filters[reference] if sizes[reference] is None else None
         shown = draw_correlated({"ring": points}, plain=plain and plain[0], threshold=given.threshold)
         written += write_figure(shown, given.output, "correlated")
@@ -79,8 +66,27 @@ def similarity(words: Sequence[str]) -> None:
         print(path)
 
 
+def _table(grams: dict[str, Any], filters: dict[str, Any], threshold: float) -> str:
+    """A row for each net: how alike it is to the first net, its own layers to each other, and their filters."""
+    from pocketcnn.pictures import alignments, same_stations
+
+    reference = next(iter(grams))
+    cells = [("net", f"as {reference}", "own layers", f"filters |r|>={threshold:g}", "mean |r|")]
+    for title, found in filters.items():
+        shared = list(same_stations(grams[reference], grams[title]).values())
+        own = alignments(grams[title], grams[title])
+        others = own.numel() - len(own)
+        cells.append((
+            title,
+            f"{sum(shared) / len(shared):.3f}" if shared else "-",
+            f"{float(own.sum() - own.trace()) / others:.3f}" if others else "-",
+            *((f"{100 * found[0]:.1f}%", f"{found[1]:.3f}") if found else ("-", "-")),
+        ))  # fmt: skip
+    return columns(cells)
+
+
 def _accuracies(files: dict[str, Path], nets: dict[str, Any], rings: dict[str, float | None]) -> dict[str, Any]:
-    """Stored numbers and test accuracies of nets whose run has left its record beside them, those with rings apart."""
+    """Parameters and test accuracies of nets whose run has left its record beside them; nets with rings are a series apart."""
     from pocketcnn.cost import count_params
     from pocketcnn.support.files import read_json
     from pocketcnn.support.runs import RESULT

@@ -1,4 +1,4 @@
-"""`pocketcnn train`."""
+"""`pocketcnn train`: trains one net, plain or condensed, and writes its run folder."""
 
 import dataclasses
 import sys
@@ -25,13 +25,13 @@ def train(words: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Train(DataArguments, ModelArguments, DeviceArguments):
         model: str = "resnet20"
-        """A plain net or a paper's net by name, with its options: mnist_net:feature=pde"""
+        """A plain net or a recipe by name, with its options: mnist_net:feature=pde"""
         method: str = "plain"
         """plain, or a method with its options: ring:size=0.1"""
         output: Path = Path("runs/train")
-        """Folder of the run; the same command goes on where it stopped."""
+        """Folder of the run; the same command resumes where it stopped."""
         preset: str = "default"
-        """Recipe to start from; the flags below change it."""
+        """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
     given = parse(Train, words, "train", method_help(), train=preset_of(words, PRESETS))

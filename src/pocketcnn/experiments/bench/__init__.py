@@ -1,7 +1,7 @@
-"""One run that measures every method side by side: written out, compiled, as the library does it, against the machine.
+"""Benchmarks of every method in one run: written out, compiled, and by the library, beside the limits of the machine.
 
-`run` times layers, nets and what the goals need beyond these, and leaves `bench.json`, `table.md` and, of the layers,
-`bench.svg` in a folder. Sides are called in turns, so ratios hold where times drift.
+`run` times layers, nets, and whatever else the goals need. It writes `bench.json`, `table.md` and, for the layers,
+`bench.svg` into a folder. The sides of a comparison are called in turns, so ratios hold even if times drift.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ _log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, folder: str | Path, *, only: Collection[str] = SECTIONS) -> Results:
-    """Measures, and writes what was found.
+    """Measures everything asked for, and writes the records, the table and the figure.
 
     Args:
         settings: how much is measured.
-        folder: of the three files; made when missing.
-        only: which of `SECTIONS`; goals that need records of the others are left out.
+        folder: where the three files go; made if missing.
+        only: the sections to measure, from `SECTIONS`; goals that need records of other sections are left out.
     Raises:
         CannotWrite: the folder is not writable.
-        ValueError: no such section.
+        ValueError: no section of that name.
     """
     if unknown := sorted(set(only) - set(SECTIONS)):
         raise ValueError(f"no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
@@ -47,6 +47,8 @@ def run(settings: Settings, folder: str | Path, *, only: Collection[str] = SECTI
     of_nets = tuple(nets.measure_nets(settings)) if "nets" in only else ()
     alone = tuple(goals.measure_goals(settings, of_nets)) if "goals" in only else ()
     found = (*goals.of_layers(of_layers, settings), *goals.of_nets(of_nets), *alone)
+    for method in goals.without_goal(found) if set(only) == set(SECTIONS) else ():
+        _log.warning("bench has no goal for method %r; add one to experiments/bench/goals.py", method)
     results = Results(where, settings, machine, found, of_nets, of_layers)
     write_json(folder / "bench.json", _record(results))
     write_atomically(folder / "table.md", report.markdown(results))
@@ -56,6 +58,6 @@ def run(settings: Settings, folder: str | Path, *, only: Collection[str] = SECTI
 
 
 def _record(results: Results) -> dict[str, Any]:
-    """Everything as plain numbers and words; of a goal also whether it is met."""
+    """Turns everything into plain numbers and words, and adds `met` to each goal."""
     judged = [{**dataclasses.asdict(goal), "met": goal.met} for goal in results.goals]
     return {**dataclasses.asdict(results), "goals": judged}

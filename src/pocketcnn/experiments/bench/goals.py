@@ -1,4 +1,4 @@
-"""The goals: what the records of layers and nets say of them, and what is measured for them alone."""
+"""The goals: some follow from the records of layers and nets, the others are measured here."""
 
 import itertools
 import logging
@@ -21,24 +21,25 @@ from pocketcnn.data.sets import Images
 from pocketcnn.experiments.bench.cases import NUM_STEPS, RING_SIZE
 from pocketcnn.experiments.bench.cases.pde import advect_diffuse_by_rolls
 from pocketcnn.experiments.bench.layers import LayerRecord
-from pocketcnn.experiments.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner, served
+from pocketcnn.experiments.bench.nets import DEEP, FLOOR, WIDE, Configuration, NetRecord, find, runner
 from pocketcnn.experiments.bench.settings import Settings
+from pocketcnn.methods import METHODS
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.methods.puppet import Gauge, gauge_of
 from pocketcnn.methods.ring import ParameterRing
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.optional import optional_import
 from pocketcnn.support.timing import Spread, in_turns
-from pocketcnn.surgery import condense, fold_norm, materialize
+from pocketcnn.surgery import as_served, condense, fold_norm, materialize
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A number measured, and what it should be at least or at most; without either it is only reported.
+    """A measured number and the least or the most that it should be; with neither it is only reported.
 
-    Where `noise` is given, the goal is met when it is reached within that.
+    The goal is met if the number reaches it within `noise`.
     """
 
     what: str
@@ -51,14 +52,19 @@ class Goal:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None where there is none."""
+        """True if the goal is reached; None if the number is only reported."""
         if self.least is not None:
             return self.measured + self.noise >= self.least
         return None if self.most is None else self.measured - self.noise <= self.most
 
 
+def without_goal(found: Sequence[Goal]) -> list[str]:
+    """The methods that no goal begins with."""
+    return [method for method in METHODS if not any(goal.what.startswith(method) for goal in found)]
+
+
 def of_layers(records: Sequence[LayerRecord], settings: Settings) -> Iterator[Goal]:
-    """What the records of layers say: of the solver, of involution and of CondConv, in float32."""
+    """Goals that follow from the records of layers in float32: of the solver, of involution and of CondConv."""
     found = {(r.method, r.shape, r.passes): r for r in records if r.dtype == "float32"}
     for passes, least in (("forward", 20.0), ("forward + backward", 12.0)):
         if record := found.get(("pde", settings.solver_shape, passes)):
@@ -87,7 +93,7 @@ def _both_layouts(record: LayerRecord) -> str:
 
 
 def of_nets(records: Sequence[NetRecord]) -> Iterator[Goal]:
-    """What the records of nets say: how much faster the Global net is than the plain one."""
+    """Goals that follow from the records of nets: how much faster the Global net is than the plain one."""
     for mode, least in (("inference", 3.0), ("training", 2.5)):
         small, plain, floor = (find(records, name, mode) for name in ("resnet32_global", DEEP, FLOOR))
         if small and plain and floor:
@@ -99,7 +105,7 @@ def of_nets(records: Sequence[NetRecord]) -> Iterator[Goal]:
 
 
 def measure_goals(settings: Settings, nets: Sequence[NetRecord]) -> Iterator[Goal]:
-    """Measures what neither layers nor nets are timed for."""
+    """Measures the goals that follow neither from layers nor from nets."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     for goals in (
@@ -112,13 +118,13 @@ def measure_goals(settings: Settings, nets: Sequence[NetRecord]) -> Iterator[Goa
 
 
 def _ring_pair(settings: Settings) -> tuple[nn.Module, nn.Module]:
-    """A plain ResNet18 and the same with a ring."""
+    """Makes a plain ResNet18 and the same net with a ring."""
     plain = create_model(WIDE, stem="small", num_classes=10, width=settings.width)
     return plain, condense(plain, "ring", size=RING_SIZE)
 
 
 def ring_reading(settings: Settings) -> Iterator[Goal]:
-    """The share of a training step in which all kernels are read off the ring and its gradient is made."""
+    """Measures the share of a training step in which all kernels are read off the ring and its gradient is computed."""
     _, net = _ring_pair(settings)
     ring = next(module for module in net.modules() if isinstance(module, ParameterRing))
     grads = [torch.randn(shape) for shape in ring.shapes]
@@ -138,8 +144,8 @@ def ring_reading(settings: Settings) -> Iterator[Goal]:
 
 
 def ring_served(settings: Settings) -> Iterator[Goal]:
-    """A ring net with ordinary kernels against the plain net: it is the same net."""
-    nets = [served(net.eval()) for net in _ring_pair(settings)]
+    """Times a ring net with ordinary kernels against the plain net: served, the two are the same net."""
+    nets = [as_served(net.eval(), fold=True) for net in _ring_pair(settings)]
     images = torch.randn(settings.wide_batch, 3, settings.image_side, settings.image_side)
     sides = (runner(net, images, "inference", Configuration()) for net in nets)
     turns = in_turns(dict(zip(("plain", "ring"), sides, strict=True)), seconds=settings.net_seconds / 2, least=7)
@@ -152,7 +158,7 @@ def ring_served(settings: Settings) -> Iterator[Goal]:
 
 
 def mixed_depth(settings: Settings) -> Iterator[Goal]:
-    """A batch of mixed levels against what plain nets, each of its level's depth, would take for the same images."""
+    """Times a batch of mixed levels against plain nets, each of its level's depth, on the same images."""
     size = (3, settings.image_side, settings.image_side)
     net = condense(create_model(DEEP, num_classes=10, width=settings.width), "puppet").eval()
     gauge = gauge_of(net)
@@ -177,19 +183,19 @@ def mixed_depth(settings: Settings) -> Iterator[Goal]:
 
 
 def varied_images(count: int, size: tuple[int, int, int]) -> Tensor:
-    """Images of random pixels from black to white that take between 2 and 256 values: simple and complex ones."""
+    """Makes simple and complex images: random pixels from black to white that take between 2 and 256 values."""
     values = torch.randint(1, 9, (count, 1, 1, 1)).exp2()
     return (torch.rand(count, *size) * values).floor() / (values - 1)
 
 
 def entropy_of(gauge: Gauge, level: int) -> float:
-    """A measure in the middle of a level."""
+    """The entropy in the middle of a level."""
     values = torch.linspace(0, gauge.quantiles[-1].item(), 4001)
     return values[gauge.level_of(gauge.share_of(values)) == level].median().item()
 
 
 class ByRolls(nn.Module):
-    """A Global layer whose solver is written out."""
+    """A Global layer with its solver written out."""
 
     def __init__(self, layer: GlobalLayer) -> None:
         super().__init__()
@@ -202,7 +208,7 @@ class ByRolls(nn.Module):
 
 
 def solver_memory(settings: Settings) -> Iterator[Goal]:
-    """What a Global layer holds in training, against the same with its solver written out."""
+    """Measures the peak memory of a Global layer in training against that with its solver written out."""
     batch, channels, height, width = settings.solver_shape
     layer = GlobalLayer(channels, num_steps=NUM_STEPS)
     ours, rolls = (
@@ -214,7 +220,7 @@ def solver_memory(settings: Settings) -> Iterator[Goal]:
 
 
 def data_path(settings: Settings, nets: Sequence[NetRecord]) -> Iterator[Goal]:
-    """What fetching, augmenting and normalising a batch takes, and its share of a step of the fastest net."""
+    """Times fetching, augmenting and normalising a batch, and its share of a training step of the fastest net."""
     pl = optional_import("lightning.pytorch", extra="train", purpose="timing the loader")
     from pocketcnn.train import TrainConfig
     from pocketcnn.train.module import Classifier
@@ -245,7 +251,7 @@ def data_path(settings: Settings, nets: Sequence[NetRecord]) -> Iterator[Goal]:
 
 
 def _uniform_data(settings: Settings) -> DataSet:
-    """Random images of CIFAR's shape, some batches of them."""
+    """Makes 20 batches of random images of CIFAR's shape."""
     images = torch.randint(256, (20 * settings.deep_batch, 3, 32, 32), dtype=torch.uint8)
     part = Images(images, torch.arange(len(images)) % 10)
     names = tuple(map(str, range(10)))
@@ -270,7 +276,7 @@ print(time.perf_counter() - start)
 
 
 def first_use() -> Iterator[Goal]:
-    """How long the first forward and backward pass of every method takes in a new process."""
+    """Times the first forward and backward pass of each kernel and of a ring layer in a new process."""
     with tempfile.TemporaryDirectory() as cache:
         for words in ("nothing compiled before", "from the cache on disk"):
             done = subprocess.run(

@@ -1,8 +1,8 @@
-"""Single layers: each method written out, compiled, as the library computes it, and a plain convolution beside it.
+"""Timing single layers: each method written out, compiled, and by the library, beside a plain convolution.
 
-Inputs are contiguous; the library's side and the convolution also run on channels-last tensors, and the better of both
-layouts counts. bfloat16 means that the tensors themselves are. The forward pass runs without gradients; forward and
-backward give gradients to the input and to everything that is learned.
+Inputs are contiguous; the library's side and the convolution also run on channels-last tensors, and the better layout
+counts. With bfloat16 the tensors themselves have that type. The forward pass runs without gradients; forward and backward
+together compute gradients of the input and of everything that learns.
 """
 
 import functools
@@ -15,15 +15,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from pocketcnn.experiments.bench.cases import LAYOUTS, Case, Side
-from pocketcnn.experiments.bench.cases.condconv import condconv_case
-from pocketcnn.experiments.bench.cases.involution import involution_case
-from pocketcnn.experiments.bench.cases.pde import pde_case
-from pocketcnn.experiments.bench.cases.puppet import puppet_case
-from pocketcnn.experiments.bench.cases.ring import ring_case
+from pocketcnn.experiments.bench import cases
+from pocketcnn.experiments.bench.cases import LAYOUTS, Layer, Side
 from pocketcnn.experiments.bench.limits import Limit, Machine
 from pocketcnn.experiments.bench.settings import Settings, Shape
+from pocketcnn.methods import METHODS
 from pocketcnn.support.timing import Spread, first_line, in_turns
+from pocketcnn.support.wings import part_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +30,9 @@ _log = logging.getLogger(__name__)
 class LayerRecord:
     """A layer at one shape: milliseconds of each side, and the limits of the machine.
 
-    Sides are `obvious`, `compiled`, `ours`, `conv`, and the last two also as `..., channels last`; `layout` is that of
-    the others. `ours` and `conv` name the better layout of each; `ratios` are of that of ours to every other side, round
-    by round, and to the limit.
+    Sides are `obvious`, `compiled`, `ours` and `conv` in the layout `layout`, and `ours, channels last` and `conv, channels
+    last`. `ours` and `conv` name the faster of their two sides. `ratios` divide the time of `ours`, round by round, by that
+    of every other side and by the limit.
     """
 
     method: str
@@ -52,23 +50,35 @@ class LayerRecord:
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
+def layers_timed() -> list[Layer]:
+    """The layers of every method that has a file in `cases`, in the order of the methods; logs which methods have none."""
+    found: list[Layer] = []
+    for method in METHODS:
+        if part := part_of(cases.__name__, method):
+            found += part.LAYERS
+        else:
+            _log.warning("bench has no layer cases for method %r; add experiments/bench/cases/%s.py", method, method)
+    return found
+
+
 def measure_layers(settings: Settings, machine: Machine) -> Iterator[LayerRecord]:
-    """Times every method at every shape, in float32 and bfloat16, forward, and forward and backward."""
+    """Times every layer at every shape, in float32 and bfloat16, forward, and forward and backward."""
     late = time.monotonic() + 60 * settings.layers_minutes
-    for backward in (False, True):
-        yield _measure("pde", settings.solver_shape, torch.float32, backward, settings, machine, late)
-    for shape, dtype, method, backward in product(
-        settings.shapes, (torch.float32, torch.bfloat16), METHODS, (False, True)
-    ):
-        yield _measure(method, shape, dtype, backward, settings, machine, late)
+    timed = layers_timed()
+    for layer in timed:
+        for shape, backward in product(layer.more_shapes(settings), (False, True)):
+            yield _measure(layer, shape, torch.float32, backward, settings, machine, late)
+    dtypes = (torch.float32, torch.bfloat16)
+    for shape, dtype, layer, backward in product(settings.shapes, dtypes, timed, (False, True)):
+        yield _measure(layer, shape, dtype, backward, settings, machine, late)
 
 
 def _measure(
-    method: str, shape: Shape, dtype: torch.dtype, backward: bool, settings: Settings, machine: Machine, late: float
+    layer: Layer, shape: Shape, dtype: torch.dtype, backward: bool, settings: Settings, machine: Machine, late: float
 ) -> LayerRecord:
-    torch._dynamo.reset()  # or what was compiled for other shapes and modes would be looked through first
+    torch._dynamo.reset()  # else each call would first search what was compiled for other shapes and modes
     torch.manual_seed(0)
-    plain, other = (METHODS[method](shape, dtype, layout, backward) for layout in LAYOUTS)
+    plain, other = (layer.case(shape, dtype, layout, backward) for layout in LAYOUTS)
     candidates = {**plain.sides, **{f"{name}, channels last": other.sides[name] for name in ("ours", "conv")}}
     failures = {}
     if not settings.compiled:
@@ -92,7 +102,7 @@ def _measure(
     ratios = {name: turns.ratio(ours, name) for name in calls if not name.startswith("ours")}
     ratios["limit"] = Spread.of(1e3 * s / limit.ms for s in turns.seconds[ours])
     record = LayerRecord(
-        method, shape, kind, "forward + backward" if backward else "forward", sides, ours, conv, ratios, limit,
+        layer.name, shape, kind, "forward + backward" if backward else "forward", sides, ours, conv, ratios, limit,
         turns.rounds, note=plain.note, failures=failures,
     )  # fmt: skip
     _log.info("%s", _in_words(record))
@@ -106,7 +116,7 @@ def _in_words(record: LayerRecord) -> str:
 
 
 def _pass(side: Side, backward: bool) -> Callable[[], object]:
-    """A call of a side that was made once already: compiled, where it is to be."""
+    """Makes the call that is timed, and calls it once, so that it is compiled before it is timed."""
     if backward:
         grad = torch.randn_like(side.call())
         call: Callable[[], object] = functools.partial(_both, side, grad)
@@ -118,13 +128,3 @@ def _pass(side: Side, backward: bool) -> Callable[[], object]:
 
 def _both(side: Side, grad: Tensor) -> object:
     return torch.autograd.grad(side.call(), side.learns, grad)
-
-
-METHODS: Mapping[str, Callable[[Shape, torch.dtype, torch.memory_format, bool], Case]] = {
-    "pde": pde_case,
-    "involution K3": functools.partial(involution_case, 3),
-    "involution K7": functools.partial(involution_case, 7),
-    "condconv": condconv_case,
-    "ring": ring_case,
-    "puppet": puppet_case,
-}

@@ -1,4 +1,4 @@
-"""How fast this machine moves numbers and multiplies them: what no layer can be faster than."""
+"""The limits of this machine: how fast it moves numbers and multiplies them. No layer can be faster."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ _CHAIN = 32
 
 @dataclass(frozen=True)
 class Work:
-    """What a pass cannot do without: numbers read and written once, and multiply-adds.
+    """The least work of a pass: bytes read and written once, and multiply-adds.
 
-    `products` are those of convolutions and matrix products, which have units of their own for low precision;
-    `elementwise` those of numbers in place, taken in float32 at least.
+    `products` are the multiply-adds of convolutions and matrix products, for which processors have low-precision units;
+    `elementwise` are those of single numbers, done in float32 or better.
     """
 
     bytes: int
@@ -32,7 +32,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Limit:
-    """The least time of some work: for moving its numbers, for its arithmetic, and the larger of both."""
+    """The least time of some work: for moving its bytes, for its arithmetic, and the larger of the two."""
 
     memory_ms: float
     arithmetic_ms: float
@@ -41,11 +41,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates of this machine with the threads that torch takes.
+    """Rates of this machine with as many threads as torch uses.
 
-    `bytes_per_second` are of copies, bytes read and bytes written, by how many there are in all: what fits in a cache
-    is moved faster. `products_per_second` are multiply-adds of large matrix products by dtype, `elementwise_per_second`
-    those of a vectorised loop in float32 over numbers that stay in the first cache.
+    `bytes_per_second` maps the size of a copy, bytes read plus bytes written, to its rate: copies that fit in a cache are
+    faster. `products_per_second` has the multiply-adds of large matrix products by dtype. `elementwise_per_second` has those
+    of a vectorised loop in float32 over numbers that stay in the first cache.
     """
 
     bytes_per_second: Mapping[int, float]
@@ -53,7 +53,7 @@ class Machine:
     elementwise_per_second: float
 
     def limit(self, work: Work, dtype: str) -> Limit:
-        """The least time of some work, at the rate of the largest copy that was measured and moves no more than it."""
+        """Computes the least time of some work, at the rate of the largest measured copy that moves no more bytes."""
         size = max((n for n in self.bytes_per_second if n <= work.bytes), default=min(self.bytes_per_second))
         memory = 1e3 * work.bytes / self.bytes_per_second[size]
         arithmetic = 1e3 * (
@@ -63,12 +63,12 @@ class Machine:
 
 
 def measure_machine(*, seconds: float = 1.0, sizes: tuple[int, ...] = _SIZES, side: int = 2048) -> Machine:
-    """Measures the rates; each is the best of what fits in the time.
+    """Measures the rates; each is the best of the calls that fit in the time.
 
     Args:
-        seconds: for each rate.
-        sizes: bytes that the copies read and write in all.
-        side: of the square matrices.
+        seconds: time for each rate.
+        sizes: sizes of the copies, bytes read plus bytes written.
+        side: side of the square matrices.
     """
     copies = {}
     for size in sizes:
@@ -102,7 +102,7 @@ def _elementwise(seconds: float, numbers: int = 2048, repeats: int = 500) -> flo
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
 def _chains(numbers: np.ndarray, repeats: int) -> None:
-    """For each number a chain of multiply-adds, so that they and not the cache set the pace."""
+    """Computes a chain of multiply-adds for each number, so that arithmetic and not the cache limits the speed."""
     half, one = np.float32(0.5), np.float32(1)
     for _ in range(repeats):
         for i in range(numbers.size):

@@ -1,7 +1,7 @@
-"""Whole nets, each at its best configuration: images per second in training and in inference, and the memory they take.
+"""Timing whole nets, each at its best configuration: images per second in training and in inference, and memory.
 
-Weights and images are random, which changes no time. A training step is forward pass, loss, backward pass and a step of
-SGD with momentum; nets are served with ordinary kernels and folded batch norms where either is exact. Short trials find
+Weights and images are random, which changes no times. A training step is forward pass, loss, backward pass and a step of
+SGD with momentum. Nets are served with ordinary kernels and folded batch norms wherever these are exact. Short trials find
 the configuration of each net, then the nets run in turns.
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn.cost import measure_memory
-from pocketcnn.errors import CannotMaterialize
 from pocketcnn.experiments.bench.settings import Settings
+from pocketcnn.methods import METHODS
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
-from pocketcnn.surgery import condense, fold_norm, materialize
+from pocketcnn.surgery import as_served, condense, provenance
 
 _log = logging.getLogger(__name__)
 NUM_CLASSES = 10
@@ -32,7 +32,7 @@ DEEP, WIDE = "resnet32_4stage", "resnet18"
 
 @dataclass(frozen=True)
 class Configuration:
-    """How a net runs: arithmetic (bfloat16 by autocast), memory layout, and whether it is compiled."""
+    """Settings in which a net runs: arithmetic (bfloat16 by autocast), memory layout, with or without the compiler."""
 
     dtype: str = "float32"
     channels_last: bool = False
@@ -43,18 +43,18 @@ class Configuration:
         return ", ".join(words)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        """What a forward pass stands in."""
+        """The context of a forward pass."""
         return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of images and kernels."""
+        """The memory layout of images and kernels."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration tried out: the fastest of five passes in milliseconds, or what went wrong."""
+    """A configuration that was tried: milliseconds of the fastest of five passes, or the failure."""
 
     configuration: Configuration
     milliseconds: float | None
@@ -65,8 +65,8 @@ class Trial:
 class NetRecord:
     """A net in training or inference, at its best configuration.
 
-    `speed` is images per second over that of the plain net, round by round. `peak_bytes` are of one batch in that
-    arithmetic and layout, without the compiler, counted between operations beyond the net itself.
+    `speed` is images per second over those of the plain net, round by round. `peak_bytes` is the memory that one batch takes
+    beyond the net itself, in this arithmetic and layout, without the compiler, counted between operations.
     """
 
     name: str
@@ -84,8 +84,7 @@ class NetRecord:
 class Group:
     """Nets that are compared with the first of them.
 
-    `thorough` compiles every configuration; else channels-last alone, and only with the arithmetic that is faster
-    without the compiler.
+    `thorough` compiles every configuration. Else only channels-last is tried, and only the faster arithmetic is compiled.
     """
 
     nets: Mapping[str, Callable[[], nn.Module]]
@@ -94,7 +93,7 @@ class Group:
 
 
 def groups(settings: Settings) -> tuple[Group, ...]:
-    """The ResNet32s, and the ResNet18s."""
+    """Makes the two groups: the ResNet32s, and the ResNet18s."""
     options = {"num_classes": NUM_CLASSES, "width": settings.width}
     wide = functools.partial(create_model, WIDE, stem="small", **options)
     deep = {name: functools.partial(create_model, name, **options) for name in (DEEP, "resnet32_global")}
@@ -114,25 +113,29 @@ def groups(settings: Settings) -> tuple[Group, ...]:
     )
 
 
+def without_net(compared: Sequence[Group]) -> list[str]:
+    """The methods that none of the nets is condensed by."""
+    with torch.device("meta"):  # no time, no memory, no random numbers
+        nets = [build() for group in compared for build in group.nets.values()]
+    used = {step.method for net in nets for step in provenance(net).steps}
+    return [method for method in METHODS if method not in used]
+
+
 def without_global_layers(net: nn.Module) -> nn.Module:
-    """The net with nothing in the place of its Global layers: what solvers alone can never be faster than."""
+    """Takes the Global layers out of a net: no solver can make the net faster than this."""
     for name, module in list(net.named_modules()):
         if isinstance(module, GlobalLayer):
             net.set_submodule(name, nn.Identity())
     return net
 
 
-def served(net: nn.Module) -> nn.Module:
-    """The net as one would serve it: ordinary kernels and folded batch norms where either is exact."""
-    with contextlib.suppress(CannotMaterialize):
-        net = materialize(net)
-    return fold_norm(net)
-
-
 def measure_nets(settings: Settings) -> Iterator[NetRecord]:
     """Times the nets of each group in training, then in inference."""
     late = time.monotonic() + 60 * settings.nets_minutes
-    for group in groups(settings):
+    compared = groups(settings)
+    for method in without_net(compared):
+        _log.warning("bench has no net of method %r; add one to groups in experiments/bench/nets.py", method)
+    for group in compared:
         for mode in ("training", "inference"):
             yield from _measure(group, mode, settings, late)
 
@@ -147,8 +150,8 @@ def _measure(group: Group, mode: str, settings: Settings, late: float) -> Iterat
     for name, build in group.nets.items():
         net = build()
         with torch.no_grad():
-            net.train()(images)  # batch norms see images: an involution's output grows without them
-        nets[name] = net if mode == "training" else served(net.eval())
+            net.train()(images)  # batch norms need to see images: without them an involution's output grows
+        nets[name] = net if mode == "training" else as_served(net.eval(), fold=True)
         if name == FLOOR:
             chosen[name], trials[name] = chosen["resnet32_global"], ()
             continue
@@ -171,14 +174,14 @@ def _measure(group: Group, mode: str, settings: Settings, late: float) -> Iterat
 
 
 def images_per_second(turns: Turns, side: str, batch: int) -> Spread:
-    """Of a side that takes a batch a turn."""
+    """Images per second of a side that takes one batch a turn."""
     return Spread.of(batch / s for s in turns.seconds[side])
 
 
 def _try_out(
     net: nn.Module, images: Tensor, mode: str, thorough: bool, settings: Settings, late: float
 ) -> Iterator[Trial]:
-    """Trials of all configurations, without the compiler first."""
+    """Tries all configurations, those without the compiler first."""
     layouts = (False, True) if thorough else (True,)
     plain = [Configuration(dtype, layout) for dtype in ("float32", "bfloat16") for layout in layouts]
     tried = [_trial(net, images, mode, configuration) for configuration in plain]
@@ -199,7 +202,7 @@ def _trial(net: nn.Module, images: Tensor, mode: str, configuration: Configurati
     torch._dynamo.reset()
     try:
         turns = in_turns({"net": runner(net, images, mode, configuration)}, seconds=0, least=5)
-    except Exception as error:  # whatever the compiler makes of a net is a finding
+    except Exception as error:  # any failure of the compiler is a finding
         return Trial(configuration, None, first_line(error))
     return Trial(configuration, 1e3 * min(turns.seconds["net"]))
 
@@ -213,9 +216,9 @@ def _in_words(trial: Trial) -> str:
 
 
 def runner(net: nn.Module, images: Tensor, mode: str, configuration: Configuration) -> Callable[[], object]:
-    """A training step of a net, or its inference, as a call; the net is brought into the layout.
+    """Makes the call of a training step or of inference; the net is converted to the layout.
 
-    A net is compiled as a whole or not at all: where the compiler would break off, the call raises.
+    A net is compiled as a whole or not at all: if the compiler would split it, the call raises.
     """
     x = images.contiguous(memory_format=configuration.layout)
     net = net.to(memory_format=configuration.layout).train(mode == "training")  # type: ignore[call-overload]
@@ -241,5 +244,5 @@ def runner(net: nn.Module, images: Tensor, mode: str, configuration: Configurati
 
 
 def find(records: Sequence[NetRecord], name: str, mode: str) -> NetRecord | None:
-    """The record of a net in a mode, if it was measured."""
+    """Finds the record of a net in a mode; None if it was not measured."""
     return next((record for record in records if (record.name, record.mode) == (name, mode)), None)

@@ -1,6 +1,5 @@
-"""A run's records as a table in Markdown, goals first, and as a figure."""
+"""The records of a benchmark as tables in Markdown, goals first, and as a figure."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,13 @@ from pocketcnn.experiments.bench.layers import LayerRecord
 from pocketcnn.experiments.bench.limits import Machine
 from pocketcnn.experiments.bench.nets import NetRecord
 from pocketcnn.experiments.bench.settings import Settings
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import BLUE, INK, ORANGE, SKY, VERMILION, pyplot, svg
 from pocketcnn.support.tables import markdown_table
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a run found, and where."""
+    """All measurements of a benchmark, and the machine that it ran on."""
 
     environment: Mapping[str, Any]
     settings: Settings
@@ -27,7 +26,7 @@ class Results:
 
 
 def markdown(results: Results) -> str:
-    """The machine, the goals, the nets and the layers, as far as they were measured."""
+    """Writes the machine, and the goals, nets and layers that were measured, as Markdown."""
     found, machine = results.environment, results.machine
     rates = ", ".join(f"{rate / 1e9:,.0f} G {dtype}" for dtype, rate in machine.products_per_second.items())
     largest = machine.bytes_per_second[max(machine.bytes_per_second)]
@@ -86,11 +85,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-_MARKS = {"obvious": ("o", "#D55E00"), "compiled": ("s", "#E69F00"), "conv": ("D", "#222222")}
+_MARKS = {"obvious": ("o", VERMILION), "compiled": ("s", ORANGE), "conv": ("D", INK)}
 
 
 def figure(records: Sequence[LayerRecord]) -> str:
-    """A bar a layer, in float32 and for batches: what ours takes; the limit, the other sides and a convolution marked."""
+    """Draws a bar for each layer, in float32 and for batches: our time, with marks for the limit and for the other sides."""
     plots = pyplot()
     passes = list(dict.fromkeys(r.passes for r in records))
     shown = [r for r in records if r.dtype == "float32" and r.shape[0] > 1]
@@ -101,8 +100,8 @@ def figure(records: Sequence[LayerRecord]) -> str:
     for axis, title in zip(axes[0], passes, strict=False):
         for r in (r for r in shown if r.passes == title):
             place = names.index((r.method, r.shape))
-            axis.barh(place, r.sides[r.ours].median, color="#56B4E9", height=0.7)
-            axis.plot([r.limit.ms] * 2, [place - 0.35, place + 0.35], color="#0072B2", linewidth=2.5)
+            axis.barh(place, r.sides[r.ours].median, color=SKY, height=0.7)
+            axis.plot([r.limit.ms] * 2, [place - 0.35, place + 0.35], color=BLUE, linewidth=2.5)
             for name, (marker, colour) in _MARKS.items():
                 side = r.conv if name == "conv" else name
                 if side in r.sides:
@@ -110,11 +109,8 @@ def figure(records: Sequence[LayerRecord]) -> str:
         axis.set(title=title, xlabel="milliseconds", xscale="log")
         axis.set_yticks(range(len(names)), [f"{method}, {'x'.join(map(str, shape))}" for method, shape in names])
     axes[0][0].invert_yaxis()
-    handles = [plots.Rectangle((0, 0), 1, 1, color="#56B4E9"), plots.Line2D([], [], color="#0072B2", linewidth=2.5)]
+    handles = [plots.Rectangle((0, 0), 1, 1, color=SKY), plots.Line2D([], [], color=BLUE, linewidth=2.5)]
     handles += [plots.Line2D([], [], marker=m, color=c, linestyle="none", markersize=4) for m, c in _MARKS.values()]
     labels = ["ours", "limit of the machine", "obvious", "compiled", "3x3 convolution (of puppet: the plain stage)"]
     drawn.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    text = io.StringIO()
-    drawn.savefig(text, format="svg", metadata={"Date": None})
-    plots.close(drawn)
-    return text.getvalue()
+    return svg(drawn)

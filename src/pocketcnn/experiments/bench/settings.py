@@ -1,4 +1,4 @@
-"""How much a run measures: shapes, batches and times."""
+"""Settings of a run: shapes, batches and times."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ SECTIONS = ("layers", "nets", "goals")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured and how long it may take.
+    """The amount that is measured, and the time that it may take.
 
-    `shapes` are those of the layers, `solver_shape` one more for the solver. `deep_batch` images go through the
-    ResNet32s, `wide_batch` through the ResNet18s, `ring_batch` through the training step that the ring's share is
-    measured of, `puppet_batches` through the net of mixed depth. A case of a layer is timed for `layer_seconds`, nets
-    for `net_seconds`, and always for three rounds. Once a section has taken its `..._minutes`, nothing more is compiled
-    in it, and the record says so: compiling is most of the time of a run on a machine that has compiled none of it yet.
+    `shapes` are the inputs of the layers; the solver has `solver_shape` as one more. `deep_batch` images go through the
+    ResNet32s, `wide_batch` through the ResNet18s, `ring_batch` through the training step of which the ring's share is
+    measured, `puppet_batches` through the net of mixed depth. A case of a layer is timed for `layer_seconds`, a group of
+    nets for `net_seconds`, and each for three rounds at least. Once a section has taken its `..._minutes`, it compiles
+    nothing more, and its records say so: on a machine that has compiled nothing before, compiling takes most of a run.
     """
 
     shapes: tuple[Shape, ...]

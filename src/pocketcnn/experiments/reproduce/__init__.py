@@ -1,4 +1,4 @@
-"""`pocketcnn reproduce`: published figures beside ours, from the records of runs; what is missing can be run.
+"""`pocketcnn reproduce`: published figures beside ours, from the records of runs; missing runs can be made.
 
 The published figures are in `published.json`, ours only in the records of a folder of results.
 """
@@ -19,7 +19,7 @@ from pocketcnn.data import DataSet, load
 from pocketcnn.errors import Interrupted, PocketError, Preempted, UnknownTable
 from pocketcnn.experiments.compare import folder_of
 from pocketcnn.experiments.reproduce.page import Rates, cells, hours, orders, write_page
-from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, read_tables
+from pocketcnn.experiments.reproduce.published import Preset, Row, Table, read_tables
 from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
 from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.support.environment import environment
@@ -33,12 +33,12 @@ from pocketcnn.train.images import calibrate
 __all__ = ["Reproduced", "measure_rates", "read_tables", "reproduce"]
 _log = logging.getLogger(__name__)
 Column = Literal["table", "quick"]
-Work = Sequence[tuple[Row, Recipe]]
+Work = Sequence[tuple[Row, Preset]]
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What `reproduce` found: the cells of each table asked for, titles first, sentences below them, and what diverged."""
+    """The findings: the cells of each table asked for, titles first; the sentences below it; and the runs that failed."""
 
     cells: Mapping[str, Sequence[Sequence[str]]]
     sentences: Mapping[str, Sequence[str]]
@@ -57,19 +57,19 @@ def reproduce(
     docs: str | Path = "docs/results.md",
     **run: Any,
 ) -> Reproduced:
-    """Runs what is missing of a table as far as the time goes, then reads all records and writes the page of all tables.
+    """Runs what is missing of a table as far as time allows, then reads all records and writes the page of all tables.
 
     Args:
-        name: of a table, or `"all"`.
-        minutes: for runs: 0 for none, `math.inf` for all. A run starts only if it should end in time.
+        name: name of a table, or `"all"`.
+        minutes: time for runs: 0 for none, `math.inf` for all. A run starts only if it is expected to end in time.
         seeds: how many runs each row gets.
-        recipe: that of the table, or the quick one.
-        rates: first measure how fast each net trains here, which tells how long a run takes, and how fast the nets serve
-            whose model files are among the results, in turns.
-        data_folder: where data sets lie, `cifar10` in `data_folder/cifar10`; None for the built-in hub names.
-        results: folder of records, where runs go too.
+        recipe: train with the preset of the table, or with the quick one.
+        rates: first measure how fast each net trains here, which tells how long a run takes; and time in turns the nets
+            whose model files are among the results.
+        data_folder: folder of the data sets, with `cifar10` in `data_folder/cifar10`; None for the built-in hub names.
+        results: folder of the records; runs are kept there too.
         docs: the page; figures are written beside it.
-        **run: passed on to `fit`.
+        **run: further arguments of `fit`.
     Raises:
         UnknownTable: no table of that name.
         ValueError: minutes or seeds out of range, or a preset is missing.
@@ -80,7 +80,7 @@ def reproduce(
         raise UnknownTable(name, (*tables, "all"))
     if seeds < 1 or not minutes >= 0:
         raise ValueError(f"seeds must be at least 1 and minutes 0 or more, got {seeds} and {minutes}")
-    make_folder(docs.parent)  # before hours of runs
+    make_folder(docs.parent)  # fails before hours of runs, not after
     chosen = list(tables.values()) if name == "all" else [tables[name]]
     if rates:
         every = _work(chosen, "table") + _work(chosen, "quick")
@@ -90,7 +90,7 @@ def reproduce(
     work = _work(chosen, recipe)
     failures = _run(work, results, known, minutes, seeds, data_folder, run) if minutes else []
     if minutes and (by_hand := [row.command for table in chosen for row in table.rows if row.command]):
-        _log.info("not run from here: %s", "; ".join(by_hand))
+        _log.info("to be run by hand: %s", "; ".join(by_hand))
     found = write_page(list(tables.values()), read_runs(results), known, docs, results)
     return Reproduced(
         {table.name: cells(table, found[table.name], known) for table in chosen},
@@ -100,41 +100,43 @@ def reproduce(
 
 
 def measure_rates(work: Work, results: Path, data_folder: str | Path | None = None, *, steps: int = 3) -> Path:
-    """Times training steps of each net by the batch of its recipe, in bfloat16 and channels last: medians, after one step
-    to warm up. Rates measured before stay, unless measured again.
+    """Times training steps of each net with the batch of its preset, in bfloat16 and channels last.
+
+    A rate is the median over the steps, after one step to warm up. It replaces the net's earlier rate; others are kept.
 
     Returns:
-        The path of `reproduce/rates.json`, where `hours` come from.
+        The path of `reproduce/rates.json`, from which `hours` are computed.
     """
     keep_memory()
     path = make_folder(results / "reproduce") / "rates.json"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = {recipe: dict(known) for recipe, known in _rates(results).items()}
+    rates = {preset: dict(known) for preset, known in _rates(results).items()}
     loaded: dict[tuple[str, float], DataSet] = {}
-    for row, recipe in work:
-        net, data = row.spec().build(seed=0), _load(row, recipe, data_folder, loaded)
+    for row, preset in work:
+        net, data = row.spec().build(seed=0), _load(row, preset, data_folder, loaded)
         calibrate(net, data)
         net = to_layout(net.to(device), torch.channels_last).train()
-        images, labels = trial_batch(data, recipe.train.batch_size, device)
+        images, labels = trial_batch(data, preset.train.batch_size, device)
         images = images.contiguous(memory_format=torch.channels_last)
         seconds = [step_seconds(net, images, labels, bfloat16=True) for _ in range(steps + 1)][1:]
-        rates.setdefault(recipe.name, {})[row.spec().label] = round(len(labels) / median(seconds), 1)
+        rates.setdefault(preset.name, {})[row.spec().label] = round(len(labels) / median(seconds), 1)
         write_json(path, {"images_per_second": rates, "environment": environment()})
     return path
 
 
 def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -> None:
-    """Times finished nets of a recipe side by side; the records of runs have times that other runs may have disturbed."""
-    finished: dict[str, dict[str, Path]] = {}
+    """Times the finished nets of each preset in turns; other runs may have disturbed the times in the records."""
+    folders: dict[str, dict[str, Path]] = {}  # by preset and label, like the data sets
+    data: dict[str, dict[str, DataSet]] = {}
     loaded: dict[tuple[str, float], DataSet] = {}
-    for row, recipe in work:
+    for row, preset in work:
         label = row.spec().label
-        folder = folder_of(results / "reproduce" / recipe.name, label) / "seed0"
+        folder = folder_of(results / "reproduce" / preset.name, label) / "seed0"
         if (folder / MODEL).is_file() and (folder / RESULT).is_file():
-            finished.setdefault(recipe.name, {})[label] = folder
-            data = _load(row, recipe, data_folder, loaded)
-    for recipe_name, folders in finished.items():
-        measure_speeds(folders, data, results / "reproduce" / recipe_name)
+            folders.setdefault(preset.name, {})[label] = folder
+            data.setdefault(preset.name, {})[label] = _load(row, preset, data_folder, loaded)
+    for name, finished in folders.items():
+        measure_speeds(finished, data[name], results / "reproduce" / name)
 
 
 def _rates(results: Path) -> Rates:
@@ -142,41 +144,41 @@ def _rates(results: Path) -> Rates:
     return read_json(path)["images_per_second"] if path.exists() else {}
 
 
-def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Recipe]]:
-    """The rows to train, each net once under each recipe, in the order of the tables."""
-    work: dict[tuple[str, str], tuple[Row, Recipe]] = {}
+def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Preset]]:
+    """The rows to train in the order of the tables: each net once under each preset."""
+    work: dict[tuple[str, str], tuple[Row, Preset]] = {}
     for row in (row for table in tables for row in table.rows if not row.command):
-        if recipe := row.recipe if column == "table" else row.quick:
-            work.setdefault((recipe.name, row.spec().label), (row, recipe))
+        if preset := row.preset if column == "table" else row.quick:
+            work.setdefault((preset.name, row.spec().label), (row, preset))
     return list(work.values())
 
 
 def _run(
     work: Work, results: Path, rates: Rates, minutes: float, seeds: int, data_folder: Any, run: Mapping[str, Any]
 ) -> list[str]:
-    """Trains what has no record: the first seed of every row before the second of any."""
+    """Trains what has no record, the first seed of every row before the second of any; returns the failures."""
     start, before, failures = time.monotonic(), read_runs(results), []
     loaded: dict[tuple[str, float], DataSet] = {}
     for seed in range(seeds):
-        for row, recipe in work:
-            if any(found.seed == seed for found in runs_of(row, recipe, before)):
+        for row, preset in work:
+            if any(found.seed == seed for found in runs_of(row, preset, before)):
                 continue
             spec = row.spec()
-            folder = folder_of(results / "reproduce" / recipe.name, spec.label) / f"seed{seed}"
-            if math.isfinite(minutes) and spec.label not in rates.get(recipe.name, {}):
-                measure_rates([(row, recipe)], results, data_folder)
+            folder = folder_of(results / "reproduce" / preset.name, spec.label) / f"seed{seed}"
+            if math.isfinite(minutes) and spec.label not in rates.get(preset.name, {}):
+                measure_rates([(row, preset)], results, data_folder)
                 rates = _rates(results)
-            expected = 60 * (hours(row, recipe, rates, len(read_curve(folder))) or 0)
+            expected = 60 * (hours(row, preset, rates, len(read_curve(folder))) or 0)
             left = minutes - (time.monotonic() - start) / 60
-            title = f"{spec.label}, {recipe.name}, seed {seed}"
+            title = f"{spec.label}, {preset.name}, seed {seed}"
             if left <= 0 or expected > left:
-                _log.info("%s: left out, takes %.0f minutes of the %.0f that are left", title, expected, max(left, 0))
+                _log.info("%s: not started, needs %.0f minutes and %.0f are left", title, expected, max(left, 0))
                 continue
             try:
                 fit(
                     spec.build(seed),
-                    _load(row, recipe, data_folder, loaded),
-                    dataclasses.replace(recipe.train, seed=seed),
+                    _load(row, preset, data_folder, loaded),
+                    dataclasses.replace(preset.train, seed=seed),
                     folder,
                     name=title,
                     identity={**dataclasses.asdict(spec), "label": spec.label},
@@ -184,15 +186,15 @@ def _run(
                 )
             except (Interrupted, Preempted):
                 raise
-            except (PocketError, ValueError) as error:  # of this run; the others may do
+            except (PocketError, ValueError) as error:  # the other runs may succeed
                 failures.append(f"{title}: {error}")
                 _log.error("%s", failures[-1])
     return failures
 
 
-def _load(row: Row, recipe: Recipe, folder: Any, loaded: dict[tuple[str, float], DataSet]) -> DataSet:
-    """The data of a row, read once."""
-    key = row.data.name, recipe.validation
+def _load(row: Row, preset: Preset, folder: Any, loaded: dict[tuple[str, float], DataSet]) -> DataSet:
+    """Loads the data set of a row, once for all rows that share it."""
+    key = row.data.name, preset.validation
     if key not in loaded:
-        loaded[key] = load(Path(folder) / row.data.name if folder else row.data.name, validation=recipe.validation)
+        loaded[key] = load(Path(folder) / row.data.name if folder else row.data.name, validation=preset.validation)
     return loaded[key]

@@ -1,4 +1,4 @@
-"""Records beside published figures: the cells of each table, and the page that holds all of them."""
+"""The page of results: records beside published figures, a table each."""
 
 import os
 from collections import Counter
@@ -8,21 +8,22 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pocketcnn.experiments.reproduce import figures
-from pocketcnn.experiments.reproduce.published import Recipe, Row, Table, comparable_settings
+from pocketcnn.experiments.reproduce.published import Preset, Row, Table, comparable_settings
 from pocketcnn.experiments.reproduce.runs import Run, Size, is_of, latency_of, runs_of, size_of
 from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
 from pocketcnn.pictures import draw_law
 from pocketcnn.report import markdown, read_speeds, summarize
 from pocketcnn.support.files import make_folder, read_json, write_atomically
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import svg
 from pocketcnn.support.runs import ENVIRONMENT, read_curve
+from pocketcnn.support.tables import markdown_table
 
-Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by recipe and label of the net
+Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by preset and label of the net
 
 
 @dataclass(frozen=True)
 class Found:
-    """A row, its runs under its own recipe and under the quick one, and its size."""
+    """A row, its runs under its own preset and under the quick one, and its size."""
 
     row: Row
     full: Sequence[Run]
@@ -31,31 +32,31 @@ class Found:
 
 
 def find(table: Table, runs: Sequence[Run]) -> list[Found]:
-    """The rows of a table and what has run of them."""
-    pairs = [(row, runs_of(row, row.recipe, runs), runs_of(row, row.quick, runs)) for row in table.rows]
+    """Finds the runs of each row of a table, and the size of its net."""
+    pairs = [(row, runs_of(row, row.preset, runs), runs_of(row, row.quick, runs)) for row in table.rows]
     return [Found(row, full, quick, size_of(row, full or quick)) for row, full, quick in pairs]
 
 
-_SHRUNK = 0.6  # of the time of an epoch, where images have three quarters of their side
+_SHRUNK = 0.6  # share of an epoch's time that an epoch takes with images of three quarters of their side
 
 
-def hours(row: Row, recipe: Recipe, rates: Rates, epochs_done: int = 0) -> float | None:
-    """How long a run should take, or the rest of it; None where the net's rate was not measured."""
-    rate = rates.get(recipe.name, {}).get(row.spec().label)
-    shrunk = max(0, recipe.train.small_epochs - epochs_done)
-    epochs = recipe.train.epochs - epochs_done - (1 - _SHRUNK) * shrunk
-    return epochs * recipe.images(row.data) / rate / 3600 if rate else None
+def hours(row: Row, preset: Preset, rates: Rates, epochs_done: int = 0) -> float | None:
+    """Expected hours of a run, or of the rest of it; None if the net's rate was not measured."""
+    rate = rates.get(preset.name, {}).get(row.spec().label)
+    shrunk = max(0, preset.train.small_epochs - epochs_done)
+    epochs = preset.train.epochs - epochs_done - (1 - _SHRUNK) * shrunk
+    return epochs * preset.images(row.data) / rate / 3600 if rate else None
 
 
 # --- a table ---------------------------------------------------------------------------------------------------------
 
 
 def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]:
-    """Titles, and a line for each row: what the net stores and does, what was published, and what we found."""
+    """Makes the titles and a line for each row: size and work of the net, published accuracies, and ours."""
     published = [f"{source} %" for source in table.sources] or ["published %"]
     printed = ["printed"] if any(row.printed for row in table.rows) else []
     quick = [f"ours %, {table.quick.name}", "to first row"] if table.quick else []
-    ours = [f"ours %, {table.recipe.name}", "difference", "verdict"]
+    ours = [f"ours %, {table.preset.name}", "difference", "verdict"]
     lines = [["net", "numbers", "bytes", "MACs", *printed, *published, *ours, *quick, "ms"]]
     first = found[0]
     for item in found:
@@ -65,21 +66,21 @@ def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]
         ratio = f"({size.numbers / first.size.numbers:.2f}x)"
         counts = [f"{size.numbers:,} {ratio}", f"{'' if size.written else '~'}{size.bytes:,}", f"{size.macs:,.0f}"]
         counts += [row.printed or "-"] if printed else []
-        own = "" if row.recipe is table.recipe else f", {row.recipe.name}"
-        ours = [_accuracy(row, row.recipe, item.full, rates, own), _difference(item, first), judged(item, first)]
+        own = "" if row.preset is table.preset else f", {row.preset.name}"
+        ours = [_accuracy(row, row.preset, item.full, rates, own), _difference(item, first), judged(item, first)]
         lines.append([row.label, *counts, *figures_of, *ours, *quick, f"{ms:.2f}" if ms else "-"])
     return lines
 
 
-def _accuracy(row: Row, recipe: Recipe | None, runs: Sequence[Run], rates: Rates, more: str = "") -> str:
-    if recipe is None:
+def _accuracy(row: Row, preset: Preset | None, runs: Sequence[Run], rates: Rates, more: str = "") -> str:
+    if preset is None:
         return "-"
     if runs:
-        said = f"({_counted(len(runs), 'seed')}, {_counted(runs[0].epochs, 'epoch')}{more})"
-        return f"{_mean(runs):.2f}{_spread(runs)} {said}"
+        counts = f"({_counted(len(runs), 'seed')}, {_counted(runs[0].epochs, 'epoch')}{more})"
+        return f"{_mean(runs):.2f}{_spread(runs)} {counts}"
     if row.command:
         return "not run"
-    expected = hours(row, recipe, rates)
+    expected = hours(row, preset, rates)
     return f"not run, {'hours unknown' if expected is None else f'{expected:.1f} h'}{more}"
 
 
@@ -100,20 +101,20 @@ def _gap(runs: Sequence[Run], first: Sequence[Run]) -> str:
 
 
 def _difference(item: Found, first: Found) -> str:
-    """To each published figure; to the first row where there is none."""
+    """Differences to each published figure, or to the first row if nothing was published."""
     if item.row.published and item.full:
         return " / ".join(f"{_mean(item.full) - figure:+.2f}" for figure in item.row.published.values())
     return "-" if item is first or not (item.full and first.full) else f"{_gap(item.full, first.full)} to first row"
 
 
 def verdicts(item: Found) -> dict[str, str]:
-    """By source; only runs under the row's own recipe are judged."""
+    """The verdict for each source, judging only runs under the row's own preset."""
     accuracies, images = [run.accuracy for run in item.full], item.row.data.test_images
     return {s: verdict(accuracies, figure, images) for s, figure in item.row.published.items() if accuracies}
 
 
 def judged(item: Found, first: Found) -> str:
-    """The verdicts, and whether a goal was met."""
+    """The verdicts, and by how much a goal was met or missed."""
     found, goal = verdicts(item), item.row.goal
     words = [f"{word} ({source})" if len(found) > 1 else word for source, word in found.items()]
     if item.full and goal and ("percent" in goal or first.full):
@@ -123,10 +124,10 @@ def judged(item: Found, first: Found) -> str:
 
 
 def orders(table: Table, found: Sequence[Found]) -> list[str]:
-    """The rows from best to worst as found and as published, where at least two have both."""
+    """Sentences on the order of the rows, from best to worst: ours, and the published one if two rows or more have both."""
     sentences = []
     full, quick = ({i.row.key: _mean(r) for i in found if (r := getattr(i, kind))} for kind in ("full", "quick"))
-    for name, ours in ((table.recipe.name, full), (table.quick.name if table.quick else "", quick)):
+    for name, ours in ((table.preset.name, full), (table.quick.name if table.quick else "", quick)):
         if len(ours) < 2:
             continue
         sentences.append(f"Order under `{name}`: {order(ours)}.")
@@ -145,23 +146,27 @@ def orders(table: Table, found: Sequence[Found]) -> list[str]:
 _HOW = """\
 ## How to read this page
 
-*numbers* are the trainable ones, exact, with their ratio to the first row's; *bytes* those of the model file, or (~) of the tensors
-alone where nothing has run; *MACs* multiply-adds an image, the mean over the test images where they depend on the image; *printed*
-the size in the source's words; *ms* the latency of one image on the machine of the run, which may not have been idle. Accuracies are
-of the {images:,} test images, looked at once, after the last epoch: mean ± standard deviation over the seeds. *reproduced* means that
-the published figure lies in our 95 % interval: that of the test images for one seed, joined by Student's t over the seeds for
-several; *above* and *below* say on which side of it we are. Quick runs are not judged, they are compared with each other.
+- *numbers*: trainable parameters, exact, with the ratio to those of the first row.
+- *bytes*: size of the model file; with a ~ that of the tensors alone, because nothing has run.
+- *MACs*: multiply-adds for one image; if they depend on the image, the mean over the test images.
+- *printed*: the size as the source prints it.
+- *ms*: latency of one image on the machine of the run, which may not have been idle.
 
-## How to make it again
+Accuracies are of the {images:,} test images, which are used once, after the last epoch: mean ± standard deviation over the seeds.
+*reproduced* means that the published figure lies in our 95 % interval: that of the test images for one seed, widened by Student's t
+over the seeds for several. *above* and *below* tell on which side of the published figure ours lies. Quick runs are not judged; they
+are compared with each other.
+
+## How to reproduce this page
 
     pocketcnn reproduce all                                      # reads the records, writes this page, runs nothing
     pocketcnn reproduce ring_curve --recipe quick --budget 60    # runs what is missing, for about an hour
-    pocketcnn reproduce report_table2 --budget full --seeds 3    # by the full recipe, however long it takes
+    pocketcnn reproduce report_table2 --budget full --seeds 3    # with the table's preset, however long it takes
     pocketcnn reproduce all --rates                              # measures how fast each net trains on this machine
 
-A run goes to `{results}/reproduce/RECIPE/NET/seedN`; one that was stopped goes on from its last checkpoint, a finished one is read.
-`--data-folder FOLDER` takes the images from `FOLDER/cifar10` instead of the hub. Of a run, commit the records only: `config.json
-environment.json metrics.csv result.json`. A record counts wherever in `{results}/` it lies, if net, data and recipe are a row's; seed,
+A run is kept in `{results}/reproduce/PRESET/NET/seedN`. A run that was stopped resumes from its last checkpoint; a finished one is read.
+`--data-folder FOLDER` reads the images from `FOLDER/cifar10` instead of the hub. Commit only the records of a run: `config.json
+environment.json metrics.csv result.json`. A record counts anywhere in `{results}/` if its net, data and preset are those of a row; seed,
 precision, layout and compiler may differ.
 """
 
@@ -169,7 +174,7 @@ precision, layout and compiler may differ.
 def write_page(
     tables: Sequence[Table], runs: Sequence[Run], rates: Rates, page: Path, results: Path
 ) -> dict[str, list[Found]]:
-    """Writes the page of all tables, and its figures beside it; returns what it found, by table.
+    """Writes the page of all tables and its figures beside it; returns the rows found, by table.
 
     Raises:
         CannotWrite: the folder of the page is not writable.
@@ -178,14 +183,14 @@ def write_page(
     found = {table.name: find(table, runs) for table in tables}
     used = {id(run): run for items in found.values() for item in items for run in (*item.full, *item.quick)}
     parts = []
-    for data, recipe in {(t.data.name, t.quick.name): (t.data, t.quick) for t in tables if t.quick}.values():
-        ran = {(repr(run.net or run.label), run.seed): run for run in reversed(runs) if is_of(run, data, recipe)}
+    for data, preset in {(t.data.name, t.quick.name): (t.data, t.quick) for t in tables if t.quick}.values():
+        ran = {(repr(run.net or run.label), run.seed): run for run in reversed(runs) if is_of(run, data, preset)}
         used |= {id(run): run for run in ran.values()}
         summary = (
-            _summary(list(ran.values())[::-1], read_speeds(results / "reproduce" / recipe.name))
+            _summary(list(ran.values())[::-1], read_speeds(results / "reproduce" / preset.name))
             or "Nothing has run yet.\n"
         )
-        parts.append(f"## All methods on {data.name} under `{recipe.name}`\n\n{_spelled(recipe)}\n\n{summary}")
+        parts.append(f"## All methods on {data.name} under `{preset.name}`\n\n{_spelled(preset)}\n\n{summary}")
     curves = {table.title: _curves(found[table.name]) for table in tables}
     if curves := {title: nets for title, nets in curves.items() if len(nets) > 1}:
         parts.append(_picture(page, "learning", figures.learning(curves), "Validation accuracy after each epoch"))
@@ -207,7 +212,9 @@ def _opening(found: Mapping[str, Sequence[Found]], used: Iterable[Run]) -> str:
     counts = Counter(word for item in items for word in verdicts(item).values())
     total = sum(len(item.row.published) for item in items)
     counts["not run"] = total - sum(counts.values())
-    said = ", ".join(f"{counts[word]} {word}" for word in ("reproduced", "above", "below", "not run") if counts[word])
+    judged_as = ", ".join(
+        f"{counts[word]} {word}" for word in ("reproduced", "above", "below", "not run") if counts[word]
+    )
     machines = set()
     for path in {run.folder / ENVIRONMENT for run in used}:
         if path.exists():
@@ -215,42 +222,42 @@ def _opening(found: Mapping[str, Sequence[Found]], used: Iterable[Run]) -> str:
             machines.add(
                 f"{e['gpu'] or e['processor']}, {_counted(e['threads'], 'thread')}, torch {e['packages']['torch']}"
             )
-    made_on = f"\nRuns were made on: {'; '.join(sorted(machines))}.\n" if machines else ""
+    made_on = f"\nThe runs were made on: {'; '.join(sorted(machines))}.\n" if machines else ""
     return (
-        "# Results\n\nPublished figures, each beside what this library reaches. `pocketcnn reproduce all` writes this page from the "
-        f"records of runs and from nothing else. Of {total} published accuracies: {said}.\n{made_on}"
+        "# Results\n\nPublished figures, each beside the figure that this library reaches. `pocketcnn reproduce all` writes this "
+        f"page from the records of runs and from nothing else. Of {total} published accuracies: {judged_as}.\n{made_on}"
     )
 
 
 def _section(table: Table, found: Sequence[Found], rates: Rates, page: Path) -> str:
-    recipes = {item.row.recipe.name: item.row.recipe for item in found}
+    presets = {item.row.preset.name: item.row.preset for item in found}
     parts = [f"## {table.title}\n", f"`{table.name}`. {table.about}\nSource: {table.source}.\n"]
-    parts += ["\n".join(map(_spelled, recipes.values())) + "\n", _table(cells(table, found, rates))]
+    parts += ["\n".join(map(_spelled, presets.values())) + "\n", _table(cells(table, found, rates))]
     goals = [f"{item.row.label}: {item.row.goal['text']}" for item in found if item.row.goal]
-    if said := [*orders(table, found), *([f"Goals: {'; '.join(goals)}."] if goals else [])]:
-        parts.append("".join(f"- {sentence}\n" for sentence in said))
+    if sentences := [*orders(table, found), *([f"Goals: {'; '.join(goals)}."] if goals else [])]:
+        parts.append("".join(f"- {sentence}\n" for sentence in sentences))
     commands = [item.row.command for item in found if item.row.command and not item.full]
     if any(not item.full and not item.row.command for item in found):
         commands.append(f"pocketcnn reproduce {table.name} --budget full")
     if any(item.row.quick and not item.quick for item in found):
         commands.append(f"pocketcnn reproduce {table.name} --recipe quick --budget full")
     if commands:
-        parts.append("To run what has not run:\n\n" + "".join(f"    {command}\n" for command in commands))
+        parts.append("To run what is missing:\n\n" + "".join(f"    {command}\n" for command in commands))
     if drawn := _figure(table, found):
         parts.append(_picture(page, table.name, drawn, table.title))
     return "\n".join(parts)
 
 
-def _spelled(recipe: Recipe) -> str:
-    """A recipe by what differs from the defaults of `TrainConfig`."""
+def _spelled(preset: Preset) -> str:
+    """Spells a preset by the settings that differ from the defaults of `TrainConfig`."""
     default = comparable_settings({})
-    return f"`{recipe.name}`: {', '.join(f'{k} {v}' for k, v in comparable_settings(recipe.train).items() if v != default[k])}."
+    return f"`{preset.name}`: {', '.join(f'{k} {v}' for k, v in comparable_settings(preset.train).items() if v != default[k])}."
 
 
 def _figure(table: Table, found: Sequence[Found]) -> str:
-    """Our accuracies over the size of the net, by recipe, and the published ones; empty where nothing has run."""
+    """Draws our accuracies over the size of the net, by preset, and the published ones; empty if nothing has run."""
     axis = "numbers" if table.figure == "law" else "macs"
-    kinds = {"full": f"ours by {table.recipe.name}", "quick": f"ours by {table.quick.name}" if table.quick else ""}
+    kinds = {"full": f"ours by {table.preset.name}", "quick": f"ours by {table.quick.name}" if table.quick else ""}
     columns = {
         title: {i.row.key: (getattr(i.size, axis), _mean(runs)) for i in found if (runs := getattr(i, kind))}
         for kind, title in kinds.items()
@@ -261,7 +268,7 @@ def _figure(table: Table, found: Sequence[Found]) -> str:
     if table.figure == "law":
         series = {title: [(x, y / 100) for x, y in points.values()] for title, points in columns.items()}
         fitted = [title for title, points in series.items() if len(points) > 2]
-        return figures.svg(pyplot(), draw_law(series, fitted=fitted, unit="trainable numbers"))
+        return svg(draw_law(series, fitted=fitted, unit="trainable numbers"))
     for source in table.sources:
         known = [item for item in found if source in item.row.published]
         columns[f"published, {source}"] = {i.row.key: (i.size.macs, i.row.published[source]) for i in known}
@@ -275,7 +282,7 @@ def _curves(found: Sequence[Found]) -> dict[str, list[list[float]]]:
 
 
 def _summary(runs: Sequence[Run], speeds: Mapping[str, Mapping[str, float]]) -> str:
-    """A line for each net, beside the plain one of the same model; equal nets under different names are one."""
+    """Makes a table of the nets, each beside the plain net of its model; equal nets with different names share a line."""
     labels: dict[str, str] = {}
     results = []
     for run in runs:
@@ -294,12 +301,11 @@ def _summary(runs: Sequence[Run], speeds: Mapping[str, Mapping[str, float]]) -> 
 
 
 def _picture(page: Path, name: str, svg: str, title: str) -> str:
-    """Writes a figure beside the page; returns what shows it there."""
+    """Writes a figure beside the page; returns the Markdown that shows it."""
     path = page.with_name(f"{page.stem}-{name}.svg")
     write_atomically(path, svg)
     return f"![{title}]({path.name})\n"
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    rows = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(lines[0], lines[1:], "l" + "r" * (len(lines[0]) - 1), gap=" ") + "\n"

@@ -1,4 +1,4 @@
-"""What was published, read from the one data file, and the nets and recipes that its rows stand for."""
+"""The published figures, read from the one data file, with the net and the preset of each row."""
 
 import dataclasses
 import json
@@ -16,13 +16,13 @@ from pocketcnn.train.config import PRESETS, TrainConfig
 
 FILE = Path(__file__).with_name("published.json")
 _OF_DATA = ("in_channels", "num_classes")
-_OF_RUN = ("seed", "precision", "channels_last", "compile")  # what two runs of one recipe may differ in
+_OF_RUN = ("seed", "precision", "channels_last", "compile")  # settings in which two runs of one preset may differ
 _PATTERNS = ("include", "exclude")
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set as the tables use it; `train_images` counts those that validation images are taken from."""
+    """A data set as the tables use it; `train_images` counts the validation images too."""
 
     name: str
     input_size: tuple[int, int, int]
@@ -32,37 +32,37 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a column of a table is trained: a preset by name, and the share of images set aside for validation."""
+class Preset:
+    """Settings by which a column of a table is trained, by name, and the share of images set aside for validation."""
 
     name: str
     train: TrainConfig
     validation: float = 0.1
 
     def images(self, data: Data) -> int:
-        """How many images an epoch has."""
+        """Number of images in an epoch."""
         return round(data.train_images * (1 - self.validation))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A net of a table. Accuracies are in per cent, by source, the table's own source first."""
+    """A net of a table. `published` has accuracies in per cent by source, the table's own source first."""
 
     key: str
     label: str
     model: str
     data: Data
-    recipe: Recipe
+    preset: Preset
     method: str = PLAIN_METHOD
-    quick: Recipe | None = None
+    quick: Preset | None = None
     published: Mapping[str, float] = field(default_factory=dict)
-    printed: str = ""  # size, as the source prints it
-    trainable: int | None = None  # where the sources fix it
-    goal: Mapping[str, Any] = field(default_factory=dict)  # text, and percent or of_first: points against the first row
-    command: str = ""  # that makes this row, where training it alone is not how it was made
+    printed: str = ""  # the size as the source prints it
+    trainable: int | None = None  # number of trainable parameters, if the sources fix it
+    goal: Mapping[str, Any] = field(default_factory=dict)  # text, and percent, or of_first: points above the first row
+    command: str = ""  # makes this row, if it is not made by training its net alone
 
     def spec(self) -> NetSpec:
-        """The net, as `compare` trains it."""
+        """The net in the form in which `compare` trains it."""
         model, given = parse_options(self.model)
         method, options = parse_method(self.method)
         shape = {"in_channels": self.data.input_size[0], "num_classes": self.data.classes}
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under one title; `sources` are those that have a figure for a row, `recipe` is the rows' own but for exceptions."""
+    """Rows under one title; `preset` is that of all rows but those with one of their own."""
 
     name: str
     title: str
@@ -79,37 +79,38 @@ class Table:
     data: Data
     about: str
     figure: str  # law, macs or none
-    recipe: Recipe
-    quick: Recipe | None
+    preset: Preset
+    quick: Preset | None
     rows: Sequence[Row]
 
     @property
     def sources(self) -> list[str]:
+        """The sources that have a figure for some row."""
         return list(dict.fromkeys(source for row in self.rows for source in row.published))
 
 
 def read_tables() -> dict[str, Table]:
-    """All tables by name.
+    """Reads all tables, by name.
 
     Raises:
-        ValueError: a recipe that is neither in the file nor among the presets.
+        ValueError: a preset that exists neither in the file nor in the library.
     """
     content = read_json(FILE)
     tables = {}
     for name, given in content["tables"].items():
         data = Data(given["data"], **content["data"][given["data"]])
         share = given.get("validation", 0.1)
-        quick = Recipe(given["quick"], _train(given["quick"], content, name)) if given.get("quick") else None
-        recipe = Recipe(given["recipe"], _train(given["recipe"], content, name), share)
+        quick = Preset(given["quick"], _train(given["quick"], content, name)) if given.get("quick") else None
+        preset = Preset(given["recipe"], _train(given["recipe"], content, name), share)
         rows = []
         for row in given["rows"]:
-            own = {"recipe": recipe, "quick": quick, "data": data}
-            if "recipe" in row:  # one of its own, which quick runs do not stand beside
-                own |= {"recipe": Recipe(row["recipe"], _train(row["recipe"], content, name), share), "quick": None}
+            own = {"preset": preset, "quick": quick, "data": data}
+            if own_preset := row.pop("recipe", ""):  # quick runs are not comparable with this row
+                own |= {"preset": Preset(own_preset, _train(own_preset, content, name), share), "quick": None}
             rows.append(Row(**{**row, **own}))
         source = content["sources"][given["source"]]
         figure = given.get("figure", "")
-        tables[name] = Table(name, given["title"], source, data, given["about"], figure, recipe, quick, rows)
+        tables[name] = Table(name, given["title"], source, data, given["about"], figure, preset, quick, rows)
     return tables
 
 
@@ -125,13 +126,13 @@ def net_of(
     model: str, method: str = PLAIN_METHOD, options: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> Any:  # fmt: skip
-    """What a net is, spelled in one way: the plain net, its options, and the steps that condense it with all of theirs.
+    """Spells a net so that equal nets compare equal: the plain net, its options, and the steps with all of their options.
 
-    So `resnet32_global` equals `resnet32_4stage` with `pde:last_stage=drop`. What the data says and a width of 1 are
-    left out.
+    So `resnet32_global` equals `resnet32_4stage` with `pde:last_stage=drop`. Options that follow from the data, and a width
+    of 1, are left out.
 
     Returns:
-        Lists and dictionaries to compare, or None for what this version cannot make.
+        Lists and dictionaries to compare; None for a net that this version cannot make.
     """
     given = dict(model_options or {})
     steps = [] if method == PLAIN_METHOD else [(method, dict(options or {}))]
@@ -150,7 +151,7 @@ def net_of(
 
 
 def _step(method: str, options: Mapping[str, Any]) -> list[Any]:
-    """A method with every option, those left out by their defaults."""
+    """A method with all of its options, defaults included."""
     patterns = {key: options[key] for key in _PATTERNS if options.get(key)}
     listed = {key: [value] if isinstance(value, str) else list(value) for key, value in patterns.items()}
     full = get_method(method).options(**{key: value for key, value in options.items() if key not in _PATTERNS})
@@ -158,8 +159,10 @@ def _step(method: str, options: Mapping[str, Any]) -> list[Any]:
 
 
 def comparable_settings(train: Mapping[str, Any] | TrainConfig) -> dict[str, Any]:
-    """What makes a recipe: every field but seed, precision, layout and compiler; one that an older record lacks counts
-    as the default."""
+    """The settings that make a preset: every field but seed, precision, layout and compiler.
+
+    A field that an older record lacks counts as the default.
+    """
     given = dataclasses.asdict(train) if isinstance(train, TrainConfig) else train
     full = json.loads(json.dumps({**dataclasses.asdict(TrainConfig()), **given}))
     return {key: value for key, value in full.items() if key not in _OF_RUN}

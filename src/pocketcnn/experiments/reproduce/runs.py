@@ -1,4 +1,4 @@
-"""Finished runs, as their records tell, and which row of a table each of them belongs to."""
+"""Finished runs, read from their records, and the row of a table that each belongs to."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from statistics import median
 from typing import Any
 
 from pocketcnn.cost import measure
-from pocketcnn.experiments.reproduce.published import Data, Recipe, Row, comparable_settings, net_of
+from pocketcnn.experiments.reproduce.published import Data, Preset, Row, comparable_settings, net_of
 from pocketcnn.support.files import read_json
 from pocketcnn.support.runs import CONFIG, RESULT
 
 
 @dataclass(frozen=True)
 class Run:
-    """A record; `net` and `train` are spelled so that equal ones compare equal. Accuracy is in per cent."""
+    """A finished run. `net` and `train` are spelled so that equal ones compare equal; `accuracy` is in per cent."""
 
     folder: Path
     label: str
@@ -25,13 +25,13 @@ class Run:
     seed: int
     accuracy: float
     epochs: int
-    images: int | None  # in training, where the record says so
+    images: int | None  # number of training images, if the record has it
     result: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a net stores and does; `written` where the bytes are those of a file, not of the tensors alone."""
+    """Parameters, bytes and multiply-adds of a net; `written` if the bytes are those of a file, not of the tensors alone."""
 
     numbers: int
     bytes: int
@@ -40,7 +40,7 @@ class Size:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All finished runs in a folder, in the order of their paths; other records are passed over."""
+    """Reads all finished runs in a folder, in the order of their paths; other records are skipped."""
     runs: list[Run] = []
     for path in sorted(folder.rglob(RESULT)):
         found = read_json(path)
@@ -55,11 +55,18 @@ def read_runs(folder: Path) -> list[Run]:
             settings = read_json(config) if config.exists() else {}
             images = settings.get("train_images")
             world = [number for number in settings.get("world", []) if isinstance(number, int)]
-            train = {**train, "batch_size": train["batch_size"] * prod(world)}  # as many images a step on all devices
+            train = {
+                **train,
+                "batch_size": train["batch_size"] * prod(world),
+            }  # images of a step on all devices together
             data = Path(found["data"]).name
             shared = (path.parent, identity.get("label") or found["name"], data, net, train)
             runs.append(Run(*shared, found["seed"], 100 * found["test_accuracy"], found["epochs"], images, found))
-        elif {"row", "seeds", "test_accuracy"} <= found.keys():  # examples/mnist_illustrative.py: a row, all its seeds
+        elif {
+            "row",
+            "seeds",
+            "test_accuracy",
+        } <= found.keys():  # a row with all its seeds, by examples/mnist_illustrative.py
             shared = (path.parent, found["row"], "mnist", found["row"], train)
             for seed, accuracy in zip(found["seeds"], found["test_accuracy"], strict=True):
                 epochs, images = found["train"]["epochs"], found.get("train_images")
@@ -67,29 +74,29 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def is_of(run: Run, data: Data, recipe: Recipe) -> bool:
-    """Whether a run is on a data set under a recipe, with as many training images, within one per cent."""
-    images = recipe.images(data)
+def is_of(run: Run, data: Data, preset: Preset) -> bool:
+    """Returns True if a run used this data set and preset, and as many training images within one per cent."""
+    images = preset.images(data)
     complete = run.images is None or abs(run.images - images) <= images / 100
-    return complete and run.data == data.name and run.train == comparable_settings(recipe.train)
+    return complete and run.data == data.name and run.train == comparable_settings(preset.train)
 
 
-def runs_of(row: Row, recipe: Recipe | None, runs: Iterable[Run]) -> list[Run]:
-    """The runs of a row under a recipe: the first for each seed."""
-    if recipe is None:
+def runs_of(row: Row, preset: Preset | None, runs: Iterable[Run]) -> list[Run]:
+    """The runs of a row under a preset: the first for each seed."""
+    if preset is None:
         return []
     spec = row.spec()
     net = net_of(spec.model, spec.method, spec.options, spec.model_options)
     nets = [net, row.key] if row.command else [net]
     chosen: dict[int, Run] = {}
     for run in runs:
-        if run.net in nets and is_of(run, row.data, recipe):
+        if run.net in nets and is_of(run, row.data, preset):
             chosen.setdefault(run.seed, run)
     return [chosen[seed] for seed in sorted(chosen)]
 
 
 def size_of(row: Row, runs: Sequence[Run]) -> Size:
-    """From the first record that has it, else counted on the net itself."""
+    """The size in the first record that has one, else counted on the net itself."""
     for run in runs:
         if {"cost", "file_bytes"} <= run.result.keys():
             return recorded_size(run)
@@ -98,13 +105,13 @@ def size_of(row: Row, runs: Sequence[Run]) -> Size:
 
 
 def recorded_size(run: Run) -> Size:
-    """Multiply-adds are the mean over the test images where they depend on the image."""
+    """The size in a record; multiply-adds that depend on the image are the mean over the test images."""
     cost, by_image = run.result["cost"], run.result.get("image_costs")
     macs = by_image["macs"]["mean"] if by_image else cost["macs"]
     return Size(cost["trainable_params"], run.result["file_bytes"], macs, written=True)
 
 
 def latency_of(runs: Iterable[Run]) -> float | None:
-    """Milliseconds for one image, the median over the runs that measured it."""
+    """Milliseconds for one image: the median over the runs that measured it, None if none did."""
     measured = [run.result["latency"]["median_ms"] for run in runs if "latency" in run.result]
     return median(measured) if measured else None

@@ -1,19 +1,19 @@
-"""How close a measured accuracy is to a published one, said in words. Accuracies are in per cent."""
+"""Verdicts in words: is a published accuracy reproduced? Accuracies are in per cent."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 _NORMAL = 1.96
-# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; more of them than are listed take the last.
+# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; the last one also for more of them.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def interval(accuracies: Sequence[float], images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, from one run or from several seeds.
+    """The 95 % interval of an accuracy, from one seed or from several.
 
-    With one seed it is the binomial one of the test images, p ± 1.96 sqrt(p (1 - p) / images), by the normal
-    approximation. With n seeds a second half-width joins it, Student's t times s / sqrt(n) over the seeds. All seeds share
-    their test images, so averaging does not narrow the first one; the two have different causes and are added in squares.
+    With one seed it is the binomial interval of the test images in the normal approximation, p ± 1.96 sqrt(p (1 - p) /
+    images). With n seeds there is a second half-width: Student's t times s / sqrt(n) over the seeds. The two have different
+    causes, so their squares are added. Averaging does not narrow the first, as all seeds share their test images.
 
     Example:
         >>> [round(end, 2) for end in interval([90.0], 10_000)]
@@ -28,7 +28,7 @@ def interval(accuracies: Sequence[float], images: int) -> tuple[float, float]:
 
 
 def verdict(accuracies: Sequence[float], published: float, images: int) -> str:
-    """`reproduced` where the published figure lies in our interval, else on which side of it we are."""
+    """Returns "reproduced" if the published figure lies in our interval, else "above" or "below": where ours lies."""
     low, high = interval(accuracies, images)
     if low <= published <= high:
         return "reproduced"
@@ -36,7 +36,7 @@ def verdict(accuracies: Sequence[float], published: float, images: int) -> str:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's, equal numbers sharing the mean of their ranks; 0 where either is constant.
+    """Spearman's rank correlation; equal numbers share the mean of their ranks. It is 0 if either side is constant.
 
     Example:
         >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
@@ -52,5 +52,5 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def order(accuracies: Mapping[str, float]) -> str:
-    """Names from the best to the worst."""
+    """Lists names from the best to the worst."""
     return " > ".join(sorted(accuracies, key=lambda name: -accuracies[name]))

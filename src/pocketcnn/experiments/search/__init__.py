@@ -1,25 +1,27 @@
-"""The smallest, fastest, most accurate nets within a budget: many candidates, of which the few that fit are trained.
+"""Searching for the smallest, fastest, most accurate nets within budgets: many candidates are proposed, those that fit are
+trained.
 
-A candidate is a plain net of some width, condensed by a method or by two of them in turn, in some of its stages, and stored
-in some precision. What it costs in bytes, multiply-adds and milliseconds is known before it is trained, so a candidate over
-budget never is: Optuna is told by how much it misses, and proposes others. The result is the Pareto front of validation
-accuracy, bytes of the file and latency; the accuracy is that of the net in the file, rounded as stored.
+A candidate is a plain net of some width, condensed in some of its stages by one method or by two in turn, and stored in
+some precision. Its cost in bytes, multiply-adds and milliseconds is known before training, so candidates over budget are
+never trained: Optuna learns by how much they miss and proposes others. The result is the Pareto front of validation
+accuracy, bytes of the file and latency. The accuracy is that of the net in the file, rounded as stored.
 
-The sampler is Optuna's TPE. It takes three objectives and constraints, learns from every proposal, and does so from the
-twentieth on; a generation of NSGA-II alone has more candidates than most searches train. Its proposals differ with the
-number of the trial, so workers that share a storage propose different ones.
+The sampler is Optuna's TPE. It takes three objectives and constraints, and learns from every proposal, from the twentieth
+on; a single generation of NSGA-II has more candidates than most searches train. Its random numbers depend on the number of
+the trial, so workers that share a database propose different candidates.
 
-The test images are looked at for the nets of the front, whenever a search ends; nothing is chosen by them.
+The test images are used for the nets of the front only, whenever a search ends; nothing is chosen by them.
 """
 
 import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from pocketcnn.data import DataSet
 from pocketcnn.experiments.search.findings import Found, write_findings
-from pocketcnn.experiments.search.space import METHODS_TRIED, Budgets, Candidate, Part, Record, Space, parse_size
+from pocketcnn.experiments.search.space import Budgets, Candidate, Part, Record, Space, methods_tried, parse_size
 from pocketcnn.experiments.search.study import check_settings, is_counted, open_study, quiet_optuna
 from pocketcnn.experiments.search.worker import Worker, stops
 from pocketcnn.models.recipes import create_model
@@ -29,6 +31,14 @@ from pocketcnn.train import TrainConfig
 from pocketcnn.train.evaluation import check_input
 
 __all__ = ["METHODS_TRIED", "Budgets", "Candidate", "Found", "Part", "Space", "parse_size", "search", "stops"]
+
+
+def __getattr__(name: str) -> Any:
+    """`METHODS_TRIED` with the methods that are registered when it is read."""
+    if name == "METHODS_TRIED":
+        return methods_tried()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 _log = logging.getLogger(__name__)
 _UNLIMITED = Budgets()
@@ -46,22 +56,22 @@ def search(
     study: str = "pocketcnn",
     accelerator: str = "auto",
 ) -> Found:
-    """Trains candidates that meet the budgets until there are enough of them, and writes what is found into a folder.
+    """Trains candidates that meet the budgets until there are enough of them, and writes the findings into a folder.
 
-    Started several times with the same arguments, on one machine or many, the workers share the storage and the folder, and
-    train as many in all as asked for. A worker that is killed leaves its trial to another one, or to itself started again,
-    which goes on from its last checkpoint. A finished search is read, not repeated; with more trials it goes on.
+    Workers started with the same arguments, on one machine or many, share the database and the folder, and together train
+    as many candidates as asked for. If a worker is killed, its trial resumes from the last checkpoint: in another worker,
+    or in the same one started again. A finished search is read, not repeated; with more trials it continues.
 
-    Only candidates that are trained count as trials, whether they end, are stopped early, or diverge. A proposal over
-    budget, or of a net that was trained before, does not count; after a hundred such in a row the search ends early.
+    Only candidates that are trained count as trials, whether they finish, are stopped early, or diverge. Proposals over
+    budget or of a net that was trained before do not count; after a hundred of these in a row the search ends early.
 
     Args:
-        data: what is trained on, and whose validation images decide.
-        config: the recipe; its seed is that of all nets and of the search.
-        output: folder: `trials.json`, `front.json`, `table.md`, `pareto.svg`, the nets of the front in `front/`, a run for
-            each trial in `trials/`. Workers on several machines need one that all of them see.
-        trials: how many candidates are trained, by all workers together.
-        space: what is chosen from.
+        data: the images to train on; the validation images decide.
+        config: how each candidate is trained; its seed is that of all nets and of the search.
+        output: folder of `trials.json`, `front.json`, `table.md`, `pareto.svg`, the nets of the front in `front/`, and a
+            run for each trial in `trials/`. Workers on several machines need a folder that all of them see.
+        trials: how many candidates all workers together train.
+        space: what candidates are proposed from.
         budgets: what a candidate may cost.
         storage: URL of the database that workers share, `sqlite:///FILE` or `postgresql+psycopg://HOST/NAME`; the file
             `search.db` in the output folder by default. Leave passwords to the driver's own files and variables.
@@ -69,9 +79,9 @@ def search(
         accelerator: as in Lightning; each worker uses one device.
     Raises:
         NothingFits: no candidate meets the budgets; the nearest is named.
-        BadStorage: the storage cannot be opened.
+        BadStorage: the database cannot be opened.
         BadData: the net does not fit the images or the classes.
-        ValueError: fewer than one trial, or fewer than there are; or the storage holds a search with other settings.
+        ValueError: fewer than one trial, or fewer than were trained; or the database holds a search with other settings.
         MissingExtra: Optuna is missing.
     """
     if trials < 1:
@@ -95,7 +105,7 @@ def search(
 
 
 def _settings(data: DataSet, config: TrainConfig, space: Space, budgets: Budgets) -> Record:
-    """What all workers of a search, and the same search taken up again, must agree on."""
+    """The settings on which all workers of a search must agree, and the search itself when it is continued."""
     return json.loads(json.dumps({
         "model": space.model,
         "model_options": space.model_options,

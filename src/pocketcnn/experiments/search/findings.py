@@ -1,4 +1,4 @@
-"""What a search found: the front, its table, its figure and its files."""
+"""The findings of a search: the front, its table, its figure and its files."""
 
 import dataclasses
 from collections import Counter
@@ -14,13 +14,14 @@ from pocketcnn.experiments.search.space import Budgets, Record
 from pocketcnn.experiments.search.study import import_optuna, occupies_place, record_of
 from pocketcnn.report.pareto import pareto
 from pocketcnn.support.files import make_folder, write_atomically, write_json
+from pocketcnn.support.tables import markdown_table
 from pocketcnn.train import evaluate
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has found so far: the records of its front, smallest file first, those of all proposals in their order,
-    and the front as a Markdown table."""
+    """The findings of a search so far: the records of its front, smallest file first; the records of all proposals in
+    their order; and the front as a Markdown table."""
 
     front: list[Record]
     trials: list[Record]
@@ -28,7 +29,7 @@ class Found:
 
 
 def accuracy_of(file: Path, data: DataSet, split: Literal["test", "validation"]) -> float:
-    """Of the net in a model file, as it loads, on the images of a split."""
+    """Accuracy of the net in a model file, as loaded, on the images of a split."""
     return evaluate(checkpoint.load(file), data, split=split)[f"{split}_accuracy"]
 
 
@@ -37,10 +38,15 @@ def costs_in_words(record: Mapping[str, Any]) -> str:
 
 
 def write_findings(study: Any, settings: Record, data: DataSet, output: Path, budgets: Budgets) -> Found:
-    """Writes all there is to tell of a search, from its storage: the same by whichever worker, however often."""
+    """Writes the files of a search from its database; every worker, at any time, writes the same from the same trials.
+
+    Raises:
+        NothingFits: no candidate meets the budgets; the nearest is named.
+        BrokenFile: the file of a net on the front is missing.
+    """
     found = study.get_trials(deepcopy=False)
-    broken = import_optuna().trial.TrialState.FAIL  # such a trial was taken up under another number
-    records = [{"number": t.number, **record_of(t)} for t in found if record_of(t) and t.state != broken]
+    failed = import_optuna().trial.TrialState.FAIL  # this trial was resumed under another number
+    records = [{"number": t.number, **record_of(t)} for t in found if record_of(t) and t.state != failed]
     best = {trial.number for trial in study.best_trials}
     if not best and not any(map(occupies_place, found)):
         raise NothingFits(_nothing_fits(records, budgets))
@@ -52,54 +58,54 @@ def write_findings(study: Any, settings: Record, data: DataSet, output: Path, bu
         source, name = output / record["folder"] / "stored.safetensors", f"front/trial-{record['number']}.safetensors"
         if not source.is_file():
             raise BrokenFile(
-                f"{source}: the file of trial {record['number']} is gone; give the folder that it was trained in"
+                f"{source}: the file of trial {record['number']} is gone; give the folder in which it was trained"
             )
         write_atomically(output / name, source.read_bytes())
         kept.append({**record, "file": name, "test_accuracy": accuracy_of(source, data, "test")})
     for path in (output / "front").glob("trial-*.safetensors"):
         if f"front/{path.name}" not in {record["file"] for record in kept}:
-            path.unlink(missing_ok=True)  # another worker may be at it too
-    said = _sentence(counts, settings)
-    table = f"{_markdown(kept)}\n{said}\n"
+            path.unlink(missing_ok=True)  # another worker may remove it at the same time
+    summary = _sentence(counts, settings)
+    table = f"{_markdown(kept)}\n{summary}\n"
     write_json(output / "trials.json", {"settings": settings, "proposals": dict(counts), "trials": records})
     write_json(output / "front.json", {"settings": settings, "front": kept})
     write_atomically(output / "table.md", table)
-    write_atomically(output / "pareto.svg", pareto(records, best, dataclasses.asdict(budgets), said))
+    write_atomically(output / "pareto.svg", pareto(records, best, dataclasses.asdict(budgets), summary))
     return Found(kept, records, table)
 
 
 def _markdown(front: Sequence[Record]) -> str:
     titles = ["trial", "net", "file bytes", "MACs", "latency ms", "validation %", "test %"]
-    lines = ["| " + " | ".join(titles) + " |", "|---:|---" + "|---:" * 5 + "|"]
-    for record in front:
-        cells = [
+    rows = [
+        (
             f"{record['number']}", record["label"], f"{record['file_bytes']:,}", f"{record['macs']:,}",
             f"{record['latency_ms']:g}", f"{100 * record['validation_accuracy']:.2f}",
             f"{100 * record['test_accuracy']:.2f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        )
+        for record in front
+    ]  # fmt: skip
+    return markdown_table(titles, rows, "rl" + 5 * "r") + "\n"
 
 
 def _sentence(counts: Mapping[str, int], settings: Record) -> str:
-    """How many were trained and how many were not, and why."""
+    """Counts the nets that were trained, and the proposals that were not by reason."""
     trained = sum(counts.get(outcome, 0) for outcome in ("trained", "stopped early", "diverged"))
     early = ", ".join(f"{counts[o]} {o}" for o in ("stopped early", "diverged") if counts.get(o))
     words = {"over budget": "over budget", "impossible": "impossible to build", "repeated": "trained before"}
-    others = ", ".join(f"{counts[outcome]} {said}" for outcome, said in words.items() if counts.get(outcome))
-    said = f"{settings['model']} on {settings['data']}: {trained} nets trained{f', of which {early}' if early else ''}"
-    return f"{said}; proposals never trained: {others or 'none'}."
+    others = ", ".join(f"{counts[outcome]} {reason}" for outcome, reason in words.items() if counts.get(outcome))
+    first = f"{settings['model']} on {settings['data']}: {trained} nets trained{f', of which {early}' if early else ''}"
+    return f"{first}; proposals never trained: {others or 'none'}."
 
 
 def _nothing_fits(records: Sequence[Record], budgets: Budgets) -> str:
-    """The nearest candidate and what it breaks; how far away one is, is summed over the budgets."""
+    """Names the nearest candidate and the budgets that it exceeds; a candidate's distance is the sum of its misses."""
     measured = [record for record in records if "file_bytes" in record]
     if not measured:
         return f"none of {len(records)} proposals can be built: {records[-1]['reason']}"
     nearest = min(measured, key=lambda record: sum(max(0, miss) for miss in budgets.misses(record).values()))
     limits = dataclasses.asdict(budgets)
-    broken = " and ".join(f"{name} {limits[name]:,}" for name, miss in budgets.misses(nearest).items() if miss > 0)
+    exceeded = " and ".join(f"{name} {limits[name]:,}" for name, miss in budgets.misses(nearest).items() if miss > 0)
     return (
         f"none of {len(records)} proposals meets the budgets; the nearest, {nearest['label']}, has {costs_in_words(nearest)}, "
-        f"over {broken}; allow more, or search around a smaller net (--width, --methods)"
+        f"over {exceeded}; allow more, or search around a smaller net (--width, --methods)"
     )

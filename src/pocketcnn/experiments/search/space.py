@@ -1,4 +1,4 @@
-"""What a search may propose, and the budgets that a candidate must keep to."""
+"""The space that a search proposes candidates from, and the budgets that a candidate must meet."""
 
 import dataclasses
 import logging
@@ -19,17 +19,17 @@ from pocketcnn.models.spec import PLAIN_METHOD, parse_method
 from pocketcnn.surgery import condense, plan
 
 _log = logging.getLogger(__name__)
-METHODS_TRIED = (PLAIN_METHOD, *METHODS, "pde+ring", "involution+ring")
-WIDTHS = (2, 16)  # sixteenths of the net's channels
+_PAIRS = ("pde+ring", "involution+ring")  # the second method works on the layers that the first one leaves
+WIDTHS = (2, 16)  # narrowest and widest, in sixteenths of the net's channels
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """What a candidate may cost at most; None for no limit.
+    """The most that a candidate may cost; None for no limit.
 
     `max_ms` is for one image of the net as served, on one thread of the CPU, so that it means the same beside other
-    workers; where the cost depends on the image, `max_macs` and `max_ms` are for the most complex one.
+    workers. If the cost depends on the image, `max_macs` and `max_ms` are for the most complex image.
     """
 
     max_bytes: int | None = None
@@ -42,9 +42,17 @@ class Budgets:
                 raise ValueError(f"{name} must be more than 0, not {value}")
 
     def misses(self, costs: Mapping[str, float]) -> dict[str, float]:
-        """For each budget the logarithm of cost over budget: above 0 where the candidate does not fit."""
+        """The logarithm of cost over budget, for each budget: above 0 if the candidate does not fit."""
         limits = zip(dataclasses.asdict(self).items(), _COSTS, strict=True)
         return {name: math.log(costs[cost] / limit) for (name, limit), cost in limits if limit is not None}
+
+
+def methods_tried() -> tuple[str, ...]:
+    """The plain net, every method by itself, and the pairs: what a search tries unless told otherwise.
+
+    A method is tried with every option that its record lists in `searched`, and with its defaults if it lists none.
+    """
+    return (PLAIN_METHOD, *METHODS, *_PAIRS)
 
 
 _COSTS = ("file_bytes", "macs", "latency_ms")  # in the order of the budgets
@@ -52,20 +60,20 @@ _COSTS = ("file_bytes", "macs", "latency_ms")  # in the order of the budgets
 
 @dataclass(frozen=True)
 class Part:
-    """A condensing of a candidate: the method, its options, and the stages it works on."""
+    """One condensing of a candidate: the method, its options, and the stages that it works on."""
 
     method: str
     options: Mapping[str, Any]
     stages: tuple[str, ...]
 
     def takes(self, module: nn.Module, name: str) -> bool:
-        """Whether a layer of that dotted name lies in its stages."""
+        """Returns True if the layer of this dotted name lies in the stages."""
         return _stage(name) in self.stages
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plain net by name, what condenses it, and the type of its weights in the file."""
+    """A plain net by name, the parts that condense it, and the number type of its weights in the file."""
 
     model: str
     model_options: Mapping[str, Any]
@@ -78,7 +86,7 @@ class Candidate:
 
         Raises:
             NothingToCondense: a method finds nothing to do in its stages.
-            ValueError: the net cannot be so narrow.
+            ValueError: the net cannot be made this narrow.
         """
         torch.manual_seed(seed)
         net = create_model(self.model, **self.model_options)
@@ -89,8 +97,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Space:
-    """What a search chooses from. `methods` are the parts of each choice, with options that are fixed; `stages` the choices
-    for each method, names between blanks."""
+    """Everything that a search chooses from.
+
+    `methods` maps each choice to its parts: methods with the options that are fixed. `stages` maps each method to its
+    choices of stages, as names between blanks. `widths` is None for a net that has no width.
+    """
 
     model: str
     model_options: Mapping[str, Any]
@@ -100,18 +111,19 @@ class Space:
 
     @classmethod
     def of(cls, model: str, model_options: Mapping[str, Any], methods: Sequence[str] | None = None) -> "Space":
-        """The space around a plain net; every method is planned on it, so that mistakes show before anything is trained.
+        """Makes the space around a plain net; plans every method on it, so that mistakes show before anything is trained.
 
-        A method's stages are those that hold what its plan would replace: all of them, from any one on, or one alone.
+        The stages of a method are those in which its plan replaces something. It is tried on all of them, on all from some
+        stage on, and on each alone.
 
         Args:
             model: name of a plain net.
-            model_options: for `create_model`; widths are shares of the one given here.
-            methods: names with options that are to be fixed, `"ring:level=stage"`, in turn where joined by a plus,
-                `"pde+ring"`. None for those of `METHODS_TRIED` that find something to do in this net.
+            model_options: for `create_model`; widths are shares of the width given here.
+            methods: names of methods with the options to fix, `"ring:level=stage"`; a plus joins methods that work in
+                turn, `"pde+ring"`. None for those of `METHODS_TRIED` that find something to do in this net.
         Raises:
-            UnknownModel: no such net.
-            UnknownMethod: no such method.
+            UnknownModel: no net of that name.
+            UnknownMethod: no method of that name.
             NothingToCondense: a method that was asked for has nothing to do in the net.
             ValueError: a recipe, an option out of range, a method twice in one choice, or no methods.
         """
@@ -120,11 +132,11 @@ class Space:
         net = create_model(model, **model_options)
         parts: dict[str, tuple[tuple[str, Mapping[str, Any]], ...]] = {}
         stages: dict[str, tuple[str, ...]] = {}
-        for text in dict.fromkeys(METHODS_TRIED if methods is None else methods):
+        for text in dict.fromkeys(methods_tried() if methods is None else methods):
             chosen = [parse_method(part) for part in text.split("+")]
             names = [name for name, _ in chosen]
             if len(set(names)) < len(names) or (PLAIN_METHOD in names and len(names) > 1):
-                raise ValueError(f"{text}: each method once, and plain alone")
+                raise ValueError(f"{text}: name each method once, and plain alone")
             chosen = [(name, options) for name, options in chosen if name != PLAIN_METHOD]
             try:
                 found = {name: _stages(net, name, options) for name, options in chosen}
@@ -136,7 +148,7 @@ class Space:
             parts[text] = tuple(chosen)
             stages.update(found)
         if not parts:
-            raise ValueError(f"give at least one method to search over: {', '.join(METHODS_TRIED)}")
+            raise ValueError(f"give at least one method to search over: {', '.join(methods_tried())}")
         try:
             with torch.device("meta"):
                 create_model(model, **{"width": 1.0, **model_options})
@@ -145,7 +157,7 @@ class Space:
         return cls(model, model_options, parts, stages, WIDTHS)
 
     def propose(self, trial: Any) -> Candidate:
-        """The candidate of an Optuna trial, whose parameters are named by method and option."""
+        """Draws a candidate from an Optuna trial, whose parameters are named by method and option."""
         text = trial.suggest_categorical("method", list(self.methods))
         model_options, words = dict(self.model_options), []
         if self.widths is not None:
@@ -166,7 +178,7 @@ class Space:
         return Part(name, options, tuple(stages.split()))
 
     def _call(self, part: Part) -> str:
-        """A part as in a label, without what is so by default: `ring:size=0.1@layer2,layer3`."""
+        """Spells a part for a label, without options and stages at their defaults: `ring:size=0.1@layer2,layer3`."""
         default = get_method(part.method).options()
         options = ",".join(f"{k}={v}" for k, v in part.options.items() if v != getattr(default, k, None))
         everywhere = part.stages == tuple(self.stages[part.method][0].split())
@@ -174,7 +186,7 @@ class Space:
         return f"{part.method}{':' + options if options else ''}{where}"
 
     def described(self) -> Record:
-        """Everything a trial's parameters are drawn from, as JSON holds it."""
+        """Describes, in words that JSON has, all that the parameters of a trial are drawn from."""
         searched = {name: get_method(name).searched for name in self.stages}
         return {
             "methods": list(self.methods),
@@ -191,15 +203,15 @@ class Space:
 
 
 def parse_size(text: str) -> int:
-    """A whole number as people write it; k, M and G are thousand, million and thousand million.
+    """Reads a whole number as people write it; k, M and G are a thousand, a million and a thousand million.
 
     Raises:
-        ValueError: it cannot be understood.
+        ValueError: the text is not such a number.
     Example:
         >>> [parse_size(text) for text in ("100k", "0.1M", "100_000", "100 kB", "100,000")]
         [100000, 100000, 100000, 100000, 100000]
     """
-    number = r"\d[\d_]*|\d{1,3}(?:,\d{3})+"  # a comma that is no separator of thousands is refused
+    number = r"\d[\d_]*|\d{1,3}(?:,\d{3})+"  # commas only between thousands
     found = re.fullmatch(rf"((?:{number})(?:\.\d+)?) ?([kmg]?)b?", text.strip(), re.IGNORECASE)
     if found is None:
         raise ValueError(f"{text!r} is no size; write 100k, 0.1M, 100_000 or 100kB, where k is 1000")
@@ -208,17 +220,17 @@ def parse_size(text: str) -> int:
 
 
 def _stage(name: str) -> str:
-    """The part of a net that a layer is in, by the first word of its dotted name."""
+    """The stage of a layer: the first word of its dotted name."""
     return name.partition(".")[0]
 
 
 def _stages(net: nn.Module, method: str, fixed: Mapping[str, Any]) -> tuple[str, ...]:
-    """The choices of stages for a method: all that its plan has places in, all from one on, one alone."""
+    """The choices of stages for a method: all in which its plan replaces something, all from one on, each alone."""
     searched = get_method(method).searched
     first = {key: allowed.low if isinstance(allowed, Range) else allowed[0] for key, allowed in searched.items()}
     replaced = plan(net, method, **{**first, **fixed}).replaced
     if not replaced:
-        condense(net, method, **{**first, **fixed})  # says why
+        condense(net, method, **{**first, **fixed})  # raises an error that says why
     stages = list(dict.fromkeys(map(_stage, replaced)))
     return tuple(dict.fromkeys([*(" ".join(stages[start:]) for start in range(len(stages))), *stages]))
 
@@ -232,5 +244,5 @@ def _suggest(trial: Any, name: str, allowed: Range | tuple[Any, ...]) -> Any:
 
 
 def rounded(number: float) -> float:
-    """To two digits."""
+    """Rounds to two significant digits."""
     return float(f"{number:.2g}")

@@ -1,4 +1,4 @@
-"""The database of a search: opened, agreed on, and its trials kept in order among workers."""
+"""The database of a search: opening it, agreeing on its settings, and keeping its trials in order among workers."""
 
 import contextlib
 import dataclasses
@@ -16,14 +16,14 @@ from pocketcnn.support.optional import optional_import
 from pocketcnn.train import TrainConfig
 
 _log = logging.getLogger(__name__)
-_HEARTBEAT, _GRACE = 15, 60  # seconds between signs of life of a worker, and after which it counts as dead
-_RETRIES = 3  # times that a trial whose worker died is taken up again
-_OPENINGS = 5  # tries to open a storage: workers that start together make its tables at the same moment
-POLL = 1.0  # seconds between looks at what other workers do
+_HEARTBEAT, _GRACE = 15, 60  # seconds between a worker's signs of life; seconds without one until it counts as dead
+_RETRIES = 3  # how often a trial that broke off is resumed
+_OPENINGS = 5  # attempts to open a database: workers that start together make its tables at the same moment
+POLL = 1.0  # seconds between queries for the progress of other workers
 
 
 def _flat(record: Any, name: str = "") -> dict[str, Any]:
-    """The leaves of a record by dotted names."""
+    """Flattens a record into its leaves by dotted names."""
     if not isinstance(record, dict) or not record:
         return {name: record}
     return {
@@ -37,7 +37,7 @@ def import_optuna() -> Any:
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Without Optuna's own log, nor its notes that heartbeats may change in a later version."""
+    """Silences Optuna's own log, and its warnings that heartbeats are experimental."""
     optuna = import_optuna()
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -50,13 +50,17 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def open_study(url: str, name: str) -> Any:
-    """The study of that name in a database; both are made where they are missing."""
+    """Opens the study of this name in a database; makes whichever of the two is missing.
+
+    Raises:
+        BadStorage: the database cannot be opened.
+    """
     optuna = import_optuna()
     shown = re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
     waiting = {"timeout": 60} if url.startswith("sqlite") else {}  # for the lock that one writer holds
     for left in reversed(range(_OPENINGS)):
         try:
-            storage = optuna.storages.RDBStorage(
+            database = optuna.storages.RDBStorage(
                 url,
                 engine_kwargs={"pool_pre_ping": True, "connect_args": waiting},
                 heartbeat_interval=_HEARTBEAT,
@@ -64,33 +68,37 @@ def open_study(url: str, name: str) -> Any:
                 heartbeat_stale_trial_callback=requeue,
             )
             directions = ("maximize", "minimize", "minimize")
-            return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-        except Exception as error:  # of the database's driver, whichever that is
+            return optuna.create_study(storage=database, study_name=name, directions=directions, load_if_exists=True)
+        except Exception as error:  # each driver has errors of its own
             if not left:
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
                 first = first.replace(url, shown)
                 raise BadStorage(
-                    f"{shown}: this storage cannot be opened ({first}); give sqlite:///FILE in a folder that can be "
+                    f"{shown}: this database cannot be opened ({first}); give sqlite:///FILE in a folder that can be "
                     "written to, or postgresql+psycopg://HOST/DATABASE of a server that runs"
                 ) from error
             time.sleep(POLL / 2)
 
 
 def check_settings(study: Any, settings: Record) -> None:
-    """Writes the settings into a new study, or checks that they are the same."""
+    """Writes the settings into a new study, or checks that the study has the same.
+
+    Raises:
+        ValueError: the settings differ; the first three differences are named.
+    """
     had = study.user_attrs.get("settings")
     if had is None:
         study.set_user_attr("settings", settings)
         return
-    # Fields that are younger than the study had their defaults.
+    # A field that did not exist when the study began had its default.
     had = {**had, "train": {**dataclasses.asdict(TrainConfig()), **had["train"]}}
     was, now = _flat(json.loads(json.dumps(had))), _flat(settings)
     if differing := [key for key in {**was, **now} if was.get(key) != now.get(key)]:
         changed = "; ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in differing[:3])
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
-            f"the storage holds a search {study.study_name!r} with other settings ({changed}{more}); give another storage "
-            "or study, or the settings as they were"
+            f"the database holds a search {study.study_name!r} with other settings ({changed}{more}); give another database "
+            "(storage) or study, or the earlier settings"
         )
 
 
@@ -99,22 +107,22 @@ def record_of(trial: Any) -> Record:
 
 
 def origin_of(trial: Any) -> int:
-    """The number of the trial that this one takes up, or its own: where the run lies."""
+    """The number of the trial that this one resumes, else its own number; the run's folder is named by it."""
     return trial.user_attrs.get("takes_up", trial.number)
 
 
 def is_counted(trial: Any) -> bool:
-    """Whether a candidate was trained: to the end, until it was stopped early, or until it diverged."""
+    """Returns True if the candidate was trained: to the end, until it was stopped early, or until it diverged."""
     return trial.state.is_finished() and record_of(trial).get("outcome") in ("trained", "stopped early", "diverged")
 
 
 def occupies_place(trial: Any) -> bool:
-    """Whether a trial counts, or will as far as is known."""
+    """Returns True if a trial counts, or is unfinished and may come to count."""
     return is_counted(trial) or not trial.state.is_finished()
 
 
 def fruitless_in_a_row(trials: Sequence[Any]) -> int:
-    """How many proposals in a row, up to the last one, were not worth training."""
+    """Counts the proposals in a row, up to the last, that were not worth training."""
     count = 0
     for trial in reversed(trials):
         if occupies_place(trial):
@@ -124,13 +132,13 @@ def fruitless_in_a_row(trials: Sequence[Any]) -> int:
 
 
 def requeue(study: Any, trial: Any) -> None:
-    """Has a trial that broke off taken up by whoever asks next, in the same folder."""
+    """Puts a trial that broke off back in the queue; the next worker that asks resumes it in the same folder."""
     optuna = import_optuna()
     tries = trial.user_attrs.get("tries", 0) + 1
     if tries > _RETRIES:
         _log.warning("trial %d broke off %d times and is given up", origin_of(trial), tries)
         return
-    _log.info("trial %d broke off; it is taken up again", trial.number)
+    _log.info("trial %d broke off; it will be resumed", trial.number)
     study.add_trial(
         optuna.trial.create_trial(
             state=optuna.trial.TrialState.WAITING,
@@ -142,8 +150,11 @@ def requeue(study: Any, trial: Any) -> None:
 
 
 def fail_dead_trials(study: Any) -> None:
-    """Gives up what dead workers have left running. Optuna knows them by heartbeats that have ceased; those that died
-    before their first one it would believe alive for ever, and they have written no record."""
+    """Ends the trials of dead workers, so that they are resumed.
+
+    Optuna knows a dead worker by its missing heartbeats. It takes one that died before its first heartbeat for alive; the
+    trial of such a worker is known by having no record.
+    """
     optuna = import_optuna()
     optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):

@@ -1,4 +1,4 @@
-"""One worker of a search: it proposes, measures, trains and stops early."""
+"""One worker of a search: it proposes, measures and trains candidates, and stops poor ones early."""
 
 import contextlib
 import dataclasses
@@ -38,15 +38,18 @@ from pocketcnn.surgery import as_served
 from pocketcnn.train import TrainConfig, fit
 
 _log = logging.getLogger(__name__)
-_STARTUP = 20  # proposals that are drawn at random before any are modelled
-_PATIENCE = 100  # proposals in a row of which none is trained, before a search ends early
-_SAMPLES = 4  # nets that must have finished before one is compared with them
-_ROUNDS, _RUNS = 5, 10  # how often latency is measured, and passes of each
-_ALIKE = 1.1  # how much larger or slower a net may be that a poor one is compared with
+_STARTUP = 20  # proposals drawn at random before the sampler uses what it learned
+_PATIENCE = 100  # proposals in a row without one that is trained, after which a search ends early
+_SAMPLES = 4  # finished peers needed before a net is compared with them
+_ROUNDS, _RUNS = 5, 10  # measurements of latency, and passes in each
+_ALIKE = 1.1  # a peer is at most this many times as large and as slow
 
 
 class _TakenOver(BaseException):
-    """This worker was taken for dead. No `Exception`, so that Optuna does not tell how the trial ended: it is another's."""
+    """This worker was taken for dead, and another one resumed its trial.
+
+    It is no `Exception`, so that Optuna records no end of the trial.
+    """
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,10 @@ class Worker:
     accelerator: str
 
     def enqueue_plain(self) -> None:
-        """Has the widest plain net that fits trained first, in int8: what the others must beat."""
+        """Queues the widest plain net that fits, in int8, as the first trial: the one that others must beat."""
         low, high = self.space.widths or (0, 0)
         widest: Record | None = None
-        with contextlib.suppress(ValueError):  # of a net that cannot be so narrow
+        with contextlib.suppress(ValueError):  # the net cannot be made this narrow
             while low <= high:  # bisection
                 width = (low + high) // 2
                 params = {"method": PLAIN_METHOD, "width": width, "storage": "int8"}
@@ -79,7 +82,7 @@ class Worker:
             self.study.enqueue_trial(widest, skip_if_exists=True)
 
     def run(self) -> None:
-        """Proposes and trains until all workers together have trained enough, or nothing that fits is left."""
+        """Proposes and trains until all workers together have trained enough, or nothing new that fits is found."""
         optuna = import_optuna()
         running = optuna.trial.TrialState.RUNNING
         while True:
@@ -92,16 +95,16 @@ class Worker:
                 time.sleep(POLL)
                 continue
             if fruitless_in_a_row(found) >= _PATIENCE:
-                _log.warning("%d proposals in a row that do not fit or were trained before: %d of %d trials, no more",
+                _log.warning("%d proposals in a row do not fit or were trained before; the search ends after %d of %d trials",
                              _PATIENCE, done, self.trials)  # fmt: skip
                 return
             try:
                 self.study.optimize(self._try, n_trials=1)
             except _TakenOver:
-                _log.warning("this worker was silent for so long that another one took its trial over")
+                _log.warning("this worker gave no sign of life for so long that another one took its trial over")
 
     def _try(self, trial: Any) -> tuple[float, float, float]:
-        """Proposes a candidate, checks what it costs, trains it. Optuna's objective: accuracy, bytes, milliseconds."""
+        """Proposes a candidate, checks its cost and trains it; returns accuracy, bytes and milliseconds to Optuna."""
         optuna = import_optuna()
         self.study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=_STARTUP, seed=(100_003 * self.config.seed + trial.number) % 2**32
@@ -138,7 +141,7 @@ class Worker:
         earlier = [other for other in self.study.get_trials(deepcopy=False) if other.number < trial.number]
         if any(occupies_place(other) and record_of(other).get("label") == candidate.label for other in earlier):
             raise end("repeated")
-        # Of several workers that ask at the same time for the last one, the first by number gets it.
+        # If several workers propose the last trial at the same time, the one with the lowest number trains it.
         if sum(map(occupies_place, earlier)) >= self.trials:
             raise end("surplus")
         try:
@@ -155,22 +158,22 @@ class Worker:
             raise
 
     def _costs(self, candidate: Candidate) -> Record:
-        """Bytes of the file, multiply-adds and milliseconds of a candidate, which training does not change."""
+        """Measures bytes of the file, multiply-adds and milliseconds of a candidate; training does not change them."""
         net = candidate.build(self.config.seed)
         with torch.no_grad():
             for weight in weights_of(net).values():
-                weight[weight == 0] = 1.0  # zeros, which some nets start from, are stored in fewer bytes
+                weight[weight == 0] = 1.0  # some weights start at 0, and zeros are stored in fewer bytes
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "net.safetensors"
             size = checkpoint.save(net, file, notes=image_notes(self.data), storage=candidate.storage)
         cost = measure(net, self.data.input_size)
         served = as_served(net)
-        # The least of several medians: what other processes take of the time is not the net's.
+        # The least of several medians: time that other processes take is not the net's.
         rounds = [measure_latency(served, self.data.input_size, threads=1, runs=_RUNS) for _ in range(_ROUNDS)]
         return {
             "file_bytes": size,
             "macs": cost.macs,
-            "latency_ms": rounded(min(latency.median_ms for latency in rounds)),  # less than that is the clock's
+            "latency_ms": rounded(min(latency.median_ms for latency in rounds)),  # further digits are noise
             "trainable_params": cost.trainable_params,
         }
 
@@ -202,12 +205,12 @@ class Worker:
         return accuracy, size, costs["latency_ms"]
 
     def _tidy(self, trial: Any) -> None:
-        """Removes the checkpoints of a run that nobody will go on with."""
+        """Removes the checkpoints of a run that will not be resumed."""
         for name in (LAST, PREVIOUS):
             (self.output / f"trials/{origin_of(trial)}" / name).unlink(missing_ok=True)
 
     def _peers(self, costs: Mapping[str, float]) -> list[list[float]]:
-        """The curves of trained nets that are not much larger and not much slower."""
+        """The curves of trained nets that are neither much larger nor much slower."""
         done = (record_of(trial) for trial in self.study.get_trials(deepcopy=False))
         return [
             record["curve"]
@@ -218,16 +221,16 @@ class Worker:
 
 
 def stops(curve: Sequence[float], peers: Sequence[Sequence[float]], epochs: int) -> bool:
-    """Whether a net is not worth training further: its best accuracy so far is below the median of the best that its peers
-    had after as many epochs.
+    """Tells whether to stop training a net: its best accuracy so far is below the median of its peers' best after as many
+    epochs.
 
-    Optuna's own rules are for one objective. Peers are nets that are not larger and not slower, so a net that is behind most
-    of them would hardly reach the front; small nets are never held against larger ones.
+    Peers are nets that are neither larger nor slower, so a net behind most of them would hardly reach the front. Small nets
+    are never compared with larger ones. Optuna's own rules do not serve: they are for one objective.
 
     Args:
         curve: validation accuracy after each epoch so far.
-        peers: the curves of such nets, trained to the end. Fewer than four say nothing.
-        epochs: of a whole training; nothing is stopped in the first quarter of it, nor after the last.
+        peers: the curves of the peers, trained to the end. With fewer than four, nothing is stopped.
+        epochs: number of epochs of a whole training; nothing is stopped in the first quarter, nor after the last.
     Example:
         >>> peers = [[0.3, 0.6], [0.3, 0.7], [0.4, 0.8], [0.5, 0.9]]
         >>> stops([0.2, 0.74], peers, epochs=4), stops([0.2, 0.76], peers, epochs=4)

@@ -1,4 +1,4 @@
-"""What is timed of CondConv."""
+"""The timed layer of CondConv."""
 
 import functools
 
@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn import kernels, numerics
-from pocketcnn.experiments.bench.cases import NUM_EXPERTS, Case, both_passes, conv_side, conv_work, leaf, sides_of
+from pocketcnn.experiments.bench.cases import (
+    NUM_EXPERTS,
+    Case,
+    Layer,
+    both_passes,
+    conv_side,
+    conv_work,
+    leaf,
+    sides_of,
+)
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 
@@ -19,10 +28,11 @@ def condconv_by_image(x: Tensor, routing_weights: Tensor, experts: Tensor) -> Te
 
 
 def condconv_work(shape: Shape, itemsize: int) -> tuple[Work, Work]:
-    """Of CondConv, forward and backward: a convolution's whose kernels, one an image, stay where they are mixed.
+    """Work of CondConv, forward and backward: that of a convolution whose kernels do not pass through memory.
 
-    Forward also reads the experts, of W numbers each, and mixes them, with num_experts W products an image. Backward
-    reads them and writes their gradients; those of experts and of routing weights take as many products each.
+    Forward also reads the experts, W numbers each, and mixes a kernel for each image, with num_experts W products. Backward
+    reads the experts and writes their gradients. The gradients of the experts take as many products again, and so do those
+    of the routing weights.
     """
     forward, backward = conv_work(shape, itemsize, kernel=False)
     weights = NUM_EXPERTS * 9 * shape[1] ** 2
@@ -44,3 +54,6 @@ def condconv_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format,
     work = both_passes(condconv_work(shape, dtype.itemsize), backward)
     note = "compiled is unfold and one product an image: the loop over the images compiles for minutes"
     return Case({**sides, "conv": conv_side(shape, dtype, layout)}, work, note)
+
+
+LAYERS = (Layer("condconv", condconv_case),)

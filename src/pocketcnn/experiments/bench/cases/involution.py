@@ -1,21 +1,21 @@
-"""What is timed of involution."""
+"""The timed layers of involution."""
 
 import functools
 
 import torch
 
 from pocketcnn import kernels, numerics
-from pocketcnn.experiments.bench.cases import GROUP_CHANNELS, Case, both_passes, conv_side, leaf, sides_of
+from pocketcnn.experiments.bench.cases import GROUP_CHANNELS, Case, Layer, both_passes, conv_side, leaf, sides_of
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 
 
 def involution_work(shape: Shape, itemsize: int, kernel_size: int) -> tuple[Work, Work]:
-    """Of the weighted sum, forward and backward, with N numbers in the map and T taps.
+    """Work of the weighted sum, forward and backward, with N numbers in the map and T taps in a kernel.
 
-    A group of channels shares its kernels: there are T N / group_channels numbers in them. Forward reads x and kernels
-    and writes y, with T multiply-adds a number; backward reads x, kernels and the gradient of y and writes two gradients,
-    with twice the multiply-adds.
+    A group of channels shares its kernels, so the kernels have T N / group_channels numbers. Forward reads x and the
+    kernels and writes y, with T multiply-adds for each number. Backward reads x, the kernels and the gradient of y and
+    writes two gradients, with twice the multiply-adds.
     """
     numbers, taps = shape[0] * shape[1] * shape[2] * shape[3], kernel_size**2
     per_pixel = taps * numbers // GROUP_CHANNELS
@@ -41,3 +41,6 @@ def involution_case(
     )
     work = both_passes(involution_work(shape, dtype.itemsize, kernel_size), backward)
     return Case({**sides_of(obvious, ours, x, per_pixel), "conv": conv_side(shape, dtype, layout)}, work)
+
+
+LAYERS = tuple(Layer(f"involution K{size}", functools.partial(involution_case, size)) for size in (3, 7))

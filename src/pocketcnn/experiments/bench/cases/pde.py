@@ -1,4 +1,4 @@
-"""What is timed of a Global layer."""
+"""The timed layer of pde: the solver of a Global layer."""
 
 import functools
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from pocketcnn import kernels
-from pocketcnn.experiments.bench.cases import DT, NUM_STEPS, Case, both_passes, conv_side, leaf, sides_of
+from pocketcnn.experiments.bench.cases import DT, NUM_STEPS, Case, Layer, both_passes, conv_side, leaf, sides_of
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 
 
 def advect_diffuse_by_rolls(f: Tensor, u: Tensor, v: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """The solver of `numerics.advect_diffuse`, periodic, on a grid of distance 1; what stays the same is computed once."""
+    """The solver of `numerics.advect_diffuse`, periodic, with grid spacing 1; values that all steps share are computed once."""
     ax, ay, bx, by = u * DT, v * DT, 2 * dx * DT, 2 * dy * DT
     scale = 1 / (1 + bx + by)
     divergence = scale * DT * (u.roll(-1, 3) - u.roll(1, 3) + v.roll(-1, 2) - v.roll(1, 2))
@@ -27,12 +27,12 @@ def advect_diffuse_by_rolls(f: Tensor, u: Tensor, v: Tensor, dx: Tensor, dy: Ten
 
 
 def pde_work(shape: Shape, itemsize: int) -> tuple[Work, Work]:
-    """Of the solver with K steps, forward and backward, with N numbers in the map.
+    """Work of the solver with K steps, forward and backward, with N numbers in the map.
 
-    Forward reads f, u, v, Dx and Dy and writes H[K]: 6 N numbers; 6 multiply-adds a number and step and 9 a number for
-    the weights. Backward takes the steps again, 6 K + 9, for keeping them would move more; the transposed step takes 6 a
-    number and step, the sums that the five gradients are made of 7, and making them 9. It reads the five fields and the
-    gradient of H[K] and writes five gradients: 11 N numbers.
+    Forward reads f, u, v, Dx and Dy and writes H[K]: 6 N numbers. For each number it takes 6 multiply-adds a step, and 9 for
+    the weights. Backward repeats the steps, 6 K + 9, because keeping them would move more. For each number the transposed
+    step takes 6 multiply-adds a step, the sums from which the five gradients are made 7 a step, and making the gradients 9.
+    Backward reads the five fields and the gradient of H[K] and writes five gradients: 11 N numbers.
     """
     numbers = shape[0] * shape[1] * shape[2] * shape[3]
     return (
@@ -48,3 +48,6 @@ def pde_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, back
     return Case(
         {**sides, "conv": conv_side(shape, dtype, layout)}, both_passes(pde_work(shape, dtype.itemsize), backward)
     )
+
+
+LAYERS = (Layer("pde", pde_case, more_shapes=lambda settings: (settings.solver_shape,)),)

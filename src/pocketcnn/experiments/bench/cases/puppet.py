@@ -1,10 +1,10 @@
-"""What is timed of a puppet stage."""
+"""The timed layer of puppet: a stage of basic blocks."""
 
 from typing import Any
 
 import torch
 
-from pocketcnn.experiments.bench.cases import NUM_BLOCKS, Case, Side, leaf
+from pocketcnn.experiments.bench.cases import NUM_BLOCKS, Case, Layer, Side, leaf
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 from pocketcnn.methods.puppet import PuppetStage
@@ -12,13 +12,16 @@ from pocketcnn.models.resnet import BasicBlock
 
 
 def puppet_work(shape: Shape, itemsize: int, side: int) -> tuple[Work, Work]:
-    """Of a stage of basic blocks and the generation of its kernels, forward and backward, with N numbers in the map.
+    """Work of a stage of basic blocks with N numbers in the map: served, and trained with generating its kernels.
 
-    Served, kernels are kept: a block is two convolutions that read their kernels; with norm and ReLU done on the way it
-    reads its input, writes and reads the map in the middle, reads its input again for the shortcut, and writes: 5 N. In
-    training a block is as much forward, and backward two backward passes and the shortcut's gradient, 7 N; and all
-    kernels are generated: the state of side^2 3x3 kernels moves once before each kernel but the first, with 18 side^3
-    products, and every number read takes 4 bytes for place and sign. Backward twice the products, and the 4 bytes again.
+    Served, kernels are kept, and a block is two convolutions that read their kernels. With norm and ReLU done on the way,
+    it reads its input, writes and reads the map in the middle, reads its input again for the shortcut, and writes its
+    output: 5 N.
+
+    In training a block moves as much forward, and 7 N backward: two backward passes and the shortcut's gradient. All
+    kernels are generated. The state of side^2 3x3 kernels moves once before each kernel but the first, with 18 side^3
+    products. Each number read from it takes 4 bytes for place and sign. Backward takes twice the products, and the 4 bytes
+    again.
     """
     batch, channels, height, width = shape
     numbers, weights = batch * channels * height * width, 9 * channels**2
@@ -41,7 +44,10 @@ def puppet_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, b
         "ours": Side(lambda: stage(x), (x, *stage.parameters())),
         "conv": Side(lambda: plain(x), (x, *plain.parameters())),
     }
-    if not backward:  # `eval` forgets the kernels that were kept
+    if not backward:  # `eval` discards the kernels that were kept
         sides = {"obvious": Side(lambda: stage.eval()(x), ()), **sides}
     note = f"a stage of {NUM_BLOCKS} basic blocks; conv is the ordinary stage that it equals, obvious generates its kernels anew"
     return Case(sides, trained if backward else served, note)
+
+
+LAYERS = (Layer("puppet", puppet_case),)

@@ -1,21 +1,32 @@
-"""What is timed of a ring."""
+"""The timed layer of ring."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn import numerics
-from pocketcnn.experiments.bench.cases import RING_SIZE, Case, Side, both_passes, conv_side, conv_work, leaf, sides_of
+from pocketcnn.experiments.bench.cases import (
+    RING_SIZE,
+    Case,
+    Layer,
+    Side,
+    both_passes,
+    conv_side,
+    conv_work,
+    leaf,
+    sides_of,
+)
 from pocketcnn.experiments.bench.limits import Work
 from pocketcnn.experiments.bench.settings import Shape
 from pocketcnn.methods.ring import ParameterRing
 
 
 def ring_work(shape: Shape, itemsize: int) -> tuple[Work, Work]:
-    """Of a 3x3 convolution whose kernel of W numbers is read off a ring of R, forward and backward.
+    """Work of a 3x3 convolution whose kernel of W numbers is read off a ring of R numbers, forward and backward.
 
-    Forward also reads the ring and 4 bytes a number, enough for place and sign; backward reads those 4 bytes again and
-    writes the ring's gradient. The kernel need not pass through memory. That places are reached at random is not in it.
+    Forward also reads the ring and, for each number of the kernel, 4 bytes with its place and sign. Backward reads those
+    4 bytes again and writes the ring's gradient. The kernel need not pass through memory. The cost of random access is not
+    counted.
     """
     forward, backward = conv_work(shape, itemsize, kernel=False)
     weights = 9 * shape[1] ** 2
@@ -37,3 +48,6 @@ def ring_case(shape: Shape, dtype: torch.dtype, layout: torch.memory_format, bac
     sides["ours"] = Side(lambda: F.conv2d(x, ring.read(0), padding=1), (x, ring.values))
     work = both_passes(ring_work(shape, dtype.itemsize), backward)
     return Case({**sides, "conv": conv_side(shape, dtype, layout)}, work)
+
+
+LAYERS = (Layer("ring", ring_case),)

@@ -1,0 +1,61 @@
+"""What a model file says of its net's images, and the images and data sets that it is applied to."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import pocketcnn as pc
+from pocketcnn.checkpoint.notes import ImageNotes, image_notes
+
+COLOURS = {
+    "data": "pets",
+    "classes": ["cat", "dog"],
+    "input_size": [3, 8, 6],
+    "mean": [0.4, 0.5, 0.6],
+    "std": [0.2] * 3,
+}
+
+
+def test_notes_of_data_travel_through_a_file(digits, tmp_path):
+    notes = ImageNotes.of(digits)
+    assert notes.lacks() == []
+    written = image_notes(digits)
+    assert written == {
+        "data": "digits",
+        "classes": list(digits.classes),
+        "input_size": [1, 8, 8],
+        "mean": list(digits.mean),
+        "std": list(digits.std),
+    }
+    assert list(written) == ["data", "classes", "input_size", "mean", "std"], "files are the same to the byte"
+    net = pc.create_model("resnet20", in_channels=1, width=0.25)
+    pc.save(net, tmp_path / "model.safetensors", notes=written)
+    assert ImageNotes.read(tmp_path / "model.safetensors") == ImageNotes.read(tmp_path) == notes
+
+
+@pytest.mark.parametrize("name", list(COLOURS))
+@pytest.mark.parametrize("change", ["gone", "another type", "empty"])
+def test_an_entry_that_a_file_lacks_is_named(name, change):
+    damaged = {"gone": {}, "another type": {name: 7}, "empty": {name: type(COLOURS[name])()}}[change]
+    notes = ImageNotes.from_notes({**{k: v for k, v in COLOURS.items() if k != name}, **damaged, "author": "me"})
+    assert notes.lacks() == [name]
+    assert notes.lacks(*(other for other in COLOURS if other != name)) == []
+
+
+def test_images_are_normalised_channel_by_channel():
+    pixels = torch.randint(0, 256, (4, 3, 8, 6), dtype=torch.uint8)
+    x = ImageNotes.from_notes(COLOURS).normalise(pixels)
+    assert x.dtype == torch.float32
+    for channel in range(3):
+        by_hand = (pixels[:, channel].double() / 255 - COLOURS["mean"][channel]) / COLOURS["std"][channel]
+        torch.testing.assert_close(x[:, channel].double(), by_hand, atol=1e-6, rtol=1e-6)
+    assert torch.equal(ImageNotes().normalise(pixels), pixels.float() / 255), "without notes only scaled"
+
+
+def test_a_data_set_is_normalised_by_the_net_that_sees_it(digits):
+    notes = dataclasses.replace(ImageNotes.of(digits), mean=(0.9,), std=(0.02,))
+    seen = notes.applied_to(digits)
+    assert (seen.mean, seen.std) == ((0.9,), (0.02,))
+    assert seen == dataclasses.replace(digits, mean=(0.9,), std=(0.02,))
+    assert ImageNotes(mean=(0.9,)).applied_to(digits) is digits, "half of the numbers are none"

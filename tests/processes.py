@@ -1,8 +1,18 @@
-"""Trainings in their own processes, which tests kill, stop or run side by side."""
+"""Trainings in their own processes, which tests kill, stop or run side by side.
 
+They are forked from a process that has imported torch and Lightning, which takes seconds each time. It has one thread of
+its own, so that a fork of it is whole.
+"""
+
+import atexit
+import functools
+import json
 import os
+import select
+import socket
 import subprocess
 import sys
+import time
 
 # A test inserts its changes before `fit`. The net is small: a step takes milliseconds.
 SCRIPT = """
@@ -24,14 +34,122 @@ except (PocketError, ValueError) as error:
     sys.exit(getattr(error, "exit_code", 2))
 """
 
+# Forks for every request; answers questions about its children, as only a parent may. A child leaves the loop and runs the
+# script as if it had been started with it.
+PARENT = """
+import json, os, runpy, socket, sys
+import torch, sklearn.datasets
+import pocketcnn.data, pocketcnn.surgery, pocketcnn.train.loop, pocketcnn.zoo
+if os.path.isdir("/proc/self/task"):  # arrow's allocator has a thread, and sees to forks itself
+    names = {open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")}
+    assert len(names - {"jemalloc_bg_thd"}) == 1, names
+asked = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    message, handles, *_ = socket.recv_fds(asked, 1 << 20, 1)
+    if not message:
+        sys.exit()
+    request = json.loads(message)
+    if "pid" in request:
+        pid, status = os.waitpid(request["pid"], os.WNOHANG)
+        answer = os.waitstatus_to_exitcode(status) if pid else None
+    else:
+        answer = os.fork()
+        if not answer:
+            break
+        os.close(handles[0])
+    asked.send(json.dumps(answer).encode())
+asked.close()
+os.dup2(handles[0], 1), os.dup2(handles[0], 2), os.close(handles[0])
+os.environ.clear(), os.environ.update(request["environment"])
+sys.argv = request["words"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
-def start(folder, *, config=None, run=None, before="", launcher=(), environment=None, **options) -> subprocess.Popen:
-    """Starts a training of a few digits into a folder."""
+
+@functools.cache
+def _parent() -> socket.socket:
+    """The end of a connection to the process that forks; it leaves when this one does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    theirs.close()
+    atexit.register(lambda: (ours.close(), process.wait()))
+    return ours
+
+
+class Forked:
+    """A forked process, used like a `subprocess.Popen` whose output is text."""
+
+    def __init__(self, words, environment, handle) -> None:
+        self.returncode, self.stdout = None, None
+        writer = handle
+        if handle is None:
+            reader, writer = os.pipe()
+            self.stdout = reader
+        request = {"words": list(words), "environment": environment}
+        socket.send_fds(_parent(), [json.dumps(request).encode()], [writer])
+        self.pid = json.loads(_parent().recv(64))
+        if handle is None:
+            os.close(writer)
+
+    def poll(self):
+        if self.returncode is None:
+            _parent().send(json.dumps({"pid": self.pid}).encode())
+            self.returncode = json.loads(_parent().recv(64))
+        return self.returncode
+
+    def wait(self, timeout=200):
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.kill()
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def communicate(self, timeout=200):
+        """What it and the processes that it started have printed, once all have ended."""
+        end, parts = time.monotonic() + timeout, []
+        while select.select([self.stdout], [], [], max(0, end - time.monotonic()))[0]:
+            if not (part := os.read(self.stdout, 1 << 16)):
+                break
+            parts.append(part)
+        os.close(self.stdout)
+        self.wait(max(1, end - time.monotonic()))
+        return b"".join(parts).decode(), None
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(9)
+
+
+def fork(script, *words, environment=None, output=None) -> Forked:
+    """Runs the Python file `script` with these words in a process of its own.
+
+    Args:
+        script: path of the file.
+        *words: its arguments.
+        environment: variables beside those of this process.
+        output: an open file for what it prints; by default `communicate` gives it.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return Forked([str(script), *map(str, words)], environment, None if output is None else output.fileno())
+
+
+def start(folder, *, config=None, run=None, before="", launcher=(), environment=None):
+    """Starts a training of a few digits into a folder; with a launcher, like torchrun, in a process that is not forked."""
     script = folder.with_suffix(".py")
     script.write_text(SCRIPT.format(config=config or {}, run=run or {}, before=before))
+    if not launcher:
+        return fork(script, folder, environment=environment)
     return subprocess.Popen(
         [sys.executable, *launcher, str(script), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}, **options,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What every method promises, with its default options. No test here lists names: a new method is tested by being there."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import pocketcnn as pc
 from pocketcnn.errors import CannotMaterialize, NothingToCondense
-from pocketcnn.methods._method import is_condensed
+from pocketcnn.support.protocols import HasDense, LooksAtEntropy, is_condensed
 
 pytestmark = pytest.mark.parametrize("method", sorted(pc.METHODS))
 
@@ -63,6 +64,15 @@ def test_shape_is_that_of_the_layer_replaced(method):
         for name, module in small.named_modules():
             if is_condensed(module) and name in dict(plain.named_modules()):
                 assert module(x).shape == plain.get_submodule(name)(x).shape
+
+
+def test_what_a_condensed_layer_offers(method):
+    small = condensed(method)
+    for layer in filter(is_condensed, small.modules()):
+        assert layer.condensed_by == method
+        assert isinstance(layer.why_not_dense, str)
+        assert layer.why_not_dense or isinstance(layer, HasDense)
+        assert not isinstance(layer, LooksAtEntropy) or isinstance(layer, HasDense)
 
 
 def test_every_stored_number_that_is_used_gets_a_gradient(method):
@@ -190,9 +200,15 @@ def test_condensing_again_passes_over_what_is_condensed(method):
             assert row.reason == f"already condensed by {method!r}"
 
 
-def test_nothing_to_condense_is_said(method):
+def test_nothing_to_condense_names_the_places_and_why(method):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
-    with pytest.raises(NothingToCondense, match=r"0: the stem|0: involution keeps|it has no runs of equal blocks"):
+    record = pc.METHODS[method]
+    reasons = [f"{site.name}: {site.reason}" for site in record.sites(net, record.options())]
+    why = "; ".join(reasons) or f"it has no {record.places[1]}"
+    assert all(site.reason for site in record.sites(net, record.options()))
+    with pytest.raises(
+        NothingToCondense, match=re.escape(f"{method!r} found no {record.places[0]} to work on in Sequential ({why})")
+    ):
         pc.condense(net, method)
 
 

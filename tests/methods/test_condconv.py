@@ -141,7 +141,7 @@ def test_layers_of_a_block_share_the_routing_of_the_first():
     assert torch.equal(weights, torch.sigmoid(first.mean((2, 3)) @ router.weight.T + router.bias))
     assert torch.equal(seen["layer2.0.conv2"][1], weights)
     assert torch.equal(seen["layer2.0.downsample.0"][1], weights)
-    with pytest.raises(RuntimeError, match=r"takes the routing of its block, layer1\.0, and works only"):
+    with pytest.raises(RuntimeError, match=r"takes its routing from its block, layer1\.0, and works only while"):
         pc.condense(pc.create_model("resnet20"), "condconv", routing="block").layer1[0].conv2(torch.randn(1, 16, 4, 4))
 
 

@@ -535,7 +535,7 @@ def test_two_threads_and_two_nets():
         thread.join()
     assert not failed
     assert found.keys() == expected.keys()
-    assert not nets[0].layer1[0].calls._held._stacks
+    assert not nets[0].layer1[0].calls._batch._stacks
 
 
 def test_pinned_levels_belong_to_a_thread():

@@ -265,7 +265,7 @@ def test_schemes_travel_in_files(scheme, tmp_path):
         (dict(level={}), "level names no ring at all"),
         (dict(level=3), "level must be str or a mapping of str to str, not 3"),
         (dict(subnets="stages.*"), "subnets: pattern 'stages.\\*' matches no module with convolutions"),
-        (dict(size=2, level="stage"), "2 numbers are too few for 3 rings"),
+        (dict(size=2, level="stage"), "2 parameters are too few for 3 rings"),
         (dict(size={"early": 3}), "size gives lengths for early, but the rings are net"),
         (dict(size={"net": 0}), "size as a length must be at least 1, not 0"),
         (dict(size={}), "size names no ring at all"),
@@ -285,9 +285,9 @@ def test_blocks_side_by_side_are_one_stage():
 
 def test_a_ring_that_no_sub_network_reads_to_its_end_is_said(caplog):
     ring = ParameterRing([(4, 4, 3, 3)] * 2, size=200, subnets=[0, 1])
-    assert "a ring of 200 numbers, but no sub-network reads more than 144 of it" in caplog.text
+    assert "a ring of 200 parameters, but no sub-network reads more than 144 of them" in caplog.text
     assert len(ring.indices) == 288
-    with pytest.raises(ValueError, match="2 layers need as many numbers of sub-networks, got 1"):
+    with pytest.raises(ValueError, match="2 layers need as many sub-network numbers, got 1"):
         ParameterRing([(4, 4, 3, 3)] * 2, subnets=[0])
 
 
@@ -299,7 +299,7 @@ def test_windows_of_zeros_and_of_rings_too_long():
     left = (fitted[1].dense_weight() - net[1].weight).square().sum() / net[1].weight.square().sum()
     assert left.item() < 0.6
     with pytest.raises(
-        ValueError, match="codes of windows reach 294,912 numbers of a ring, this one would have 300,000"
+        ValueError, match="codes of windows reach 294,912 parameters of a ring, this one would have 300,000"
     ):
         ParameterRing([(4, 4, 3, 3)], size=300_000, scheme="windows")
 

@@ -175,9 +175,9 @@ def test_float64_nets_are_fitted_in_float64(images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(method="pde", initialize="fit"), "pde is fitted to what the trained layers give: .* needs images="),
+        (dict(method="pde", initialize="fit"), "pde is fitted to the outputs of the trained layers: .* needs images="),
         (dict(method="ring", initialize="guess"), "no initialization 'guess'; known: fresh, fit"),
-        (dict(method="ring", images=torch.zeros(4, 3, 16, 16)), 'leave images out, or take initialize="fit"'),
+        (dict(method="ring", images=torch.zeros(4, 3, 16, 16)), 'leave images out, or pass initialize="fit"'),
         (
             dict(method="ring", initialize="fit", images=torch.zeros(4, 3, 16, 16, dtype=torch.uint8)),
             "images must be two or more normalised ones in a float tensor",
@@ -213,5 +213,5 @@ def test_a_stage_that_gives_no_map_is_named(images):
             y, _ = self.pair(self.stem(x))
             return self.head(y.mean(dim=(2, 3)))
 
-    with pytest.raises(ValueError, match="pair gives no map, or another than the trained one"):
+    with pytest.raises(ValueError, match="pair returns no map, or one of another shape than the trained stage"):
         pc.condense(Net(), "involution", initialize="fit", images=images)

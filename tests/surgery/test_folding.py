@@ -224,7 +224,9 @@ def test_a_net_that_says_what_it_takes():
 
 def test_a_net_that_takes_more_than_an_image_is_folded_by_parts(tmp_path):
     net = lived_in(MultiTask(4))
-    with pytest.raises(ValueError, match=r"MultiTask takes one image of none of the sizes.*turned.*fold the parts"):
+    with pytest.raises(
+        ValueError, match=r"MultiTask cannot take one image of any of the sizes.*turned.*fold the parts"
+    ):
         pc.fold_norm(net)
     x, turned = torch.rand(2, 1, 28, 28), torch.rand(2, 1, 28, 28)
     wanted = net(x, turned)
@@ -538,7 +540,7 @@ def test_norms_without_running_statistics():
 def test_images_that_a_net_cannot_take():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 38 * 38, 2))
     with pytest.raises(
-        ValueError, match=r"Sequential takes one image of none of the sizes tried: .*; pass input_size=\(channels"
+        ValueError, match=r"Sequential cannot take one image of any of the sizes tried: .*; pass input_size=\(channels"
     ):
         pc.fold_norm(net)
     with pytest.raises(ValueError, match=r"Sequential cannot take an image of \(3, 8, 8\): "):
@@ -547,7 +549,7 @@ def test_images_that_a_net_cannot_take():
         pc.fold_norm(net, input_size=(3, 0, 8))
     check(lived_in(net), torch.randn(2, 3, 40, 40), [], input_size=(3, 40, 40))
     assert not norms(pc.materialize(net, fold_norm=True, input_size=(3, 40, 40)))
-    with pytest.raises(ValueError, match="input_size is of the image that fold_norm=True looks at"):
+    with pytest.raises(ValueError, match="input_size is for fold_norm=True only"):
         pc.materialize(net, input_size=(3, 40, 40))
 
 

@@ -134,17 +134,13 @@ net.register_forward_hook(ask)
 
 def test_full_disk_stops_the_run_with_the_old_checkpoint_intact(tmp_path):
     """A real limit on file size, below the size of a checkpoint."""
-    import resource
-
     run_whole(tmp_path / "run", {"epochs": 1})
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "config.json").unlink()
     limit = len(before) // 2
-    output = finish(
-        tmp_path / "run", config={"epochs": 3}, code=2,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+    before_it = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    output = finish(tmp_path / "run", config={"epochs": 3}, code=2, before=before_it)
     assert "CannotWrite" in output
     assert "the file that was there is unchanged" in output
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before

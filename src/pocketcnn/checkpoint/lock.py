@@ -4,13 +4,11 @@ import hashlib
 import unicodedata
 from typing import Any
 
+from pocketcnn.surgery import needs_seed
+
 SCRYPT = {"n": 1 << 15, "r": 8, "p": 1}  # 32 MiB and about a tenth of a second for each guess
 _MEMORY = 1 << 28  # the most bytes that a file's settings may require
 GUESSABLE = 1 << 32  # all smaller seeds can be tried in hours, without the passphrase
-
-
-def _needs_seed(options: dict[str, Any]) -> bool:
-    return "seed" in options and options.get("scheme") not in ("identity", "windows")
 
 
 def hide_seeds(header: dict[str, Any], passphrase: str) -> None:
@@ -24,8 +22,7 @@ def hide_seeds(header: dict[str, Any], passphrase: str) -> None:
     """
     if not passphrase:
         raise ValueError("an empty passphrase protects nothing")
-    # A ring that is read round and round, or by stored codes, has a seed but does without.
-    seeded = [step["options"] for step in header["steps"] if _needs_seed(step["options"])]
+    seeded = [step["options"] for step in header["steps"] if needs_seed(step["method"], step["options"])]
     if not seeded:
         raise ValueError("a passphrase hides the seeds of rings and puppets; this net has none that matters")
     key = header["key"]

@@ -1,10 +1,11 @@
-"""What a net costs: stored numbers, bytes, multiply-adds, depth, time and memory, as frozen records."""
+"""Costs of a net: stored parameters, bytes, multiply-adds, depth, time and memory, as frozen records."""
 
 from pocketcnn.cost.images import ImageCosts, measure_images
 from pocketcnn.cost.latency import Latency, measure_latency
-from pocketcnn.cost.macs import Cost, gauge_of, macs_by_module, measure
+from pocketcnn.cost.macs import Cost, macs_by_module, measure
 from pocketcnn.cost.memory import measure_memory
 from pocketcnn.cost.params import count_params, distinct_tensors, separate, serialized_bytes
+from pocketcnn.support.protocols import gauge_of
 
 __all__ = [
     "Cost",

@@ -1,4 +1,4 @@
-"""What a net costs over a set of images, where the cost depends on the image: how many pass how much of it."""
+"""Costs of a net over a set of images, if they depend on the image: how many images pass how much of the net."""
 
 import contextlib
 import time
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.cost.latency import measure_latency
-from pocketcnn.cost.macs import gauge_of, measure
+from pocketcnn.cost.macs import measure
 from pocketcnn.support.modules import device_and_dtype, evaluating
+from pocketcnn.support.protocols import gauge_of
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one number over the images."""
+    """Spread of one cost over the images."""
 
     min: float
     mean: float
@@ -28,8 +29,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class LevelCost:
-    """What one image costs at one level: `images` of the set lie there, with measures from `lowest` to `highest`, which are
-    None where there are none."""
+    """Cost of one image at one level.
+
+    `images` of the set lie at the level, with measures from `lowest` to `highest`; these are None if there are no images.
+    """
 
     level: int
     images: int
@@ -42,11 +45,11 @@ class LevelCost:
 
 @dataclass(frozen=True)
 class ImageCosts:
-    """What a net costs over a set of images.
+    """Costs of a net over a set of images.
 
-    `levels` are those of a net whose depth depends on the image, and a single one for another net. `macs` and
-    `latency_ms` are of one image at a time. `joules` is the mean energy of an image of the first batch, None on a
-    machine without a counter that can be read.
+    `levels` has one entry for each level of a net whose depth depends on the image, else a single one. `macs` and
+    `latency_ms` are for one image at a time. `joules` is the mean energy for an image of the first batch; None on a
+    machine without a readable counter.
     """
 
     images: int
@@ -61,13 +64,14 @@ def measure_images(
 ) -> ImageCosts:
     """Counts and times a net over a set of images.
 
-    Latency is measured at each level, in turns, with one image, the look at it included; images are then counted by level.
+    Latency is measured with one image at each level in turn, and includes measuring the image. Images are then counted by
+    level.
 
     Args:
         model: any net; left as it was.
-        images: [n, channels, height, width] as the net is given them, or batches of such, each taken once.
-        runs: passes that are timed at a level and in a round.
-        rounds: of the levels in turn; the median over them counts.
+        images: [n, channels, height, width] as the net is given them, or batches of them; each batch is read once.
+        runs: passes timed at each level in a round.
+        rounds: rounds over the levels; the median over the rounds counts.
     Raises:
         ValueError: no images.
     """
@@ -102,7 +106,7 @@ def measure_images(
 
 
 def levels_of_images(model: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The level and the measure of every image, both [n], 0 for a net that treats all alike; and the first batch.
+    """Finds level and measure of every image, both [n], 0 for a net that treats all alike; returns the first batch too.
 
     Raises:
         ValueError: no images.
@@ -131,7 +135,7 @@ def _spread(values: np.ndarray) -> Spread:
 
 
 def _energy(model: nn.Module, batch: Tensor) -> float | None:
-    """Joules an image, by the processor's own counter, with what else the machine does meanwhile."""
+    """Measures joules an image by the processor's own counter, which counts all other work of the machine too."""
     before = _microjoules() if batch.device.type == "cpu" else None
     if before is None:
         return None
@@ -145,7 +149,7 @@ def _energy(model: nn.Module, batch: Tensor) -> float | None:
 
 
 def _microjoules(root: Path = Path("/sys/class/powercap")) -> int | None:
-    """What Linux's powercap counters of all processor packages add up to; None where there are none to be read."""
+    """Adds up Linux's powercap counters of all processor packages; None if none can be read."""
     try:
         counters = [int((zone / "energy_uj").read_text()) for zone in sorted(root.glob("intel-rapl:?"))]
     except OSError:

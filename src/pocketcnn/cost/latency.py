@@ -1,4 +1,4 @@
-"""Timing a forward pass: warm-up, median, tail, and the settings that the figure depends on."""
+"""Timing a forward pass: warm-up, median, tail, and the settings that the time depends on."""
 
 import contextlib
 import time
@@ -15,7 +15,7 @@ from pocketcnn.support.modules import check_input_size, device_and_dtype, evalua
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a batch takes: median and 95th percentile over `runs`, with `threads` CPU threads."""
+    """Time of a batch: median and 95th percentile over `runs`, with `threads` CPU threads."""
 
     median_ms: float
     p95_ms: float
@@ -35,17 +35,17 @@ def measure_latency(
     runs: int = 50,
     warmup: int = 10,
 ) -> Latency:
-    """Times forward passes of a net, in evaluation mode without gradients, where it lives and in its precision.
+    """Times forward passes of a net, in evaluation mode without gradients, on its device and in its precision.
 
-    Where the cost depends on the image, it is that of the most complex one.
+    If the cost depends on the image, the most complex one counts.
 
     Args:
         model: any net that takes images; left as it was.
         input_size: (channels, height, width) of an image.
         batch: images at once.
         threads: CPU threads to use; None leaves the setting alone.
-        runs: how many passes are timed.
-        warmup: how many passes run before.
+        runs: number of passes timed.
+        warmup: number of passes before.
     Raises:
         ValueError: a number below 1.
     """
@@ -71,6 +71,7 @@ def measure_latency(
 
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
+    """Sets torch's number of threads, and puts the old one back afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -12,22 +12,24 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pocketcnn.cost.params import count_params, serialized_bytes
-from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
+from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating, hooked
+from pocketcnn.support.protocols import CountsMacs, MakesKernel, gauge_of
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a net costs for one image.
+    """Cost of a net for one image.
 
-    `trainable_params` are distinct trainable numbers, `total_params` adds frozen ones and running statistics.
-    `generated_params` are the numbers the forward pass of one image sees: generated kernels in the place of what makes
-    them. `depth` is the number of convolution and linear layers on the longest path, where a layer that stands for a
-    convolution counts once, whatever makes its kernel. `macs` are multiply-adds. `size_bytes` is the length of the
-    safetensors serialisation of the distinct stored tensors. Where the cost depends on the image, `macs` and `depth` are
-    those of the most complex one, and `macs_min` and `macs_max` bound `macs`; else these two are None.
+    `trainable_params` counts distinct trainable parameters; `total_params` adds frozen ones and running statistics.
+    `generated_params` counts the parameters that the forward pass of one image uses: generated kernels instead of the
+    parameters that make them. `depth` is the number of convolution and linear layers on the longest path; a layer that
+    stands for a convolution counts once, however its kernel is made. `macs` are multiply-adds. `size_bytes` is the length
+    of the safetensors serialisation of the distinct stored tensors. If the cost depends on the image, `macs` and `depth`
+    are those of the most complex one, and `macs_min` and `macs_max` bound `macs`; else these two are None.
     """
 
     trainable_params: int
@@ -42,17 +44,17 @@ class Cost:
 
 
 def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost:
-    """Counts a net's stored numbers, bytes, multiply-adds and depth for one image.
+    """Counts a net's parameters, bytes, multiply-adds and depth for one image.
 
-    Every convolution and matrix product that runs is counted, so the generation of kernels is in, unless a net keeps
-    what it generated for the images to come; what no operator counter sees, such as involution's weighted sum, the
-    layer adds itself by `extra_macs(x, y)`. Biases, norms, activations, pooling and Fourier transforms are not counted.
+    Every convolution and matrix product that runs is counted. This includes making kernels, unless the net keeps them for
+    later images. A layer with multiply-adds that no operator counter sees, such as a weighted sum, adds them itself by
+    `extra_macs(x, y)`. Biases, norms, activations, pooling and Fourier transforms are not counted.
 
     Args:
         model: any net that takes an image; it is run once in evaluation mode and left as it was.
         input_size: (channels, height, width) of the image.
     Raises:
-        ValueError: not three sizes of at least 1, or the net cannot take an image of that size.
+        ValueError: not three sizes of at least 1, or a net that cannot take an image of that size.
     """
     watch, operators = _counted(model, input_size)
     trainable, total = count_params(model)
@@ -64,7 +66,7 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     return Cost(
         trainable_params=trainable,
         total_params=total,
-        generated_params=sum(p.numel() for p in model.parameters()) - watch.generator_numbers() + watch.generated,
+        generated_params=sum(p.numel() for p in model.parameters()) - watch.generator_params() + watch.generated,
         depth=watch.deepest,
         macs=sum(operators.values()),
         macs_by_operator=dict(operators),
@@ -74,29 +76,22 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     )
 
 
-def gauge_of(model: nn.Module) -> Any:
-    """What sets how much of a net an image passes; None where every image passes all. It has `levels`, numbered from 0
-    on, `pinned(level)` to hold it at one of them and `pin` to say which, and `recording(net)` to write down levels and
-    measures of images."""
-    return next((module for module in model.modules() if hasattr(module, "pinned")), None)
-
-
 @contextlib.contextmanager
 def most_complex(model: nn.Module) -> Iterator[None]:
-    """Has a net treat images as the most complex there are, if it tells them apart and is not pinned already."""
+    """Makes a net treat all images as most complex, if it tells them apart and is not pinned already."""
     gauge = gauge_of(model)
     with gauge.pinned(gauge.levels - 1) if gauge is not None and gauge.pin is None else contextlib.nullcontext():
         yield
 
 
 def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> dict[str, int]:
-    """The multiply-adds of `measure`, by the dotted name of the module they run in; a module's hold those inside it.
+    """Counts the multiply-adds of `measure` by the dotted name of the module they run in, those inside it included.
 
     Args:
         model: as in `measure`.
         input_size: as in `measure`.
     Returns:
-        Only modules in which some run; of a shared module, under its first name, those of all its calls.
+        Only modules in which some run; a shared module has those of all its calls, under its first name.
     """
     watch, counter = _observe(model, input_size)
     prefix = f"{type(model).__name__}."
@@ -110,7 +105,7 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) 
 
 
 def _counted(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", Counter[str]]:
-    """What was seen of a run, and its multiply-adds by operator."""
+    """Runs a net once; returns the watch, and the multiply-adds by operator."""
     watch, counter = _observe(model, input_size)
     operators: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts().get("Global", {}).items():
@@ -127,26 +122,23 @@ def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", F
     counter = FlopCounterMode(display=False)
     try:
         with evaluating(model), most_complex(model):
-            model(x)  # what a net makes once and keeps is not counted for an image
-            watch = _Watch(model)
-            try:
-                with watch, counter:
-                    model(x)
-            finally:
-                watch.remove()
+            model(x)  # so that kernels that a net makes once and keeps are not counted for an image
+            watch = _Watch()
+            with hooked(watch.hooks_on(model)), watch, counter:
+                model(x)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{type(model).__name__} cannot take an image of {input_size}: {error}") from error
     return watch, counter
 
 
 class _Watch(TorchDispatchMode):
-    """Follows the depth of every tensor through a forward pass, and asks layers for what operators do not show.
+    """Follows the depth of every tensor through a forward pass, and asks layers for costs that operators do not show.
 
-    A tensor is as deep as its deepest input; the output of a layer that counts is one deeper than the layer's input,
-    and what runs inside such a layer does not count.
+    A tensor is as deep as its deepest input. The output of a layer that counts is one deeper than the layer's input, and
+    operations inside the layer add no depth.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.depths = WeakTensorKeyDictionary()
         self.deepest = 0
@@ -156,19 +148,18 @@ class _Watch(TorchDispatchMode):
         self._generators: dict[int, nn.Parameter] = {}
         self._seen: set[int] = set()
         self._entered: list[int] = []
-        self._handles = []
+
+    def hooks_on(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Hooks itself to the layers that count and to those that count their own multiply-adds."""
         for module in model.modules():
-            if isinstance(module, _ConvNd | nn.Linear) or hasattr(module, "dense_weight"):
-                self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
-                self._handles.append(module.register_forward_hook(self._leave))
-            elif hasattr(module, "extra_macs"):
-                self._handles.append(module.register_forward_hook(self._ask))
+            if isinstance(module, _ConvNd | nn.Linear | MakesKernel):
+                yield module.register_forward_pre_hook(self._enter, prepend=True)
+                yield module.register_forward_hook(self._leave)
+            elif isinstance(module, CountsMacs):
+                yield module.register_forward_hook(self._ask)
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def generator_numbers(self) -> int:
+    def generator_params(self) -> int:
+        """Number of parameters that exist only to make kernels, in the layers that ran."""
         return sum(parameter.numel() for parameter in self._generators.values())
 
     def _depth(self, values: Any) -> int:
@@ -194,22 +185,22 @@ class _Watch(TorchDispatchMode):
         if not self._entered:  # a layer inside another one is part of it
             self.deepest = max(self.deepest, depth)
             self._set(output, depth)
-        if hasattr(module, "dense_weight") and id(module) not in self._seen:
+        if isinstance(module, MakesKernel) and id(module) not in self._seen:
             self._seen.add(id(module))
             self._generators |= {id(p): p for p in module.generator_parameters()}
             with _paused():
                 self.generated += module.dense_weight(*inputs).numel()
         self._ask(module, inputs, output)
 
-    def _ask(self, module: Any, inputs: tuple, output: Any) -> None:
-        if hasattr(module, "extra_macs"):
+    def _ask(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if isinstance(module, CountsMacs):
             extra = module.extra_macs(*inputs, output)
             self.extra.update(extra)
             self.extra_of[module] += sum(extra.values())
 
 
 def _paused():
-    """Switches off every counter, for work that is not part of the forward pass."""
+    """Switches off all counters, for work that is not part of the forward pass."""
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes()

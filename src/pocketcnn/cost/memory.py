@@ -1,39 +1,34 @@
-"""Measuring the most memory a net's pass holds at once."""
+"""Measuring the peak memory of a net's pass."""
 
 import contextlib
 import weakref
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
+from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating, in_mode
 
 
 def measure_memory(
     model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32), *, batch: int = 1, training: bool = False
 ) -> int:
-    """Peak bytes of one pass beyond what the net and its input hold already.
+    """Measures the peak bytes of one pass, without the net and its input.
 
-    On a GPU this is the allocator's own peak. On the CPU it is the largest sum of the tensors alive between operations,
-    which leaves out what a single operation uses for itself.
+    On a GPU this is the allocator's own peak. On the CPU it is the largest sum of tensors alive between operations, which
+    leaves out the working memory of single operations.
 
     Args:
         model: any net that takes images; left as it was.
         input_size: (channels, height, width) of an image.
         batch: images at once.
-        training: forward and backward in training mode, gradients counted; else forward in evaluation mode.
+        training: True for forward and backward in training mode, gradients counted; else forward in evaluation mode.
     """
     check_input_size(input_size, batch)
     device, dtype = device_and_dtype(model)
     x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    if training:
-        context: Any = _training(model)
-    else:
-        context = evaluating(model)
-    with context:
+    with _training(model) if training else evaluating(model):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             before = torch.cuda.memory_allocated(device)
@@ -48,6 +43,7 @@ def measure_memory(
 
 
 def _run(model: nn.Module, x: Tensor, training: bool) -> None:
+    """Runs one pass, backward too in training."""
     y = model(x)
     if training:
         y.sum().backward()
@@ -55,18 +51,15 @@ def _run(model: nn.Module, x: Tensor, training: bool) -> None:
 
 @contextlib.contextmanager
 def _training(model: nn.Module):
-    """Training mode for a pass that leaves no trace: modes, gradients and running statistics are put back."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Puts a net in training mode for a pass, then puts modes, gradients and running statistics back."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for parameter, _ in gradients:
         parameter.grad = None
-    model.train()
     try:
-        yield
+        with in_mode(model, training=True):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():
@@ -75,7 +68,7 @@ def _training(model: nn.Module):
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed."""
+    """Adds up the storages that operations create, until they are freed."""
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()

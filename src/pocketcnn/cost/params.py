@@ -1,11 +1,11 @@
-"""Counting what is stored: every distinct tensor once, however many layers share it."""
+"""Counting stored tensors: each distinct one once, however many layers share it."""
 
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors a file must hold: the state dict with each shared tensor only under its first name."""
+    """Lists the tensors that a file must hold: the state dict, with shared tensors only under their first name."""
     seen: set[tuple] = set()
     distinct: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -19,9 +19,9 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:
-    """`(trainable_params, total_params)`: distinct trainable numbers; those plus frozen ones and running statistics.
+    """Counts `(trainable_params, total_params)`: distinct trainable parameters; those, frozen ones and running statistics.
 
-    Batch norm's counter of batches is bookkeeping and not counted.
+    Batch norm's counter of batches is not counted.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(t.numel() for t in distinct_tensors(model).values() if t.is_floating_point())
@@ -29,18 +29,18 @@ def count_params(model: nn.Module) -> tuple[int, int]:
 
 
 def serialized_bytes(model: nn.Module) -> int:
-    """Length in bytes of the safetensors serialisation of the distinct tensors, without metadata."""
+    """Length in bytes of the distinct tensors as safetensors, without metadata."""
     return len(serialize(separate(distinct_tensors(model))))
 
 
 def separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, and no two in one storage, as the format wants them."""
+    """Prepares tensors for the safetensors format: on the CPU, contiguous, no two in one storage."""
     storages: set[int] = set()
     separated = {}
     for name, tensor in tensors.items():
         tensor = tensor.cpu().contiguous()
         if tensor.untyped_storage().data_ptr() in storages or tensor.untyped_storage().nbytes() > tensor.nbytes:
-            tensor = tensor.clone()  # a view of part of another one
+            tensor = tensor.clone()  # it was a view of another one
         storages.add(tensor.untyped_storage().data_ptr())
         separated[name] = tensor
     return separated

@@ -1,4 +1,8 @@
-"""The condensing methods, by name. A new method is one file beside this one and one name in the list below."""
+"""The condensing methods, by name.
+
+A new method is one file beside this one and one name in the list below; a method that lives elsewhere joins by
+`METHODS[name] = METHOD`.
+"""
 
 import importlib
 
@@ -17,10 +21,10 @@ METHODS: dict[str, Method] = {name: importlib.import_module(f"{__name__}.{name}"
 
 
 def get_method(name: str) -> Method:
-    """The record of a method.
+    """Looks up the record of a method.
 
     Raises:
-        UnknownMethod: there is none of that name; the nearest are offered.
+        UnknownMethod: no method has that name; the message offers the nearest one.
     """
     if name not in METHODS:
         raise UnknownMethod(name, METHODS)

@@ -1,4 +1,4 @@
-"""Blocks that repeat in an `nn.Sequential`: where they are, whether two are equal, and what forbids to replace them."""
+"""Blocks that repeat in an `nn.Sequential`: finding them, comparing them, and reasons not to replace them."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,16 +6,27 @@ from itertools import groupby, pairwise
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pocketcnn.methods._method import Site, is_condensed
+from pocketcnn.methods._method import Site
+from pocketcnn.support.modules import evaluating
+from pocketcnn.support.protocols import is_condensed
+
+RUNS = (
+    "run of equal blocks of convolutions in an nn.Sequential",
+    "runs of equal blocks of convolutions in an nn.Sequential",
+)  # the places of a method that replaces such runs: one, several
 
 
 def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn.Module]]]]:
-    """Modules of one type that follow each other in an `nn.Sequential` of a net, all of them blocks or none, under their
-    names in it, and the dotted prefixes that lead there. Sequences inside a block are part of it."""
+    """Yields runs of modules of one type in each `nn.Sequential` of a net; a run is all blocks or has none.
+
+    Sequences inside a block are part of the block.
+
+    Yields:
+        The dotted prefixes that lead to the sequence, and the modules of a run with their names in it.
+    """
     paths: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(f"{name}." if name else "")
@@ -30,9 +41,17 @@ def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn
             yield prefixes, list(blocks)
 
 
+def condensed_sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], kind: type[Any]) -> list[Site]:
+    """Lists the layers of a method among neighbours that are no blocks, as places condensed already."""
+    return [
+        Site(names_of(prefixes, name), layer, f"already condensed by {layer.condensed_by!r}", False)
+        for name, layer in blocks
+        if isinstance(layer, kind)
+    ]
+
+
 def elsewhere(model: nn.Module) -> list[Site]:
-    """Equal blocks side by side in something that is no `nn.Sequential` and may call them in any order, as places passed
-    over."""
+    """Lists equal blocks side by side in a module that may call them in any order, as places that are left alone."""
     found: list[Site] = []
     inside: set[nn.Module] = set()
     for prefix, parent in model.named_modules():
@@ -52,10 +71,12 @@ def elsewhere(model: nn.Module) -> list[Site]:
 
 
 def kept_channels(block: nn.Module) -> tuple[int, str]:
-    """How many channels a block takes and gives, 0 where it does not keep their number or the image's size; and what was
-    wrong then.
+    """Finds the number of channels that a block takes and returns, by running it.
 
-    The first convolution says how many the block takes, unless the block gives it half of them, as in ShuffleNet V2.
+    The first convolution's channels are tried, then twice as many: a block of ShuffleNet V2 gives it half of them.
+
+    Returns:
+        The number and an empty string; or, if the block changes the channels or the image's size, 0 and what was wrong.
     """
     first = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
     problem = ""
@@ -67,16 +88,17 @@ def kept_channels(block: nn.Module) -> tuple[int, str]:
 
 
 def owners_of_parameters(model: nn.Module) -> Counter[int]:
-    """How many names of a net lead to each parameter, by the parameter's id."""
+    """Counts the names of a net that lead to each parameter, by the parameter's id."""
     return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
 
 def names_of(prefixes: Sequence[str], name: str) -> tuple[str, ...]:
+    """All dotted paths to a module of a sequence."""
     return tuple(f"{prefix}{name}" for prefix in prefixes)
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether a module is made of convolutions and other things, and not of such modules that repeat: that is a stage."""
+    """Tells whether a module is a block: it holds convolutions, and no such modules that repeat, as a stage does."""
     if is_condensed(module) or not any(True for _ in module.children()):
         return False
     for part in module.modules():
@@ -88,14 +110,14 @@ def is_block(module: nn.Module) -> bool:
 
 
 def block_of(model: nn.Module, name: str) -> str:
-    """The name of the block that holds a module: the outermost module around it that is a block; its own if none is."""
+    """Name of the outermost block around a module; the module's own name if there is none."""
     words = name.split(".")
     prefixes = (".".join(words[:end]) for end in range(1, len(words)))
     return next((prefix for prefix in prefixes if is_block(model.get_submodule(prefix))), name)
 
 
 def structure(block: nn.Module) -> dict[str, Any]:
-    """Equal for blocks that differ in nothing but their weights, and in how often a part is dropped in training."""
+    """Describes a block; equal for blocks that differ only in their weights and in dropout probabilities."""
     found: dict[str, Any] = {}
     for name, module in block.named_modules():
         found[f"{name}'s type"] = type(module)
@@ -108,12 +130,13 @@ def structure(block: nn.Module) -> dict[str, Any]:
 
 
 def difference(one: nn.Module, other: nn.Module) -> str:
+    """Names the first thing in which two blocks differ, "nothing" if none."""
     first, second = structure(one), structure(other)
     return next((key for key in {**first, **second} if first.get(key) != second.get(key)), "nothing")
 
 
 def obstacle_to(blocks: Sequence[nn.Module], references: int, owners: Counter[int]) -> str:
-    """Why blocks must not be taken out of a net, or an empty string."""
+    """Gives the reason why blocks must not be taken out of a net; an empty string if there is none."""
     modules = [module for block in blocks for module in block.modules()]
     if any(is_condensed(module) for module in modules):
         return "its blocks hold layers that are condensed already"
@@ -125,17 +148,12 @@ def obstacle_to(blocks: Sequence[nn.Module], references: int, owners: Counter[in
     return ""
 
 
-@torch.no_grad()
 def tried_out(block: nn.Module, weight: Tensor, channels: int) -> str:
-    """What is wrong with a block that does not map a small image onto something of its shape; it is left as it was."""
-    modes = [(module, module.training) for module in block.modules()]
-    block.eval()
+    """Runs a block on a small image and says what is wrong if the output's shape differs; the block is left as it was."""
+    x = weight.new_zeros(1, channels, 16, 16)
     try:
-        x = weight.new_zeros(1, channels, 16, 16)
-        y = block(x)
-        return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"
+        with evaluating(block):
+            y = block(x)
     except Exception as error:  # a block may raise anything
         return f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"

@@ -1,4 +1,4 @@
-"""The shell that layers standing for an `nn.Conv2d` share: its arguments, their checks and its padding."""
+"""The shell of all layers that stand for an `nn.Conv2d`: arguments, their checks, and padding."""
 
 import abc
 import math
@@ -15,7 +15,10 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class AbstractConv2d(nn.Module, abc.ABC):
-    """A layer that takes `nn.Conv2d`'s arguments and the same input, and makes its kernel instead of storing it."""
+    """A layer with `nn.Conv2d`'s arguments and input that makes its kernel instead of storing it.
+
+    It offers what `MakesKernel`, `Condensed` and `HasDense` of `pocketcnn.support.protocols` ask for.
+    """
 
     condensed_by: str  # the method's name
     why_not_dense: str = ""  # why no ordinary convolution equals the layer; empty where one does
@@ -68,7 +71,7 @@ class AbstractConv2d(nn.Module, abc.ABC):
         return self.padding, self.padding
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, padded here where a convolution could not, and the zero padding left for it to do."""
+        """Pads the input where `F.conv2d` could not; returns it and the zero padding left for `F.conv2d`, (height, width)."""
         if self.padding_mode == "zeros" and self._before == self._after:
             return x, self._before
         sides = (self._before[1], self._after[1], self._before[0], self._after[0])
@@ -76,15 +79,15 @@ class AbstractConv2d(nn.Module, abc.ABC):
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the kernel of the convolution that the layer stands for."""
+        """Kernel shape of the convolution that the layer stands for."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @abc.abstractmethod
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
-        """The ordinary kernel that the layer stands for; for `x`, where the kernel depends on it."""
+        """Makes the ordinary kernel that the layer stands for; for `x`, if the kernel depends on it."""
 
     def dense(self, entropy: float | None = None) -> nn.Conv2d:
-        """The ordinary convolution that the layer equals, whatever the image's entropy."""
+        """Builds the ordinary convolution with equal outputs; `entropy` makes no difference."""
         weight, bias = self.dense_weight().detach(), self.bias
         mode: Any = self.padding_mode
         conv = nn.Conv2d(
@@ -95,12 +98,12 @@ class AbstractConv2d(nn.Module, abc.ABC):
             conv.weight.copy_(weight)
             if conv.bias is not None and bias is not None:
                 conv.bias.copy_(bias)
-        numbers = (*self.parameters(), *self.generator_parameters())
-        return conv.train(self.training).requires_grad_(any(p.requires_grad for p in numbers))
+        sources = (*self.parameters(), *self.generator_parameters())
+        return conv.train(self.training).requires_grad_(any(p.requires_grad for p in sources))
 
     @abc.abstractmethod
     def generator_parameters(self) -> Iterable[nn.Parameter]:
-        """The parameters that exist only to make the kernel."""
+        """Lists the parameters that exist only to make the kernel."""
 
     def extra_repr(self) -> str:
         shown = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
@@ -113,12 +116,12 @@ class AbstractConv2d(nn.Module, abc.ABC):
 
 
 def fan_out(weight_shape: tuple[int, ...], groups: int) -> int:
-    """How many outputs each input number of a convolution reaches: out_channels / groups * kernel area."""
+    """Number of outputs that each input value of a convolution reaches: out_channels / groups * kernel area."""
     return weight_shape[0] // groups * weight_shape[2] * weight_shape[3]
 
 
 def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
-    """The arguments that would build a convolution like `conv`, bias, device and dtype included."""
+    """Arguments that would build a convolution like `conv`, with bias, device and dtype."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     arguments = {name: getattr(conv, name) for name in names}
     return arguments | {

@@ -1,4 +1,4 @@
-"""What a condensing method is to the rest of the package, and the walk over a net that its `sites` starts from."""
+"""The record that the rest of the package knows a condensing method by, and the places where one could work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a net where a method could work, or why it does not.
+    """A place in a net where a method could work: a module, or a run of modules.
 
-    `reason` is empty where the method works by default. Where it is not, `possible` tells a place left alone by
-    default (naming it in `include` condenses it all the same) from one that the method cannot stand for.
+    `reason` is empty if the method works there by default; else it says why not, and `possible` tells whether naming the
+    place in `include` condenses it all the same.
     """
 
-    names: tuple[str, ...]  # every dotted path that leads to the module; the first one names the site
+    names: tuple[str, ...]  # all dotted paths that lead to the module; the first one names the site
     module: Any
     reason: str = ""
     possible: bool = True
-    rest: tuple[tuple[str, Any], ...] = ()  # names and modules that go with it, where the place is a run of modules
-    says: str = ""  # the place in a few words, where those for its module would not do
-    detail: Any = None  # what the method's own `build` wants to know
+    rest: tuple[tuple[str, Any], ...] = ()  # of a run: names and modules after the first one
+    says: str = ""  # the place in a few words; if empty, plans describe the module
+    detail: Any = None  # notes of the method's `sites` for its own `build`
 
     @property
     def name(self) -> str:
@@ -29,13 +29,13 @@ class Site:
 
     @property
     def modules(self) -> list[Any]:
-        """Everything that what takes the place stands for."""
+        """All modules that the new layer replaces."""
         return [self.module, *(module for _, module in self.rest)]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers that a search tries for an option, evenly over their logarithms; whole ones where `low` is whole."""
+    """Values that a search tries for an option, evenly over their logarithms; whole numbers if `low` is one."""
 
     low: int | float
     high: int | float
@@ -43,26 +43,22 @@ class Range:
 
 @dataclass(frozen=True)
 class Method:
-    """One condensing method: everything that surgery, the command line, plans and reports need to know of it."""
+    """A condensing method, with everything that surgery, the command line, plans and reports need to know of it."""
 
     name: str
     summary: str  # one line, for lists
     source: str  # the publication
     options: type[Any]  # a frozen dataclass with a default and a one-line docstring for every field
     sites: Callable[[nn.Module, Any], list[Site]]
-    # Site name -> the module that takes its place; None takes the place out of its nn.Sequential.
+    # Site name -> the module that takes its place; None removes the place from its nn.Sequential.
     build: Callable[[Sequence[Site], Any], Mapping[str, nn.Module | None]]
-    places: tuple[str, str] = ("convolution", "convolutions")  # what it replaces, for messages: one, several
-    # What is left to do to the whole net once what was built is in its place.
+    places: tuple[str, str] = ("convolution", "convolutions")  # the places it replaces, for messages: one, several
+    # Finishes the net once the new modules are in their places.
     finish: Callable[[nn.Module, Mapping[str, nn.Module | None]], None] = lambda model, built: None
-    # Brings what was built near to the trained modules that each of its places had, from the weights alone; None where
-    # only images can tell how near the outputs are.
+    # Brings the new modules near to the trained ones that they replaced, by the weights alone; None if that takes images.
     match: Callable[[Mapping[str, Sequence[Any]], Mapping[str, nn.Module | None]], None] | None = None
-    match_options: Mapping[str, Any] = field(default_factory=dict)  # what such a start needs
-    # What a search varies: option -> numbers or choices, of which the first finds most places to work.
+    match_options: Mapping[str, Any] = field(default_factory=dict)  # options that `match` needs
+    # Tells whether a step with these options needs their seed to be rebuilt, so that hiding the seed hides the net.
+    needs_seed: Callable[[Mapping[str, Any]], bool] = lambda options: "seed" in options
+    # Options that a search varies, with their values or choices; the first choice finds most places to work.
     searched: Mapping[str, Range | tuple[Any, ...]] = field(default_factory=dict)
-
-
-def is_condensed(module: nn.Module) -> bool:
-    """Whether the module is one that a method put in; such a module says by which in `condensed_by`."""
-    return getattr(module, "condensed_by", None) is not None

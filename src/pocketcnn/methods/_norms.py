@@ -1,4 +1,4 @@
-"""Batch norms as factors and summands: folded into convolutions, or formed inside the solver."""
+"""Batch norms as a factor and a summand for each channel: folded into convolutions, or applied inside the solver."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from pocketcnn.numerics._shapes import accumulation_dtype
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether something looks at a module when it runs, or runs in its stead; what passes the module by would go unseen."""
+    """Tells whether a module has hooks or a `forward` of its own instance, which a pass around the module would skip."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)
 
 
 @torch.no_grad()
 def fold_(conv: nn.Conv2d, norm: Any) -> None:
-    """Has a convolution do what the batch norm after it does in evaluation mode; the norm becomes an `nn.Identity`.
+    """Folds a batch norm, as it is in evaluation mode, into the convolution before it; the norm becomes an `nn.Identity`.
 
-    The norm stays the same object, so that everything that refers to it sees the change. The convolution gets new
-    parameters, each as trainable as what it takes the place of, so that others who share the old ones keep them.
+    The norm stays the same object, so that all references to it see the change. The convolution gets new parameters, so
+    that modules that share the old ones keep them; each new one is as trainable as the one it replaces.
 
     Args:
-        conv: whose output the norm is given, and nothing else.
+        conv: a convolution whose output goes to the norm only.
         norm: an `nn.BatchNorm2d` with running statistics.
     Raises:
         ValueError: the norm keeps no running statistics.
-    Cost: none when run; computed in float64 and rounded once.
+    Cost: none in later passes; the folding is computed in float64 and rounded once.
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> fold_(*net)
@@ -64,19 +64,19 @@ def fold_(conv: nn.Conv2d, norm: Any) -> None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU, because not every device has it."""
+    """Copies a tensor to float64 on the CPU; not every device has float64."""
     return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
 def is_plain(norm: nn.Module) -> bool:
-    """Whether a batch norm keeps running statistics, and nobody watches it."""
+    """Tells whether a module is a batch norm with running statistics that nothing watches."""
     return type(norm) is nn.BatchNorm2d and norm.track_running_stats and not is_watched(norm)
 
 
 def as_line(
     norm: Any, bias: Tensor | None = None, mean: Tensor | None = None, variance: Tensor | None = None
 ) -> Tensor:
-    """What a batch norm does after a convolution without its bias: multiply, then add; [2, channels]."""
+    """Turns a batch norm after a convolution, whose bias is given apart, into factors and summands, [2, channels]."""
     if mean is None or variance is None:
         mean, variance = norm.running_mean, norm.running_var
     mean, variance = (moment.to(accumulation_dtype(moment)) for moment in (mean, variance))
@@ -88,7 +88,7 @@ def as_line(
 
 @torch.no_grad()
 def remember_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
-    """Moves the running statistics of a batch norm as it does itself."""
+    """Updates the running statistics of a batch norm as its own forward pass does."""
     norm.num_batches_tracked += 1
     share = norm.momentum
     if share is None:

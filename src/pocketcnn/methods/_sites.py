@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from pocketcnn.methods._method import Site, is_condensed
+from pocketcnn.methods._method import Site
+from pocketcnn.support.protocols import is_condensed
 
 
 def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:
-    """Every convolution of a net in the order of definition, for methods that stand for one convolution each.
+    """Lists the convolutions of a net in the order of definition, for methods that replace single convolutions.
 
     The first convolution (the stem) and the last layer with weights (the classifier) are left alone by default. Layers
-    inside an already condensed layer are part of it and are not listed.
+    inside a condensed layer are part of it and are not listed.
 
     Args:
         model: any net.
-        obstacle: why the method cannot stand for a convolution, or an empty string.
+        obstacle: says why the method cannot replace a convolution; an empty string if it can.
     """
     paths: dict[nn.Module, list[str]] = {}
     inside: list[str] = []
@@ -53,15 +54,15 @@ def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[S
 
 
 def matches(site: Site, pattern: str) -> bool:
-    """Whether a dotted-name pattern matches a site by one of its names, or a module that holds it."""
+    """Tells whether a dotted-name pattern matches one of a site's names or a module around it."""
     return any(fnmatch.fnmatchcase(name, p) for name in site.names for p in (pattern, f"{pattern}.*"))
 
 
 def sites_by_pattern(sites: Sequence[Site], patterns: Iterable[str], option: str) -> dict[str, str]:
-    """The pattern that matches each site, by the site's name; those that no pattern matches are left out.
+    """Finds the pattern that matches each site, by the site's name; sites that no pattern matches are left out.
 
     Raises:
-        ValueError: a pattern matches no place that the method could take, or a place matches two.
+        ValueError: a pattern matches no place where the method could work, or two patterns match one place.
     """
     found: dict[str, str] = {}
     could = [site for site in sites if site.possible]

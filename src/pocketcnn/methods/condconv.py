@@ -1,13 +1,13 @@
 """CondConv: every image is convolved with its own mixture of a few expert kernels.
 
-A router (global average pool, linear layer, sigmoid) looks at the layer's input and weighs the experts; mixing kernels
-instead of outputs costs one convolution however many experts there are. It buys accuracy for multiply-adds, not for
-bytes: the experts are all stored.
+A router (global average pool, linear layer, sigmoid) looks at the layer's input and weighs the experts. Mixing kernels
+instead of outputs costs one convolution, however many experts there are. CondConv saves multiply-adds, not bytes: all
+experts are stored.
 
 Source: Yang, Bender, Le, Ngiam: CondConv: Conditionally Parameterized Convolutions for Efficient Inference,
 NeurIPS 2019 (arXiv 1904.04971). Each expert is initialised as a layer of its own (not the stacked tensor as one).
 The router's initialisation is open in the paper: ours is a linear layer's, with zero bias, so routing starts near 1/2.
-Layers of a block can share one routing, which the block's input decides, as in the authors' nets.
+The layers of a block can share one routing, made from the block's input, as in the authors' nets.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
+from pocketcnn.methods._call_value import CallValue
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
-from pocketcnn.methods._held import CallValue
 from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.methods._sites import conv_sites
 from pocketcnn.numerics._shapes import Pair
 from pocketcnn.numerics.condconv import COMPUTATIONS
 
-_APART = 0.1  # standard deviation of the experts apart after a fit, as a share of that of the kernel
+_APART = 0.1  # standard deviation of the experts' differences after a fit, as a share of the kernel's
 Activation = Literal["sigmoid", "softmax"]
 Routing = Literal["layer", "block"]
 Computation = Literal["auto", "mix_kernels", "mix_outputs", "unfold"]
@@ -41,22 +41,22 @@ Computation = Literal["auto", "mix_kernels", "mix_outputs", "unfold"]
 
 @dataclass(frozen=True)
 class CondConvOptions:
-    """How many kernels are mixed, in which layers, and what decides the mixture."""
+    """Number of kernels mixed, layers that mix them, and the router that decides the mixture."""
 
     num_experts: int = 4
-    """How many kernels each layer stores and mixes for every image."""
+    """Number of kernels that each layer stores and mixes for every image."""
     last: float = 1.0
-    """The share of the layers that is replaced, counted from the last, in (0, 1]."""
+    """Share of the layers to replace, in (0, 1], counted from the last layer."""
     routing: Routing = "layer"
-    """Whether each "layer" has a router, or the layers of a "block" share one that looks at the block's input."""
+    """A router for each "layer", or one for all layers of a "block" that looks at the block's input."""
     activation: Activation = "sigmoid"
-    """What makes weights of the router's outputs: each by itself, or together, so that they sum to 1."""
+    """Function that turns the router's outputs into weights: "sigmoid" each by itself, "softmax" so that they sum to 1."""
     temperature: float = 1.0
-    """What the router's outputs are divided by before a softmax; higher mixes more evenly."""
+    """Divisor of the router's outputs before a softmax; higher mixes more evenly."""
     dropout: float = 0.0
     """Share of the routing weights that training drops."""
     computation: Computation = "auto"
-    """Which of several equal ways to compute; auto chooses by shape."""
+    """One of several ways to compute the same; auto chooses by shape."""
 
     def __post_init__(self) -> None:
         if self.num_experts < 1:
@@ -76,11 +76,11 @@ class CondConvOptions:
 
 
 class Router(nn.Linear):
-    """Looks at an image and says how much of each expert it takes.
+    """Looks at an image and weighs the experts for it.
 
     Args:
-        in_channels: of the image.
-        num_experts: how many weights there are.
+        in_channels: channels of the image.
+        num_experts: number of weights for an image.
         activation: `"sigmoid"` or `"softmax"`.
         temperature: of the softmax.
         dropout: share of the weights that training drops; the others grow to make up for it.
@@ -100,11 +100,11 @@ class Router(nn.Linear):
     ) -> None:
         super().__init__(in_channels, num_experts, device=device, dtype=dtype)
         self.activation, self.temperature, self.dropout = activation, temperature, dropout
-        self.block = ""  # where in the net the block is that this router looks at; a router of one layer has none
-        self.held = CallValue()
+        self.block = ""  # name of the block that this router looks at; empty for the router of one layer
+        self._of_block = CallValue()  # weights for the batch that the block is working on
 
     def reset_parameters(self) -> None:
-        """As in `nn.Linear`, with a bias of 0."""
+        """Draws the weights as `nn.Linear` does; the bias is 0."""
         super().reset_parameters()
         nn.init.zeros_(self.bias)
 
@@ -114,31 +114,33 @@ class Router(nn.Linear):
         return F.dropout(weights, self.dropout, self.training) if self.dropout else weights
 
     def watch(self, block: nn.Module) -> None:
-        """Looks at what a block is given from now on, for the layers in it."""
+        """Makes every call of a block begin with a look at the block's input, for the layers in it."""
         block.register_forward_pre_hook(self._look)
         block.register_forward_hook(self._forget)
 
     def _look(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.held.clear()  # what a call that failed has left
+        self._of_block.clear()  # left by a call that failed
         x = arguments[0]
         if x.shape[1] != self.in_features:
             raise ValueError(
                 f"routing='block': {self.block} is given {x.shape[1]} channels, its first condensed layer {self.in_features}; "
                 "take routing='layer' there"
             )
-        self.held.push(self(x))
+        self._of_block.push(self(x))
 
     def _forget(self, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        self.held.clear()
+        self._of_block.clear()
 
-    def found(self) -> Tensor:
-        """The weights of the batch that the block is working on.
+    def weights_of_block(self) -> Tensor:
+        """Returns the weights for the batch that the block is working on.
 
         Raises:
             RuntimeError: the block is not being called.
         """
-        if (weights := self.held.get()) is None:
-            raise RuntimeError(f"this layer takes the routing of its block, {self.block}, and works only inside of it")
+        if (weights := self._of_block.get()) is None:
+            raise RuntimeError(
+                f"this layer takes its routing from its block, {self.block}, and works only while that is called"
+            )
         return weights
 
     def extra_repr(self) -> str:
@@ -158,21 +160,21 @@ class CondConv2d(AbstractConv2d):
         padding: as in `nn.Conv2d`.
         dilation: as in `nn.Conv2d`.
         groups: as in `nn.Conv2d`.
-        bias: whether each expert has a bias, mixed like its kernel.
+        bias: gives each expert a bias, mixed like its kernel.
         padding_mode: as in `nn.Conv2d`.
         device: as in `nn.Conv2d`.
         dtype: as in `nn.Conv2d`.
-        num_experts: how many kernels are stored.
+        num_experts: number of kernels stored.
         activation: of the router, `"sigmoid"` or `"softmax"`.
         temperature: of the softmax.
         dropout: share of the routing weights that training drops.
         computation: see `pocketcnn.numerics.condconv2d`.
-        router: one that watches the block which the layer is part of; by default the layer has its own, made with the
-            three options above, which a given router has already.
+        router: a router that watches the block around the layer, and has its own activation, temperature and dropout; by
+            default the layer makes its own router with those given here.
     Raises:
         ValueError: an argument out of range.
         NotEnoughMemory: the experts take more memory than the machine has.
-    Cost: that of the convolution, and num_experts * (in_channels + kernel numbers) multiply-adds an image.
+    Cost: that of the convolution, and num_experts * (in_channels + weights of a kernel) multiply-adds an image.
     """
 
     condensed_by = "condconv"
@@ -208,9 +210,9 @@ class CondConv2d(AbstractConv2d):
         if router is not None and router.out_features != num_experts:
             raise ValueError(f"the router weighs {router.out_features} experts, this layer has {num_experts}")
         # One row an expert: a five-dimensional parameter would break `model.to(memory_format=torch.channels_last)`.
-        numbers = torch.Size(self.weight_shape).numel()
-        check_memory([numbers], num_experts, device, dtype)
-        self.experts = nn.Parameter(torch.empty(num_experts, numbers, device=device, dtype=dtype))
+        size = torch.Size(self.weight_shape).numel()
+        check_memory([size], num_experts, device, dtype)
+        self.experts = nn.Parameter(torch.empty(num_experts, size, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_experts, out_channels, device=device, dtype=dtype)) if bias else None
         if router is None:
             router = Router(in_channels, num_experts, activation, temperature, dropout, device, dtype)
@@ -218,7 +220,7 @@ class CondConv2d(AbstractConv2d):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each expert as a Kaiming fan-out layer of its own, the router as a linear layer; biases 0."""
+        """Draws each expert as a Kaiming fan-out layer of its own and the router as a linear layer; biases are 0."""
         nn.init.normal_(self.experts, std=(2 / fan_out(self.weight_shape, self.groups)) ** 0.5)
         if not self.router_shared:
             self.router.reset_parameters()
@@ -226,11 +228,11 @@ class CondConv2d(AbstractConv2d):
             nn.init.zeros_(self.bias)
 
     def routing_weights(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
-        """How much of each expert each image takes; with a shared router, what it found of the block's input."""
-        return self.router.found() if self.router_shared else self.router(x)
+        """Weighs the experts for each image, by the layer's input or, with a shared router, by the block's."""
+        return self.router.weights_of_block() if self.router_shared else self.router(x)
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
-        """The kernel of each image, [batch, out_channels, in_channels // groups, kernel_height, kernel_width].
+        """Mixes the kernel of each image, [batch, out_channels, in_channels // groups, kernel_height, kernel_width].
 
         Raises:
             ValueError: no `x`: without an image there is no kernel.
@@ -240,7 +242,7 @@ class CondConv2d(AbstractConv2d):
         return (self.routing_weights(x) @ self.experts).unflatten(1, self.weight_shape)
 
     def generator_parameters(self) -> Iterable[nn.Parameter]:
-        """The experts and the router."""
+        """Lists the experts and the router's parameters."""
         return [self.experts, *self.router.parameters()]
 
     def forward(
@@ -266,17 +268,17 @@ class CondConv2d(AbstractConv2d):
 
 
 def check_memory(
-    numbers: Iterable[int], num_experts: int, device: torch.device | str | None, dtype: torch.dtype | None
+    sizes: Iterable[int], num_experts: int, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> None:
-    """Estimates what the experts of some layers take before any of it is taken.
+    """Estimates the memory that the experts of some layers take, before they are made.
 
     Args:
-        numbers: of one kernel of each layer.
+        sizes: number of weights of one kernel, for each layer.
         num_experts: of each layer.
-        device: where they will live.
-        dtype: of the numbers.
+        device: the experts' device.
+        dtype: of the experts.
     Raises:
-        NotEnoughMemory: more than there is, with the number of experts that would fit.
+        NotEnoughMemory: they take more than there is; the message gives the number of experts that would fit.
     """
     kind = torch.device(device) if device is not None else torch.get_default_device()
     if kind.type == "cuda":
@@ -288,7 +290,7 @@ def check_memory(
             memory = min(memory, int(words))
     else:
         return
-    each = sum(numbers) * (dtype or torch.get_default_dtype()).itemsize
+    each = sum(sizes) * (dtype or torch.get_default_dtype()).itemsize
     if each * num_experts > memory:
         raise NotEnoughMemory(
             f"{num_experts:,} experts take {each * num_experts / 1e9:,.1f} GB, {kind} has {memory / 1e9:,.1f} GB in all; "
@@ -297,9 +299,9 @@ def check_memory(
 
 
 def sites(model: nn.Module, options: CondConvOptions) -> list[Site]:
-    """Every convolution, or the last ones; stem and classifier are left alone by default.
+    """Lists all convolutions, or the last ones; stem and classifier are left alone by default.
 
-    A site's detail is the block that it is part of, where its routing is shared; else empty.
+    A site's detail is the name of the block whose routing it shares; empty if the layer has its own.
     """
     found = conv_sites(model, obstacle=lambda conv: "")
     chosen = [site.name for site in found if not site.reason]
@@ -317,7 +319,7 @@ def sites(model: nn.Module, options: CondConvOptions) -> list[Site]:
 
 
 def build(sites: Sequence[Site], options: CondConvOptions) -> dict[str, nn.Module]:
-    """A layer of experts for each site."""
+    """Builds a layer of experts for each site, and the routers that layers share."""
     weights = [site.module.weight for site in sites]
     check_memory([weight.numel() for weight in weights], options.num_experts, weights[0].device, weights[0].dtype)
     settings: dict[str, Any] = dataclasses.asdict(options)
@@ -336,7 +338,7 @@ def build(sites: Sequence[Site], options: CondConvOptions) -> dict[str, nn.Modul
 
 
 def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
-    """Lets the routers that several layers share look at their blocks."""
+    """Makes the routers that several layers share look at their blocks."""
     for router in {
         id(layer.router): layer.router for layer in built.values() if isinstance(layer, CondConv2d)
     }.values():
@@ -346,7 +348,7 @@ def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
 
 @torch.no_grad()
 def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
-    """Experts that mix to the trained kernel for every image, and differ so that they can learn to differ more.
+    """Sets experts that mix to the trained kernel for every image, and differ a little so that training can part them.
 
     The routers start blind: they give every image the same weights, with which the experts' differences cancel.
     """
@@ -356,7 +358,7 @@ def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | N
         count, router = layer.num_experts, layer.router
         nn.init.zeros_(router.weight)
         nn.init.zeros_(router.bias)
-        share = count / 2 if router.activation == "sigmoid" else 1.0  # what the weights sum to
+        share = count / 2 if router.activation == "sigmoid" else 1.0  # the sum of the weights
         kernel = conv.weight.flatten()
         apart = torch.randn_like(layer.experts) * (_APART * kernel.std(correction=0))
         layer.experts.copy_((kernel + apart - apart.mean(dim=0)) / share)

@@ -30,20 +30,20 @@ Layers = Literal["alternate", "all"]
 
 @dataclass(frozen=True)
 class InvolutionOptions:
-    """The kernel's extent and its generator."""
+    """Extent of the kernels, and their generator."""
 
     kernel_size: int | dict[str, int] | None = None
     """Extent of the per-pixel kernels, odd, for all or by dotted-name pattern; None keeps that of the convolution."""
     layers: Layers = "alternate"
-    """Of convolutions in a row, every second, so that one of two mixes channels, or "all"."""
+    """Layers replaced: "alternate", every second of convolutions in a row, so that one of two mixes channels; or "all"."""
     group_channels: int = 16
-    """How many channels share a kernel."""
+    """Number of channels that share a kernel."""
     num_groups: int | None = None
-    """How many groups there are, whatever the channels; overrides group_channels."""
+    """Number of groups, whatever the number of channels; overrides group_channels."""
     reduction: int = 4
-    """The generator's hidden channels are the layer's channels divided by this."""
+    """Divides the layer's channels to give the generator's hidden channels."""
     generator_bias: bool = True
-    """Whether the generator's second convolution has a bias."""
+    """Give the generator's second convolution a bias."""
 
     def __post_init__(self) -> None:
         sizes = self.kernel_size.values() if isinstance(self.kernel_size, dict) else [self.kernel_size]
@@ -68,15 +68,15 @@ class Involution2d(AbstractConv2d):
         stride: as in `nn.Conv2d`; the generator sees the average over each stride's pixels.
         padding: as in `nn.Conv2d`.
         dilation: as in `nn.Conv2d`.
-        bias: whether a number per channel is added to the output.
-        group_channels: how many channels share a kernel; must divide the channels.
+        bias: adds a trained value per channel to the output.
+        group_channels: number of channels that share a kernel; must divide `in_channels`.
         reduction: the generator's hidden channels are `max(1, channels // reduction)`.
-        generator_bias: whether the generator's second convolution has a bias.
+        generator_bias: gives the generator's second convolution a bias.
         padding_mode: as in `nn.Conv2d`.
         device: as in `nn.Conv2d`.
         dtype: as in `nn.Conv2d`.
     Raises:
-        ValueError: channels differ or do not divide into groups (the divisors that fit are named), an even kernel.
+        ValueError: channels that differ or do not divide into groups (the message names those that fit), or an even kernel.
     Cost: channels * kernel area multiply-adds per output pixel, and those of the two 1x1 convolutions.
     """
 
@@ -119,7 +119,7 @@ class Involution2d(AbstractConv2d):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Both generator convolutions Kaiming fan-out, as in the authors' nets; biases 0."""
+        """Draws both generator convolutions by Kaiming fan-out, as in the authors' nets; biases are 0."""
         reduce, norm, _, span = self.generator
         for conv in (reduce, span):
             assert isinstance(conv, nn.Conv2d)
@@ -132,7 +132,7 @@ class Involution2d(AbstractConv2d):
             nn.init.zeros_(self.bias)
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
-        """The kernel of each output pixel, [batch, groups, kernel_height * kernel_width, out_height, out_width].
+        """Generates the kernel of each output pixel, [batch, groups, kernel_height * kernel_width, out_height, out_width].
 
         Raises:
             ValueError: no `x`: without pixels there are no kernels.
@@ -140,7 +140,7 @@ class Involution2d(AbstractConv2d):
         if x is None:
             raise ValueError(f"dense_weight needs x: {self.why_not_dense}")
         # Cropping (zero-padding, where negative) by the kernel's reach less the padding leaves the pixels at which
-        # windows are centred: n of them on an axis make ceil(n / stride) outputs, which is what the pooling makes too.
+        # windows are centred: n of them on an axis make ceil(n / stride) outputs, as the pooling does too.
         reach = [d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         top, left = self._before[0] - reach[0], self._before[1] - reach[1]
         bottom, right = self._after[0] - reach[0], self._after[1] - reach[1]
@@ -155,11 +155,11 @@ class Involution2d(AbstractConv2d):
         return self.generator(x).unflatten(1, (self.in_channels // self.group_channels, -1))
 
     def generator_parameters(self) -> Iterable[nn.Parameter]:
-        """All of the generator's."""
+        """Lists the parameters of the generator."""
         return self.generator.parameters()
 
     def extra_macs(self, x: Tensor, y: Tensor) -> dict[str, int]:
-        """The multiply-adds of the weighted sum, which operator counters do not see."""
+        """Counts the multiply-adds of the weighted sum, which operator counters do not see."""
         return {"involution": y.numel() * self.kernel_size[0] * self.kernel_size[1]}
 
     def forward(
@@ -177,6 +177,7 @@ class Involution2d(AbstractConv2d):
 
 
 def _obstacle(in_channels: int, out_channels: int, group_channels: int) -> str:
+    """Says why an involution cannot have these channels; empty if it can."""
     if in_channels != out_channels:
         return f"involution keeps the channel count, but this layer has {in_channels} in and {out_channels} out"
     if in_channels % group_channels:
@@ -190,10 +191,10 @@ def _group_channels(channels: int, options: InvolutionOptions) -> int:
 
 
 def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
-    """Convolutions larger than 1x1 that keep the channel count; by default never two in a row, counted from the last.
+    """Lists convolutions larger than 1x1 that keep the channel count; by default never two in a row, from the last one on.
 
-    An involution mixes no channels, so an ordinary convolution must stand before it: of a basic block the second
-    convolution is replaced, of a bottleneck the 3x3 (as in the comparison report and the paper). A site's detail is the
+    An involution mixes no channels, so an ordinary convolution must stand before it. The second convolution of a basic
+    block is replaced, and the 3x3 one of a bottleneck (as in the comparison report and the paper). A site's detail is the
     kernel_size asked for, None for that of the convolution.
     """
 
@@ -221,12 +222,12 @@ def sites(model: nn.Module, options: InvolutionOptions) -> list[Site]:
             found[i] = dataclasses.replace(
                 site, reason="the next layer becomes an involution; one of two mixes channels"
             )
-        next_is_involution = not found[i].reason or getattr(site.module, "condensed_by", "") == "involution"
+        next_is_involution = not found[i].reason or isinstance(site.module, Involution2d)
     return found
 
 
 def _misfit(conv: nn.Conv2d, kernel_size: int | None) -> str:
-    """Why an involution of this extent cannot take the place of a convolution; empty where it can."""
+    """Says why an involution of this extent cannot replace a convolution; empty if it can."""
     if kernel_size is None and any(k % 2 == 0 for k in conv.kernel_size):
         return f"involution needs an odd kernel, this one is {conv.kernel_size}; kernel_size= sets another"
     # Windows must be centred on the pixels of the image: the padding is half the kernel's reach.
@@ -237,7 +238,7 @@ def _misfit(conv: nn.Conv2d, kernel_size: int | None) -> str:
 
 
 def build(sites: Sequence[Site], options: InvolutionOptions) -> dict[str, nn.Module]:
-    """An involution for each site; a new kernel_size keeps the output's size by changing the padding with it."""
+    """Builds an involution for each site; a new kernel_size changes the padding too and so keeps the output's size."""
     built: dict[str, nn.Module] = {}
     for site in sites:
         arguments = conv_arguments(site.module)

@@ -1,7 +1,7 @@
 """The Global layer: where a net repeats a block, keep one and let a solver spread its features over the map.
 
 The layer reads velocities and diffusivities off its input, and an advection-diffusion equation carries the features
-along; a few steps of the solver reach as far as a few blocks, for the numbers of a few small convolutions.
+along. A few steps of the solver reach as far as a few blocks, for the parameters of a few small convolutions.
 
 Source: Kag & Saligrama, Condensing CNNs with Partial Differential Equations, CVPR 2022; the options follow Mukherjee's
 re-implementation report. We differ from their code where it differs from their formula: a positive velocity carries
@@ -25,6 +25,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from pocketcnn import kernels
 from pocketcnn.errors import UnstableStep
 from pocketcnn.methods._blocks import (
+    RUNS,
+    condensed_sites,
     difference,
     elsewhere,
     is_block,
@@ -50,44 +52,44 @@ Activation = Literal["relu", "none"]
 
 @dataclass(frozen=True)
 class PdeOptions:
-    """The equation, what its coefficients are made of, and its solver."""
+    """The equation, the source of its coefficients, and its solver."""
 
     velocity: Velocity | float = "depthwise"
-    """What makes the velocity: a convolution, a residual block or nothing before its batch norm; or a constant."""
+    """Source of the velocity: a convolution, a residual block or nothing before its batch norm; or a constant."""
     diffusivity: Diffusivity | float = "depthwise"
-    """What makes the diffusivity; constant is 1, perona_malik needs no numbers; or another constant."""
+    """Source of the diffusivity: as for velocity; constant is 1; perona_malik has no parameters; or another constant."""
     initial: Initial = "identity"
-    """Where the solver starts: at the layer's input, or at a residual block of it."""
+    """Start of the solver: the layer's input, or a residual block of it."""
     equation: Equation = "advection_diffusion"
-    """Which terms there are; diffusion leaves out the velocity, advection the diffusivity."""
+    """Terms of the equation; diffusion leaves out the velocity, advection the diffusivity."""
     source: bool = True
-    """Whether the layer's input is added at every step."""
+    """Add the layer's input at every step."""
     shared_velocity: bool = False
-    """Whether one velocity serves both axes."""
+    """Use one velocity for both axes."""
     num_steps: int = 5
-    """Steps of the solver."""
+    """Number of steps of the solver."""
     dt: float = 0.2
     """Length of a step in time."""
     dx: float = 1.0
-    """Distance of pixels along the width."""
+    """Distance between pixels along the width."""
     dy: float = 1.0
-    """Distance of pixels along the height."""
+    """Distance between pixels along the height."""
     boundary: Boundary = "periodic"
-    """How the map goes on beyond its border."""
+    """Continuation of the map beyond its border."""
     kernel_size: int | None = None
     """Extent of the coefficients' convolutions, odd; None keeps that of the replaced block."""
     bias: bool = False
-    """Whether those convolutions have biases."""
+    """Give those convolutions biases."""
     contrast: float = 2.0
     """Gradient, per pixel, at which the perona_malik diffusivity is 1/2."""
     velocity_activation: Activation = "relu"
-    """What follows the velocity's batch norm; after relu features move towards larger coordinates only."""
+    """Function after the velocity's batch norm; after relu features move towards larger coordinates only."""
     velocity_limit: float | None = None
-    """Largest |u| dt/dx + |v| dt/dy, whatever was learned; None leaves velocities alone, as published."""
+    """Largest |u| dt/dx + |v| dt/dy allowed; faster velocities are shortened; None allows all, as published."""
     published_eps: bool = False
     """Give the coefficients' batch norms the channel count as epsilon, as the paper's code does."""
     last_stage: Literal["global", "drop"] = "global"
-    """What takes the place of the last run of blocks: a Global layer, or nothing, as in the paper."""
+    """Replacement of the last run of blocks: a Global layer, or nothing, as in the paper."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.num_steps != int(self.num_steps):
@@ -123,10 +125,10 @@ _OR_NUMBER = {"velocity": ", or a finite number", "diffusivity": ", or a finite 
 
 
 class GlobalLayer(nn.Module):
-    """Solves an advection-diffusion equation whose coefficients are made of the layer's input.
+    """Solves an advection-diffusion equation whose coefficients are made from the layer's input.
 
-    With h the input: u, v = act(norm(c(h))) and Dx, Dy = relu(norm(c(h))), where c is what `velocity` and `diffusivity`
-    name; H[0] = initial(h), H[-1] = h, source f = h; the output is relu(norm(H[num_steps])).
+    With h the input: u, v = act(norm(c(h))) and Dx, Dy = relu(norm(c(h))), where `velocity` and `diffusivity` name c;
+    H[0] = initial(h), H[-1] = h, source f = h; the output is relu(norm(H[num_steps])).
 
     Args:
         channels: of the input and of the output.
@@ -136,26 +138,26 @@ class GlobalLayer(nn.Module):
             plains and small across edges; `"zero"`; or a number.
         initial: `"identity"` or `"residual"`, a residual block.
         equation: `"advection_diffusion"`; `"diffusion"`, without the velocity; `"advection"`, without the diffusivity.
-        source: whether f = h, or there is none.
+        source: True for f = h, False for f = 0.
         shared_velocity: one velocity for both axes, v = u.
-        num_steps: steps of the solver, at least 1.
+        num_steps: number of steps of the solver, at least 1.
         dt: length of a step in time.
-        dx: distance of pixels along the width.
-        dy: distance of pixels along the height.
+        dx: distance between pixels along the width.
+        dy: distance between pixels along the height.
         boundary: as in `pocketcnn.numerics.advect_diffuse`; the convolutions pad with zeros.
         kernel_size: of the convolutions and residual blocks, odd.
-        bias: whether depthwise and full convolutions have biases.
+        bias: gives depthwise and full convolutions biases.
         contrast: of `perona_malik`.
         velocity_activation: `"relu"` or `"none"`.
         velocity_limit: a bound on |u| dt/dx + |v| dt/dy, kept by shortening velocities; None for none.
-        published_eps: batch norms of velocity and diffusivity have `channels` as epsilon.
+        published_eps: gives batch norms of velocity and diffusivity `channels` as epsilon.
         device: of the parameters.
         dtype: of the parameters.
     Raises:
         ValueError: an argument out of range.
-        UnstableStep: a constant velocity at which the solver grows without bound; the largest `dt` allowed is given.
+        UnstableStep: a constant velocity at which the solver grows without bound; the message gives the largest `dt`.
     Shape: [batch, channels, height, width] to the same.
-    Cost: the convolutions', and 6 multiply-adds a number and step and 9 a number for the solver.
+    Cost: the convolutions', and for the solver, per value of the map, 6 multiply-adds a step and 9 more.
     """
 
     condensed_by = "pde"
@@ -197,7 +199,7 @@ class GlobalLayer(nn.Module):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def coefficient(kind: str | float) -> nn.Sequential | None:
-            """A convolution or block and its batch norm; None for what is constant or computed."""
+            """Makes a convolution or block and its batch norm; None if the coefficient is constant or computed."""
             layers: dict[str, Any] = {
                 "depthwise": lambda: _conv(channels, kernel_size, channels, bias, made),
                 "conv": lambda: _conv(channels, kernel_size, 1, bias, made),
@@ -219,7 +221,7 @@ class GlobalLayer(nn.Module):
     def velocities(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "..."] | float, Float[Tensor, "..."] | float]:
-        """u and v for an input, each a number or of the input's shape."""
+        """Makes u and v for an input, each a number or of the input's shape."""
         options = self.options
         if options.equation == "diffusion" or options.velocity == "zero":
             return 0.0, 0.0
@@ -237,7 +239,7 @@ class GlobalLayer(nn.Module):
     def diffusivities(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "..."] | float, Float[Tensor, "..."] | float]:
-        """Dx and Dy for an input, each a number or of the input's shape; never negative."""
+        """Makes Dx and Dy for an input, each a number or of the input's shape; never negative."""
         kind = self.options.diffusivity
         if self.options.equation == "advection" or kind == "zero":
             return 0.0, 0.0
@@ -252,7 +254,7 @@ class GlobalLayer(nn.Module):
     def solve(
         self, x: Float[Tensor, "batch channels height width"], num_steps: int
     ) -> Float[Tensor, "batch channels height width"]:
-        """The field H after some steps.
+        """Computes the field H after some steps.
 
         Raises:
             ValueError: the input has another number of channels than the layer, or too few pixels for the boundary.
@@ -260,7 +262,7 @@ class GlobalLayer(nn.Module):
         return self._solve(x, num_steps, self._convolutions(x), None)
 
     def _solve(self, x: Tensor, num_steps: int, parts: list[nn.Sequential], after: Tensor | None) -> Tensor:
-        """The same; with parts that compiled kernels take over, and perhaps what they do `after` the steps."""
+        """Solves; compiled kernels run the convolutions in `parts`, and multiply and add `after` the steps, if given."""
         options = self.options
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"this layer solves for {self.channels} channels, the input is {list(x.shape)}")
@@ -270,7 +272,7 @@ class GlobalLayer(nn.Module):
         if parts:
             makers = (self.velocity_x, self.velocity_y or self.velocity_x, self.diffusivity_x, self.diffusivity_y)
             uses = [-1 if maker is None else parts.index(maker) for maker in makers]
-            # What no convolution makes is a number, or made of the input some other way.
+            # A coefficient that no convolution makes is a number, or made from the input in another way.
             flows, spreads = uses[0] < 0, uses[2] < 0
             coefficients = (
                 *(self.velocities(x) if flows else (0.0, 0.0)), *(self.diffusivities(x) if spreads else (0.0, 0.0))
@@ -289,12 +291,14 @@ class GlobalLayer(nn.Module):
         )
 
     def _convolutions(self, x: Tensor) -> list[nn.Sequential]:
-        """The depthwise convolutions and batch norms that make all coefficients, if compiled kernels can take them over;
-        not if somebody watches them run."""
+        """Lists the depthwise convolutions and batch norms that make all coefficients, if compiled kernels can run them.
+
+        The list is empty if they cannot, or if something watches the modules run.
+        """
         made = (self.velocity_x, self.velocity_y, self.diffusivity_x, self.diffusivity_y)
         parts = [part for part in made if part is not None]
         options = self.options
-        # While a net is exported nothing must be asked about the batch.
+        # While a net is exported, nothing may depend on the batch's values or size.
         whole = options.source and options.velocity_limit is None and kernels.compiled(x) and len(x)
         if not whole or _has_any_global_hook() or not all(map(_is_formed, parts)):
             return []
@@ -302,8 +306,7 @@ class GlobalLayer(nn.Module):
         return parts if alike or torch.is_autocast_enabled(x.device.type) else []
 
     def fold_norm_(self) -> None:
-        """Folds the batch norms of coefficients and residual blocks into their convolutions; the last one follows the
-        solver."""
+        """Folds the batch norms of coefficients and residual blocks; the last norm follows the solver and stays."""
         made = (self.velocity_x, self.velocity_y, self.diffusivity_x, self.diffusivity_y)
         pairs = [(part[0], part[1]) for part in made if type(part) is nn.Sequential and len(part) == 2]
         for block in self.modules():
@@ -320,7 +323,7 @@ class GlobalLayer(nn.Module):
         return F.relu(self.bn(self._solve(x, num_steps, parts, None)))
 
     def extra_macs(self, x: Tensor, y: Tensor) -> dict[str, int]:
-        """The solver's own: 6 multiply-adds a number and step, 9 a number for the weights; and Sobel's 8."""
+        """Counts the solver's: per value 6 multiply-adds a step and 9 for the stencil's weights; and Sobel's 8."""
         macs = {"advect_diffuse": (6 * self.options.num_steps + 9) * y.numel()}
         if self.options.diffusivity == "perona_malik" and self.options.equation != "advection":
             macs["perona_malik"] = 8 * y.numel()
@@ -328,15 +331,17 @@ class GlobalLayer(nn.Module):
 
     def extra_repr(self) -> str:
         always = ("velocity", "diffusivity", "num_steps", "dt", "boundary")
-        never = ("kernel_size", "bias", "last_stage")  # seen in the convolutions, or not the layer's
+        never = ("kernel_size", "bias", "last_stage")  # shown by the convolutions, or no option of the layer
         shown = {field.name: getattr(self.options, field.name) for field in fields(PdeOptions)}
         changed = [n for n, v in shown.items() if n not in never and v != getattr(PdeOptions, n)]
         return ", ".join([str(self.channels), *(f"{n}={shown[n]}" for n in shown if n in always or n in changed)])
 
 
 def _is_formed(part: nn.Module) -> bool:
-    """Whether a convolution and what follows it are what `formed_by` reads: a depthwise one of 3x3 that keeps the image's size
-    with zeros around it, and a batch norm or nothing; and nobody watches them."""
+    """Tells whether `formed_by` can read a convolution and its batch norm, and nothing watches them run.
+
+    The convolution must be depthwise and 3x3, and keep the image's size by padding with zeros; the norm may be folded.
+    """
     if type(part) is not nn.Sequential or len(part) != 2 or type(part[0]) is not nn.Conv2d:
         return False
     conv, norm = part[0], part[1]
@@ -349,12 +354,12 @@ def _is_formed(part: nn.Module) -> bool:
 def formed_by(
     parts: Sequence[nn.Sequential], x: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, "kernels 11 channels"]:
-    """Depthwise convolutions and their batch norms as `pocketcnn.numerics.advect_diffuse_formed` takes them.
+    """Packs depthwise convolutions and their batch norms as `pocketcnn.numerics.advect_diffuse_formed` takes them.
 
-    Batch norms in training mode look at the convolutions of `x`, and remember what they see, as batch norms do.
+    Batch norms in training mode use the statistics of the convolved `x`, and update their running statistics.
 
     Raises:
-        ValueError: a batch norm in training mode and one number a channel.
+        ValueError: a batch norm in training mode with only one value a channel.
     """
     convs: list[Any] = [part[0] for part in parts]
     norms: list[Any] = [part[1] for part in parts]
@@ -382,7 +387,7 @@ def formed_by(
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with batch norm around the identity, as in a residual net's basic block."""
+    """Two convolutions with batch norms around a shortcut, as in a residual net's basic block."""
 
     def __init__(self, channels: int, kernel_size: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -407,18 +412,18 @@ def _conv(channels: int, kernel_size: int, groups: int, bias: bool, made: dict[s
 
 @dataclass(frozen=True)
 class Run:
-    """Equal blocks that follow each other, as far as the layer that replaces them has to know them."""
+    """Facts of a run of equal blocks that the layer replacing them needs."""
 
     channels: int
     kernel_size: int
-    last: bool = False  # whether it is the net's last
+    last: bool = False  # True for the last run of the net
 
 
 def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
-    """Every run of equal blocks in an `nn.Sequential`; one layer replaces two or more.
+    """Lists the runs of equal blocks in each `nn.Sequential`; one layer replaces two or more blocks.
 
-    Blocks of one kind that follow each other are a stage, or several: where stride or width changes, a new one begins.
-    The first block is kept, and so is one that changes stride or width.
+    Blocks of one type that follow each other form one stage or several: a block that changes stride or width begins a new
+    one. The first block of a stage is kept.
     """
     owners = owners_of_parameters(model)
     found = [site for prefixes, blocks in neighbours(model) for site in _sites(prefixes, blocks, owners)]
@@ -431,18 +436,15 @@ def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
 
 
 def _sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], owners: Counter[int]) -> Iterator[Site]:
-    """The runs among neighbours of one type."""
+    """Lists the runs among neighbours of one type."""
     if not is_block(blocks[0][1]):
-        condensed = [(name, block) for name, block in blocks if isinstance(block, GlobalLayer)]
-        yield from (
-            Site(names_of(prefixes, n), m, f"already condensed by {m.condensed_by!r}", False) for n, m in condensed
-        )
+        yield from condensed_sites(prefixes, blocks, GlobalLayer)
         return
     runs = [list(run) for _, run in groupby(blocks, lambda named: structure(named[1]))]
     for number, run in enumerate(runs):
         replaced = run if number else run[1:]
         if len(run) == 1 and number < len(runs) - 1:
-            continue  # it begins a stage: what follows differs in stride or width
+            continue  # it begins a stage: the blocks after it differ in stride or width
         name, first = (replaced or run)[0]
         modules = [block for _, block in replaced]
         rest = tuple((f"{prefixes[0]}{other}", block) for other, block in replaced[1:])
@@ -460,7 +462,7 @@ def _sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], own
 
 
 def _run_of(block: nn.Module) -> tuple[Run | None, str]:
-    """What a layer in the place of blocks like this one needs to know, or why there can be none."""
+    """Collects the facts for a layer that replaces blocks like this one; or says why there can be none."""
     channels, problem = kept_channels(block)
     if problem:
         return None, problem
@@ -469,7 +471,7 @@ def _run_of(block: nn.Module) -> tuple[Run | None, str]:
 
 
 def build(sites: Sequence[Site], options: PdeOptions) -> dict[str, nn.Module | None]:
-    """A Global layer for each run; for one of the last stage perhaps nothing."""
+    """Builds a Global layer for each run; None for the last run with `last_stage="drop"`."""
     built: dict[str, nn.Module | None] = {}
     settings = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "last_stage"}
     for site in sites:
@@ -488,10 +490,7 @@ METHOD = Method(
     options=PdeOptions,
     sites=sites,
     build=build,
-    places=(
-        "run of equal blocks of convolutions in an nn.Sequential",
-        "runs of equal blocks of convolutions in an nn.Sequential",
-    ),
+    places=RUNS,
     searched={
         "velocity": ("depthwise", "identity"),
         "diffusivity": ("depthwise", "constant", "perona_malik"),

@@ -1,8 +1,8 @@
-"""Recurrent Parameter Generators: all layers read their kernels off one short ring of shared numbers.
+"""Recurrent Parameter Generators: all layers read their kernels off one short ring of shared parameters.
 
-A seed gives every number of every kernel a place on the ring and a sign; only the ring is stored and trained, and the
-file needs the seed but no index. Each layer scales what it reads to its own Kaiming fan-out variance. A net can have one
-ring, one for each stage or block, or rings for layers by name; and sub-networks that repeat can each read all of a ring.
+A seed gives every weight of every kernel a place on the ring and a sign. Only the ring is stored and trained; the file
+holds the seed and no index. Each layer scales what it reads to its own Kaiming fan-out variance. A net can have one ring,
+one for each stage or block, or rings for layers by name; and sub-networks that repeat can each read all of a ring.
 
 Source: Wang, Chen, Yu, Cheung, LeCun: Compact and Optimal Deep Learning with Recurrent Parameter Generators,
 WACV 2023 (arXiv 2107.07110). We differ from the authors' code in that any ring size works, places and signs are
@@ -39,26 +39,27 @@ from pocketcnn.numerics.ring_index import (
 )
 
 LEVELS = ("net", "stage", "block")
+_SEEDLESS = ("identity", "windows")  # schemes that are read round and round, or by codes that the file stores
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RingOptions:
-    """How many rings there are, how long they are and how they are read."""
+    """Number of rings, their lengths, and the way they are read."""
 
     size: int | float | dict[str, int | float] = 0.25
-    """Length: an integer for all rings together, a fraction in (0, 1] of the numbers replaced, or either by ring."""
+    """Length: an integer for all rings together, a fraction in (0, 1] of the weights replaced, or either by ring."""
     seed: int = 0
-    """Rebuilds the place and the sign of every number; stored in the model file."""
+    """Rebuilds the place and the sign of every weight; stored in the model file."""
     scheme: str = "random"
-    """How places and signs are assigned: "random" (shuffled), "block" (by filter), "affine" (arithmetic), "identity",
-    or "windows" (nine neighbours at a time, from stored places that a fit chooses)."""
+    """Assignment of places and signs: "random" (shuffled), "block" (by filter), "affine" (arithmetic), "identity", or
+    "windows" (nine neighbours at a time, from stored places that a fit chooses)."""
     level: str | dict[str, str] = "net"
-    """One ring for the "net", each "stage" or each "block"; or by dotted-name pattern the name of the layers' ring."""
+    """One ring for the "net", each "stage" or each "block"; or ring names by dotted-name pattern of the layers."""
     subnets: str = ""
     """Pattern of modules that are repeated sub-networks: each reads the ring by places and signs of its own."""
     gain: bool = False
-    """Whether each layer has a factor of its own, stored and trained; initialize="fit" needs it and turns it on."""
+    """Give each layer a factor of its own, stored and trained; initialize="fit" needs it and turns it on."""
 
     def __post_init__(self) -> None:
         if self.size == {}:
@@ -81,28 +82,27 @@ class RingOptions:
 
 
 class ParameterRing(nn.Module):
-    """The shared numbers, and for each layer where and how it reads them.
+    """The shared parameters, and for each layer the places and signs of its weights on the ring.
 
-    The ring is drawn with the mean variance of its layers (weighted by their numbers), so that with as many stored
-    numbers as used ones it starts, and takes steps, like the plain net.
+    The ring is drawn with the mean variance of its layers, each weighted by its number of weights. So a ring as long as
+    all its layers together starts, and takes steps, like the plain net.
 
     Args:
         shapes: the kernel shapes of the layers, in order: each layer is a slot, numbered from 0.
-        size: length of the ring, an integer or a fraction in (0, 1] of all the layers' numbers.
+        size: length of the ring, an integer or a fraction in (0, 1] of all the layers' weights.
         seed: rebuilds places and signs.
         scheme: see `pocketcnn.numerics.ring_indices`.
         groups: the number of groups of each layer's convolution; 1 for all when not given.
-        subnets: the number of the sub-network that each layer is part of; 0 for all when not given. Each sub-network's
-            layers have a list of places of their own, which starts anew; so what no sub-network is long enough to read
-            may be read by none.
-        gain: whether each layer has a factor of its own, stored and trained.
+        subnets: the number of the sub-network that each layer is part of; 0 for all when not given. The list of places
+            starts anew in each sub-network; so parts of a ring longer than every sub-network may never be read.
+        gain: gives each layer a factor of its own, stored and trained.
         device: where the parameters live; `dtype` is their type.
         dtype: of the parameters.
     Raises:
         ValueError: no shapes, or an option out of range.
     """
 
-    stored_weights = ("values",)  # of one axis, and weights all the same
+    stored_weights = ("values",)  # one axis, and weights all the same
     indices: Tensor
     signs: Tensor
     codes: Tensor
@@ -129,7 +129,7 @@ class ParameterRing(nn.Module):
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
         self.subnets = list(subnets or [0] * len(shapes))
         if len(self.subnets) != len(shapes):
-            raise ValueError(f"{len(shapes)} layers need as many numbers of sub-networks, got {len(self.subnets)}")
+            raise ValueError(f"{len(shapes)} layers need as many sub-network numbers, got {len(self.subnets)}")
         total = sum(self.sizes)
         length = max(1, round(size * total)) if isinstance(size, float) else size
         longest = max(
@@ -137,11 +137,11 @@ class ParameterRing(nn.Module):
         )
         if scheme == "windows" and length > LONGEST:
             raise ValueError(
-                f"codes of windows reach {LONGEST:,} numbers of a ring, this one would have {length:,}; take a smaller size, "
+                f"codes of windows reach {LONGEST:,} parameters of a ring, this one would have {length:,}; take a smaller size, "
                 'or level="stage" for several rings'
             )
         if len(set(self.subnets)) > 1 and length > longest:
-            _log.warning("a ring of %d numbers, but no sub-network reads more than %d of it", length, longest)
+            _log.warning("a ring of %d parameters, but no sub-network reads more than %d of them", length, longest)
         variances = [
             2 / fan_out(shape, g) for shape, g in zip(self.shapes, groups or [1] * len(self.shapes), strict=True)
         ]
@@ -159,7 +159,7 @@ class ParameterRing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the ring anew from torch's random numbers and rebuilds places and signs from the seed."""
+        """Redraws the ring from torch's random numbers and rebuilds places and signs from the seed."""
         nn.init.normal_(self.values, std=self.std)
         if self.gains is not None:
             nn.init.ones_(self.gains)
@@ -180,21 +180,21 @@ class ParameterRing(nn.Module):
             self.signs[window] = signs.to(self.signs)
 
     def seed_of(self, subnet: int) -> int:
-        """The seed of the places and signs of a sub-network's layers."""
+        """Seed of the places and signs of a sub-network's layers."""
         return (self.seed + (subnet << 48)) % 2**64  # far from the seeds of other rings and other runs
 
     def window(self, slot: int) -> slice:
-        """Where in `indices` and `signs` the layer in that slot has its own."""
+        """The part of `indices` and `signs` that belongs to the layer in that slot."""
         start = sum(self.sizes[:slot])
         return slice(start, start + self.sizes[slot])
 
     def code_window(self, slot: int) -> slice:
-        """Where in `codes` the layer in that slot has its own."""
+        """The part of `codes` that belongs to the layer in that slot."""
         start = sum(map(code_count, self.sizes[:slot]))
         return slice(start, start + code_count(self.sizes[slot]))
 
     def places(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Where the layer in that slot reads each number of its kernel, and with which sign; both flat."""
+        """Places and signs of the kernel's weights for the layer in that slot, both flat."""
         if self.scheme == "windows":
             return window_indices(self.codes[self.code_window(slot)], len(self.values), self.sizes[slot])
         if self.scheme == "affine" and torch.compiler.is_exporting():
@@ -202,16 +202,16 @@ class ParameterRing(nn.Module):
         return self.indices[self.window(slot)], self.signs[self.window(slot)]
 
     def scale_of(self, slot: int) -> float:
-        """What the numbers that the layer in that slot reads are multiplied by, its gain included."""
+        """Factor of the weights that the layer in that slot reads, with its gain."""
         return self.scales[slot] * (1.0 if self.gains is None else float(self.gains.detach()[slot]))
 
     def read(self, slot: int) -> Tensor:
-        """The kernel of the layer in that slot."""
+        """Reads the kernel of the layer in that slot."""
         kernel = kernels.ring_kernel(self.values, *self.places(slot), self.scales[slot]).view(self.shapes[slot])
         return kernel if self.gains is None else kernel * self.gains[slot]
 
     def _computed(self, slot: int) -> tuple[Tensor, Tensor]:
-        """Places and signs of a slot of the affine scheme, by arithmetic."""
+        """Computes places and signs of a slot of the affine scheme."""
         subnet = self.subnets[slot]
         before = sum(n for n, s in zip(self.sizes[:slot], self.subnets[:slot], strict=True) if s == subnet)
         positions = torch.arange(before, before + self.sizes[slot], device=self.values.device)
@@ -219,7 +219,7 @@ class ParameterRing(nn.Module):
 
     def extra_repr(self) -> str:
         subnets = f", {len(set(self.subnets))} sub-networks" if len(set(self.subnets)) > 1 else ""
-        read = f"{len(self.values)} numbers read {sum(self.sizes)} times"
+        read = f"{len(self.values)} parameters read {sum(self.sizes)} times"
         return f"{read}, seed={self.seed}, scheme={self.scheme!r}{subnets}"
 
 
@@ -239,13 +239,13 @@ class RingConv2d(AbstractConv2d):
         device: as in `nn.Conv2d`.
         dtype: as in `nn.Conv2d`.
         ring: the ring to read; without one the layer makes its own of `size` and `seed`.
-        slot: which of the ring's readers this layer is.
-        size: length of the layer's own ring, an integer or a fraction in (0, 1] of the kernel's numbers.
+        slot: number of this layer among the ring's readers.
+        size: length of the layer's own ring, an integer or a fraction in (0, 1] of the kernel's weights.
         seed: of the layer's own ring; so is `scheme`.
         scheme: see `pocketcnn.numerics.ring_indices`.
     Raises:
         ValueError: an argument out of range, or a slot whose shape is not that of the kernel.
-    Cost: that of the convolution, and one gather of the kernel's numbers.
+    Cost: that of the convolution, and one gather of the kernel's weights.
     """
 
     condensed_by = "ring"
@@ -282,14 +282,14 @@ class RingConv2d(AbstractConv2d):
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
 
     def reset_parameters(self) -> None:
-        """Draws the ring anew, for all of its readers, and sets the bias to 0."""
+        """Redraws the ring, for all of its readers, and sets the bias to 0."""
         self.ring.reset_parameters()
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     @property
     def weight(self) -> Tensor:
-        """The kernel, for nets that read it themselves: `F.conv2d(x, conv.weight)`. What is written to it is lost."""
+        """The kernel, for nets that read it themselves: `F.conv2d(x, conv.weight)`. Writing to it has no effect."""
         return self.dense_weight()
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
@@ -297,7 +297,7 @@ class RingConv2d(AbstractConv2d):
         return self.ring.read(self.slot)
 
     def generator_parameters(self) -> Iterable[nn.Parameter]:
-        """The ring, and the layers' factors where they have some."""
+        """Lists the ring and, if the layers have them, their factors."""
         return list(self.ring.parameters())
 
     def forward(
@@ -311,7 +311,7 @@ class RingConv2d(AbstractConv2d):
 
 
 def sites(model: nn.Module, options: RingOptions) -> list[Site]:
-    """Every convolution, 1x1 shortcuts included; stem and classifier are left alone by default.
+    """Lists all convolutions, 1x1 shortcuts included; stem and classifier are left alone by default.
 
     A site's detail is the name of the ring it reads and the number of the sub-network it is part of.
     """
@@ -327,7 +327,7 @@ def sites(model: nn.Module, options: RingOptions) -> list[Site]:
 
 
 def _rings(model: nn.Module, level: str | dict[str, str], found: Sequence[Site]) -> dict[str, str]:
-    """The name of the ring that each site reads, by the site's name: "net", a stage's or block's name, or as given."""
+    """Names the ring that each site reads, by the site's name: "net", a stage's or block's name, or as given."""
     if isinstance(level, dict):
         return {name: level[pattern] for name, pattern in sites_by_pattern(found, level, "level").items()}
     if level == "net":
@@ -335,17 +335,17 @@ def _rings(model: nn.Module, level: str | dict[str, str], found: Sequence[Site])
     rings = {}
     for site in found:
         block = block_of(model, site.name)
-        # A stage is what holds the block; a convolution in no block is a stage of its own.
+        # The stage is the module that holds the block; a convolution in no block is a stage of its own.
         rings[site.name] = block if level == "block" or block == site.name else block.rpartition(".")[0] or "net"
     return rings
 
 
 def _subnets(model: nn.Module, pattern: str, found: Sequence[Site]) -> dict[str, int]:
-    """The number of the sub-network that each site is part of, from 0; sites in none share one more."""
+    """Numbers the sub-network that each site is part of, from 0; sites in none share one more number."""
     if not pattern:
         return dict.fromkeys((site.name for site in found), 0)
     names = [name for name, _ in model.named_modules() if name and fnmatch.fnmatchcase(name, pattern)]
-    # What lies inside a sub-network may match too: the outermost module counts.
+    # A module inside a sub-network may match too: the outermost one counts.
     outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
     members = {name: [site for site in found if site.possible and matches(site, name)] for name in outer}
     if not any(members.values()):
@@ -357,13 +357,13 @@ def _subnets(model: nn.Module, pattern: str, found: Sequence[Site]) -> dict[str,
 
 
 def lengths(size: int | float | dict[str, int | float], numbers: Mapping[str, int]) -> dict[str, int]:
-    """The length of each ring.
+    """Computes the length of each ring.
 
     Args:
-        size: as in `RingOptions`: an integer is divided among the rings in proportion to what they replace.
-        numbers: how many numbers each ring replaces, by its name.
+        size: as in `RingOptions`; an integer is divided among the rings in proportion to the weights they replace.
+        numbers: number of weights that each ring replaces, by the ring's name.
     Raises:
-        ValueError: a ring without a size or a size without a ring, or fewer numbers than rings.
+        ValueError: a ring without a size, a size without a ring, or an integer below the number of rings.
     Example:
         >>> lengths(10, {"early": 30, "late": 70}), lengths({"early": 0.5, "late": 4}, {"early": 30, "late": 70})
         ({'early': 3, 'late': 7}, {'early': 15, 'late': 4})
@@ -377,8 +377,8 @@ def lengths(size: int | float | dict[str, int | float], numbers: Mapping[str, in
     if isinstance(size, float):
         return {name: max(1, round(size * count)) for name, count in numbers.items()}
     if size < len(numbers):
-        raise ValueError(f"{size} numbers are too few for {len(numbers)} rings; size must be at least 1 for each")
-    # Each ring has one number; the rest is divided, and what rounding leaves goes to the largest remainders.
+        raise ValueError(f"{size} parameters are too few for {len(numbers)} rings; size must be at least 1 for each")
+    # Each ring has one parameter; the rest is divided, and the remainder of rounding goes to the largest fractions.
     shares = {name: (size - len(numbers)) * count / sum(numbers.values()) for name, count in numbers.items()}
     shared = {name: 1 + int(share) for name, share in shares.items()}
     left = size - sum(shared.values())
@@ -388,7 +388,7 @@ def lengths(size: int | float | dict[str, int | float], numbers: Mapping[str, in
 
 
 def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
-    """The rings, and for each site a layer that reads its own."""
+    """Builds the rings, and for each site a layer that reads its ring."""
     readers: dict[str, list[Site]] = {}
     for site in sites:
         readers.setdefault(site.detail[0], []).append(site)
@@ -416,14 +416,14 @@ def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
     return built
 
 
-def _of_one_size(numbers: Tensor) -> Tensor:
-    """Numbers brought to a mean square of 1; zeros stay what they are."""
-    return numbers / numbers.square().mean().sqrt().clamp(min=torch.finfo(numbers.dtype).tiny)
+def _normalised(weights: Tensor) -> Tensor:
+    """Scales weights to a mean square of 1; zeros stay zeros."""
+    return weights / weights.square().mean().sqrt().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 @torch.no_grad()
 def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
-    """Rings whose layers' kernels are as near to trained ones as they can be; see `pocketcnn.numerics.fit_ring`."""
+    """Brings the kernels of all layers as near to trained ones as rings can, see `pocketcnn.numerics.ring_fit.fit_ring`."""
     readers: dict[ParameterRing, dict[int, nn.Conv2d]] = {}
     for name, layer in made.items():
         assert isinstance(layer, RingConv2d)
@@ -435,7 +435,7 @@ def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | N
         weights = [convs[slot].weight.flatten() for slot in range(len(ring.shapes))]
         weights = [w.to(accumulation_dtype(w)) for w in weights]
         if ring.scheme == "windows":
-            ring.codes.copy_(fit_windows([_of_one_size(w) for w in weights], len(ring.values)))
+            ring.codes.copy_(fit_windows([_normalised(w) for w in weights], len(ring.values)))
         places = [ring.places(slot) for slot in range(len(weights))]
         values, gains = fit_ring(weights, ring.scales, places, len(ring.values), std=ring.std)
         ring.values.copy_(values)
@@ -452,5 +452,6 @@ METHOD = Method(
     build=build,
     match=match,
     match_options={"gain": True},
+    needs_seed=lambda options: "seed" in options and options.get("scheme") not in _SEEDLESS,
     searched={"size": Range(0.01, 1.0), "level": ("net", "stage")},
 )

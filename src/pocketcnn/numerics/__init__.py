@@ -1,6 +1,6 @@
-"""The definitions: pure tensor mathematics, slow and obvious, right on any device and in any dtype.
+"""The definitions: pure tensor mathematics, slow and obvious, correct on any device and in any dtype.
 
-Every fast twin in `pocketcnn.kernels` is tested against the function of the same name here.
+Each fast twin in `pocketcnn.kernels` is tested against the function of the same name here.
 """
 
 from pocketcnn.numerics.condconv import condconv2d

@@ -1,4 +1,4 @@
-"""Sizes of kernels and maps, and the dtype that sums are kept in."""
+"""Sizes of kernels and maps, and the dtype of sums."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ def pair(value: Pair) -> tuple[int, int]:
 
 
 def divisors_of(channels: int) -> list[int]:
-    """Numbers of groups, or of channels in a group, that fit."""
+    """Lists the numbers of groups, or of channels in a group, that divide the channels."""
     return [number for number in range(1, channels + 1) if channels % number == 0]
 
 
 def output_size(
     size: tuple[int, int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> tuple[int, int]:
-    """Height and width that a convolution makes of `size`; both at least 1.
+    """Height and width of a convolution's output for an image of `size`; both at least 1.
 
     Raises:
         ValueError: the kernel does not fit in the padded image.
@@ -35,6 +35,5 @@ def output_size(
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The dtype sums are taken in: float32 for lower precisions, else that of `x`."""
-
+    """Chooses the dtype of sums: float32 for lower precisions, else that of `x`."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""CondConv: a kernel for every image, mixed of experts."""
+"""CondConv: a kernel for every image, mixed from experts."""
 
 import torch
 from jaxtyping import Float
@@ -24,30 +24,30 @@ def condconv2d(
 ) -> Float[Tensor, "batch out_channels out_height out_width"]:
     """Convolves each image with its own mixture of expert kernels.
 
-    Image b sees the kernel `sum_e routing_weights[b, e] * experts[e]`, and the biases are mixed alike. Convolution is
+    Image b gets the kernel `sum_e routing_weights[b, e] * experts[e]`, and the biases are mixed alike. Convolution is
     linear in the kernel, so this equals mixing the experts' outputs, at the price of one convolution. All computations
-    give the same to rounding: `"unfold"` multiplies the unfolded image by its kernel, the slow and obvious one;
+    give the same result, up to rounding: `"unfold"`, slow and obvious, multiplies the unfolded image by its kernel;
     `"mix_kernels"` is one convolution in which the images of the batch are groups of channels; `"mix_outputs"` convolves
-    all images with all experts. `"auto"` takes the last for few experts and small maps, where a kernel for every image is
-    much to make and little to use, else the one before.
+    all images with all experts. `"auto"` chooses `"mix_outputs"` for few experts and small maps, where a kernel for every
+    image costs much to make and is used little, else `"mix_kernels"`.
 
     While a net is exported `"auto"` and `"mix_kernels"` unfold: a number of groups cannot depend on the batch.
 
     Args:
         x: the images.
-        routing_weights: how much of each expert each image takes; any numbers, they need not sum to 1.
+        routing_weights: weights of the experts for each image; they need not sum to 1.
         experts: the kernels; `group_channels` is `in_channels // groups`.
         bias: added to the outputs, mixed like the kernels.
         stride: in pixels, one number or (height, width); so are `padding` (zeros) and `dilation`.
         padding: zeros on each side.
         dilation: distance between kernel taps.
         groups: as in `torch.nn.functional.conv2d`.
-        computation: how, one of the above.
+        computation: one of the above.
     Returns:
         The convolved images, in the dtype of `x`.
     Raises:
-        ValueError: channels, groups and experts do not fit together, the kernel does not fit in the image, or there is no
-            such computation.
+        ValueError: channels, groups and experts that do not fit together, a kernel that does not fit in the image, or an
+            unknown computation.
     Cost: num_experts * prod(kernel shape) multiply-adds an image to mix, then those of one convolution; mixing outputs,
         those of num_experts convolutions.
     Source: Yang et al., CondConv: Conditionally Parameterized Convolutions for Efficient Inference, section 3.
@@ -68,9 +68,9 @@ def condconv2d(
     elif batch == 0:  # no groups to convolve in, nothing to unfold
         computation = "mix_outputs"
     elif computation == "auto":
-        # Every further expert costs a number of an image's kernel one multiply-add a pixel if outputs are mixed; to make and
-        # use that number costs as long as some hundred of them if kernels are. A single image always has its kernel mixed,
-        # so what it costs is what the definition costs.
+        # Per weight of an image's kernel, mixing outputs costs one multiply-add a pixel for every further expert; mixing
+        # kernels takes as long as about a hundred of them. The kernel of a single image is always mixed, so that its
+        # cost is the definition's.
         small = batch > 1 and (num_experts - 1) * height * width <= 100 and groups == 1
         computation = "mix_outputs" if small else "mix_kernels"
     if computation == "mix_outputs":

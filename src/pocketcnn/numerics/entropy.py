@@ -1,4 +1,4 @@
-"""How complex an image is, in one number: the entropy that Puppet-CNN reads off it, and other measures of the kind.
+"""Measures of an image's complexity: the entropy that Puppet-CNN uses, and others.
 
 Source: Puppet-CNN's H(X) = 1/2 E(X) + 1/2 E(Y(X)), with E the Shannon entropy of a histogram and Y a frequency
 transform. The publication leaves bins and transform open. Here both histograms have bins of one width: an orthonormal
@@ -28,12 +28,12 @@ def image_entropy(
 
     E(pixels) is the entropy of the histogram of all pixel values, of all channels together. E(frequencies) is that of
     the magnitudes of the two-dimensional Fourier transform of each channel, orthonormal, without the mean. Both lie
-    between 0, for one value everywhere, and log2(bins). Values beyond the range count as its ends.
+    between 0, for one value everywhere, and log2(bins). Values outside the range count as its ends.
 
     Args:
         x: images [batch, channels, height, width].
-        bins: how many equal parts the range is cut into.
-        value_range: the lowest and the highest value a pixel can have; magnitudes are counted from 0 to the width of it.
+        bins: number of equal parts of the range.
+        value_range: the lowest and the highest value of a pixel; magnitudes are counted from 0 to the range's width.
         term: `"both"`, or only `"pixel"` or `"frequency"`.
     Returns:
         One number an image, [batch], in float32 or, for float64 images, in float64, without a gradient.
@@ -46,7 +46,7 @@ def image_entropy(
         raise ValueError(f"bins must be at least 2, got {bins}")
     x = _checked(x, value_range)
     if x.shape[0] == 0:
-        return x.new_zeros(0)  # of which some Fourier transforms would be afraid
+        return x.new_zeros(0)  # some FFT backends reject empty batches
     low, high = value_range
     width = (high - low) / bins
     terms = []
@@ -54,13 +54,13 @@ def image_entropy(
         terms.append(_entropy((x - low) / width, bins))
     if term != "pixel":
         magnitudes = torch.fft.fft2(x, norm="ortho").abs().flatten(2)[:, :, 1:]
-        # A magnitude of less than half a bin is what rounding to the bins' width leaves of none.
+        # Magnitudes are rounded to multiples of the bins' width: one of less than half a bin counts as 0.
         terms.append(_entropy(magnitudes / width + 1 / 2, bins))
     return torch.stack(terms).mean(0)
 
 
 def image_variance(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0)) -> Values:
-    """The variance of each image's values, as a share of the largest there can be: between 0 and 1.
+    """The variance of each image's values, as a share of the largest possible: between 0 and 1.
 
     Args:
         x: images [batch, channels, height, width].
@@ -73,10 +73,10 @@ def image_variance(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0)) 
 
 
 def edge_density(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0), threshold: float = 0.1) -> Values:
-    """The share of each image's pixels at which brightness changes by more than a threshold: between 0 and 1.
+    """The share of each image's pixels where brightness changes by more than a threshold: between 0 and 1.
 
-    The change is the length of Sobel's gradient of the mean of the channels, per pixel of distance, with the border's
-    pixels repeated.
+    The change is the length of Sobel's gradient of the channels' mean, per pixel of distance, with the pixels at the
+    border repeated.
 
     Args:
         x: images [batch, channels, height, width].
@@ -94,7 +94,7 @@ def edge_density(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0), th
 
 
 def _checked(x: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """Images in at least float32, that have what a measure needs."""
+    """Checks images for a measure, and converts them to at least float32."""
     if not value_range[0] < value_range[1]:
         raise ValueError(f"value_range is (lowest, highest), not {value_range}")
     if x.shape[2] * x.shape[3] < 2:
@@ -106,7 +106,7 @@ def _checked(x: Tensor, value_range: tuple[float, float]) -> Tensor:
 
 
 def _entropy(places: Tensor, bins: int) -> Tensor:
-    """The entropy in bits of each image's histogram, given every value's place on the row of bins."""
+    """Computes the entropy in bits of each image's histogram, given the position of each value in units of bins."""
     places = places.flatten(1).clamp(0, bins - 1)
     counts = places.new_zeros(places.shape[0], bins).scatter_add(1, places.long(), torch.ones_like(places))
     return torch.special.entr(counts / places.shape[1]).sum(1) / math.log(2)

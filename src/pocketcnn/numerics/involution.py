@@ -16,7 +16,7 @@ def involution2d(
     padding: Pair = 0,
     dilation: Pair = 1,
 ) -> Float[Tensor, "batch channels out_height out_width"]:
-    """Multiplies the window around each pixel by that pixel's own kernel and sums it up.
+    """Multiplies the window around each pixel by that pixel's own kernel, and sums the products.
 
     Channel c belongs to group `c // (channels // groups)`; all channels of a group share a kernel, and channels are
     never mixed. Tap `i * kernel_width + j` of a kernel meets row i, column j of the window. Sums are taken in float32
@@ -24,7 +24,7 @@ def involution2d(
 
     Args:
         x: the images.
-        kernels: one kernel for every output pixel and group; `taps` is kernel_height * kernel_width.
+        kernels: one kernel for each output pixel and group; `taps` is kernel_height * kernel_width.
         kernel_size: in pixels, one number or (height, width); so are `stride`, `padding` (zeros) and `dilation`.
         stride: distance between windows.
         padding: zeros on each side.
@@ -32,7 +32,7 @@ def involution2d(
     Returns:
         The filtered images, in the dtype of `x`.
     Raises:
-        ValueError: channels do not divide into groups, or the kernels' shape is not that of the output.
+        ValueError: channels that do not divide into groups, or kernels that do not fit the output.
     Cost: channels * taps * out_height * out_width multiply-adds an image.
     Source: Li et al., Involution: Inverting the Inherence of Convolution for Visual Recognition, equation 4.
     """
@@ -47,7 +47,11 @@ def involution2d(
 def check_involution(
     x: Tensor, kernels: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> tuple[int, int, int, tuple[int, int]]:
-    """`(batch, channels, groups, output size)` of an involution whose shapes fit together, else `ValueError`."""
+    """Checks that the shapes of an involution fit together; returns `(batch, channels, groups, output size)`.
+
+    Raises:
+        ValueError: as in `involution2d`.
+    """
     batch, channels, *size = x.shape
     groups = kernels.shape[1]
     if min(*pair(kernel_size), *pair(stride), *pair(dilation)) < 1 or min(pair(padding)) < 0:

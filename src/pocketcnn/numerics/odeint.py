@@ -1,7 +1,7 @@
 """Ordinary differential equations by fixed steps: Runge-Kutta methods as tables of coefficients.
 
-Source of the tables: Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I. With fixed steps the work is
-known beforehand, the result is the same on every machine, and gradients flow through the plain operations.
+Source of the tables: Hairer, Norsett & Wanner, Solving Ordinary Differential Equations I. With fixed steps the cost is
+known in advance, the result is the same on every machine, and gradients flow through plain operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,11 @@ Derivative = Callable[[float, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method: stage i looks at time + nodes[i] * step, from the stages before it weighted by
-    stages[i]; the step adds the stages weighted by `weights`. The error of a fixed time falls as step ** order."""
+    """An explicit Runge-Kutta method.
+
+    Stage i is the derivative at time + nodes[i] * step, reached by the stages before it, weighted by stages[i]. The step
+    adds the stages weighted by `weights`. The error at a fixed time falls as step ** order.
+    """
 
     order: int
     nodes: tuple[float, ...]
@@ -43,12 +46,12 @@ def odeint(
     *,
     solver: str = "euler",
 ) -> Float[Tensor, "times *state"]:
-    """The states of dy/dt = derivative(t, y) at the given times, one step from each time to the next.
+    """Solves dy/dt = derivative(t, y), with one step from each of the given times to the next.
 
     Args:
         derivative: `derivative(t, y)`, of the shape of `y`.
         initial: the state at `times[0]`.
-        times: numbers, rising or falling, at least one.
+        times: rising or falling, at least one.
         solver: `"euler"` (order 1, one call of `derivative` a step), `"midpoint"` and `"heun"` (order 2, two calls) or
             `"rk4"` (order 4, four calls).
     Returns:
@@ -72,13 +75,14 @@ def check_solver(solver: str) -> None:
     """Checks the name of a solver.
 
     Raises:
-        ValueError: it is not in `SOLVERS`.
+        ValueError: a name that is not in `SOLVERS`.
     """
     if solver not in SOLVERS:
         raise ValueError(f"no solver {solver!r}; known: {', '.join(SOLVERS)}")
 
 
 def _step(derivative: Derivative, tableau: Tableau, time: float, step: float, state: Tensor) -> Tensor:
+    """Takes one Runge-Kutta step."""
     slopes: list[Tensor] = []
     for node, row in zip(tableau.nodes, tableau.stages, strict=True):
         slopes.append(derivative(time + node * step, _along(state, step, row, slopes)))
@@ -86,6 +90,7 @@ def _step(derivative: Derivative, tableau: Tableau, time: float, step: float, st
 
 
 def _along(state: Tensor, step: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """Moves a state along a weighted sum of slopes."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
             state = state + step * weight * slope

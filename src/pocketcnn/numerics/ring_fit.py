@@ -1,13 +1,13 @@
-"""The ring, and the choice of its windows, that come nearest to given kernels: least squares.
+"""Fitting a ring, and the choice of its windows, to given kernels by least squares.
 
-A ring that stands for trained kernels W_l minimises
+A ring for trained kernels W_l minimises
 
-    sum over layers l of  |W_l - g_l s_l sign * ring[index]|^2 / |W_l|^2 * (numbers of l)
+    sum over layers l of  |W_l - g_l s_l sign * ring[index]|^2 / |W_l|^2 * (number of weights of l)
 
-over the ring and the gains g_l, in turns: with the gains fixed each stored number is a weighted mean over all of its uses,
-and with the ring fixed each gain is a projection. Where windows may be chosen, they are a codebook that lies on the ring
-and overlaps itself: vector quantisation by Lloyd's algorithm (Linde, Buzo, Gray: An Algorithm for Vector Quantizer Design,
-1980), in which the mean of a cell is replaced by the least squares above.
+over the ring and the gains g_l, in turns. With the gains fixed, each parameter of the ring is a weighted mean over all of
+its uses; with the ring fixed, each gain is a projection. If windows may be chosen, they form a codebook that lies on the
+ring and overlaps itself: vector quantisation by Lloyd's algorithm (Linde, Buzo, Gray: An Algorithm for Vector Quantizer
+Design, 1980), with the least squares above instead of the mean of a cell.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pocketcnn.numerics.ring_index import CODES, WINDOW, code_count, window_indices
 
 Places = tuple[Tensor, Tensor]
-_ROWS = 256  # windows looked up at once: their scores of all codes take 64 MiB
+_ROWS = 256  # windows matched at once: their scores of all codes take 64 MiB
 
 
 def fit_ring(
@@ -32,19 +32,19 @@ def fit_ring(
     std: float = 1.0,
     rounds: int = 4,
 ) -> tuple[Float[Tensor, " ring"], Float[Tensor, " layers"]]:
-    """The ring and the gains with which `gain * scale * sign * ring[index]` is nearest to the kernels of all layers.
+    """Finds the ring and the gains for which `gain * scale * sign * ring[index]` is nearest to the kernels of all layers.
 
     Args:
         weights: the kernels, flat.
         scales: the nominal scale of each layer.
-        places: of each layer, the indices on the ring and the signs.
-        ring_size: how many numbers the ring stores.
-        std: standard deviation that the ring is given; the gains make up for it.
-        rounds: how often ring and gains are solved for in turn. Few are enough: on a crowded ring more of them only favour
-            some layers at the cost of others.
+        places: for each layer, the indices on the ring and the signs.
+        ring_size: number of parameters of the ring.
+        std: standard deviation to give the ring; the gains make up for it.
+        rounds: number of rounds that solve for ring and gains in turn. Few are enough: on a crowded ring, more rounds only
+            favour some layers at the cost of others.
     Returns:
         The ring, 0 where nothing reads it, and the gain of each layer.
-    Cost: rounds passes over all the kernels' numbers.
+    Cost: rounds passes over all weights of the kernels.
     """
     energies = [w.square().mean().clamp(min=torch.finfo(w.dtype).tiny) for w in weights]
     gains = torch.stack([e.sqrt() / (scale * std) for e, scale in zip(energies, scales, strict=True)])
@@ -70,19 +70,19 @@ def fit_ring(
 def fit_windows(
     weights: Sequence[Tensor], ring_size: int, *, rounds: int = 4, seed: int = 0
 ) -> UInt8[Tensor, "codes 2"]:
-    """The codes with which windows of a ring come nearest to some kernels, each taken as it is.
+    """Finds the codes with which windows of a ring come nearest to kernels.
 
-    The ring begins as windows picked among the kernels' own. Then in turn every window of the kernels takes the code
-    that is nearest, and the ring becomes the mean of what reads it.
+    The ring starts as windows picked among the kernels' own. Then, in turn, each window of the kernels gets the nearest
+    code, and each parameter of the ring becomes the mean of the weights that read it.
 
     Args:
         weights: the kernels, flat, brought to one scale.
-        ring_size: how many numbers the ring stores.
-        rounds: how often codes and ring are chosen in turn.
+        ring_size: number of parameters of the ring.
+        rounds: number of rounds that choose codes and ring in turn.
         seed: of the first pick.
     Returns:
         uint8, the codes of all layers in order, as `window_indices` takes them.
-    Cost: rounds * (numbers of all kernels) * (codes that differ, at most 2**16 and 2 * ring_size) multiply-adds.
+    Cost: rounds * (weights of all kernels) * (codes that differ, at most 2**16 and 2 * ring_size) multiply-adds.
     """
     rows = torch.cat([F.pad(w, (0, -len(w) % WINDOW)).view(-1, WINDOW) for w in weights])
     known = torch.cat([_real(len(w)) for w in weights]).to(rows)
@@ -97,7 +97,7 @@ def fit_windows(
     table, places, signs = table[differ], places[differ], signs[differ].to(rows)
     for _ in range(rounds):
         book = ring[places] * signs
-        # |row - entry|^2 is least where row . entry - |entry|^2 / 2 is most, over the numbers that the row has.
+        # |row - entry|^2 is least where row . entry - |entry|^2 / 2 is largest, over the weights that the row has.
         book = torch.cat([book, book.square()], 1).T.contiguous()
         best = torch.cat([(part @ book).argmax(1) for part in torch.cat([rows, -known / 2], 1).split(_ROWS)])
         indices = places[best].flatten()
@@ -108,5 +108,5 @@ def fit_windows(
 
 
 def _real(size: int) -> Tensor:
-    """1 for the numbers of a layer's windows, 0 for what fills up the last one."""
+    """Marks the weights in a layer's windows by 1, and the padding of the last window by 0."""
     return (torch.arange(code_count(size) * WINDOW) < size).view(-1, WINDOW)

@@ -1,4 +1,4 @@
-"""Where each number of each layer is read on a parameter ring, and with which sign.
+"""Place on a parameter ring, and sign, of every weight of every layer.
 
 Source: Wang et al., Compact and Optimal Deep Learning with Recurrent Parameter Generators, WACV 2023, section 3.
 The paper draws the sampling and the shuffling from two seeds; here one seed gives independent streams (sampling,
@@ -15,11 +15,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 SCHEMES = ("random", "block", "affine", "identity", "windows")
-WINDOW = 9  # neighbouring numbers that a code of the scheme "windows" stands for: a kernel of 3x3
-CODES = 1 << 16  # how many there are: each takes two bytes
-LONGEST = WINDOW * CODES // 2  # ring of which windows reach every number
+WINDOW = 9  # neighbouring parameters that a code of the scheme "windows" stands for: a kernel of 3x3
+CODES = 1 << 16  # number of codes: each takes two bytes
+LONGEST = WINDOW * CODES // 2  # length of the longest ring that windows reach wholly
 _SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS, _FILTERS, _AFFINE, _WINDOWS = range(7)
-_TURNS = 16  # after so many turns around the ring the steps come again, from other starts
+_TURNS = 16  # turns around the ring after which the steps repeat, from other starts
 _PRIME = 2**31 - 1  # squares of smaller numbers fit in 64 bits
 
 
@@ -31,32 +31,32 @@ def ring_indices(
     scheme: str = "random",
     filter_sizes: Sequence[int] | None = None,
 ) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
-    """The place on the ring and the sign of every number that the layers read.
+    """Computes the place on the ring and the sign of every weight of the layers.
 
-    The layers read M = sum(sizes) numbers off a ring of N, in consecutive slices of one list of places. In every scheme
-    but the last each of the N is used floor(M / N) or floor(M / N) + 1 times.
+    The layers read M = sum(sizes) weights off a ring of N parameters, in consecutive slices of one list of places. In
+    every scheme but the last, each parameter is used floor(M / N) or floor(M / N) + 1 times.
 
     `"random"`, the paper's: the list holds floor(M / N) full copies of 0 .. N-1, then M mod N more drawn without
     replacement, and is shuffled once; each use has its own fair-coin sign.
     `"block"`, the paper's first form: the list goes round and round the ring; each layer has one permutation and one
-    pattern of signs of the numbers of a filter, the same for all of its filters.
+    pattern of signs for the weights of a filter, the same for all of its filters.
     `"affine"`: places and signs are arithmetic, see `affine_indices`; an exported net needs no table of them.
-    `"identity"`: round and round the ring, all signs positive: plain reuse, to compare with.
-    `"windows"`: every `WINDOW` numbers of a layer are neighbours on the ring, from a place and with a sign that the seed
-    draws, see `window_codes`; a fit may choose them instead. Beyond `LONGEST` numbers some of a ring are never read.
+    `"identity"`: round and round the ring, all signs positive: plain reuse, for comparison.
+    `"windows"`: every `WINDOW` weights of a layer are neighbours on the ring, from a place and with a sign that the seed
+    draws, see `window_codes`; a fit may choose them instead. Of a ring beyond `LONGEST`, parts are never read.
 
     Args:
-        sizes: how many numbers each layer reads, in the order of the layers; each at least 1.
-        ring_size: N, how many numbers the ring stores, at least 1; it may exceed M.
+        sizes: number of weights of each layer, in the order of the layers; each at least 1.
+        ring_size: N, number of parameters of the ring, at least 1; it may exceed M.
         seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
-        scheme: how places are assigned, one of the above.
-        filter_sizes: for `"block"`, how many numbers a filter of each layer has; by default a layer is one filter.
+        scheme: one of the above.
+        filter_sizes: for `"block"`, number of weights of a filter, for each layer; by default a layer is one filter.
     Returns:
         `(indices, signs)`: int64 places in [0, N) and int8 signs, -1 or 1, both flat, on the CPU, of length M.
     Raises:
         ValueError: a size below 1, no sizes, a ring size below 1, a seed out of range, an unknown scheme, or a layer
             that is no whole number of filters.
-    Cost: no multiply-adds; about 30 ns for each of the M numbers.
+    Cost: no multiply-adds; about 30 ns for each of the M weights.
     Example:
         >>> indices, signs = ring_indices([4, 3], ring_size=3, seed=0)
         >>> sorted(indices.tolist())  # 7 = 2 * 3 + 1: one of the three places is used a third time
@@ -99,7 +99,7 @@ def ring_indices(
 
 
 class AffineConstants(NamedTuple):
-    """What `affine_indices` computes with; all of it follows from the ring's size and the seed."""
+    """Constants of `affine_indices`; all of them follow from the ring's size and the seed."""
 
     ring_size: int
     steps: tuple[int, ...]  # coprime to the ring's size: going round in such steps meets every place once
@@ -109,7 +109,7 @@ class AffineConstants(NamedTuple):
 
 
 def affine_constants(ring_size: int, seed: int) -> AffineConstants:
-    """The constants of the scheme `"affine"` for a ring and a seed."""
+    """Draws the constants of the scheme `"affine"` for a ring and a seed."""
     stream = _stream(seed, _AFFINE)
 
     def number(below: int) -> int:
@@ -128,13 +128,13 @@ def affine_constants(ring_size: int, seed: int) -> AffineConstants:
 def affine_indices(
     positions: Int[Tensor, " n"], constants: AffineConstants
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Places and signs of the numbers at some positions of the layers' list, by arithmetic alone.
+    """Computes places and signs at some positions of the layers' list, by arithmetic alone.
 
     Turn c = position // N goes round the ring in steps that are coprime to N, from a start of its own: position p reads
-    place (step_c * (p mod N) + start + c * shift) mod N. Multiplying by a number coprime to N permutes 0 .. N-1, so
-    every whole turn meets each place once and the last, unfinished one meets none twice: each place is used
-    floor(M / N) or floor(M / N) + 1 times. The sign is positive where a quadratic polynomial of the position, modulo the
-    prime 2**31 - 1, lies in the lower half.
+    place (step_c * (p mod N) + start + c * shift) mod N. Multiplying by a number coprime to N permutes 0 .. N-1. So each
+    whole turn meets each place once, and the last, unfinished one meets no place twice: each place is used floor(M / N)
+    or floor(M / N) + 1 times. The sign is positive if a quadratic polynomial of the position, modulo the prime
+    2**31 - 1, lies in the lower half.
 
     Args:
         positions: int64, from 0.
@@ -153,18 +153,18 @@ def affine_indices(
 
 
 def code_count(size: int) -> int:
-    """How many codes the windows of a layer of `size` numbers take: one for every `WINDOW` numbers begun."""
+    """Number of codes for the windows of a layer of `size` weights: one for every `WINDOW` weights begun."""
     return -(-size // WINDOW)
 
 
 def window_codes(sizes: Sequence[int], *, seed: int) -> UInt8[Tensor, "codes 2"]:
-    """Codes of the scheme `"windows"`, drawn at random: two bytes each, the lower one first.
+    """Draws codes of the scheme `"windows"` at random: two bytes each, the lower one first.
 
     Args:
-        sizes: how many numbers each layer reads.
+        sizes: number of weights of each layer.
         seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
     Returns:
-        uint8, on the CPU; the codes of all layers in order. Bytes, because all devices and files know them.
+        uint8, on the CPU; the codes of all layers in order. Bytes, because all devices and file formats have them.
     """
     check_seed(seed)
     drawn = _stream(seed, _WINDOWS).bytes(2 * sum(map(code_count, sizes)))
@@ -174,15 +174,15 @@ def window_codes(sizes: Sequence[int], *, seed: int) -> UInt8[Tensor, "codes 2"]
 def window_indices(
     codes: UInt8[Tensor, "codes 2"], ring_size: int, size: int
 ) -> tuple[Int[Tensor, " size"], Int[Tensor, " size"]]:
-    """Places and signs of the numbers of a layer, from the codes of its windows.
+    """Computes places and signs of the weights of a layer, from the codes of its windows.
 
-    The lowest bit of a code is the sign, 1 for negative. The others, a number below 2**15, say how far round the ring the
-    window starts, as a share of 2**15; windows go on past the end.
+    The lowest bit of a code is the sign, 1 for negative. The other bits, a number below 2**15, give the start of the
+    window as a share, in units of 2**-15, of the way round the ring; windows continue past the ring's end at its start.
 
     Args:
         codes: as many as `code_count(size)`.
-        ring_size: N, how many numbers the ring stores.
-        size: how many numbers the layer reads.
+        ring_size: N, number of parameters of the ring.
+        size: number of weights of the layer.
     Returns:
         int64 places in [0, N) and int8 signs, -1 or 1.
     Example:
@@ -201,11 +201,11 @@ def window_indices(
 def channel_indices(
     shapes: Sequence[tuple[int, int, int, int]], state_shape: tuple[int, int, int, int], *, seed: int
 ) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
-    """The place in a kernel-shaped state and the sign of every number of the kernels read off it, channel by channel.
+    """Computes the place in a kernel-shaped state, and the sign, of every weight of kernels read off it by channels.
 
-    Each kernel takes output and input channels of the state, drawn without replacement, with a fair-coin sign each;
-    what lies within a pair of channels stays together, and a smaller kernel takes the middle of it. A kernel with
-    more channels than the state is put together of tiles, each drawn on its own.
+    Each kernel takes output and input channels of the state, drawn without replacement, with a fair-coin sign each.
+    The plane of a pair of channels stays together, and a smaller kernel takes its middle. A kernel with more channels
+    than the state is assembled from tiles, each drawn on its own.
 
     Args:
         shapes: of the kernels, [out_channels, in_channels, kernel_height, kernel_width].
@@ -252,19 +252,20 @@ def check_seed(seed: int) -> None:
     """Checks a seed.
 
     Raises:
-        ValueError: it does not lie in [0, 2**64).
+        ValueError: a seed outside [0, 2**64).
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must lie in [0, 2**64), not {seed}")
 
 
 def _stream(seed: int, purpose: int) -> np.random.RandomState:
+    """Starts the random stream of a seed and a purpose."""
     # RandomState takes words of 32 bits; the third keeps the purposes apart.
     return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32, purpose])
 
 
 def _coins(stream: np.random.RandomState, count: int) -> np.ndarray:
-    """Fair-coin signs, -1 or 1."""
+    """Draws fair-coin signs, -1 or 1."""
     bits = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), dtype=np.uint8))[:count]
     return 1 - 2 * bits.astype(np.int8)
 
@@ -272,13 +273,13 @@ def _coins(stream: np.random.RandomState, count: int) -> np.ndarray:
 def ring_kernel(
     values: Float[Tensor, " ring"], indices: Int[Tensor, " n"], signs: Int[Tensor, " n"], scale: float
 ) -> Float[Tensor, " n"]:
-    """Reads numbers off a ring: number `i` is `scale * signs[i] * values[indices[i]]`.
+    """Reads weights off a ring: weight `i` is `scale * signs[i] * values[indices[i]]`.
 
     Args:
         values: the ring.
-        indices: places on it; readings may repeat, and their gradients add up in the same place.
-        signs: -1 or 1 for each reading.
-        scale: brings the ring's standard deviation to the layer's.
+        indices: places on the ring; places may repeat, and gradients of all their readings add up.
+        signs: -1 or 1 for each weight.
+        scale: ratio of the layer's standard deviation to the ring's.
     Returns:
         A new flat tensor in the dtype and on the device of `values`.
     Cost: one gather, no multiply-adds (a sign and a scale are one multiplication each).

@@ -1,8 +1,8 @@
-"""How alike two representations are, or the filters of a layer; and how accuracy grows with what is stored.
+"""Similarity of representations and of filters; and growth of accuracy with the number of stored parameters.
 
 Sources: Kornblith, Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019
 (arXiv 1905.00414), for CKA; Wang et al., Compact and Optimal Deep Learning with Recurrent Parameter Generators, WACV 2023,
-for what is asked of filters and of accuracy. The latter defines neither threshold nor correlation; ours are said below.
+for the questions about filters and accuracy. The latter defines neither threshold nor correlation; ours are given below.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class LogLinear(NamedTuple):
-    """accuracy = intercept + slope * log10(numbers), and the share of the accuracies' variance that it explains."""
+    """accuracy = intercept + slope * log10(parameters), and the share of the accuracies' variance that it explains."""
 
     slope: float
     intercept: float
@@ -25,14 +25,14 @@ class LogLinear(NamedTuple):
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
     """Linear centred kernel alignment of two sets of features: |Y'X|² / (|X'X| |Y'Y|), in Frobenius norms.
 
-    It stays the same when features are rotated, reflected, scaled or shifted. Of the products of features (p x p, p x q,
-    q x q) and those of examples (twice n x n) it takes whichever are cheaper; sums are in float64.
+    It stays the same when features are rotated, reflected, scaled or shifted. The products of features (p x p, p x q,
+    q x q) or those of examples (twice n x n) are computed, whichever are cheaper; sums are in float64.
 
     Args:
         x: features of n examples.
         y: other features of the same examples, in the same order: m = n.
     Returns:
-        Between 0 and 1; 0 where one of the two does not vary, as what is constant resembles nothing.
+        Between 0 and 1; 0 if one of the two is constant, because a constant resembles nothing.
     Raises:
         ValueError: fewer than 2 examples, or not as many in both.
     Cost: min(p² + pq + q², (p + q) n) * n multiply-adds.
@@ -52,7 +52,7 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"]) -> float:
 
 
 def centred_gram(x: Float[Tensor, "n p"]) -> Float[Tensor, "n n"]:
-    """Inner products of examples after the mean example is taken off, in float64; 0 where features are constant.
+    """Inner products of examples after subtracting the mean example, in float64; 0 where features are constant.
 
     Raises:
         ValueError: fewer than 2 examples.
@@ -62,19 +62,19 @@ def centred_gram(x: Float[Tensor, "n p"]) -> Float[Tensor, "n n"]:
 
 
 def kernel_alignment(a: Float[Tensor, "n n"], b: Float[Tensor, "n n"]) -> float:
-    """The cosine of two Gram matrices, which is linear CKA for those of `centred_gram`; 0 where one of them is 0."""
+    """The cosine of two Gram matrices; linear CKA if they are those of `centred_gram`; 0 if one of them is 0."""
     return _ratio((a * b).sum(), a.norm() * b.norm())
 
 
 def filter_correlations(kernel: Float[Tensor, "filters *rest"]) -> Float[Tensor, "filters filters"]:
-    """Pearson's correlation of each two filters of a layer: the cosine after each filter's own mean is taken off.
+    """Pearson's correlation of each two filters of a layer: the cosine after subtracting each filter's own mean.
 
-    Filters of few numbers are correlated by chance: |r| of two random ones of n numbers is about 0.8 / sqrt(n).
+    Filters of few weights are correlated by chance: |r| of two random ones of n weights is about 0.8 / sqrt(n).
 
     Args:
         kernel: [out_channels, ...], one filter a row.
     Returns:
-        A symmetric float64 matrix of numbers in [-1, 1]; 0 for a filter whose numbers are all the same.
+        A symmetric float64 matrix with entries in [-1, 1]; 0 for a filter whose weights are all the same.
     Raises:
         ValueError: a kernel without a second axis.
     """
@@ -87,7 +87,7 @@ def filter_correlations(kernel: Float[Tensor, "filters *rest"]) -> Float[Tensor,
 
 
 def correlated_filters(kernel: Float[Tensor, "filters *rest"], threshold: float) -> int:
-    """How many filters of a layer have at least one other that they resemble, or whose negative they resemble.
+    """Counts the filters of a layer that resemble at least one other filter, or its negative.
 
     Args:
         kernel: [out_channels, ...], one filter a row.
@@ -107,15 +107,15 @@ def correlated_filters(kernel: Float[Tensor, "filters *rest"], threshold: float)
 
 
 def log_linear_fit(numbers: Sequence[int | float], accuracies: Sequence[int | float]) -> LogLinear:
-    """Least squares of accuracies on the logarithm of how many numbers are stored.
+    """Fits accuracies by least squares to the logarithm of the number of stored parameters.
 
     Args:
-        numbers: stored by each net, each above 0.
+        numbers: number of parameters stored by each net, each above 0.
         accuracies: of the same nets, in any unit.
     Returns:
-        The slope in that unit per decade, the accuracy at 1 number, and R², 1 where all accuracies are equal.
+        The slope in that unit per decade, the accuracy at 1 parameter, and R², which is 1 if all accuracies are equal.
     Raises:
-        ValueError: fewer than 3 nets, not as many of both, a number that is not positive, or numbers all equal.
+        ValueError: fewer than 3 nets, lists of different lengths, a number that is not positive, or numbers all equal.
     Source: Wang et al., WACV 2023: accuracy is about log-linear in the degrees of freedom.
     Example:
         >>> slope, intercept, r_squared = log_linear_fit([1e3, 1e4, 1e5], [0.6, 0.7, 0.8])
@@ -139,7 +139,7 @@ def log_linear_fit(numbers: Sequence[int | float], accuracies: Sequence[int | fl
 
 
 def _centred(x: Tensor, least: int = 2) -> Tensor:
-    """Columns in float64 without their means. The first row goes first, so that a constant column becomes exactly 0."""
+    """Subtracts the means of columns, in float64; first the first row, so that a constant column becomes exactly 0."""
     if len(x) < least:
         raise ValueError(f"similarity needs at least {least} examples, got {len(x)}")
     x = x.double()
@@ -148,4 +148,5 @@ def _centred(x: Tensor, least: int = 2) -> Tensor:
 
 
 def _ratio(above: Tensor, below: Tensor) -> float:
+    """Divides, and clips to [0, 1]; 0 for a denominator of 0."""
     return float((above / below).clamp(0, 1)) if below > 0 else 0.0

@@ -111,15 +111,15 @@ def advect_diffuse_formed(
     dy: float = 1.0,
     boundary: str = "periodic",
 ) -> Float[Tensor, "batch channels height width"]:
-    """`advect_diffuse`, of coefficients that depthwise convolutions make of the source.
+    """`advect_diffuse` with coefficients that depthwise convolutions make from the source.
 
     Args:
         source: as there; the convolutions are 3x3 and pad it with zeros.
-        formed: for each convolution and channel nine weights, row by row; what their sum is multiplied by; and what is
-            added then. A batch norm becomes the last two.
-        uses: which convolution makes u, v, Dx and Dy; -1 for none. Several may use the same.
+        formed: for each convolution and channel nine weights, row by row; the factor of their sum; and the summand after
+            that. A batch norm becomes the last two.
+        uses: number of the convolution that makes u, v, Dx and Dy; -1 for none. Several may use the same.
         coefficients: u, v, Dx and Dy where no convolution makes them, as in `advect_diffuse`.
-        rectified: whether velocities that are formed are cut off below 0; diffusivities always are.
+        rectified: cuts velocities made by convolutions off below 0; diffusivities always are.
         initial: as in `advect_diffuse`; so are the others.
         num_steps: as there.
         dt: as there.
@@ -139,7 +139,7 @@ def advect_diffuse_formed(
 def form(
     source: Tensor, formed: Tensor, uses: Sequence[int], coefficients: Sequence[Coefficient], rectified: bool
 ) -> list[Coefficient]:
-    """u, v, Dx and Dy of `advect_diffuse_formed`."""
+    """Makes u, v, Dx and Dy of `advect_diffuse_formed`."""
     check_formed(source, formed, uses)
     made = _convolved(source, formed[:, :9])
     values = list(coefficients)
@@ -154,7 +154,7 @@ def form(
 def depthwise_moments(
     x: Float[Tensor, "batch channels height width"], weights: Float[Tensor, "kernels 9 channels"]
 ) -> tuple[Float[Tensor, "kernels channels"], Float[Tensor, "kernels channels"]]:
-    """Mean and variance, over images and pixels, of what 3x3 depthwise convolutions make of some images.
+    """Mean and variance, over images and pixels, of the outputs of 3x3 depthwise convolutions.
 
     Args:
         x: the images, padded with zeros.
@@ -171,7 +171,7 @@ def depthwise_moments(
 
 
 def _convolved(x: Tensor, weights: Tensor) -> list[Tensor]:
-    """3x3 depthwise convolutions, of weights [kernels, 9, channels]."""
+    """Applies 3x3 depthwise convolutions, with weights [kernels, 9, channels]."""
     dtype, channels = accumulation_dtype(x), x.shape[1]
     kernels = weights.to(dtype).transpose(1, 2).reshape(-1, channels, 1, 3, 3)
     return [F.conv2d(x.to(dtype), kernel, padding=1, groups=channels) for kernel in kernels]
@@ -181,7 +181,7 @@ def march(
     source: Tensor, u: Tensor, v: Tensor, along_x: Tensor, along_y: Tensor, initial: Tensor | None, previous: Tensor | None,
     num_steps: int, dt: float, dx: float, dy: float, boundary: str,
 ) -> Tensor:  # fmt: skip
-    """`advect_diffuse` itself, of arguments that are known to fit; velocities and diffusivities are four-dimensional."""
+    """Computes `advect_diffuse` for checked arguments; velocities and diffusivities are four-dimensional."""
     dtype = accumulation_dtype(source)
     weights = stencil_weights(u, v, along_x, along_y, dt, dx, dy, boundary, (source.shape[2], source.shape[3]))
     before_weight, now_weight, right_weight, left_weight, below_weight, above_weight, source_weight = weights
@@ -201,7 +201,7 @@ def stencil_weights(
     u: Tensor, v: Tensor, along_x: Tensor, along_y: Tensor,
     dt: float, dx: float, dy: float, boundary: str, size: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """What each value counts for in a step: the one before, the one now, right, left, below, above, and the source.
+    """Weights of the values in a step: the one before, the one now, right, left, below, above, and the source.
 
     Velocities and diffusivities are four-dimensional and broadcast to the field, whose height and width is `size`; so do
     the weights.
@@ -222,7 +222,7 @@ def stencil_weights(
 
 
 def neighbours(field: Tensor, axis: int, boundary: str) -> tuple[Tensor, Tensor]:
-    """The values one pixel further along an axis (-1: right, -2: below), and those one pixel back.
+    """Values one pixel further along an axis (-1: right, -2: below), and those one pixel back.
 
     Example:
         >>> after, before = neighbours(torch.tensor([1.0, 2.0, 3.0]), -1, "reflect")
@@ -244,7 +244,7 @@ def neighbours(field: Tensor, axis: int, boundary: str) -> tuple[Tensor, Tensor]
 
 
 def as_field(value: Coefficient, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A coefficient as a four-dimensional tensor that broadcasts to `like`, on its device."""
+    """Converts a coefficient to a four-dimensional tensor that broadcasts to `like`, on its device."""
     tensor = torch.as_tensor(value, dtype=dtype, device=like.device)
     return tensor.reshape((1,) * (4 - tensor.dim()) + tensor.shape)
 
@@ -262,7 +262,7 @@ def check_advect_diffuse(
     *,
     values: bool = True,
 ) -> None:
-    """Raises `ValueError` where the arguments of `advect_diffuse` do not fit together.
+    """Checks that the arguments of `advect_diffuse` fit together, else raises `ValueError`.
 
     Args:
         source: as there; so are the others.
@@ -274,7 +274,7 @@ def check_advect_diffuse(
         dx: as there.
         dy: as there.
         boundary: as there.
-        values: whether diffusivities that are tensors are looked at too, which waits for their device.
+        values: checks the values of diffusivities that are tensors too, which waits for their device.
     """
     check_grid(num_steps, dt, dx, dy, boundary)
     if source.dim() != 4 or min(source.shape[2:]) < 1 or not source.is_floating_point():
@@ -308,14 +308,14 @@ def check_advect_diffuse(
 
 
 def check_formed(source: Tensor, formed: Tensor, uses: Sequence[int]) -> None:
-    """Raises `ValueError` where coefficients cannot be formed of the source as `advect_diffuse_formed` is told."""
+    """Checks that `advect_diffuse_formed` can make its coefficients from the source, else raises `ValueError`."""
     check_table(source, formed, 11)
     if len(uses) != 4 or not all(-1 <= use < len(formed) for use in uses):
         raise ValueError(f"uses must be four numbers from -1 to {len(formed) - 1}, got {list(uses)}")
 
 
 def check_table(x: Tensor, table: Tensor, rows: int) -> None:
-    """Raises `ValueError` for images and for numbers of depthwise convolutions that do not fit each other."""
+    """Checks that images and the table of depthwise convolutions fit each other, else raises `ValueError`."""
     if x.dim() != 4 or min(x.shape[2:]) < 1 or table.dim() != 3 or table.shape[1:] != (rows, x.shape[1]):
         raise ValueError(
             f"images [batch, channels, height, width] and numbers [kernels, {rows}, channels] do not fit each other, or there "
@@ -325,7 +325,7 @@ def check_table(x: Tensor, table: Tensor, rows: int) -> None:
 
 
 def check_grid(num_steps: int, dt: float, dx: float, dy: float, boundary: str) -> None:
-    """Raises `ValueError` for steps and distances that are not positive, and for an unknown boundary."""
+    """Checks that steps and distances are positive and the boundary is known, else raises `ValueError`."""
     if num_steps < 0:
         raise ValueError(f"num_steps must be 0 or more, got {num_steps}")
     if not all(0 < number < float("inf") for number in (dt, dx, dy)):

@@ -1,11 +1,12 @@
-"""Small things done to any `nn.Module`: modes, hooks, where it lives."""
+"""Small things done to any `nn.Module`: modes, hooks, device and dtype."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
@@ -20,21 +21,13 @@ def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
         raise ValueError(f"batch must be at least 1, not {batch}")
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a net in evaluation mode without gradients, and every module back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Returns the net itself, if `torch.compile` wraps it."""
+    return getattr(model, "_orig_mod", model)
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a net lives and in which precision, from its first floating-point tensor; CPU and float32 without one."""
+    """Finds device and precision of a net, by its first floating-point tensor; CPU and float32 without one."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
@@ -42,8 +35,27 @@ def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 @contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Puts a net in training or evaluation mode, and every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train() if training else model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a net in evaluation mode without gradients, and every module back in its own mode afterwards."""
+    with in_mode(model, training=False), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
 def learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Lets parameters be trained, frozen or not; afterwards each is as it was, and has no gradient."""
+    """Makes parameters trainable, frozen or not; afterwards each is as it was, and has no gradient."""
     before = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -57,39 +69,44 @@ def learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def maps_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named parts of a net give while it is called; filled in by the call."""
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks at the end of a `with`; also those made so far, if `handles` is a generator that fails."""
+    with contextlib.ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def maps_of(net: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects the outputs of the named modules of a net while it is called, by their names."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
         seen[name] = output
 
-    hooks = [net.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
-    try:
+    with hooked(net.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def at_inputs(net: nn.Module, x: Tensor, watched: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
-    """What functions make of the inputs of modules, by their names, when a batch comes by in evaluation mode.
+    """Applies functions to the inputs of modules while a net runs on a batch in evaluation mode.
 
-    A function is called as its module is, before anything can change the input in place; a module that the batch never
-    reaches is left out.
+    A function is called just before its module, so that nothing has changed the input in place yet.
+
+    Args:
+        net: any net; left as it was.
+        x: the batch.
+        watched: functions of a module's first input, by the module's name.
+    Returns:
+        Their results by the same names, without modules that the batch never reaches.
     """
     known = dict(net.named_modules())
     found: dict[str, Tensor] = {}
-    handles = [
-        known[name].register_forward_pre_hook(
-            lambda _, given, name=name, function=function: found.__setitem__(name, function(given[0]))
-        )
-        for name, function in watched.items()
-    ]
-    try:
-        with evaluating(net):
-            net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def look(name: str, module: nn.Module, args: tuple) -> None:
+        found[name] = watched[name](args[0])
+
+    with hooked(known[name].register_forward_pre_hook(partial(look, name)) for name in watched), evaluating(net):
+        net(x)
     return found

@@ -1,10 +1,10 @@
-"""Putting condensed layers into any net, taking them out again, and remembering how it was made."""
+"""Putting condensed layers into any net, taking them out again, and recording how the net was made."""
 
 from pocketcnn.surgery.condense import condense, rebuild
 from pocketcnn.surgery.materialize import as_served, fold_norm, materialize
 from pocketcnn.surgery.plan import Plan, PlanRow, describe, plan
 from pocketcnn.surgery.provenance import Provenance, Step, provenance, remember
-from pocketcnn.surgery.selection import check_step
+from pocketcnn.surgery.selection import check_step, needs_seed
 
 __all__ = [
     "Plan",
@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "fold_norm",
     "materialize",
+    "needs_seed",
     "plan",
     "provenance",
     "rebuild",

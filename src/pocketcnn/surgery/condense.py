@@ -1,7 +1,7 @@
-"""Putting condensed layers into a net, and taking them out again.
+"""Putting condensed layers into a net, and applying recorded steps again.
 
-Works on any `nn.Module`: a shared module is replaced wherever it is referenced, and device, dtype, training mode and
-`requires_grad` of what was replaced are kept. A net remembers how it was made, so that a file can rebuild it.
+Works on any `nn.Module`: a shared module is replaced wherever it is referenced, and the new one keeps device, dtype,
+training mode and `requires_grad` of the old. A net carries the record of its steps, so that a file can rebuild it.
 """
 
 import copy
@@ -33,31 +33,32 @@ def condense(
     """Replaces layers of a net by condensed ones; the given net is left alone.
 
     Args:
-        model: any net; may hold layers condensed before.
+        model: any net; may hold condensed layers already.
         method: a name in `METHODS`.
-        include: dotted-name patterns (`"layer4.*"`, `"*.conv2"`) of the layers to condense, whatever the method would
-            choose by default; a pattern also matches what lies inside a module it names.
+        include: dotted-name patterns (`"layer4.*"`, `"*.conv2"`) of the layers to condense, instead of the method's default
+            choice; a pattern also matches the layers inside a module it names.
         exclude: patterns of layers to leave alone.
         where: `where(module, name)` must be true of every layer condensed.
-        on_unsupported: what to do with layers asked for that the method cannot stand for: `"skip"` or `"error"`.
-        initialize: `"fresh"` draws the new layers' numbers anew; `"fit"` brings them near to the weights that they replace,
-            see `pocketcnn.fit`. Other parts of the net keep their weights, but for the blocks around layers that are fitted
-            to outputs, and the batch norms' statistics.
-        images: for `"fit"`: images as the net is given them, normalised, [count, channels, height, width], without labels; a
-            thousand or more. Methods that make kernels do without, but then batch norms keep statistics that no longer fit.
+        on_unsupported: `"skip"` or `"error"`, for layers asked for that the method cannot replace.
+        initialize: `"fresh"` draws the new layers' parameters at random; `"fit"` brings them near to the weights that they
+            replace, see `pocketcnn.surgery.fitting`. Other parts of the net keep their weights, except the blocks around
+            layers that are fitted to outputs, and the batch norms' statistics.
+        images: for `"fit"`: a thousand or more images as the net is given them, normalised, [count, channels, height,
+            width], without labels. Methods that make kernels need none, but then batch norms keep statistics that no longer
+            fit.
         **options: the fields of the method's options, as in `METHODS[method].options`.
     Returns:
         A new net on the same device, in the same mode.
     Raises:
         UnknownMethod: no such method.
         NothingToCondense: the method found no place to work.
-        UnsupportedLayer: `on_unsupported="error"` and a layer asked for cannot be replaced.
-        ValueError: an option out of range, a pattern that matches nothing, or images missing or of no use.
+        UnsupportedLayer: `on_unsupported="error"`, and a layer asked for cannot be replaced.
+        ValueError: an option out of range, a pattern that matches nothing, or images missing or useless.
     """
     if initialize not in ("fresh", "fit"):
         raise ValueError(f"no initialization {initialize!r}; known: fresh, fit")
     if images is not None and initialize == "fresh":
-        raise ValueError('no image is looked at with initialize="fresh"; leave images out, or take initialize="fit"')
+        raise ValueError('initialize="fresh" uses no images; leave images out, or pass initialize="fit"')
     record, settings = resolve_method(method, options)
     if initialize == "fit":
         settings = dataclasses.replace(settings, **record.match_options)
@@ -68,7 +69,7 @@ def condense(
         more = f"; and {len(sites) - 3} more" if len(sites) > 3 else ""
         raise NothingToCondense(
             f"{method!r} found no {record.places[0]} to work on in {type(model).__name__} ({reasons}{more}); "
-            f"plan(model, {method!r}) lists every one and why it was passed over"
+            f"plan(model, {method!r}) lists every one and why it was left alone"
         )
     small = apply_step(model, record, settings, chosen)
     if initialize == "fit":
@@ -77,11 +78,11 @@ def condense(
 
 
 def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
-    """Applies recorded steps to a plain net: what loading a file does.
+    """Applies recorded steps to a plain net, as loading a file does.
 
     Raises:
-        UnknownMethod: a method this version does not have.
-        ValueError: the net has no layer of a recorded name, or it does not fit.
+        UnknownMethod: a method that this version does not have.
+        ValueError: the net has no layer of a recorded name, or the layer does not fit.
     """
     for step in steps:
         record, settings = resolve_method(step.method, dict(step.options))
@@ -90,7 +91,7 @@ def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
 
 
 def apply_step(model: nn.Module, record: Method, settings: Any, names: tuple[str, ...]) -> nn.Module:
-    """A copy of the net with the named sites replaced, and the step recorded in it."""
+    """Copies the net, replaces the named sites in the copy, and records the step in it."""
     small = copy.deepcopy(model)
     by_name = {name: site for site in record.sites(small, settings) for name in site.names}
     sites = []
@@ -103,7 +104,7 @@ def apply_step(model: nn.Module, record: Method, settings: Any, names: tuple[str
     old = {id(parameter) for site in sites for module in site.modules for parameter in module.parameters()}
     frozen = {site.name: all(map(_is_frozen, site.modules)) for site in sites}
     built = record.build(sites, settings)
-    # A number that several layers share, the ring's, is frozen only where all of them were.
+    # A parameter that several new layers share is frozen only if all the layers they replace were.
     trained: set[int] = set()
     for site in sites:
         if (new := built[site.name]) is not None and not frozen[site.name]:
@@ -130,9 +131,10 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def put_in_place(model: nn.Module, names: Sequence[str], new: nn.Module | None) -> nn.Module:
-    """Puts `new` wherever the names lead, or takes out what is there from its sequence; the others keep their names.
+    """Puts `new` wherever the names lead; None removes the module from its sequence, and the others keep their names.
 
-    The net itself, named "", is replaced by being returned.
+    Returns:
+        The net; or `new`, if it replaces the net itself, whose name is "".
     """
     for name in names:
         if name == "" and new is not None:
@@ -140,6 +142,6 @@ def put_in_place(model: nn.Module, names: Sequence[str], new: nn.Module | None) 
         parent, _, child = name.rpartition(".")
         if new is not None:
             setattr(model.get_submodule(parent), child, new)
-        elif hasattr(model.get_submodule(parent), child):  # a parent of several names is the same each time
+        elif hasattr(model.get_submodule(parent), child):  # several names may lead to one parent
             delattr(model.get_submodule(parent), child)
     return model

@@ -1,17 +1,17 @@
-"""Starting a small net from trained weights: from the weights alone where a method can, else by matching outputs on images.
+"""Starting a small net from trained weights: from the weights alone if the method can, else by matching outputs on images.
 
-Rings, puppets and experts are made of kernels and are brought near to the trained ones directly. A layer that solves an
-equation, or that makes a kernel for every pixel, has no kernel to compare: the stage that it is part of is trained for a
-while to give what the trained stage gives, on images without labels, one stage after the other; each is given what the small
-net has come to up to there, so that it makes up for the ones before. Reconstruction of this kind, layer by layer: Luo, Wu,
-Lin: ThiNet, ICCV 2017.
+Layers that make one kernel, such as a ring's, are brought near to the trained kernels directly. A layer that solves an
+equation, or makes a kernel for every pixel, has no kernel to compare. So the stage around it is trained for a while to
+give the outputs of the trained stage, on images without labels, one stage after the other. Each stage gets the small
+net's own features as its input, so that it makes up for the stages before. Reconstruction of this kind, layer by layer:
+Luo, Wu, Lin: ThiNet, ICCV 2017.
 
-In the end batch norms look at the images again: other weights have other statistics.
+In the end the batch norms take their statistics from the images, because other weights have other statistics.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
-from pocketcnn.methods._method import is_condensed
-from pocketcnn.support.modules import device_and_dtype, evaluating, learning
+from pocketcnn.support.modules import device_and_dtype, evaluating, hooked, in_mode, learning
+from pocketcnn.support.protocols import is_condensed
 
 BATCH = 64  # images a step
 STEPS = 300  # for each stage
@@ -33,19 +33,19 @@ _SAME = 1e-4  # outputs that differ by less, as a share of the largest, are the 
 def start_from_trained_(
     small: nn.Module, trained: nn.Module, method: Method, sites: Sequence[Site], images: Tensor | None
 ) -> None:
-    """Brings a freshly condensed net near to the trained one it was made of, in place.
+    """Brings a freshly condensed net near to the trained one it was made from, in place.
 
     Args:
         small: the condensed net.
         trained: the net before, with its weights; it is left alone.
-        method: what the sites were condensed by.
+        method: the method that condensed the sites.
         sites: places of the trained net that were condensed.
-        images: as the nets are given them, [count, channels, height, width], no labels; None where the method looks at
-            weights alone, and batch norms are to stay as they are.
+        images: as the nets are given them, [count, channels, height, width], no labels; None if the method needs the
+            weights only, and batch norms shall stay as they are.
     Raises:
-        ValueError: the method needs images and there are none, or they are no batch of images, or a stage to be matched
-            gives something else than a map.
-    Cost: of matching, for each stage `STEPS` times the training of `BATCH` images, minutes on a CPU.
+        ValueError: the method needs images and there are none, they are no batch of images, or a stage to be matched
+            returns something other than a map.
+    Cost: `STEPS` training steps of `BATCH` images for each stage to be matched, minutes on a CPU.
     """
     made = {site.name: _find(small, site.name) for site in sites}
     device, dtype = device_and_dtype(trained)
@@ -56,15 +56,15 @@ def start_from_trained_(
             )
         if not torch.isfinite(images).all():
             raise ValueError(
-                "images hold numbers that are not finite; take out what was not decoded or normalised well"
+                "images hold numbers that are not finite; remove images that were not decoded or normalised well"
             )
         images = images.to(dtype)
     if method.match is not None:
         method.match({site.name: site.modules for site in sites}, made)
     elif images is None:
         raise ValueError(
-            f'{method.name} is fitted to what the trained layers give: initialize="fit" needs images= of the kind that the '
-            "net was trained on, a thousand or so, normalised, without labels"
+            f'{method.name} is fitted to the outputs of the trained layers: initialize="fit" needs images= like those that '
+            "the net was trained on, a thousand or so, normalised, without labels"
         )
     else:
         _match_stages(small, trained, sites, images)
@@ -73,7 +73,7 @@ def start_from_trained_(
 
 
 def _find(model: nn.Module, name: str) -> nn.Module | None:
-    """What stands at a name; None where nothing does, as where blocks were dropped."""
+    """Finds the module of a name; None if there is none, because blocks were dropped."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -82,6 +82,7 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
 
 @torch.no_grad()
 def _same(small: nn.Module, trained: nn.Module, images: Tensor) -> bool:
+    """Tells whether two nets have the same outputs."""
     with evaluating(small), evaluating(trained):
         one, other = small(images), trained(images)
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
@@ -91,12 +92,12 @@ def _same(small: nn.Module, trained: nn.Module, images: Tensor) -> bool:
 
 @torch.no_grad()
 def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> None:
-    """Has the batch norms of a net, frozen ones too, forget their running statistics and take those of some images.
+    """Replaces the running statistics of a net's batch norms, frozen ones too, by those of some images.
 
-    Norms that no image reaches keep what they have.
+    Norms that no image reaches keep their statistics.
 
     Args:
-        model: changed in place; everything but its batch norms is in evaluation mode meanwhile.
+        model: changed in place; all of it but its batch norms is in evaluation mode meanwhile.
         images: as the net is given them, [count, channels, height, width].
         batch_size: images at once.
     """
@@ -110,24 +111,24 @@ def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> 
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
                 norm.training = True
-            # Equal batches, for each counts as much as the others.
+            # Batches of equal size, because each counts as much as the others.
             for batch in images.tensor_split(-(-len(images) // batch_size)):
                 model(batch.to(device))
         done = True
     finally:
         for norm, (buffers, momentum) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            if not done or norm.num_batches_tracked == 0:  # as in a head that only training runs
+            if not done or norm.num_batches_tracked == 0:  # a head that runs only in training, for example
                 for name, buffer in buffers.items():
                     getattr(norm, name).copy_(buffer)
 
 
 class _Reached(Exception):
-    """A forward pass has come as far as it had to."""
+    """Ends a forward pass that has come far enough."""
 
 
 def _match_stages(small: nn.Module, trained: nn.Module, sites: Sequence[Site], images: Tensor) -> None:
-    """Trains stage after stage of the small net to give what the trained net's gives."""
+    """Trains stage after stage of the small net to give the outputs of the trained net's stage."""
     generator = torch.Generator().manual_seed(0)
     for name in dict.fromkeys(_stage_of(trained, site.name) for site in sites):
         stage = _find(small, name)
@@ -136,7 +137,7 @@ def _match_stages(small: nn.Module, trained: nn.Module, sites: Sequence[Site], i
 
 
 def _stage_of(model: nn.Module, name: str) -> str:
-    """The sequence inside of the net that holds a site's block; the block itself where there is none."""
+    """Name of the sequence inside the net that holds a site's block; the block's own name if there is none."""
     block = block_of(model, name)
     stage = block.rpartition(".")[0]
     return stage if stage and isinstance(model.get_submodule(stage), nn.Sequential) else block
@@ -146,12 +147,12 @@ def _match(
     small: nn.Module,
     stage: nn.Module,
     trained: nn.Module,
-    wanted_of: nn.Module,
+    trained_stage: nn.Module,
     images: Tensor,
     generator: torch.Generator,
     name: str,
 ) -> None:
-    """Trains a stage on the mean square of its distance to what another gives, in units of that one's variance."""
+    """Trains a stage on its mean squared distance to another's outputs, in units of the outputs' variance."""
     made = {id(p) for module in stage.modules() if is_condensed(module) for p in module.parameters()}
     parameters = [p for p in stage.parameters() if p.requires_grad or id(p) in made]
     device, _ = device_and_dtype(trained)
@@ -160,31 +161,25 @@ def _match(
         for group in optimizer.param_groups:
             group["lr"] = _LR * (1 + math.cos(math.pi * step / STEPS)) / 2
         batch = images[torch.randint(len(images), (BATCH,), generator=generator)].to(device)
-        wanted = _passing(trained, wanted_of, batch, name)[1]
+        wanted = _passing(trained, trained_stage, batch, name)[1]
         args, kwargs = _passing(small, stage, batch, name, before=True)[0]
         with learning(parameters):
-            with _in_training_mode(stage):
+            with in_mode(stage, training=True):
                 found = stage(*args, **kwargs)
             if not (isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape):
-                raise ValueError(f"{name} gives no map, or another than the trained one; only maps can be matched")
+                raise ValueError(
+                    f"{name} returns no map, or one of another shape than the trained stage; only maps can be matched"
+                )
             ((found - wanted).square().mean() / wanted.var().clamp(min=_TINY)).backward()
             optimizer.step()
 
 
-@contextlib.contextmanager
-def _in_training_mode(stage: nn.Module) -> Iterator[None]:
-    """A stage in training mode, so that its batch norms learn; afterwards every part is in the mode it was in."""
-    modes = [(module, module.training) for module in stage.modules()]
-    stage.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _passing(model: nn.Module, part: nn.Module, x: Tensor, name: str, *, before: bool = False) -> tuple[Any, Any]:
-    """What a part of a net in evaluation mode is given, and what it gives if it is not to stop before."""
+    """Runs a net in evaluation mode up to one of its parts.
+
+    Returns:
+        The part's arguments (args, kwargs) and its output; None as output if the pass stops `before` the part.
+    """
     seen: dict[str, Any] = {}
 
     def enter(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -197,12 +192,8 @@ def _passing(model: nn.Module, part: nn.Module, x: Tensor, name: str, *, before:
         raise _Reached
 
     hooks = [part.register_forward_pre_hook(enter, with_kwargs=True), part.register_forward_hook(leave)]
-    try:
-        with evaluating(model), contextlib.suppress(_Reached):
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), evaluating(model), contextlib.suppress(_Reached):
+        model(x)
     if "in" not in seen:
         raise ValueError(f"{name}: the net's forward never calls this {type(part).__name__}; exclude= leaves it alone")
     return seen["in"], seen.get("out")

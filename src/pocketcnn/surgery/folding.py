@@ -1,8 +1,8 @@
 """Folding batch norms into the convolutions before them, for nets that only serve.
 
-With running statistics a batch norm multiplies each channel by a number and adds another, which the convolution before
-it can do by itself, if nothing else sees what is in between. Whether anything does, the net's code does not say; so one
-image is sent through a copy of it, and every operation is watched.
+With running statistics a batch norm multiplies each channel by a number and adds another. The convolution before it can
+do that by itself, if nothing else reads its output. The net's structure does not tell; so one image is sent through a copy
+of the net, and every operation is watched.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from torch.utils.weak import TensorWeakRef
 from pocketcnn.cost.macs import most_complex
 from pocketcnn.methods._norms import fold_, is_watched
 from pocketcnn.support.modules import check_input_size, device_and_dtype
+from pocketcnn.support.protocols import FoldsNorms, MakesKernel, TakesImages
 
-SIZES = (32, 28, 64, 224)  # of the images tried on a net that does not say which it takes
+SIZES = (32, 28, 64, 224)  # pixels, tried on a net without an `input_size`
 
 
 def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> list[str]:
     """Folds every batch norm that directly follows a convolution, and puts the net in evaluation mode.
 
-    A layer with a method `fold_norm_()` is not looked into: it folds what it has inside by itself, and can be asked to
-    again.
+    Layers that fold their norms by themselves (`FoldsNorms`) are asked to, and not looked into.
 
     Args:
         model: any net.
@@ -40,12 +40,11 @@ def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None
         ValueError: as in `pocketcnn.fold_norm`.
     """
     norms = {name: module for name, module in model.eval().named_modules() if isinstance(module, nn.BatchNorm2d)}
-    layer: Any
     for conv, norm in _pairs(model, input_size):
         with _named(norm):
             fold_(model.get_submodule(conv), norms[norm])  # type: ignore[arg-type]
     for name, layer in list(model.named_modules()):
-        if hasattr(layer, "fold_norm_"):
+        if isinstance(layer, FoldsNorms):
             with _named(name):
                 layer.fold_norm_()
     left = set(model.modules())
@@ -54,7 +53,7 @@ def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Says in a `ValueError` where it happened."""
+    """Adds the name of a module to a `ValueError`."""
     try:
         yield
     except ValueError as error:
@@ -62,7 +61,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _pairs(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tuple[str, str]]:
-    """The names of convolutions and of the norms that can be folded into them, found by trying."""
+    """Names the convolutions, and the norms that can be folded into them, found by running the net."""
     if input_size is not None:
         check_input_size(input_size)
     if not {nn.Conv2d, nn.BatchNorm2d} <= set(map(type, _seen(model))):
@@ -71,32 +70,33 @@ def _pairs(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tu
     for size in [input_size] if input_size is not None else _sizes(model):
         try:
             return _watched(model, size)
-        except Exception as error:  # whatever a foreign net raises about an image that it cannot take
+        except Exception as error:  # a foreign net may raise anything about an image that it cannot take
             failed = error
     name = type(model).__name__
     if input_size is not None:
         raise ValueError(f"{name} cannot take an image of {input_size}: {failed}") from failed
     raise ValueError(
-        f"{name} takes one image of none of the sizes tried: {failed}; pass input_size=(channels, height, width), and of "
-        "a net that takes more than an image fold the parts"
+        f"{name} cannot take one image of any of the sizes tried: {failed}; pass input_size=(channels, height, width); of "
+        "a net that takes more than an image, fold the parts"
     ) from failed
 
 
 def _seen(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that no layer folds by itself."""
-    own = {part for module in model.modules() if hasattr(module, "fold_norm_") for part in module.modules()}
+    """Yields the modules that are in no layer that folds its norms by itself."""
+    own = {part for module in model.modules() if isinstance(module, FoldsNorms) for part in module.modules()}
     return (module for module in model.modules() if module not in own)
 
 
 def _sizes(model: nn.Module) -> list[tuple[int, int, int]]:
-    said: Any = getattr(model, "input_size", None)
-    layers: Iterator[Any] = (m for m in model.modules() if isinstance(m, _ConvNd) or hasattr(m, "dense_weight"))
+    """Lists sizes of images to try: the net's own, if it has one, then some usual ones."""
+    own: Any = model.input_size if isinstance(model, TakesImages) else None
+    layers: Iterator[Any] = (module for module in model.modules() if isinstance(module, _ConvNd | MakesKernel))
     channels = next(layers).in_channels
-    return [said] * (isinstance(said, tuple) and len(said) == 3) + [(channels, size, size) for size in SIZES]
+    return [own] * (isinstance(own, tuple) and len(own) == 3) + [(channels, size, size) for size in SIZES]
 
 
 def _watched(model: nn.Module, size: tuple[int, int, int]) -> list[tuple[str, str]]:
-    """Sends an image through a copy of the net, so that nothing of the pass stays in the net itself."""
+    """Sends an image through a copy of the net, so that the pass leaves no trace in the net itself."""
     model = copy.deepcopy(model)
     device, dtype = device_and_dtype(model)
     x = torch.rand(1, *size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
@@ -108,20 +108,20 @@ def _watched(model: nn.Module, size: tuple[int, int, int]) -> list[tuple[str, st
 
 
 class _Watch(TorchDispatchMode):
-    """Follows what becomes of every convolution's output, and who reads whose numbers.
+    """Follows every convolution's output, and records which modules read the tensors of others.
 
-    Tensors are told apart by their storage: what a view shows, or `data`, is the same numbers.
+    Tensors are told apart by their storage, because a view and `data` show the same values.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.calls: Counter[nn.Module] = Counter()
         self.norm_of: dict[nn.Module, nn.Module] = {}
-        self.barred: set[nn.Module] = set()  # whose numbers or output something else has read
+        self.barred: set[nn.Module] = set()  # modules whose parameters or output something else has read
         self._outputs: dict[nn.Module, TensorWeakRef] = {}
         self._owners: dict[int | None, nn.Module] = {}
-        self._busy: set[nn.Module] = set()  # who may read what is theirs at the moment
-        self._storages: list[Any] = []  # kept, so that no other tensor gets their place
+        self._busy: set[nn.Module] = set()  # modules that run now, and may read their own
+        self._storages: list[Any] = []  # kept alive, so that no other tensor gets their address
         for module in model.modules():
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None and self._owners.setdefault(_place(tensor), module) is not module:
@@ -137,8 +137,11 @@ class _Watch(TorchDispatchMode):
                 module.register_forward_hook(self._leave_norm)
 
     def pairs(self, y: Any) -> list[tuple[nn.Module, nn.Module]]:
-        """Convolutions and norms that ran once, one for the other. What is still alive while the caller holds `y`, what
-        the net returned, is in `y` or was put aside for somebody."""
+        """Lists convolutions and norms that ran once, the one right after the other, with nothing else reading between.
+
+        An output of a convolution that is still alive while the caller holds `y`, which the net returned, is part of `y`
+        or was stored for another reader.
+        """
         return [
             (conv, norm)
             for conv, norm in self.norm_of.items()
@@ -181,7 +184,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _place(tensor: Tensor) -> int | None:
-    """Which storage a tensor's numbers lie in; None for a kind that has none, such as a sparse one."""
+    """Identifies the storage of a tensor; None for kinds without one, such as sparse tensors."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):

@@ -5,11 +5,11 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pocketcnn.errors import CannotMaterialize
-from pocketcnn.methods._method import is_condensed
+from pocketcnn.support.modules import uncompiled
+from pocketcnn.support.protocols import Listener, LooksAtEntropy, is_condensed
 from pocketcnn.surgery.condense import put_in_place
 from pocketcnn.surgery.folding import fold_norms_
 from pocketcnn.surgery.provenance import Provenance, provenance, remember
@@ -44,23 +44,25 @@ def materialize(
 
     Args:
         model: any net.
-        entropy: in bits, as `image_entropy` gives it, or in the unit of what else a net measures: a net whose depth
-            depends on its images becomes the one that images of this entropy see.
-        fold_norm: whether batch norms are folded into the convolutions before them afterwards, as `pocketcnn.fold_norm`
-            does; the new net is then in evaluation mode, and not for saving or training.
+        entropy: entropy of the images in bits, as `image_entropy` gives it, or the net's other measure in its own unit. A
+            net whose depth depends on its images becomes the net that images of this entropy pass.
+        fold_norm: folds batch norms into the convolutions before them afterwards, as `pocketcnn.fold_norm` does; the new
+            net is then in evaluation mode, and not for saving or training.
         input_size: as in `pocketcnn.fold_norm`.
-        partly: leave layers as they are whose kernels depend on the image, instead of refusing the net.
+        partly: leaves layers whose kernels depend on the image as they are, instead of refusing the net.
     Returns:
         A new net with equal outputs, as large and as fast as the plain one.
     Raises:
         CannotMaterialize: a layer's kernel depends on the image, so that no ordinary convolution equals it.
-        ValueError: an entropy for a net that does not look at it, or one that is not a number; an input_size without
+        ValueError: an entropy for a net that does not use it, or one that is not a number; an input_size without
             `fold_norm`; or as in `pocketcnn.fold_norm`.
     """
     if input_size is not None and not fold_norm:
-        raise ValueError("input_size is of the image that fold_norm=True looks at; leave it out")
+        raise ValueError("input_size is for fold_norm=True only; leave it out")
     condensed = {name: module for name, module in model.named_modules() if is_condensed(module)}
-    looking = {name for name, module in condensed.items() if getattr(module, "needs_entropy", False)}
+    looking = {
+        name for name, module in condensed.items() if isinstance(module, LooksAtEntropy) and module.needs_entropy
+    }
     if entropy is not None and not looking:
         raise ValueError(f"nothing in this {type(model).__name__} depends on the image's entropy; leave entropy out")
     if entropy is not None and not math.isfinite(entropy):
@@ -87,10 +89,10 @@ def materialize(
             if not isinstance(new, nn.Conv2d):
                 base = None  # parts have other names than in the plain net
         if not obstacles.keys().isdisjoint(looking):
-            continue  # the stages left hear of every call
+            continue  # stages that stay need the hooks
         for hook in list(layer._forward_pre_hooks.values()):
-            owner: Any = getattr(hook, "__self__", None)
-            if hasattr(owner, "detach") and not isinstance(owner, torch.Tensor):
+            owner = getattr(hook, "__self__", None)  # of a bound method
+            if isinstance(owner, Listener) and not isinstance(owner, Tensor):
                 owner.detach(layer)
     if obstacles:
         base = None
@@ -101,22 +103,22 @@ def materialize(
 def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
     """Folds every batch norm that directly follows a convolution into it; the given net is left alone.
 
-    In evaluation mode a batch norm is a factor and a summand for each channel, which the convolution takes over: it has
-    a bias afterwards, and the norm is an `nn.Identity`. A pair is folded where one image, sent through a copy of the
-    net, shows that convolution and norm ran once, and that nothing but the norm looks at the convolution's output and
-    nothing else at their numbers. Left alone are norms elsewhere, modules with hooks, subclasses of `nn.Conv2d` and
-    `nn.BatchNorm2d`, and norms behind layers that make their kernels: `materialize` turns those of a ring into
-    convolutions, but the routing weights of a `CondConv2d` need not sum to 1 and would mix the summand too.
+    In evaluation mode a batch norm is a factor and a summand for each channel. The convolution takes them over: it has a
+    bias afterwards, and the norm is an `nn.Identity`. One image, sent through a copy of the net, shows which pairs can be
+    folded: convolution and norm ran once, only the norm read the convolution's output, and nothing else read their
+    parameters. These are left alone: other norms, modules with hooks, subclasses of `nn.Conv2d` and `nn.BatchNorm2d`, and
+    norms after layers that make their kernels. `materialize` turns ring layers into convolutions first; the routing
+    weights of a `CondConv2d` need not sum to 1 and would mix the summand too.
 
-    The new net is for serving and exporting. In training it would lack its norms, and `pocketcnn.save` refuses it, as
-    no file says what became of them: save the given net, and fold what `load` makes of the file.
+    The new net is for serving and exporting. It lacks its norms in training, and `pocketcnn.save` refuses it, because a
+    file does not describe folding: save the given net, and fold the net that `load` returns.
 
     Args:
-        model: any net; one that takes more than an image is folded part by part.
-        input_size: (channels, height, width) of an image that the net takes. None tries some sizes, with the channels
-            of the first convolution.
+        model: any net that takes one image; fold one that takes more part by part.
+        input_size: (channels, height, width) of an image for the net. None tries some sizes, with the channels of the
+            first convolution.
     Returns:
-        A new net in evaluation mode, with the outputs that the given one has in evaluation mode.
+        A new net in evaluation mode, with the outputs of the given one in evaluation mode.
     Raises:
         ValueError: the net takes no image of that size, or of any size tried; or a norm that would be folded keeps no
             running statistics.
@@ -130,17 +132,18 @@ def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = Non
           (2): ReLU()
         )
     """
-    return _folded(copy.deepcopy(getattr(model, "_orig_mod", model)), input_size)  # torch.compile wraps the net
+    return _folded(copy.deepcopy(uncompiled(model)), input_size)
 
 
 def _folded(model: nn.Module, input_size: tuple[int, int, int] | None) -> nn.Module:
-    """The net itself, folded, which it remembers."""
+    """Folds the net itself, and records in it that norms are gone."""
     if not fold_norms_(model, input_size):
         return model
     return remember(model, Provenance(base=None, steps=(), folded=True))
 
 
 def paths_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Lists all dotted paths to each module."""
     paths: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(name)

@@ -1,4 +1,4 @@
-"""What condensing would change, what it leaves alone and why, and what it saves."""
+"""The plan of a condensing: the layers it would change, those it leaves alone and why, and the savings."""
 
 import dataclasses
 import textwrap
@@ -17,7 +17,7 @@ from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What a plan says of one layer; `numbers` are distinct trainable ones that the layer holds alone."""
+    """One layer of a plan; `numbers_...` count distinct parameters that the layer holds alone."""
 
     name: str
     layer: str
@@ -25,19 +25,19 @@ class PlanRow:
     numbers_before: int
     numbers_after: int
     reason: str
-    macs_before: int | None = None  # of an image, where the plan was given its size
+    macs_before: int | None = None  # for one image, if the plan was given its size
     macs_after: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What condensing would change, what it passes over and why, and what it saves; `str(plan)` is a table."""
+    """A plan of condensing: changes, layers left alone and why, and savings; `str(plan)` is a table."""
 
     method: str
     options: Mapping[str, Any]
     rows: tuple[PlanRow, ...]
-    shared_numbers: int  # stored once for several layers: the ring
-    before: Cost | int  # the whole net: Cost when an input size was given, else trainable parameters
+    shared_numbers: int  # parameters stored once for several layers
+    before: Cost | int  # of the whole net: `Cost` if an input size was given, else trainable parameters
     after: Cost | int
     places: str = "convolutions"
 
@@ -64,9 +64,9 @@ class Plan:
         return "\n".join([title, table, *self.savings()])
 
     def savings(self) -> list[str]:
-        """One line for each total: before, after and their ratio."""
+        """Lists one line for each total: before, after and their ratio."""
         if isinstance(self.before, int) or isinstance(self.after, int):
-            pairs: list[tuple[str, Any, Any]] = [("trainable numbers", self.before, self.after)]
+            pairs: list[tuple[str, Any, Any]] = [("trainable parameters", self.before, self.after)]
         else:
             names = ("trainable_params", "size_bytes", "macs", "depth")
             pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
@@ -91,18 +91,18 @@ def plan(
     on_unsupported: str = "skip",
     **options: Any,
 ) -> Plan:
-    """What `condense` with the same choice of layers would do; changes nothing, not even the random state.
+    """Plans what `condense` with the same arguments would do; changes nothing, not even the random state.
 
     Args:
         model: any net.
         method: a name in `METHODS`.
-        input_size: (channels, height, width) of an image; when given, the plan also compares multiply-adds, depth and
-            file size, for which both nets run once.
+        input_size: (channels, height, width) of an image; if given, both nets run once, and the plan also compares
+            multiply-adds, depth and file size.
         include: as in `condense`; so are `exclude`, `where` and the options.
         exclude: as in `condense`.
         where: as in `condense`.
         on_unsupported: as in `condense`.
-        **options: the method's.
+        **options: the method's options.
     Raises:
         UnknownMethod: no such method.
         UnsupportedLayer: `on_unsupported="error"` and a layer asked for cannot be replaced.
@@ -125,17 +125,17 @@ def plan(
     macs_before, macs_after = (macs_by_module(m, input_size) if input_size else {} for m in (model, after))
     rows = []
     for site in sites:
-        numbers = new_numbers = _numbers(site.modules)
+        params = new_params = _params(site.modules)
         macs = new_macs = sum(macs_before.get(name, 0) for name in (site.name, *(name for name, _ in site.rest)))
         becomes = ""
         if site.name in chosen:
             new = [made[site.name]] if site.name in made else []
             becomes = type(new[0]).__name__ if new else "nothing"
-            new_numbers = _numbers(new, lambda p: len(owners[id(p)]) == 1)
+            new_params = _params(new, lambda p: len(owners[id(p)]) == 1)
             new_macs = macs_after.get(site.name, 0)
         says = site.says or describe(site.module)
         costs = (macs, new_macs) if input_size else (None, None)
-        rows.append(PlanRow(site.name, says, becomes, numbers, new_numbers, site.reason, *costs))
+        rows.append(PlanRow(site.name, says, becomes, params, new_params, site.reason, *costs))
     shared = {id(p): p.numel() for p in after.parameters() if len(owners.get(id(p), ())) > 1}
     totals = [count_params(m)[0] if input_size is None else measure(m, input_size) for m in (model, after)]
     return Plan(
@@ -143,13 +143,13 @@ def plan(
     )
 
 
-def _numbers(modules: Sequence[nn.Module], counts: Callable[[nn.Parameter], bool] = lambda p: True) -> int:
-    """Distinct numbers of some modules."""
+def _params(modules: Sequence[nn.Module], counts: Callable[[nn.Parameter], bool] = lambda p: True) -> int:
+    """Counts the distinct parameters of some modules."""
     return sum({id(p): p.numel() for module in modules for p in module.parameters() if counts(p)}.values())
 
 
 def describe(module: Any) -> str:
-    """A layer in a few words: `3x3, 64 -> 128, stride 2`."""
+    """Describes a layer in a few words: `3x3, 64 -> 128, stride 2`."""
     if not hasattr(module, "kernel_size"):
         return type(module).__name__
     words = [f"{'x'.join(map(str, module.kernel_size))}, {module.in_channels} -> {module.out_channels}"]

@@ -1,4 +1,4 @@
-"""How a net was made: its base and the steps since, so that a file can rebuild it."""
+"""The provenance of a net: its base and the steps since, so that a file can rebuild it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Step:
-    """One condensing: a method, its options, and the dotted names of the layers it replaced."""
+    """A condensing step: the method, its options, and the dotted names of the layers it replaced."""
 
     method: str
     options: Mapping[str, Any]
@@ -18,19 +18,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a net was made. `base` is the name and the options given to `create_model`, None for a foreign net."""
+    """The making of a net. `base` is the name and the options given to `create_model`; None for a foreign net."""
 
     base: Mapping[str, Any] | None
     steps: tuple[Step, ...]
-    folded: bool = False  # batch norms were folded since, which no file describes
+    folded: bool = False  # True if batch norms were folded since, which no file describes
 
 
 def provenance(model: nn.Module) -> Provenance:
-    """How a net was made; of a foreign net, that its base is unknown."""
+    """Returns the record of how a net was made; a foreign net has no base and no steps."""
     return getattr(model, "provenance", Provenance(base=None, steps=()))
 
 
 def remember(model: nn.Module, made: Provenance) -> nn.Module:
-    """Writes into a net how it was made; deepcopy and `save` take it along."""
+    """Records in a net how it was made; deepcopy and `save` keep the record."""
     vars(model)["provenance"] = made
     return model

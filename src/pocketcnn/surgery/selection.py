@@ -1,4 +1,4 @@
-"""From what a user asks for to a method's checked options and the sites it works on."""
+"""Checking a method's options, and selecting the sites that a user asks for."""
 
 import dataclasses
 import typing
@@ -21,12 +21,19 @@ def check_step(step: Step) -> None:
 
     Raises:
         UnknownMethod: it does not know the method.
-        ValueError: or an option, or its value.
+        ValueError: it does not know an option or its value.
     """
     resolve_method(step.method, dict(step.options))
 
 
+def needs_seed(method: str, options: Mapping[str, Any]) -> bool:
+    """Tells whether rebuilding a step needs the seed among its options; a method that this version lacks needs its seed."""
+    record = METHODS.get(method)
+    return "seed" in options if record is None else record.needs_seed(options)
+
+
 def resolve_method(method: str, options: Mapping[str, Any]) -> tuple[Method, Any]:
+    """Looks up a method and checks its options; returns the record and the options as its dataclass."""
     record = get_method(method)
     known = [field.name for field in dataclasses.fields(record.options)]
     if unknown := sorted(options.keys() - set(known)):
@@ -43,7 +50,7 @@ def resolve_method(method: str, options: Mapping[str, Any]) -> tuple[Method, Any
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether an option has the type of its field; which words a field knows, the options check themselves."""
+    """Tells whether an option has the type of its field; the options class checks the words that a field knows."""
     if typing.get_origin(hint) is typing.Literal:
         return isinstance(value, str)
     if typing.get_origin(hint) is dict:
@@ -57,6 +64,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
+    """Spells a type for a message."""
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) is dict:
@@ -74,12 +82,11 @@ def select_sites(
     where: Where | None,
     on_unsupported: str,
 ) -> list[Site]:
-    """The sites with reasons updated by what the user asked for; those without a reason are chosen."""
+    """Updates the reasons of sites by the user's choices; sites without a reason are chosen."""
     if on_unsupported not in ("skip", "error"):
         raise ValueError(f"on_unsupported must be 'skip' or 'error', not {on_unsupported!r}")
-    included, excluded = (
-        _matches(record, sites, patterns, what) for patterns, what in ((include, "include"), (exclude, "exclude"))
-    )
+    included = _matches(record, sites, include, "include")
+    excluded = _matches(record, sites, exclude, "exclude")
     selected = []
     for site in sites:
         reason = site.reason
@@ -98,12 +105,13 @@ def select_sites(
     return selected
 
 
-def _matches(record: Method, sites: Sequence[Site], patterns: Patterns | None, what: str) -> set[str]:
+def _matches(record: Method, sites: Sequence[Site], patterns: Patterns | None, argument: str) -> set[str]:
+    """Names the sites that patterns match; each pattern must match one."""
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         hits = {site.name for site in sites if matches(site, pattern)}
         if not hits:
             examples = ", ".join(site.name for site in sites[:4]) or "none"
-            raise ValueError(f"{what} pattern {pattern!r} matches no {record.places[0]}; there are {examples}, ...")
+            raise ValueError(f"{argument} pattern {pattern!r} matches no {record.places[0]}; there are {examples}, ...")
         found |= hits
     return found

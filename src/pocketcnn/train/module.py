@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from pocketcnn.data import DataSet, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
-from pocketcnn.support.modules import device_and_dtype, maps_of
+from pocketcnn.support.modules import device_and_dtype, hooked, maps_of
 from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
@@ -202,20 +203,13 @@ def first_not_finite(net: nn.Module, x: Tensor) -> str:
     """
     found: list[str] = []
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                found.append(name)
-
-        return hook
+    def look(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+            found.append(name)
 
     parts = dict(net.named_modules())
-    handles = [module.register_forward_hook(look(name)) for name, module in parts.items() if name]
-    try:
+    with hooked(part.register_forward_hook(partial(look, name)) for name, part in parts.items() if name):
         net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not found:
         return ""
     names = found[0].split(".")

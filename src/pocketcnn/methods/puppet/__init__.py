@@ -1,12 +1,12 @@
 """Puppet-CNN: a small differential equation makes the kernels along the depth; the image's entropy sets how deep it goes.
 
-The puppeteer holds one state, shaped like a kernel, and what moves it: dP/dt = G(P). Every convolution of the stages
-reads its kernel off the state at the time its layer is reached, from places and with signs that a seed picks.
-How complex an image is sets how many blocks of each stage it passes, and, if wanted, where the state starts.
+The puppeteer holds one state, shaped like a kernel, and the field that moves it: dP/dt = G(P). Every convolution of the
+stages reads its kernel off the state at the time of its layer, from places and with signs that a seed picks. The
+complexity of an image sets the number of blocks that it passes in each stage and, if wanted, the start of the state.
 
 Source: Puppet-CNN: Input-Adaptive Convolutional Networks Using Ordinary Differential Equations. There is no public code,
-and much is left open there; what we chose: G, the reading of a kernel, the map from entropy to depth (the share of the
-calibration images that are simpler), and batches of mixed depth, in which each image gets what it would get alone.
+and the paper leaves much open. Our choices: G; the reading of a kernel; the map from entropy to depth (the share of the
+calibration images that are simpler); and batches of mixed depth, in which each image gets the result it would get alone.
 """
 
 import itertools
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn.methods._blocks import (
+    RUNS,
+    condensed_sites,
     elsewhere,
     is_block,
     kept_channels,
@@ -47,30 +49,27 @@ __all__ = [
     "gauge_of",
     "puppeteers_of",
 ]
-_FIT_STEPS, _FIT_RATE = 300, 0.3  # of the fit to trained kernels; the rate in units of the state's deviation
+_FIT_STEPS, _FIT_RATE = 300, 0.3  # of the fit to trained kernels; the rate is in units of the state's deviation
 
 
 def _subclasses_in(blocks: Sequence[nn.Module]) -> str:
-    """The kinds of larger convolutions in blocks that are no plain `nn.Conv2d`, in brackets."""
+    """Names the types of convolutions larger than 1x1 that are no plain `nn.Conv2d`, in brackets."""
     large = (m for block in blocks for m in block.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1)
     kinds = dict.fromkeys(type(module).__name__ for module in large if type(module) is not nn.Conv2d)
     return f" ({', '.join(kinds)} is not a plain nn.Conv2d)" if kinds else ""
 
 
 def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
-    """Every stage: blocks in an `nn.Sequential` of which all but the first are equal.
+    """Lists the stages: blocks in an `nn.Sequential` of which all but the first are equal.
 
-    The first may change size and width. One that holds the net's first convolution, the stem, is left alone.
+    The first may change size and width. A block that holds the net's first convolution, the stem, is left alone.
     """
     owners = owners_of_parameters(model)
     stem = first_conv(model)
     found = []
     for prefixes, blocks in neighbours(model):
         if not is_block(blocks[0][1]):
-            condensed = [(name, block) for name, block in blocks if isinstance(block, PuppetStage)]
-            found += [
-                Site(names_of(prefixes, n), m, f"already condensed by {m.condensed_by!r}", False) for n, m in condensed
-            ]
+            found += condensed_sites(prefixes, blocks, PuppetStage)
             continue
         if any(module is stem for module in blocks[0][1].modules()):
             blocks = blocks[1:]
@@ -90,7 +89,7 @@ def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
 
 
 def _stages(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[tuple[str, nn.Module]]]:
-    """Neighbours of one type cut into stages: a block, and those after it that are equal and keep size and channels."""
+    """Cuts neighbours of one type into stages: a block, and the equal ones after it that keep size and channels."""
     runs = [list(run) for _, run in itertools.groupby(blocks, lambda named: structure(named[1]))]
     while runs:
         stage = runs.pop(0)
@@ -107,12 +106,12 @@ def _keeps_shape(block: nn.Module) -> bool:
 
 
 def first_conv(model: nn.Module) -> Any:
-    """The first convolution of a net, condensed or not; None where there is none."""
+    """Finds the first convolution of a net, condensed or not; None if there is none."""
     return next((m for m in model.modules() if isinstance(m, nn.Conv2d | AbstractConv2d)), None)
 
 
 def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]:
-    """A stage for each site, with one puppeteer and one gauge for all of them."""
+    """Builds a stage for each site, with one puppeteer for all of them or, as `scope` says, one for each."""
     stages: list[list[nn.Module]] = [site.modules[: options.max_depth] for site in sites]
     kinds = {(p.device, p.dtype) for stage in stages for block in stage for p in block.parameters()}
     if len(kinds) > 1:
@@ -136,7 +135,7 @@ def build(sites: Sequence[Site], options: PuppetOptions) -> dict[str, nn.Module]
 
 
 def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
-    """Has the stages hear of every call of the net: of its images, where they decide anything, and of each other."""
+    """Connects the stages to the calls of the net and, if images decide anything, to a gauge that they share."""
     stages = [stage for stage in built.values() if isinstance(stage, PuppetStage)]
     calls = Calls.of(model)
     if calls is None:
@@ -160,16 +159,15 @@ def finish(model: nn.Module, built: Mapping[str, nn.Module | None]) -> None:
 
 
 def gauge_of(model: nn.Module) -> Gauge | None:
-    """What says in a net how complex each image is, and what `calibrate_` is called on; None where no image decides
-    anything."""
+    """Finds the gauge of a net, on which `calibrate_` is called; None if nothing depends on the image."""
     return next((module for module in model.modules() if isinstance(module, Gauge)), None)
 
 
 def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
-    """Puppeteers whose trajectories pass as near to the trained kernels as they can, on the way of the highest level.
+    """Brings the trajectories of puppeteers as near to the trained kernels as they can pass, on the highest level's path.
 
-    What is brought down is 1 - cos^2 of the angle between each generated kernel and the trained one, weighted by their
-    numbers; its length then comes from the kernel's scale, which is stored.
+    The loss is 1 - cos^2 of the angle between each generated kernel and the trained one, weighted by the kernel's number
+    of weights. The kernel's length then comes from its stored scale.
     """
     targets: dict[Puppeteer, dict[Slot, Tensor]] = {}
     for name, stage in made.items():
@@ -183,7 +181,7 @@ def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | N
 
 
 def _follow(puppeteer: Puppeteer, wanted: Mapping[Slot, Tensor]) -> None:
-    """Moves a puppeteer's state and field until its kernels point where those wanted do, then sets its scales."""
+    """Trains a puppeteer's state and field until its kernels point as the wanted ones do, then sets its scales."""
     parameters = list(puppeteer.parameters())
     path = puppeteer.key(puppeteer.options.levels - 1)
     optimizer = torch.optim.Adam(parameters, _FIT_RATE * puppeteer.std)
@@ -206,7 +204,7 @@ def _follow(puppeteer: Puppeteer, wanted: Mapping[Slot, Tensor]) -> None:
             made = puppeteer._generate(*(puppeteer.key(number) if len(puppeteer.scales) > 1 else path))
             for place, slot in enumerate(puppeteer.slots):
                 if slot in made and slot in wanted and made[slot].square().sum() > 0:
-                    # The sign too: a trajectory may pass on the other side.
+                    # With its sign: a trajectory may pass on the other side.
                     power = made[slot].square().sum()
                     puppeteer.scales[number, place] *= (made[slot] * wanted[slot]).sum() / power
         puppeteer.kept.clear()
@@ -219,10 +217,7 @@ METHOD = Method(
     options=PuppetOptions,
     sites=sites,
     build=build,
-    places=(
-        "run of equal blocks of convolutions in an nn.Sequential",
-        "runs of equal blocks of convolutions in an nn.Sequential",
-    ),
+    places=RUNS,
     finish=finish,
     match=match,
     searched={"size": Range(0.02, 0.5), "depth": ("fixed", "entropy")},

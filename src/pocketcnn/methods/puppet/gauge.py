@@ -1,7 +1,7 @@
-"""How complex each image of a batch is, held out to the parts of a net that act on it.
+"""The gauge measures how complex each image of a batch is; the calls of a net carry the result to its stages.
 
-A net's own code stands between its input and its stages, and hands on features only. So what was found of the images is
-held out beside it, for the length of one call, each thread and each net its own.
+A net's own code stands between its input and its stages, and passes on features only. So the levels of the images are
+kept beside it, for the length of one call, by thread and by net.
 """
 
 import contextlib
@@ -14,21 +14,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketcnn.methods._held import CallValue, tracing
+from pocketcnn.methods._call_value import CallValue, tracing
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
 _log = logging.getLogger(__name__)
 
 
 class OneLevel(NamedTuple):
-    """A batch whose images all have one level, and what is made for it in this call; None is the highest level."""
+    """A batch whose images all have one level (None: the highest), and the kernels made for it in this call."""
 
     level: int | None
     made: dict[Any, Any]
 
 
 class MixedLevels:
-    """A batch of mixed levels: its images by level, the highest first, and what is made for them in this call."""
+    """A batch of mixed levels: its images in groups, the highest level first, and the kernels made for it in this call.
+
+    `groups` are pairs of a level and its number of images; `order` sorts the images by group and `back` undoes that.
+    """
 
     def __init__(self, levels: Tensor) -> None:
         self.made: dict[Any, Any] = {}
@@ -40,59 +43,59 @@ class MixedLevels:
 
 
 class TracedLevels(NamedTuple):
-    """A batch whose values cannot be looked at, while a net is traced: the levels as a tensor."""
+    """A batch of a net that is being traced, when no values can be read: the levels as a tensor, and the kernels."""
 
     levels: Tensor
     made: dict[Any, Any]
 
 
-UNMEASURED = "held out until the first stage measures the features it is given"
+UNMEASURED = "set until the first stage measures the features that it is given"
 
 
 class Calls:
-    """The calls of a net that are under way: what was found of their images, for the net's stages."""
+    """The calls of a net that are under way, with the levels of their images, for the net's stages."""
 
     def __init__(self, gauge: "Gauge | None" = None) -> None:
         self.gauge = gauge
-        self._held = CallValue()
-        self._said = False
+        self._batch = CallValue()
+        self._warned = False
 
     def attach(self, net: nn.Module) -> None:
-        """Makes a net's every call begin with a look at its input."""
+        """Makes every call of a net begin with a look at its input."""
         net.register_forward_pre_hook(self._begin, with_kwargs=True)
         net.register_forward_hook(self._end, always_call=True)
 
     @staticmethod
     def of(net: nn.Module) -> "Calls | None":
-        """Those attached to a net."""
+        """Finds the calls attached to a net."""
         owners = (getattr(hook, "__self__", None) for hook in net._forward_pre_hooks.values())
         return next((owner for owner in owners if isinstance(owner, Calls)), None)
 
     def detach(self, net: nn.Module) -> None:
-        """Takes back what `attach` did."""
+        """Removes the hooks of `attach`."""
         for hooks in (net._forward_pre_hooks, net._forward_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]
 
-    def seen(self, x: Tensor) -> "OneLevel | MixedLevels | TracedLevels":
-        """What was found of the images whose features a stage is given.
+    def levels_for(self, x: Tensor) -> "OneLevel | MixedLevels | TracedLevels":
+        """Returns the levels of the images whose features a stage is given.
 
         Raises:
             ValueError: the stage is given another number of images than the net.
         """
-        found = self._held.get()
+        found = self._batch.get()
         if found is UNMEASURED and self.gauge is not None:
             found = self.gauge.see(x)
-            self._held.pop()
-            self._held.push(found)
+            self._batch.pop()
+            self._batch.push(found)
         if found is None and self.gauge is not None:
             if self.gauge.pin is not None:
                 return OneLevel(self.gauge.pin, {})
-            if not (self._said or tracing()):
-                self._said = True
+            if not (self._warned or tracing()):
+                self._warned = True
                 _log.warning(
-                    "a stage runs outside of a call of the net whose images decide its depth, and goes all the way; "
-                    "call the net itself, or net.gauge.pinned(level)"
+                    "a stage runs outside of a call of the net, whose images would set its depth, and passes all blocks; "
+                    "call the net itself, or pin the level by gauge_of(net).pinned(level)"
                 )
         if found is None:
             return OneLevel(None, {})
@@ -104,8 +107,8 @@ class Calls:
         return found
 
     def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._held.clear()  # of a call that was interrupted
-        self._held.push(UNMEASURED)  # first of all, for `_end` comes whatever happens
+        self._batch.clear()  # left by a call that was interrupted
+        self._batch.push(UNMEASURED)  # at once, because `_end` is called whatever happens
         if self.gauge is not None and self.gauge.measure == "features":
             return
         found: Any = OneLevel(None, {})
@@ -117,25 +120,25 @@ class Calls:
                     "tensors instead of one"
                 )
             found = self.gauge.see(images[0])
-        self._held.pop()
-        self._held.push(found)
+        self._batch.pop()
+        self._batch.push(found)
 
     def _end(self, *_: Any) -> None:
-        self._held.clear()
+        self._batch.clear()
 
 
 class Gauge(nn.Module):
-    """Says how complex each image is that a net is given.
+    """Measures how complex each image is that a net is given.
 
-    It undoes the normalisation it was calibrated for, measures, and maps the measure to [0, 1]: the share of the
-    calibration images that are simpler. Before `calibrate_` the measure is divided by the largest it can be (entropy by
-    8 bits). An image with pixels outside of the range is nothing it can judge and counts as complex, so that it passes
-    the whole net.
+    The gauge undoes the normalisation it was calibrated for, measures, and maps the measure to [0, 1]: the share of the
+    calibration images that are simpler. Before `calibrate_` the measure is divided by its largest possible value (entropy
+    by 8 bits). The gauge cannot judge an image with pixels outside the range; it counts as complex and passes the whole
+    net.
 
     Args:
         measure: `"entropy"`, `"variance"`, `"edges"` or `"features"`, as in `PuppetOptions`.
-        levels: how many degrees of complexity are told apart.
-        channels: of the images.
+        levels: number of degrees of complexity.
+        channels: channels of the images.
     Raises:
         ValueError: an unknown measure.
     Shape: images [batch, channels, height, width] to [batch].
@@ -147,15 +150,15 @@ class Gauge(nn.Module):
     quantiles: Tensor
     calibrated: Tensor
 
-    # What to measure, the most there can be of it, and the range of values before calibration.
+    # Name -> the measure, its largest value, and the range of pixels before calibration.
     MEASURES: Mapping[str, tuple[Callable[[Tensor], Tensor], float, tuple[float, float]]] = {
         "entropy": (image_entropy, 8.0, (0.0, 1.0)),
         "variance": (image_variance, 1.0, (0.0, 1.0)),
         "edges": (edge_density, 1.0, (0.0, 1.0)),
-        "features": (image_entropy, 8.0, (0.0, 4.0)),  # of normalised and rectified features few are larger
+        "features": (image_entropy, 8.0, (0.0, 4.0)),  # few normalised and rectified features are larger
     }
     POINTS = 33
-    """Of the map: the measure's quantiles."""
+    """Points of the map: quantiles of the measure."""
 
     def __init__(self, measure: str = "entropy", levels: int = 4, channels: int = 3) -> None:
         super().__init__()
@@ -173,7 +176,7 @@ class Gauge(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Forgets the calibration."""
+        """Removes the calibration."""
         _, most, (low, high) = self.MEASURES[self.measure]
         self.mean.zero_()
         self.std.fill_(1)
@@ -182,7 +185,7 @@ class Gauge(nn.Module):
         self.calibrated.fill_(False)
 
     def value(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
-        """The measure of each image, in its own unit: bits for entropy.
+        """Measures each image, in the measure's own unit: bits for entropy.
 
         Raises:
             ValueError: pixels that are not a number, or images of one pixel.
@@ -190,7 +193,7 @@ class Gauge(nn.Module):
         return self.MEASURES[self.measure][0](self._pixels(x))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
-        """How complex each image is, between 0 and 1."""
+        """Rates the complexity of each image between 0 and 1."""
         pixels = self._pixels(x)
         value = self.MEASURES[self.measure][0](pixels)
         if self.measure == "features":
@@ -203,7 +206,7 @@ class Gauge(nn.Module):
         return torch.where(strange, 1.0, self.share_of(value))
 
     def share_of(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The map from the measure to [0, 1], rising, piecewise linear between the quantiles."""
+        """Maps the measure to [0, 1]; the map rises and is piecewise linear between the quantiles."""
         points = self.quantiles.to(value.dtype)
         place = (points < value[..., None]).sum(-1).clamp(1, self.POINTS - 1)
         low, high = points[place - 1], points[place]
@@ -211,12 +214,12 @@ class Gauge(nn.Module):
         return (place - 1 + within) / (self.POINTS - 1)
 
     def level_of(self, share: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-        """Which of the levels, from 0 on, a share between 0 and 1 belongs to."""
+        """Level, from 0 on, of a share between 0 and 1."""
         return (share * self.levels).long().clamp(0, self.levels - 1)
 
     @torch.no_grad()
     def levels_of(self, x: Float[Tensor, "batch channels height width"]) -> Int[Tensor, " batch"]:
-        """The level of each image, from 0 on."""
+        """Finds the level of each image, from 0 on."""
         return self.level_of(self(x))
 
     @torch.no_grad()
@@ -228,52 +231,52 @@ class Gauge(nn.Module):
         std: float | Sequence[float] = 1.0,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> "Gauge":
-        """Learns the map from the measure to [0, 1] from images like those the net will see.
+        """Learns the map from the measure to [0, 1] from images like those that the net will see.
 
-        Afterwards as many of these images lie at each level; `fit` does it with the training images. The measure of
-        features, which change as the net is trained, is calibrated in training mode instead, batch by batch.
+        Afterwards each level holds as many of these images as the others. `train.fit` calibrates with the training images.
+        The measure "features" is calibrated in training mode instead, batch by batch, because features change.
 
         Args:
             loader: batches of images as the net is given them, alone or first in a tuple.
-            mean: what was subtracted when they were normalised, a number or one a channel.
-            std: what they were divided by after that.
-            value_range: the lowest and the highest value of a pixel before that.
+            mean: the mean subtracted when they were normalised, a number or one a channel.
+            std: the deviation that they were divided by after that.
+            value_range: the lowest and the highest value of a pixel before normalisation.
         Raises:
-            ValueError: no images, a normalisation that cannot be, or images that do not lie in `value_range` once it is
-                undone; the calibration is what it was then.
+            ValueError: no images, an impossible normalisation, or images outside `value_range` once it is undone; the
+                calibration stays as it was.
         """
         if self.measure == "features":
             return self
         new = Gauge(self.measure, self.levels, len(self.mean)).to(self.mean.device)
-        for name, given in (("mean", mean), ("std", std)):
-            numbers = torch.as_tensor(given, dtype=torch.float32).reshape(-1)
-            if len(numbers) not in (1, len(self.mean)):
-                raise ValueError(f"{name} is a number or {len(self.mean)} of them, one a channel, not {len(numbers)}")
-            getattr(new, name).copy_(numbers)
+        for name, buffer, given in (("mean", new.mean, mean), ("std", new.std, std)):
+            values = torch.as_tensor(given, dtype=torch.float32).reshape(-1)
+            if len(values) not in (1, len(self.mean)):
+                raise ValueError(f"{name} is a number or {len(self.mean)} of them, one a channel, not {len(values)}")
+            buffer.copy_(values)
         if not (new.std > 0).all() or not value_range[0] < value_range[1]:
             raise ValueError(f"std must be positive and value_range (lowest, highest), got {std} and {value_range}")
         new.value_range.copy_(torch.tensor(value_range))
-        values = []
+        measured = []
         for batch in loader:
             pixels = new._pixels((batch if isinstance(batch, Tensor) else batch[0]).to(self.mean.device))
             if len(pixels) and (pixels.min() < -0.02 or pixels.max() > 1.02):
                 raise ValueError(f"{new._found(pixels)}; {_FIX}")
-            values.append(self.MEASURES[self.measure][0](pixels))
-        if not sum(map(len, values)):
+            measured.append(self.MEASURES[self.measure][0](pixels))
+        if not sum(map(len, measured)):
             raise ValueError("the loader gave no images to calibrate with")
-        new._learn(torch.cat(values), momentum=1.0)
+        new._learn(torch.cat(measured), momentum=1.0)
         self.load_state_dict(new.state_dict())
         self._warned = False
         return self
 
     @property
     def pin(self) -> int | None:
-        """The level at which this thread holds it."""
+        """The level at which this thread holds the gauge; None if it is free."""
         return self._pinned.get()
 
     @contextlib.contextmanager
     def pinned(self, level: int) -> Iterator[None]:
-        """Inside of a `with`, calls from this thread treat every image as one of that level; it is looked at all the same.
+        """Inside a `with`, calls from this thread treat every image as one of that level, and still measure it.
 
         Raises:
             ValueError: there is no such level.
@@ -285,11 +288,11 @@ class Gauge(nn.Module):
 
     @contextlib.contextmanager
     def recording(self, net: nn.Module) -> Iterator[tuple[Callable[[Tensor], Any], list[tuple[Tensor, Tensor]]]]:
-        """Inside of a `with`, writes down the level and the measure of every image that is looked at in this thread.
+        """Inside a `with`, records level and measure of every image that this thread measures.
 
         Yields:
-            What to call with images so that they are looked at, which is the net only where its features are measured; and
-            the record, a pair of tensors [batch] for each call.
+            A function that measures a batch of images: the net itself if its features are measured, else the gauge's own.
+            And the record, a pair of tensors [batch] for each call.
         """
         record: list[tuple[Tensor, Tensor]] = []
         with self._record.given(record):
@@ -303,17 +306,17 @@ class Gauge(nn.Module):
             record.append((levels, self.value(x).detach()))
         if pin is not None:
             return OneLevel(pin, {})
-        # Batch norm in training must not see images that have stopped: there the compiler has to break off and look.
+        # Batch norm in training must not see images that have stopped, so there the compiler has to break its graph.
         if x.is_meta or (tracing() and not (self.training and not torch.compiler.is_exporting())):
             return TracedLevels(levels, {})
-        crowd = MixedLevels(levels)
-        return crowd if len(crowd.groups) > 1 else OneLevel(crowd.groups[0][0] if crowd.groups else 0, {})
+        mixed = MixedLevels(levels)
+        return mixed if len(mixed.groups) > 1 else OneLevel(mixed.groups[0][0] if mixed.groups else 0, {})
 
     def extra_repr(self) -> str:
         return f"measure={self.measure!r}, levels={self.levels}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Gauge":
-        """Moves with the net but stays in float32: in bfloat16 the quantiles would fall together."""
+        """Moves with the net but stays in float32: in bfloat16 neighbouring quantiles would become equal."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in self._buffers.items():
@@ -323,10 +326,10 @@ class Gauge(nn.Module):
         return self
 
     def _pixels(self, x: Tensor) -> Tensor:
-        """Images with the normalisation undone and their range brought to [0, 1], in at least float32."""
+        """Undoes the normalisation of images and maps their range to [0, 1], in at least float32."""
         x = x if x.dtype == torch.float64 else x.float()
         if self.measure == "features":
-            return x.nan_to_num() / self.value_range[1]  # a net that diverges says so itself
+            return x.nan_to_num() / self.value_range[1]  # of a net that diverges the loss tells
         if len(self.mean) != x.shape[1]:
             raise ValueError(f"the net's depth is set by images of {len(self.mean)} channels, these have {x.shape[1]}")
         low, high = self.value_range.to(x.dtype)
@@ -345,7 +348,7 @@ class Gauge(nn.Module):
         return f"with mean and std undone, images range from {found[0]:.3g} to {found[1]:.3g}, not from {low:g} to {high:g}"
 
     def _warn_of(self, strange: Tensor, pixels: Tensor) -> None:
-        """Says once what is wrong with the range of images, if anything is."""
+        """Warns once if the range of images is wrong."""
         spread = (pixels.max() - pixels.min()).item()
         if len(strange):
             message = f"{self._found(strange)}; such images get the full depth. {_FIX}"

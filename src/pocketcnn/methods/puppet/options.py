@@ -12,40 +12,40 @@ Generator = Literal["ode", "linear", "static", "stored"]
 
 @dataclass(frozen=True)
 class PuppetOptions:
-    """What makes the kernels, and what the complexity of an image decides."""
+    """The generator of the kernels, and what the complexity of an image decides."""
 
     size: int | float = 0.08
-    """Numbers of a puppeteer: an integer, or a fraction in (0, 1] of its kernels' numbers."""
+    """Parameters of a puppeteer: an integer, or a fraction in (0, 1] of its kernels' weights."""
     generator: Generator = "ode"
-    """How the state moves: along the ODE, on a straight line, not at all; or stored: ordinary kernels."""
+    """Motion of the state: along the ODE, on a straight line, or none; or stored: ordinary kernels."""
     solver: str = "euler"
-    """Of the ODE: euler, midpoint, heun or rk4."""
+    """Solver of the ODE: euler, midpoint, heun or rk4."""
     num_steps: int = 1
     """Steps of the solver from one kernel to the next."""
     horizon: float = 1.0
-    """The time at which the last stage ends."""
+    """Time at which the last stage ends."""
     depth: Literal["entropy", "fixed"] = "entropy"
-    """Whether the image sets how many blocks of a stage it passes, or all images pass all."""
+    """Number of blocks of a stage that an image passes: set by its entropy, or fixed: all."""
     depth_by: Literal["horizon", "step"] = "horizon"
-    """How a simple image is spared blocks: each stage reads only its first kernels, or as many at longer steps."""
+    """Way to spare simple images blocks: "horizon", a stage reads its first kernels only; "step", as many, further apart."""
     start: Literal["fixed", "entropy"] = "fixed"
-    """Whether the state starts the same for all images, or where their complexity puts it."""
+    """Start of the state: the same for all images, or set by their entropy."""
     measure: Literal["entropy", "variance", "edges", "features"] = "entropy"
-    """What is called complex; features is the entropy of what the first stage is given."""
+    """Measure of an image's complexity; features is the entropy of the first stage's input."""
     levels: int = 4
-    """How many degrees of complexity are told apart."""
+    """Number of degrees of complexity."""
     min_depth: int | None = None
-    """Blocks that the simplest images pass in each stage; None for half of those that the most complex ones pass."""
+    """Blocks that the simplest images pass in each stage; None for half as many as the most complex ones."""
     max_depth: int | None = None
     """Blocks that the most complex images pass in each stage; None for all it has."""
     generate: Literal["all", "equal"] = "all"
-    """Whether the first block of a stage, which may change size and width, is generated too."""
+    """Blocks to generate: "all" of a stage, or the "equal" ones after the first, which may change size and width."""
     read: Literal["numbers", "channels"] = "numbers"
-    """Whether a kernel takes single numbers of the state, from places all over it, or whole channels."""
+    """Parts of the state that a kernel takes: single numbers from places all over it, or whole channels."""
     scope: Literal["net", "stage"] = "net"
-    """Whether one puppeteer serves the net, or each stage has its own."""
+    """One puppeteer for the net, or one for each stage."""
     seed: int = 0
-    """Rebuilds which places of the state each kernel reads; stored in the model file."""
+    """Rebuilds the places of the state that each kernel reads; stored in the model file."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -67,11 +67,11 @@ class PuppetOptions:
 
     @property
     def adapts(self) -> bool:
-        """Whether anything depends on the image."""
+        """True if anything depends on the image."""
         return self.depth == "entropy" or (self.start == "entropy" and self.generator != "stored")
 
     def depth_of(self, level: int, blocks: int) -> int:
-        """How many of a stage's blocks an image of some level passes; never fewer at a higher level."""
+        """Number of a stage's blocks that an image of some level passes; never fewer at a higher level."""
         highest = blocks if self.max_depth is None else min(self.max_depth, blocks)
         if self.depth == "fixed" or self.levels == 1:
             return highest
@@ -80,10 +80,10 @@ class PuppetOptions:
 
 
 def check_size(size: int | float) -> None:
-    """Checks how many numbers are stored.
+    """Checks the number of stored parameters.
 
     Raises:
-        ValueError: neither a fraction in (0, 1] nor a number of at least 1.
+        ValueError: neither a fraction in (0, 1] nor an integer of at least 1.
     """
     if isinstance(size, bool) or not (0 < size <= 1 if isinstance(size, float) else size >= 1):
         raise ValueError(f"size is a fraction in (0, 1] or a number of at least 1, not {size}")

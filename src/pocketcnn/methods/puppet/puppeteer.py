@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn import kernels
+from pocketcnn.methods._call_value import tracing
 from pocketcnn.methods._conv import fan_out
-from pocketcnn.methods._held import tracing
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.odeint import odeint
@@ -22,20 +22,20 @@ Slot = tuple[int, int, int]  # which stage, which of its blocks, which of the bl
 
 
 class Puppeteer(nn.Module):
-    """The state that all kernels are read off, and what moves it along the depth.
+    """The state that all kernels are read off, and the field that moves it along the depth.
 
     The state P is [rows, columns, kernel_height, kernel_width], stored as a matrix. It moves by
 
         dP/dt = G(P) = tanh(A P) B,
 
-    A mixing its rows and B its columns, from t = 0 to `horizon`. Stages share the time equally, so do the blocks of a
-    stage and the kernels of a block, which are read one after the other. Each is scaled so that it starts with its
-    Kaiming fan-out variance, as in a plain net.
+    where A mixes its rows and B its columns, from t = 0 to `horizon`. The stages share the time equally; so do the blocks
+    of a stage, and the kernels of a block, which are read one after the other. Each kernel is scaled so that it starts
+    with its Kaiming fan-out variance, as in a plain net.
 
     Args:
         stages: for each stage and each of its blocks the shapes of the kernels, [out_channels, in_channels / groups,
             kernel_height, kernel_width].
-        groups: of each kernel's convolution, nested in the same way; 1 for all when not given.
+        groups: groups of each kernel's convolution, nested in the same way; 1 for all when not given.
         device: of the parameters; `dtype` is their type.
         dtype: of the parameters.
         **options: fields of `PuppetOptions`.
@@ -68,7 +68,7 @@ class Puppeteer(nn.Module):
         self.sizes = {slot: math.prod(shape) for slot, shape in self.slots.items()}
         self.stds = {slot: (2 / fan_out(shape, counts[slot])) ** 0.5 for slot, shape in self.slots.items()}
         total = sum(self.sizes.values())
-        # The state is stored in the size of a typical kernel's numbers, so that it takes steps like a plain net's.
+        # The state is stored at the scale of a typical kernel's weights, so that it takes steps like a plain net's.
         self.std = (sum(n * self.stds[slot] ** 2 for slot, n in self.sizes.items()) / total) ** 0.5
         self.rows, self.columns, *self.kernel_size = self.state_shape = self._state_shape(total)
         made = {"device": device, "dtype": dtype}
@@ -86,7 +86,7 @@ class Puppeteer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws state and field anew from torch's random numbers, and rebuilds from the seed where kernels are read."""
+        """Redraws state and field from torch's random numbers, and rebuilds the places of the kernels from the seed."""
         nn.init.normal_(self.state, std=self.std)
         for mix in (self.mix_rows, self.mix_columns):
             if mix is not None:
@@ -110,16 +110,16 @@ class Puppeteer(nn.Module):
                 self.scales[path] = 1 / torch.tensor(stds)
 
     def key(self, level: int) -> tuple[float | None, int]:
-        """What the kernels of a level depend on: where the state starts, and which path it takes from there."""
+        """Start of the state and number of its path for a level: levels with equal keys share their kernels."""
         start = (level + 0.5) / self.options.levels if self.gain is not None else None
         return start, min(level, len(self.scales) - 1)
 
     def kernels(self, level: int) -> Mapping[Slot, Tensor]:
-        """The kernels of one level, by (stage, block, number in the block), each [out_channels, in_channels // groups,
-        kernel_height, kernel_width].
+        """Generates the kernels of one level, by (stage, block, number in the block).
 
-        Without gradients in evaluation mode they are generated once and kept until the stored numbers change. A change
-        that goes past torch's own counting (`parameter.data.mul_(2)`) is not noticed; `eval()` forgets what was kept.
+        Each is [out_channels, in_channels // groups, kernel_height, kernel_width]. In evaluation mode without gradients
+        they are generated once and kept until a parameter changes. A change that torch does not count
+        (`parameter.data.mul_(2)`) goes unnoticed; `eval()` clears the cache.
         """
         key = self.key(level)
         if self.training or torch.is_grad_enabled() or tracing() or self.state.is_meta:
@@ -127,8 +127,11 @@ class Puppeteer(nn.Module):
         return self.kept.get(key, [*self.parameters(), *self.buffers()], lambda: self._generate(*key))
 
     def trajectory(self, level: int) -> list[Tensor]:
-        """The state where the kernels of one level are read, in order: matrices [rows, columns * kernel_height *
-        kernel_width], in units of the state's standard deviation at initialisation."""
+        """Computes the states off which the kernels of one level are read, in order.
+
+        Each is a matrix [rows, columns * kernel_height * kernel_width], in units of the state's standard deviation at
+        initialisation.
+        """
         start, path = self.key(level)
         return list(self._states(start, list(self._times(path).values())))
 
@@ -142,16 +145,16 @@ class Puppeteer(nn.Module):
         return f"{state}, {len(self.slots)} kernels, generator={options.generator!r}, solver={options.solver!r}"
 
     def _state_shape(self, total: int) -> tuple[int, int, int, int]:
-        """As square as can be, state and field together of about the size asked for."""
+        """Chooses the shape of the state: square, so that state and field together have about the size asked for."""
         height, width = (max(shape[axis] for shape in self.slots.values()) for axis in (2, 3))
         size = self.options.size
-        numbers = size * total if isinstance(size, float) else size
-        field_numbers = 2 if self.options.generator != "static" else 0
-        side = max(1, round((numbers / (height * width + field_numbers)) ** 0.5))
+        wanted = size * total if isinstance(size, float) else size
+        mixers = 2 if self.options.generator != "static" else 0  # matrices of the field
+        side = max(1, round((wanted / (height * width + mixers)) ** 0.5))
         return side, side, height, width
 
     def _times(self, path: int) -> dict[Slot, float]:
-        """When each kernel is read."""
+        """Time at which each kernel is read."""
         level = path if len(self.scales) > 1 else self.options.levels - 1
         depths = [self.options.depth_of(level, len(stage)) for stage in self.stages]
         unit = self.options.horizon / len(self.stages)
@@ -177,7 +180,7 @@ class Puppeteer(nn.Module):
             return made
 
     def _states(self, start: float | None, times: Sequence[float]) -> Tensor | list[Tensor]:
-        """The state at the times, in units of its standard deviation at the start."""
+        """Computes the state at the times, in units of its standard deviation at initialisation."""
         state = self.state.to(accumulation_dtype(self.state)) / self.std
         if start is not None and self.gain is not None:
             state = state * (1 + start * self.gain[:, None])
@@ -209,7 +212,7 @@ def _numbered(stages: Any) -> dict[Slot, Any]:
 
 
 class VersionedCache:
-    """What was made of some numbers, as long as they stay what they were. Copies of a net start without."""
+    """A cache of results that holds as long as the tensors they were made from stay unchanged; copies start empty."""
 
     def __init__(self) -> None:
         self._stamp: Any = None
@@ -222,20 +225,20 @@ class VersionedCache:
         return VersionedCache, ()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Empties the cache."""
         self._stamp, self._made = None, {}
 
-    def get(self, key: Any, numbers: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-        """What was made under a key, made now if the numbers have changed since."""
-        stamp = [(n.data_ptr(), n.dtype, 0 if n.is_inference() else n._version) for n in numbers]
+    def get(self, key: Any, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """Returns the result under a key; makes it if there is none or the sources have changed since."""
+        stamp = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in sources]
         if stamp != self._stamp:
             self._stamp, self._made = stamp, {}
-        made = self._made  # another thread may begin anew meanwhile
+        made = self._made  # another thread may empty the cache meanwhile
         if key not in made:
             made[key] = make()
         return made[key]
 
 
 def puppeteers_of(model: nn.Module) -> list[Puppeteer]:
-    """What generates the kernels of a net, in order."""
+    """Lists the puppeteers of a net, in order."""
     return [module for module in model.modules() if isinstance(module, Puppeteer)]

@@ -1,4 +1,4 @@
-"""A stage of generated kernels, in the place of a run of equal blocks."""
+"""A stage with generated kernels, which replaces a run of equal blocks."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn import kernels
+from pocketcnn.methods._call_value import CallValue
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments
-from pocketcnn.methods._held import CallValue
 from pocketcnn.methods.puppet.gauge import Calls, Gauge, OneLevel, TracedLevels
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.methods.puppet.puppeteer import Puppeteer, Shape, Slot
@@ -25,39 +25,39 @@ class Part(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """A batch whose values cannot be looked at: every image's share in each of some sets of kernels, one of them 1."""
+    """A batch whose values cannot be read: sets of kernels, and each image's weights of them, one of which is 1."""
 
     kernels: list[Mapping[Slot, Tensor]]
     weights: Tensor
 
 
 class GeneratedConv2d(AbstractConv2d):
-    """A convolution inside of a `PuppetStage`, whose kernels the stage holds out to it."""
+    """A convolution inside a `PuppetStage`, which sets its kernels for each call."""
 
     def __init__(
-        self, *arguments: Any, puppeteer: Puppeteer, slot: Slot, held: CallValue, bias: Any, **keywords: Any
+        self, *arguments: Any, puppeteer: Puppeteer, slot: Slot, batch: CallValue, bias: Any, **keywords: Any
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.bias = bias
-        self.slot, self._held = slot, held
-        self._puppeteer = (puppeteer,)  # in a tuple: it is the stage's, and registered there
+        self.slot, self._batch = slot, batch
+        self._puppeteer = (puppeteer,)  # in a tuple, because it is registered in the stage
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
-        """The kernel that the stage holds out; called by itself, that of the highest level."""
-        given = self._held.get()
+        """Returns the kernel that the stage has set; outside a call of the stage, that of the highest level."""
+        given = self._batch.get()
         if isinstance(given, list):
             return given[0].kernels[self.slot]
         puppeteer = self._puppeteer[0]
         return puppeteer.kernels(puppeteer.options.levels - 1)[self.slot]
 
     def generator_parameters(self) -> Iterable[nn.Parameter]:
-        """The puppeteer's."""
+        """Lists the puppeteer's parameters."""
         return list(self._puppeteer[0].parameters())
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        given = self._held.get()
+        given = self._batch.get()
         x, padding = self.pad(x)
         how = (self.stride, padding, self.dilation, self.groups)
         if isinstance(given, Mixed):
@@ -73,20 +73,20 @@ class GeneratedConv2d(AbstractConv2d):
 
 
 class PuppetStage(nn.Module):
-    """Blocks that follow each other, with generated kernels, of which each image passes as many as it is complex.
+    """Blocks with generated kernels that follow each other; the more complex an image, the more of them it passes.
 
-    In training mode a block sees all images that reach it at once, so that its batch norm does; in evaluation mode
-    images of different kernels go through one after the other. While a net is traced (`torch.compile`, `torch.export`) all images pass all
-    blocks and those that should have stopped keep what they had: the same result without the saving. `torch.compile` of
-    a net in training mode breaks off to look at the levels instead, for batch norm's sake.
+    In training mode a block sees all images that reach it at once, for its batch norm's statistics. In evaluation mode
+    images with different kernels go through one after the other. While a net is traced (`torch.compile`, `torch.export`)
+    all images pass all blocks, and those that should have stopped keep the features they had: the same result without
+    the saving. In training mode `torch.compile` breaks its graph to read the levels instead, for batch norm's sake.
 
     Args:
         blocks: modules from a map to a map; all but the first keep its size and channels. They become part of the stage;
             their convolutions larger than 1x1 are replaced.
         puppeteer: makes the kernels; None makes one for this stage, or keeps the ordinary kernels with
             `generator="stored"`.
-        number: which of the puppeteer's stages this is.
-        **options: fields of `PuppetOptions`; a puppeteer has its own.
+        number: number of this stage among the puppeteer's.
+        **options: fields of `PuppetOptions`; leave them out with a puppeteer, which has its own.
     Raises:
         ValueError: no blocks, an option out of range, or a puppeteer made for other blocks.
     Shape: that of the blocks.
@@ -117,9 +117,9 @@ class PuppetStage(nn.Module):
             raise ValueError(f"stage {number} of the puppeteer has other kernels than these blocks")
         self.number = number
         self.puppeteer = puppeteer
-        self.gauge: Gauge | None = None  # what decides which image passes how many blocks; without, all pass all
-        self.calls = Calls()  # the net's own, once the stage is part of one
-        self._held = CallValue()
+        self.gauge: Gauge | None = None  # decides how many blocks each image passes; without it all images pass all
+        self.calls = Calls()  # the net's own, once the stage is part of a net
+        self._batch = CallValue()  # kernels for the batch in a block: a list of `Part`, or `Mixed`
         self.blocks = nn.ModuleList(blocks)
         if puppeteer is not None:
             for b, block in enumerate(blocks):
@@ -127,37 +127,37 @@ class PuppetStage(nn.Module):
                     arguments = conv_arguments(conv)
                     del arguments["device"], arguments["dtype"]
                     generated = GeneratedConv2d(
-                        **{**arguments, "bias": conv.bias}, puppeteer=puppeteer, slot=(number, b, k), held=self._held
+                        **{**arguments, "bias": conv.bias}, puppeteer=puppeteer, slot=(number, b, k), batch=self._batch
                     )
                     _put(block, names, generated.train(conv.training))
 
     @property
     def needs_entropy(self) -> bool:
-        """Whether what an ordinary net would have to equal depends on the image."""
+        """True if the ordinary net that equals the stage depends on the image."""
         return self.gauge is not None
 
     @property
     def why_not_dense(self) -> str:
-        """Why no ordinary net equals the stage; empty where one does."""
+        """Reason why no ordinary net equals the stage; empty if one does."""
         if not self.needs_entropy:
             return ""
         return "how deep it goes depends on the image; materialize(net, entropy=...) gives the net for one entropy, in bits"
 
     def depth_of(self, level: int) -> int:
-        """How many blocks an image of that level passes."""
+        """Number of blocks that an image of a level passes."""
         return self.options.depth_of(level, len(self.blocks))
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out out_height out_width"]:
-        found = self.calls.seen(x)
+        found = self.calls.levels_for(x)
         if isinstance(found, OneLevel):
             return self._straight(x, self.options.levels - 1 if found.level is None else found.level, found.made)
         if isinstance(found, TracedLevels):
             return self._masked(x, found)
         x = _rows(x, found.order)
-        # In training all groups go together, for batch norm; else only where they share their kernels, for then nothing
-        # has to be put together after each convolution.
+        # In training all groups go together, for batch norm; else only if they share their kernels, because then no
+        # results have to be concatenated after each convolution.
         together = self.training or len({self._key(level) for level, _ in found.groups}) == 1
         waves = [found.groups] if together else [[group] for group in found.groups]
         passed = []
@@ -166,18 +166,18 @@ class PuppetStage(nn.Module):
         return _rows(torch.cat(passed), found.back)
 
     def level_of(self, entropy: float | None = None) -> int:
-        """The level of images of some entropy; the highest where nothing depends on it, or none is given."""
+        """Level of images of some entropy; the highest one if nothing depends on it, or none is given."""
         if self.gauge is None or entropy is None:
             return self.options.levels - 1
         value = torch.tensor(float(entropy), device=self.gauge.quantiles.device)
         return int(self.gauge.level_of(self.gauge.share_of(value)))
 
     def dense(self, entropy: float | None = None) -> nn.Sequential:
-        """The ordinary blocks that the stage equals, for images of some entropy where that matters."""
+        """Builds the ordinary blocks that the stage equals, for images of some entropy if that matters."""
         level = self.level_of(entropy)
         stage = copy.deepcopy(self)
         blocks = stage.blocks[: self.depth_of(level)]
-        stage._held.push(stage._parts([(level, 1)], {}))
+        stage._batch.push(stage._parts([(level, 1)], {}))
         for block in blocks:
             generated: dict[GeneratedConv2d, list[str]] = {}
             for name, module in block.named_modules(remove_duplicate=False):
@@ -193,7 +193,7 @@ class PuppetStage(nn.Module):
         return f"min_depth={self.depth_of(0)}, max_depth={self.depth_of(self.options.levels - 1)}"
 
     def _straight(self, x: Tensor, level: int, made: dict[Any, Any]) -> Tensor:
-        """All images through the blocks of one level."""
+        """Sends all images through the blocks of one level."""
         depth = self.depth_of(level)
         parts = self._parts([(level, 1)], made)
         for block in self.blocks[:depth]:
@@ -201,12 +201,12 @@ class PuppetStage(nn.Module):
         return self._with_idle(x, depth)
 
     def _pass(self, x: Tensor, groups: Sequence[tuple[int, int]], made: dict[Any, Any]) -> list[Tensor]:
-        """Sends images through the blocks that are theirs, groups of higher levels first."""
+        """Sends each group of images, the highest level first, through its blocks; returns their features by group."""
         finished: list[Tensor] = []
         for position, block in enumerate(self.blocks):
             active = [(level, count) for level, count in groups if self.depth_of(level) > position]
             count = sum(count for _, count in active)
-            # Nobody is left, or too little for batch norm: a single number a channel.
+            # No image is left, or too little for batch norm: a single value a channel.
             if position and (count == 0 or (self.training and count * x[0, 0].numel() == 1)):
                 return [self._with_idle(x, position), *finished]
             if count < len(x):
@@ -216,7 +216,7 @@ class PuppetStage(nn.Module):
         return [x, *finished]
 
     def _with_idle(self, x: Tensor, depth: int) -> Tensor:
-        """In training, lets numbers that no image reached have gradients of 0: every device must have the same ones."""
+        """Gives parameters that no image reached gradients of 0 in training, because all devices must have the same."""
         idle = [p for block in self.blocks[depth:] for p in block.parameters() if p.requires_grad]
         if not (idle and self.training):
             return x
@@ -225,7 +225,7 @@ class PuppetStage(nn.Module):
         return x + 0 * torch.stack([p.sum() for p in idle]).sum()
 
     def _masked(self, x: Tensor, found: TracedLevels) -> Tensor:
-        """All images through all blocks; those whose depth is reached keep what they have."""
+        """Sends all images through all blocks; an image whose depth is reached keeps the features it has."""
         levels = range(self.options.levels)
         depths = torch.tensor([self.depth_of(level) for level in levels], device=x.device)[found.levels]
         for position, block in enumerate(self.blocks):
@@ -234,7 +234,7 @@ class PuppetStage(nn.Module):
             given: list[Part] | Mixed = parts
             if len(parts) > 1:
                 places = {key: place for place, key in enumerate(dict.fromkeys(map(self._key, reached)))}
-                # What becomes of images that should have stopped is of no interest.
+                # Images that should have stopped may get any kernels: `where` drops their results.
                 place = torch.tensor([places.get(self._key(level), 0) for level in levels], device=x.device)
                 given = Mixed([part.kernels for part in parts], F.one_hot(place[found.levels], len(places)))
             y = self._run(block, x, given)
@@ -242,17 +242,17 @@ class PuppetStage(nn.Module):
         return x
 
     def _run(self, block: nn.Module, x: Tensor, given: "list[Part] | Mixed") -> Tensor:
-        self._held.push(given)
+        self._batch.push(given)  # no `with`, which the compiler cannot trace here
         try:
             return block(x)
         finally:
-            self._held.pop()
+            self._batch.pop()
 
     def _key(self, level: int) -> Any:
         return None if self.puppeteer is None else (self.puppeteer.kept, *self.puppeteer.key(level))
 
     def _parts(self, groups: Sequence[tuple[int, int]], made: dict[Any, Any]) -> list[Part]:
-        """Groups that share their kernels put together, with the kernels, which are made once a call."""
+        """Joins groups that share their kernels, and makes the kernels, once a call."""
         counts: dict[Any, int] = {}
         for level, count in groups:
             key = self._key(level)
@@ -263,19 +263,20 @@ class PuppetStage(nn.Module):
 
 
 def _rows(x: Tensor, order: Tensor) -> Tensor:
-    """Images in another order, each copied as a whole, whatever comes first in memory: ten times faster than `x[order]`."""
+    """Reorders images, copying each as a whole in its own memory layout: ten times faster than `x[order]`."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return x.movedim(1, -1).index_select(0, order).movedim(-1, 1) if last else x.index_select(0, order)
 
 
 def _put(block: nn.Module, names: Sequence[str], new: nn.Module) -> None:
+    """Puts a module at all its names in a block."""
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(block.get_submodule(parent), child, new)
 
 
 def convolutions_of(block: nn.Module) -> list[tuple[list[str], nn.Conv2d]]:
-    """The convolutions of a block that are larger than 1x1, in the order of definition, with all their names in it."""
+    """Lists the convolutions of a block that are larger than 1x1, in the order of definition, with all their names."""
     found: dict[nn.Conv2d, list[str]] = {}
     for name, module in block.named_modules(remove_duplicate=False):
         if type(module) is nn.Conv2d and max(module.kernel_size) > 1:
@@ -284,10 +285,10 @@ def convolutions_of(block: nn.Module) -> list[tuple[list[str], nn.Conv2d]]:
 
 
 def kernel_shapes(blocks: Sequence[nn.Module]) -> list[list[Shape]]:
-    """The shapes of the kernels that a stage of such blocks has generated, block by block."""
+    """Shapes of the kernels that a stage of these blocks has generated, block by block."""
     return [[tuple(conv.weight.shape) for _, conv in convolutions_of(block)] for block in blocks]
 
 
 def kernel_groups(blocks: Sequence[nn.Module]) -> list[list[int]]:
-    """The groups of those convolutions."""
+    """Groups of the convolutions with generated kernels, block by block."""
     return [[conv.groups for _, conv in convolutions_of(block)] for block in blocks]

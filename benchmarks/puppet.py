@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import pocketcnn as pc
 from pocketcnn.data import load
 from pocketcnn.methods.puppet import PuppetStage, gauge_of, puppeteers_of
-from pocketcnn.train.loop import calibrate
+from pocketcnn.train.images import calibrate
 
 ROUNDS = 15
 

@@ -22,7 +22,8 @@ from pocketcnn.data import load
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import make_folder, write_atomically, write_json
 from pocketcnn.surgery import as_served
-from pocketcnn.train.loop import evaluate, normalized
+from pocketcnn.train import evaluate
+from pocketcnn.train.images import normalized
 
 LIMIT = 1e-3  # the residual of every test image should lie below this
 ROUNDS = 9

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, to be killed, stopped or run side by side.
+"""Trainings in their own processes, which tests kill, stop or run side by side.
 
 They are forked from a process that has imported torch and Lightning, which takes seconds each time. It has one thread of
 its own, so that a fork of it is whole.
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-# What a test changes it inserts before `fit`; the net is small enough for milliseconds a step.
+# A test inserts its changes before `fit`. The net is small: a step takes milliseconds.
 SCRIPT = """
 import os, signal, sys, torch, pocketcnn as pc
 from torch import nn
@@ -154,7 +154,7 @@ def start(folder, *, config=None, run=None, before="", launcher=(), environment=
 
 
 def finish(folder, *, code=0, **how) -> str:
-    """Runs a training to its end and gives what it printed."""
+    """Runs a training to its end and returns what it printed."""
     process = start(folder, **how)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == code, output

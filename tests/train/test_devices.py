@@ -1,4 +1,4 @@
-"""Two CPU processes over gloo train as one: started by Lightning, by torchrun and as SLURM starts them."""
+"""Two CPU processes over gloo train as one: started by Lightning, by torchrun, and as SLURM starts them."""
 
 import csv
 import dataclasses
@@ -9,19 +9,20 @@ import socket
 
 import pytest
 import torch
-from processes import finish, start
 from torch import nn
 
 import pocketcnn as pc
 from pocketcnn.data import load
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.devices import norms_of, restore_norms
+from pocketcnn.train.hardware import Hardware, with_changes
+from processes import finish, start
 
 TWO = {"devices": 2, "accelerator": "cpu"}
 SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state ' + hashlib.sha256(b''.join(t.numpy().tobytes() " \
             "for t in net.state_dict().values())).hexdigest()))"  # fmt: skip
 
-# Convolutions with a norm that does not look at the batch, one of them on a ring, one with routed experts.
+# Convolutions with norms that do not depend on the batch; one convolution on a ring, one with routed experts.
 WITHOUT_STATISTICS = """
 class Frozen(nn.BatchNorm2d):
     def train(self, mode=True):
@@ -54,7 +55,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """One process with twice the batch: this one."""
+    """The folder of a run in this process, with twice the batch."""
     folder, made = tmp_path_factory.mktemp("alone") / "run", {"torch": torch, "nn": nn, "pc": pc}
     exec(WITHOUT_STATISTICS, made)
     config = TrainConfig(epochs=2, batch_size=64, precision="float32", channels_last="off")
@@ -64,14 +65,14 @@ def alone(tmp_path_factory):
 
 
 PAIR = {"epochs": 2, "batch_size": 32}
-# The second process may not write: it would raise.
+# The second process must not write; here it would raise.
 ONE_WRITER = """
 if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "SLURM_PROCID")):
     import pocketcnn.support.files as files
     def refuse(*_): raise SystemExit("a second writer")
     files.os = type("os", (), {"replace": refuse, "fsync": refuse, "getpid": os.getpid})
 """
-# The second process may not measure what `auto` stands for: it reads what the first one found.
+# The second process must not resolve `auto`; it reads what the first one chose.
 FIRST_CHOOSES = """
 import dataclasses
 from pocketcnn.train import folder
@@ -84,7 +85,7 @@ folder.resolve = choose
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two processes, as Lightning starts them: the folder of the run, and what they printed."""
+    """The folder of a run in two processes, as Lightning starts them, and what they printed."""
     folder = tmp_path_factory.mktemp("pair") / "run"
     return folder, finish(folder, config=PAIR, run=TWO, before=WITHOUT_STATISTICS + SAY_STATE + ONE_WRITER)
 
@@ -133,7 +134,7 @@ def test_with_batch_norm_processes_keep_the_same_weights_and_evaluate_the_net_th
     assert found["test_loss"] == pytest.approx(result["test_loss"], rel=1e-4)
 
 
-def test_one_process_that_is_asked_to_leave_takes_the_other_along_and_the_run_goes_on(pair, tmp_path):
+def test_a_signal_to_one_process_stops_both_and_the_run_resumes(pair, tmp_path):
     ask = (
         WITHOUT_STATISTICS
         + """
@@ -156,13 +157,13 @@ if os.environ.get("LOCAL_RANK") == "1":
 
 
 def test_nets_of_mixed_depth_train_on_several_devices(tmp_path):
-    """Blocks that no image of one device reaches would leave the others waiting for their gradients."""
+    """If no image of one device reaches a block, the other devices must not wait for its gradients."""
     before = 'data = load("digits", limit=80)\nnet = pc.condense(net, "puppet", levels=7)'
     finish(tmp_path / "run", config={"epochs": 1, "batch_size": 4}, run=TWO, before=before)
 
 
 def test_all_processes_stop_when_one_diverges(tmp_path):
-    """Only the second process sees a NaN; the first one must not wait for it for ever."""
+    """Only the second process sees a NaN; the first one must not wait for ever."""
     poison = """
 if os.environ.get("LOCAL_RANK") == "1":
     net.register_forward_hook(lambda m, i, y: y * float("nan") if m.training else None)
@@ -186,11 +187,11 @@ def test_a_run_belongs_to_its_number_of_devices(few, tmp_path):
     ("options", "message"),
     [
         ({"devices": "2,3", "accelerator": "cpu"}, r"devices='2,3': this machine has"),
-        ({"devices": 10_000, "accelerator": "cpu"}, r"devices=10000: this machine has \d+ CPU cores, one a process"),
+        ({"devices": 10_000, "accelerator": "cpu"}, r"devices=10000: this machine has \d+ CPU cores, one per process"),
         ({"sync_batchnorm": True, "accelerator": "cpu"}, "sync_batchnorm needs GPUs"),
     ],
 )
-def test_what_the_machine_does_not_have_is_said(few, tmp_path, options, message):
+def test_devices_that_the_machine_lacks_are_refused(few, tmp_path, options, message):
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match=message):
         fit(net, few, TrainConfig(epochs=1), tmp_path / "run", **options)
@@ -198,15 +199,27 @@ def test_what_the_machine_does_not_have_is_said(few, tmp_path, options, message)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_no_gpu_is_said(few, tmp_path):
+def test_a_gpu_that_the_machine_lacks_is_refused(few, tmp_path):
     with pytest.raises(ValueError, match="accelerator 'gpu': this machine has no GPU"):
         fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", accelerator="gpu")
+
+
+def test_keywords_replace_fields_of_the_hardware(few, tmp_path):
+    found = with_changes(Hardware(num_nodes=2), {"devices": 3, "save_every": 90})
+    assert found == Hardware(devices=3, num_nodes=2, save_minutes=1.5)
+    with pytest.raises(ValueError, match="devices=10000: this machine has"):
+        fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", hardware=Hardware(accelerator="cpu"), devices=10_000)
+    with pytest.raises(
+        TypeError, match="unexpected keyword argument 'device'; those of the hardware are devices, num_"
+    ):
+        fit(nn.Flatten(), few, TrainConfig(), tmp_path / "run", device=2)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "variables", [{"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job"}]
 )
-def test_processes_of_a_launcher_that_would_each_train_alone_are_refused(few, tmp_path, monkeypatch, variables):
+def test_more_processes_than_devices_are_refused(few, tmp_path, monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

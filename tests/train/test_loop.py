@@ -121,11 +121,11 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(few, tmp_path, monkey
     kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert kept["epoch"] == 0
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
-    assert fit(tiny(), few, config, tmp_path / "run")["epochs"] == 3, "and training goes on from it"
+    assert fit(tiny(), few, config, tmp_path / "run")["epochs"] == 3, "training resumes from it"
 
 
 def test_divergence_names_the_layer(few, tmp_path):
-    """A velocity beyond all bounds: the solver overflows, which is said of the layer, not of a norm inside it."""
+    """An enormous velocity overflows in the solver; the message names the layer, not a norm inside it."""
     net = pc.condense(pc.create_model("resnet20", in_channels=1, width=0.25), "pde", velocity="identity", num_steps=60)
     for norm in (net.layer2[1].velocity_x[1], net.layer2[1].velocity_y[1]):
         torch.nn.init.constant_(norm.bias, 1e4)
@@ -148,7 +148,7 @@ def test_a_net_that_does_not_fit_the_data_is_refused(few, tmp_path):
 
 
 def test_unusual_nets_that_fit_are_taken(few, tmp_path):
-    """A stem on the ring, and a fully convolutional net with routers: what counts is the output, not the layers."""
+    """A stem on the ring, and a fully convolutional net with routers: only the output must fit."""
     ring = pc.condense(tiny(), "ring", include="conv1")
     assert fit(ring, few, dataclasses.replace(QUICK, epochs=1), tmp_path / "ring")["epochs"] == 1
     net = nn.Sequential(
@@ -164,7 +164,7 @@ def test_unusual_nets_that_fit_are_taken(few, tmp_path):
     assert fit(routed, few, dataclasses.replace(QUICK, epochs=1), tmp_path / "routed")["epochs"] == 1
 
 
-def test_a_folder_answers_only_for_its_own_run(few, tmp_path):
+def test_a_folder_belongs_to_one_run(few, tmp_path):
     fit(tiny(), few, QUICK, tmp_path / "run")
     wider = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5)
     with pytest.raises(ValueError, match=r"holds a run with other settings \(net"):
@@ -174,7 +174,7 @@ def test_a_folder_answers_only_for_its_own_run(few, tmp_path):
     again = tiny(5)
     fit(again, few, QUICK, tmp_path / "run")
     trained = pc.load(tmp_path / "run" / "model.safetensors")
-    assert torch.equal(again.conv1.weight, trained.conv1.weight), "the net given is the trained one afterwards"
+    assert torch.equal(again.conv1.weight, trained.conv1.weight), "afterwards the given net is the trained one"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("[1, 2]")
     with pytest.raises(ForeignFile, match="not written by a run of pocketcnn"):
@@ -187,7 +187,7 @@ def test_trackers_get_every_epoch(few, tmp_path, monkeypatch):
     import pocketcnn.train.loop as loop
 
     logger = pl.loggers.CSVLogger(tmp_path, name="tracker", version="")
-    monkeypatch.setattr(loop, "_logger", lambda kind, folder: logger)
+    monkeypatch.setattr(loop, "tracker", lambda kind, folder: logger)
     fit(tiny(), few, QUICK, tmp_path / "run", logger="tensorboard")
     logger.save()
     with open(tmp_path / "tracker" / "metrics.csv", newline="") as file:
@@ -246,7 +246,7 @@ def test_label_smoothing_cutout_and_bfloat16_run(few, tmp_path):
     assert fit(tiny(), few, config, tmp_path / "run")["train"]["precision"] == "bfloat16"
 
 
-def test_auto_is_settled_and_recorded(few, tmp_path):
+def test_auto_is_resolved_and_recorded(few, tmp_path):
     config = TrainConfig(epochs=1, batch_size=32)
     result = fit(tiny(), few, config, tmp_path / "run")
     written = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
@@ -276,7 +276,7 @@ def test_schedules_rise_and_fall():
         (dict(seed=-1), "seed must lie in"),
     ],
 )
-def test_recipes_out_of_range_are_refused(options, message):
+def test_configurations_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
 

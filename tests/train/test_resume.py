@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, cut short or damaged, and go on: to the bits of a run that none of this happened to."""
+"""Runs that are killed, stopped or damaged resume, and end bit-identical to an uninterrupted run."""
 
 import csv
 import dataclasses
@@ -31,7 +31,7 @@ def tiny(seed=0):
 
 
 def run_whole(folder, config):
-    """What the processes train, in this one."""
+    """Trains in this process what the other processes train."""
     plain = {"batch_size": 32, "precision": "float32", "channels_last": "off"}
     fit(tiny(), load("digits", limit=640), TrainConfig(**{**plain, **config}), folder)
     return folder
@@ -43,7 +43,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def rows(folder):
-    """Of `metrics.csv`, without what a clock says."""
+    """The rows of `metrics.csv` without the columns that are times."""
     with open(folder / "metrics.csv", newline="") as file:
         return [{key: row[key] for key in row if "second" not in key} for row in csv.DictReader(file)]
 
@@ -64,7 +64,7 @@ def wait_for_a_new_checkpoint(folder, process):
 
 
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path, request):
-    """The processes save after every step, so that many of the moments lie within the writing of a checkpoint."""
+    """The processes save after every step, so that many kills hit the writing of a checkpoint."""
     kills = request.config.getoption("--kills")
     config = {**ALL_STATE, "epochs": 4 + kills}
     run_whole(tmp_path / "whole", config)
@@ -79,12 +79,12 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tmp_path, reques
         process.communicate()
     finish(tmp_path / "cut", config=config, run=SAVE_ALWAYS)
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
-    assert not list((tmp_path / "cut").glob(".*")), "what a killed writer left is cleared away"
+    assert not list((tmp_path / "cut").glob(".*")), "the leftovers of killed writers are removed"
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_killed_while_a_checkpoint_is_written(tmp_path, uninterrupted, name):
-    """Before the new file is whole, and between the two renamings, when there is only the one before."""
+    """Killed before the new file is whole, and between the two renamings, when only the previous checkpoint exists."""
     before = f"""
 import os, signal
 original, calls = os.{name}, []
@@ -113,7 +113,7 @@ os.{name} = die
     ids=["ctrl-c", "usr1"],
 )  # fmt: skip
 def test_asked_to_stop_a_run_saves_and_ends_with_the_same_bits(tmp_path, uninterrupted, number, code, said):
-    """No checkpoint is due when the signal comes, in the fifth step of the second epoch: it is the signal that saves."""
+    """The signal comes in the fifth step of the second epoch, when no checkpoint is due: the signal itself saves."""
     ask = f"""
 steps = []
 def ask(module, inputs, output):
@@ -124,7 +124,7 @@ net.register_forward_hook(ask)
 """
     output = finish(tmp_path / "run", config=STOPPED, before=ask, code=code)
     assert said in output
-    assert "the same command goes on from there" in output
+    assert "is saved; repeat the command to resume" in output
     kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert kept["position"] == {"epoch": 1, "step": 5}
     assert len(rows(tmp_path / "run")) == 1
@@ -133,7 +133,7 @@ net.register_forward_hook(ask)
 
 
 def test_full_disk_stops_the_run_with_the_old_checkpoint_intact(tmp_path):
-    """A real limit on file size, below what the checkpoint of the third run needs."""
+    """A real limit on file size, below the size of a checkpoint."""
     run_whole(tmp_path / "run", {"epochs": 1})
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
     (tmp_path / "run" / "result.json").unlink()
@@ -164,7 +164,7 @@ def finished(few, tmp_path_factory):
 
 @pytest.fixture
 def unfinished(finished, tmp_path):
-    """The same run as it was before its result was written."""
+    """The same run before its result was written."""
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.json", "environment.json", "metrics.csv", "last.ckpt", "previous.ckpt"):
@@ -177,19 +177,19 @@ def cut_short(content):
 
 
 def one_bit(content):
-    """Of the weights: nothing that the archive's own reader would notice."""
+    """Flips a bit of the weights, which the archive's own reader would not notice."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 @pytest.mark.parametrize("damage", [cut_short, one_bit, lambda content: b""], ids=["cut", "bit", "empty"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(few, finished, unfinished, damage, caplog):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one_with_a_warning(few, finished, unfinished, damage, caplog):
     last = unfinished / "last.ckpt"
     last.write_bytes(damage(last.read_bytes()))
     with caplog.at_level(logging.WARNING, logger="pocketcnn"):
         fit(tiny(), few, AVERAGED, unfinished)
     assert "last.ckpt: damaged checkpoint" in caplog.text
-    assert "going on from previous.ckpt, epoch 2" in caplog.text
+    assert "resuming from previous.ckpt, epoch 2" in caplog.text
     assert_equal_runs(finished, unfinished)
 
 
@@ -201,12 +201,12 @@ def test_when_both_checkpoints_are_damaged_it_is_an_error(few, unfinished):
 
 
 def test_a_run_stopped_after_its_last_epoch_keeps_the_average(few, finished, unfinished):
-    """There is nothing left to train, so nothing that Lightning would end."""
+    """No step is left to train, so Lightning does not call the end of training."""
     fit(tiny(), few, AVERAGED, unfinished)
     assert_equal_runs(finished, unfinished)
 
 
-def test_a_good_checkpoint_is_never_pushed_out_by_a_damaged_one(few, unfinished, monkeypatch):
+def test_a_damaged_checkpoint_never_replaces_a_good_one(few, unfinished, monkeypatch):
     (unfinished / "last.ckpt").write_bytes(b"")
     good = (unfinished / "previous.ckpt").read_bytes()
     original, found = AtomicCheckpointIO.save_checkpoint, []
@@ -241,12 +241,12 @@ def test_no_checkpoint_is_no_error(tmp_path):
 # --- teachers --------------------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_pulls_the_net_towards_what_it_says(few, finished, tmp_path):
-    """A net of the teacher's own weights that learns from it alone, at a rate near 0, loses nothing to it."""
+def test_a_teacher_pulls_the_net_towards_its_outputs(few, finished, tmp_path):
+    """A net with the teacher's own weights, which learns from it alone at a rate near 0, has almost no loss."""
     config = TrainConfig(epochs=1, batch_size=32, lr=1e-9, precision="float32", channels_last="off", augment=False,
                          teacher=str(finished / "model.safetensors"), teacher_weight=1.0)  # fmt: skip
     same = pc.load(finished / "model.safetensors").train()
-    for module in same.modules():  # statistics of the batch would tell them apart
+    for module in same.modules():  # batch statistics would make the nets differ
         module.momentum = 0.0 if hasattr(module, "momentum") else None
     far = fit(tiny(1), few, config, tmp_path / "far")
     near = fit(same, few, config, tmp_path / "near")

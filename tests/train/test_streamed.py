@@ -1,4 +1,4 @@
-"""Training on shards that are decoded while they are read."""
+"""Training on shards that are decoded during training."""
 
 import dataclasses
 import io
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import finish
 
 import pocketcnn as pc
 from pocketcnn.cli import main
 from pocketcnn.data import open_stream
 from pocketcnn.errors import BadData
 from pocketcnn.train import TrainConfig, fit
+from processes import finish
 
 SHORT = TrainConfig(epochs=2, batch_size=16, precision="float32", channels_last="off")
 

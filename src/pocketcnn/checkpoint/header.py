@@ -9,9 +9,10 @@ from safetensors import SafetensorError, safe_open
 
 from pocketcnn.errors import BrokenFile, ForeignFile, NewerFormat
 from pocketcnn.support.files import refuse_exported, write_atomically
+from pocketcnn.support.runs import MODEL
 
 FORMAT, VERSION = "pocketcnn", 2
-FILE = "model.safetensors"  # in the folder of a run, or of a repository
+FILE = MODEL  # in the folder of a run, or of a repository
 
 
 def file_in(path: Path) -> Path:

@@ -1,16 +1,17 @@
 """Flags that several verbs share, and the library's arguments that they become."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from pocketcnn.errors import BadUsage
+from pocketcnn.train.hardware import Hardware
 
 if TYPE_CHECKING:
     from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.data import DataSet
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Flags for reading images."""
 
@@ -30,7 +31,7 @@ class DataOptions:
     """Processes per device that decode a stream."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataArguments(DataOptions):
     """Flags for the data set that a net is trained on."""
 
@@ -38,7 +39,7 @@ class DataArguments(DataOptions):
     """Built-in name (digits, mnist, fashion-mnist, cifar10, cifar100), hub id, folder of parquet files or of class folders."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelArguments:
     """Flags for making a net by name."""
 
@@ -52,27 +53,15 @@ class ModelArguments:
     """Outputs of the net; by default the classes of the data, or the net's own."""
 
 
-@dataclass(kw_only=True)
-class DeviceArguments:
-    """Where it runs; everything else that changes the result is in the recipe."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceArguments(Hardware):
+    """Flags for the machines that a training runs on: the fields of `Hardware`."""
 
     devices: int = 1
-    """Devices per machine; more than one trains by distributed data parallel."""
-    num_nodes: int = 1
-    """Machines."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Kind of device."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How several devices train: distributed data parallel, which auto takes for more than one."""
-    sync_batchnorm: bool = False
-    """Batch norm takes its statistics from the images of all devices; on GPUs only."""
-    save_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch; each epoch ends with one."""
-    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
-    """Also send the epochs to a tracker."""
+    """Number of devices per machine; several train by distributed data parallel."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SurgeryArguments(ModelArguments):
     """Flags for the net to condense, and the layers in it."""
 
@@ -128,9 +117,9 @@ def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> di
     return options
 
 
-def device_options_of(given: DeviceArguments) -> dict[str, Any]:
-    names = ("devices", "num_nodes", "accelerator", "strategy", "sync_batchnorm", "logger")
-    return {**{name: getattr(given, name) for name in names}, "save_every": 60 * given.save_minutes}
+def hardware_of(given: DeviceArguments) -> Hardware:
+    """The flags as `pocketcnn.train.fit` takes them."""
+    return Hardware(**{field.name: getattr(given, field.name) for field in fields(Hardware)})
 
 
 def input_size_of(given: Any, notes: "ImageNotes") -> tuple[int, int, int]:

@@ -71,6 +71,7 @@ def parse_surgery(kind: type[Arguments], words: Sequence[str], verb: str) -> tup
         kind.__name__,
         [(method.name, method.options, field(default_factory=method.options))],
         bases=(kind,),
+        frozen=True,
         kw_only=True,
     )
     given: Any = parse(merged, words, verb, method_help())

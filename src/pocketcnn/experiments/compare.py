@@ -17,6 +17,7 @@ from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.models.recipes import RECIPES, create_model
 from pocketcnn.models.spec import PLAIN_METHOD, NetSpec, parse_method
 from pocketcnn.support.files import make_folder, write_json
+from pocketcnn.support.runs import COMPARISON
 from pocketcnn.train import TrainConfig, fit
 
 _log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def compare(
     if len(set(folders.values())) < len(rows):
         raise ValueError(f"two rows would share a folder: {', '.join(folders)}; compare them in two output folders")
     plan = {"data": data.name, "seeds": list(range(config.seed, config.seed + seeds)), "rows": listed, "diverged": []}
-    write_json(output / "comparison.json", plan)
+    write_json(output / COMPARISON, plan)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     finished: dict[str, Path] = {}
@@ -155,7 +156,7 @@ def compare(
             results.append(result)
             finished.setdefault(row.label, folder)
             on_result(results)
-    write_json(output / "comparison.json", {**plan, "diverged": failures})
+    write_json(output / COMPARISON, {**plan, "diverged": failures})
     return Outcome(results, failures, measure_speeds(finished, data, output))
 
 

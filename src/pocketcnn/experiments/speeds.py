@@ -12,9 +12,10 @@ from pocketcnn.cost import gauge_of, measure_latency
 from pocketcnn.cost.images import levels_of_images
 from pocketcnn.data import DataSet
 from pocketcnn.support.files import read_json, write_json
+from pocketcnn.support.runs import CONFIG, MODEL, SPEEDS
 from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import normalized
+from pocketcnn.train.images import normalized
 
 
 def measure_speeds(
@@ -36,8 +37,8 @@ def measure_speeds(
     """
     data_of = data if isinstance(data, Mapping) else dict.fromkeys(folders, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nets = {label: checkpoint.load(folder / "model.safetensors", device=device) for label, folder in folders.items()}
-    settings = {label: read_json(folder / "config.json")["train"] for label, folder in folders.items()}
+    nets = {label: checkpoint.load(folder / MODEL, device=device) for label, folder in folders.items()}
+    settings = {label: read_json(folder / CONFIG)["train"] for label, folder in folders.items()}
     served = {label: as_served(net) for label, net in nets.items()}
     shares = {label: level_shares(net, data_of[label]) for label, net in nets.items()}
     latencies: dict[str, list[float]] = {label: [] for label in nets}
@@ -57,7 +58,7 @@ def measure_speeds(
         for label in nets
     }
     write_json(
-        output / "speed.json",
+        output / SPEEDS,
         {"rounds": rounds, "device": str(device), "threads": torch.get_num_threads(), "nets": speeds},
     )
     return speeds

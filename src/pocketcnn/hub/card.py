@@ -10,6 +10,7 @@ from pocketcnn import zoo
 from pocketcnn.checkpoint import FILE
 from pocketcnn.methods import METHODS
 from pocketcnn.support.files import read_json
+from pocketcnn.support.runs import RESULT
 from pocketcnn.support.tables import markdown_table
 
 TASK = "image-classification"
@@ -33,7 +34,7 @@ def record_of(path: Path) -> dict[str, Any]:
         known = dataclasses.asdict(card)
         measured = {"test_accuracy": card.trained_accuracy, "stored_accuracy": card.test_accuracy}
         return {**known, **measured, "cost": {"trainable_params": card.trainable_params}}
-    beside = path.with_name("result.json")
+    beside = path.with_name(RESULT)
     return read_json(beside) if path.name == FILE and beside.is_file() else {}
 
 

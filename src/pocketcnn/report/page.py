@@ -9,7 +9,7 @@ from typing import Any
 from pocketcnn.report import figures, tables
 from pocketcnn.support.files import read_json, write_atomically
 from pocketcnn.support.optional import optional_import
-from pocketcnn.support.runs import planned, read_curve, read_results, read_speeds
+from pocketcnn.support.runs import ENVIRONMENT, planned, read_curve, read_results, read_speeds
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -34,7 +34,7 @@ def write_report(folder: str | Path) -> Path:
     drawn["learning"] = figures.learning_curves(summaries, curves)
     for name, svg in drawn.items():
         write_atomically(folder / f"{name}.svg", svg)
-    environment = read_json(results[0]["folder"] / "environment.json")
+    environment = read_json(results[0]["folder"] / ENVIRONMENT)
     first = results[0]
     environments = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environments.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(

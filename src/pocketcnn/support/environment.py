@@ -1,4 +1,4 @@
-"""The machine and the packages that a run was made with."""
+"""The machine and the packages of a run."""
 
 import platform
 import shlex
@@ -13,7 +13,7 @@ from pocketcnn.support.version import __version__
 
 
 def environment() -> dict[str, Any]:
-    """Where a run happened: what one needs to judge its times and to repeat it."""
+    """Describes this machine, its packages and this command: what a reader needs to judge a run's times and to repeat it."""
     packages = ("torch", "numpy", "lightning", "torchmetrics", "datasets")
     return {
         "pocketcnn": __version__,

@@ -1,6 +1,6 @@
-"""Training any model on any data set: one configuration, one function, one folder of plain files per run.
+"""Training any net on any data set: one configuration, one function, one folder of plain files per run.
 
-`fit` and `evaluate` resolve lazily: reading a configuration does not cost importing Lightning.
+`fit` and `evaluate` are imported on first use, so that reading a configuration does not import Lightning.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pocketcnn.train.config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
-    from pocketcnn.train.loop import evaluate as evaluate
+    from pocketcnn.train.evaluation import evaluate as evaluate
     from pocketcnn.train.loop import fit as fit
 
 __all__ = ["PRESETS", "TrainConfig", "evaluate", "fit"]
@@ -17,6 +17,6 @@ __all__ = ["PRESETS", "TrainConfig", "evaluate", "fit"]
 def __getattr__(name: str) -> Any:
     if name not in ("fit", "evaluate"):
         raise AttributeError(f"module 'pocketcnn.train' has no attribute {name!r}")
-    from pocketcnn.train import loop
+    from pocketcnn.train import evaluation, loop
 
-    return getattr(loop, name)
+    return getattr(loop if name == "fit" else evaluation, name)

@@ -1,4 +1,4 @@
-"""What `auto` means: short trials of a real training step on the device, the fastest setting wins."""
+"""Resolving `auto`: short trials of a real training step on the device; the fastest setting wins."""
 
 import copy
 import dataclasses
@@ -12,15 +12,16 @@ from torch.nn import functional as F
 
 from pocketcnn.data import DataSet
 from pocketcnn.train.config import TrainConfig
+from pocketcnn.train.images import Normalize
 
 LAYOUTS = {"on": torch.channels_last, "off": torch.contiguous_format}
 
 
 def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.device) -> TrainConfig:
-    """The configuration with every `auto` replaced by what is fastest for this net on this device.
+    """Returns the configuration with each `auto` replaced by the fastest setting for this net on this device.
 
-    Each candidate trains the same batch a few times, in turns; a candidate must be a tenth faster than float32 in
-    the plain layout to replace it, so that noise does not decide.
+    All candidates train the same batch a few times, in turns. So that noise does not decide, a candidate replaces the
+    first one (float32 in the plain layout, if both are `auto`) only if it is a tenth faster.
     """
     if "auto" not in (config.precision, config.channels_last):
         return config
@@ -38,7 +39,7 @@ def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.de
         for _ in range(4):
             for candidate, (trial, batch) in runs.items():
                 times[candidate].append(step_seconds(trial, batch, labels, candidate[0] == "bfloat16"))
-    seconds = {candidate: median(taken[1:]) for candidate, taken in times.items()}  # the first one warms up
+    seconds = {candidate: median(rounds[1:]) for candidate, rounds in times.items()}  # the first one warms up
     best = min(candidates, key=seconds.__getitem__)
     if seconds[best] > 0.9 * seconds[candidates[0]]:
         best = candidates[0]
@@ -46,21 +47,20 @@ def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.de
 
 
 def to_layout(net: Any, layout: torch.memory_format) -> nn.Module:
-    """Brings a net's kernels into a memory layout, in place."""
+    """Puts a net's kernels into a memory layout, in place."""
     return net.to(memory_format=layout)
 
 
 def trial_batch(data: DataSet, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training images as a net is given them, normalised, and their labels."""
+    """Returns a batch of training images, normalised as a net receives them, and their labels."""
     shown = data.train.sample(size)
     chosen = torch.arange(size) % len(shown)
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (data.mean, data.std))
-    images = (shown.images[chosen].float() / 255 - mean) / std
+    images = Normalize(data.mean, data.std)(shown.images[chosen])
     return images.to(device), shown.labels[chosen].to(device)
 
 
 def step_seconds(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, bfloat16: bool) -> float:
-    """Seconds that a forward and a backward pass take."""
+    """Times one forward and backward pass, in seconds."""
     start = time.perf_counter()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         loss = F.cross_entropy(net(images).float(), labels)

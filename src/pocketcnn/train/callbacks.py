@@ -1,4 +1,4 @@
-"""What happens around the steps: the log of epochs, checkpoints, and a clean stop on Ctrl-C or when asked to leave."""
+"""Callbacks around the steps: the log of epochs, checkpoints, and a clean stop on Ctrl-C or a scheduler's signal."""
 
 import csv
 import io
@@ -15,12 +15,12 @@ import torch
 
 from pocketcnn.errors import Interrupted, NonFiniteLoss, Preempted
 from pocketcnn.support.files import write_atomically
-from pocketcnn.train.checkpoints import LAST, PREVIOUS
+from pocketcnn.support.runs import LAST, METRICS, PREVIOUS
 from pocketcnn.train.engine import WeightAveraging, pl
 from pocketcnn.train.module import Classifier
 
 _log = logging.getLogger(__name__)
-_LEAVE = (signal.SIGTERM, signal.SIGUSR1)  # how schedulers ask
+_STOP = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
     "train_seconds", "train_images_per_second",
@@ -28,9 +28,9 @@ COLUMNS = (
 
 
 class Averaging(WeightAveraging):
-    """An exponential average of the weights and statistics, which is evaluated and at the end kept.
+    """Keeps an exponential average of weights and statistics, which is evaluated and is the net at the end.
 
-    Lightning's own would average whole numbers too: the indices of a ring.
+    Lightning's own average would include integers, such as the indices of a ring.
     """
 
     def __init__(self, decay: float) -> None:
@@ -49,15 +49,15 @@ class Averaging(WeightAveraging):
         self._kept = True
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # A run that was stopped after its last epoch has nothing left to train, and so no end of training.
+        # A run that resumes after its last epoch trains no step, so Lightning does not call on_train_end.
         if not self._kept:
             super().on_train_end(trainer, module)
 
 
 class EpochLog(pl.Callback):
-    """Writes a row of `metrics.csv` after every epoch.
+    """Writes a row of `metrics.csv` after each epoch.
 
-    The rows travel in the checkpoint, so that a resumed run's file holds each epoch once.
+    Checkpoints hold the rows, so that the file of a resumed run has each epoch once.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -67,7 +67,7 @@ class EpochLog(pl.Callback):
         self._images = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._start = time.perf_counter() - self._seconds  # where a run goes on, some of the epoch has passed
+        self._start = time.perf_counter() - self._seconds  # a resumed run has spent part of the epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._start, self._images = time.perf_counter(), 0
@@ -108,12 +108,20 @@ class EpochLog(pl.Callback):
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _short(value) for key, value in row.items()} for row in self.rows)
-        write_atomically(self.folder / "metrics.csv", text.getvalue())
+        write_atomically(self.folder / METRICS, text.getvalue())
 
-    def images_per_second(self) -> float:
-        """Median over the epochs; the first one, which warms up, counts only when it is alone."""
+    def summary(self) -> dict[str, float]:
+        """Returns what a result says of the epochs.
+
+        Images per second are the median over the epochs; the first one, which warms up, counts only when it is alone.
+        """
         rates = [row["train_images_per_second"] for row in self.rows]
-        return median(rates[1:] or rates)
+        return {
+            "validation_accuracy": self.rows[-1]["validation_accuracy"],
+            "epochs": len(self.rows),
+            "train_images_per_second": median(rates[1:] or rates),
+            "train_seconds": sum(row["train_seconds"] for row in self.rows),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self._seconds, "images": self._images}
@@ -124,7 +132,7 @@ class EpochLog(pl.Callback):
 
 
 class Safeguard(pl.Callback):
-    """Saves after each epoch and every so often, and stops a run that is asked to, saved and with what to do next.
+    """Saves checkpoints within and after each epoch, and on a signal saves and stops the run.
 
     Ctrl-C lets the step finish; a second Ctrl-C stops at once.
     """
@@ -138,14 +146,14 @@ class Safeguard(pl.Callback):
 
     def __enter__(self) -> "Safeguard":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, *_LEAVE)}
+            self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, *_STOP)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
@@ -155,29 +163,29 @@ class Safeguard(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._listen()
         if trainer.is_global_zero and str(trainer.ckpt_path).endswith(PREVIOUS):
-            (self.folder / LAST).unlink(missing_ok=True)  # damaged: it must not take the place of the good one
+            (self.folder / LAST).unlink(missing_ok=True)  # it is damaged, and must not replace the good one
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._listen()
 
     def _listen(self) -> None:
-        # Lightning's own handler, set before, makes the processes of a run talk in the middle of another exchange.
+        # Lightning has set its own handler, which makes processes communicate in the middle of another exchange.
         for number in self._before:
-            signal.signal(number, self._ask)
+            signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         if index + 1 == trainer.num_training_batches:
-            return  # the epoch is saved whole, once it is evaluated
+            return  # saved at the end of the epoch, after evaluation
         due = time.monotonic() - self._saved >= self._every
         if _any_device(trainer, due or self._signal is not None):  # all devices save and stop at one step
             self._save(trainer, module)
-            self._leave(trainer, f"in epoch {trainer.current_epoch + 1} after step {index + 1}")
+            self._stop_if_asked(trainer, f"in epoch {trainer.current_epoch + 1} after step {index + 1}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._save(trainer, module)
-        self._leave(trainer, f"after epoch {trainer.current_epoch + 1}")
+        self._stop_if_asked(trainer, f"after epoch {trainer.current_epoch + 1}")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Classifier)
@@ -185,16 +193,16 @@ class Safeguard(pl.Callback):
         if _any_device(trainer, broken is not None):
             raise NonFiniteLoss(
                 f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {broken or 'the net of another device'} "
-                "holds NaN or infinite numbers; the checkpoint before is kept; a lower lr or clip_norm=1 usually helps"
+                "holds NaN or infinite values; the checkpoint before is kept; a lower lr or clip_norm=1 usually helps"
             )
         trainer.save_checkpoint(self.folder / LAST)
         self._saved = time.monotonic()
 
-    def _leave(self, trainer: pl.Trainer, where: str) -> None:
+    def _stop_if_asked(self, trainer: pl.Trainer, where: str) -> None:
         if not _any_device(trainer, self._signal is not None):
             return
-        message = f"stopped {where}; {self.folder / LAST} is saved; the same command goes on from there"
-        # Where it is another device that was asked, a scheduler did it.
+        message = f"stopped {where}; {self.folder / LAST} is saved; repeat the command to resume"
+        # A process knows only its own signal; if another process got one, a scheduler sent it.
         raise Interrupted(message) if self._signal == signal.SIGINT else Preempted(message)
 
 

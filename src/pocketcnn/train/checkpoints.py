@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning's, written whole, checked by their digest, with the one before kept."""
+"""Lightning checkpoints: written atomically, checked by a digest, the previous one kept."""
 
 import hashlib
 import io
@@ -10,17 +10,17 @@ import torch
 
 from pocketcnn.errors import BrokenFile
 from pocketcnn.support.files import write_atomically
+from pocketcnn.support.runs import LAST, PREVIOUS
 from pocketcnn.train.engine import TorchCheckpointIO
 
 _log = logging.getLogger(__name__)
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _DIGEST = hashlib.sha256().digest_size
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints are whole or absent, hold tensors and numbers only, and end with the hash of what is before it.
+    """Writes checkpoints that are whole or absent, hold only tensors and numbers, and end with a hash of their content.
 
-    The checkpoint before the last is kept as `previous.ckpt`. `torch.load` reads them too: it does not look at the end.
+    The last checkpoint but one is kept as `previous.ckpt`. `torch.load` reads these files too: it ignores the hash.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -37,15 +37,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if hashlib.sha256(content).digest() != digest:
                 raise ValueError("cut short or changed since it was written")
             return torch.load(io.BytesIO(content), map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:  # a damaged archive raises many kinds
+        except Exception as error:  # a damaged archive raises errors of many kinds
             raise BrokenFile(f"{path}: damaged checkpoint ({error}); delete it to start this run afresh") from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint of a run that is whole: a damaged one is said, and the one before it taken.
+    """Finds the last undamaged checkpoint of a run; None if there is none.
+
+    If the last checkpoint is damaged, a warning is logged and the previous one is used.
 
     Raises:
-        BrokenFile: there are checkpoints, and all of them are damaged.
+        BrokenFile: all checkpoints there are damaged.
     """
     found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
     errors = []
@@ -56,7 +58,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
             errors.append(error)
             continue
         if errors:
-            _log.warning("%s; going on from %s, epoch %d", errors[0], path.name, kept["epoch"] + 1)
+            _log.warning("%s; resuming from %s, epoch %d", errors[0], path.name, kept["epoch"] + 1)
         return path
     if errors:
         raise errors[0]

@@ -1,4 +1,4 @@
-"""What a training run is: every choice in one frozen record, whose fields are also the command line's flags."""
+"""How to train: one frozen record, whose fields are also the command line's flags, and the presets."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training recipe. Everything that changes the result is here and in the run's `config.json`."""
+    """How to train: every choice that changes the result; written to the run's `config.json`."""
 
     epochs: int = 20
     """Passes over the training images."""
@@ -17,53 +17,53 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: float = 0.1
-    """Highest learning rate."""
+    """Highest learning rate of the schedule."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = True
-    """Whether SGD's momentum looks ahead."""
+    """Use Nesterov momentum in SGD."""
     weight_decay: float = 5e-4
-    """Pull of all parameters towards zero."""
+    """Strength of the decay of all parameters towards zero."""
     schedule: Literal["one_cycle", "cosine", "steps"] = "one_cycle"
-    """How the rate moves: up and down again; warm-up and then down along a cosine; or down at milestones."""
+    """Course of the learning rate: one_cycle rises and falls; cosine warms up, then falls along a cosine; steps falls at milestones."""
     warmup: float = 0.25
-    """Share of the steps in which the rate rises; not for schedule steps."""
+    """Share of the training during which the rate rises; unused by schedule steps."""
     milestones: tuple[int, ...] = ()
-    """Epochs after which schedule steps lowers the rate."""
+    """Epochs after which schedule steps lowers the learning rate."""
     decay: float = 0.1
-    """What the rate is multiplied by at a milestone."""
+    """Factor for the learning rate at each milestone."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     teacher: str = ""
-    """A trained net's file, whose outputs are learnt beside the labels."""
+    """Model file of a trained net; its outputs are learnt as well as the labels."""
     teacher_weight: float = 0.7
-    """Share of the teacher in the loss."""
+    """Share of the loss that compares the outputs with the teacher's; the labels get the rest."""
     temperature: float = 3.0
-    """What the outputs of both nets are divided by where they are compared; more shows more of the wrong classes."""
+    """Divisor of both nets' outputs before they are compared; a higher one gives wrong classes more weight."""
     feature_weight: float = 0.0
-    """Weight in the loss of how far the maps after the stages are from the teacher's, where both have the same shape."""
+    """Weight of the feature loss: mean squared distance between student and teacher feature maps after each stage, where shapes agree."""
     clip_norm: float = 0.0
-    """Gradients are scaled down to this norm; 0 leaves them alone."""
+    """Largest norm of the gradients; larger ones are scaled down to it; 0 for no limit."""
     ema_decay: float = 0.0
-    """Average the weights with this decay per step and keep the average; 0 for none."""
+    """Decay per step of a moving average of the weights, which is evaluated and kept; 0 for no average."""
     augment: bool = True
-    """Whether training images are shifted and mirrored as suits the data set."""
+    """Shift and mirror training images as suits the data set."""
     crop: int | None = None
-    """Shift images by up to this many pixels; None for what suits the data set."""
+    """Largest shift of training images in pixels; None for what suits the data set."""
     flip: Literal["auto", "on", "off"] = "auto"
-    """Mirror images left to right; auto for what suits the data set."""
+    """Mirror training images left to right at random; auto for what suits the data set."""
     cutout: int = 0
-    """Side in pixels of a black square put at a random place; 0 for none."""
+    """Side in pixels of a black square at a random place in each training image; 0 for none."""
     small_epochs: int = 0
-    """Epochs at the beginning whose images are shrunk to three quarters of their side, which is faster; 0 for none."""
+    """First epochs in which images are shrunk to three quarters of their side, for speed; 0 for none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward pass; auto measures which is faster on this device for the net at hand."""
+    """Number type of the forward pass; auto measures which is faster for this net on this device."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Memory layout of images and kernels; auto measures it together with the precision."""
+    """Store images and kernels with channels last; auto measures which layout is faster, together with the precision."""
     compile: bool = False
-    """Whether the net goes through torch.compile: a slow start, then faster steps."""
+    """Compile the net with torch.compile: a slow start, then faster steps."""
     seed: int = 0
-    """Fixes initial weights, order and augmentation."""
+    """Seed of the initial weights, the order of images and the augmentation."""
 
     def __post_init__(self) -> None:
         bad = []
@@ -85,7 +85,7 @@ class TrainConfig:
         if self.feature_weight < 0:
             bad.append(f"feature_weight must not be negative, got {self.feature_weight}")
         if self.feature_weight > 0 and (self.compile or self.small_epochs):
-            bad.append("feature_weight looks into the net at full size; leave out compile and small_epochs")
+            bad.append("feature_weight reads feature maps at full image size; leave out compile and small_epochs")
         shares = ("momentum", "warmup", "label_smoothing", "ema_decay")
         bad += [f"{n} must lie in [0, 1), got {getattr(self, n)}" for n in shares if not 0 <= getattr(self, n) < 1]
         if self.cutout < 0 or (self.crop is not None and self.crop < 0):
@@ -109,7 +109,7 @@ PRESETS: dict[str, TrainConfig] = {
     "quick": TrainConfig(epochs=24, small_epochs=14, lr=0.2, warmup=0.2, precision="bfloat16", channels_last="on"),
     # Ours, for the best accuracy in the end; give it a teacher where there is one.
     "best": TrainConfig(epochs=200, lr=0.2, schedule="cosine", warmup=0.05, cutout=8, ema_decay=0.999, temperature=4.0),
-    # Ours, for a net that starts from trained weights and learns from their owner; see docs/fit.md.
+    # Ours, for a net that starts from a trained net's weights and learns from that net; see docs/fit.md.
     "distil": TrainConfig(
         epochs=5, lr=0.05, warmup=0.1, teacher_weight=0.9, temperature=4.0, precision="bfloat16", channels_last="on"
     ),
@@ -123,11 +123,11 @@ PRESETS: dict[str, TrainConfig] = {
 
 
 def learning_rate_scale(step: int, steps: int, config: TrainConfig) -> float:
-    """The rate at a step, of `steps` in all, as a share of the highest.
+    """Computes the learning rate at a step, of `steps` in all, as a share of the highest.
 
-    `one_cycle` starts at 1/25 and rises along a cosine, `cosine` starts near 0 and rises in a line, both for
-    `warmup * steps` steps; then both fall to 0 along a cosine. `steps` starts at 1 and is multiplied by `decay` after
-    each epoch in `milestones`.
+    `one_cycle` starts at 1/25 and rises along a cosine; `cosine` starts near 0 and rises linearly. Both rise for
+    `warmup * steps` steps, then fall to 0 along a cosine. `steps` starts at 1 and is multiplied by `decay` after each
+    epoch in `milestones`.
 
     Example:
         >>> [round(learning_rate_scale(s, 8, TrainConfig(schedule="cosine")), 2) for s in range(9)]

@@ -23,7 +23,7 @@ from pocketcnn.surgery import condense, provenance
 from pocketcnn.surgery.fitting import recalibrate_
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.devices import is_first_process
-from pocketcnn.train.loop import calibrate, normalized
+from pocketcnn.train.images import calibrate, normalized
 from pocketcnn.train.teacher import Teacher
 
 IMAGES = 2000

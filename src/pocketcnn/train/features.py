@@ -1,7 +1,7 @@
-"""Maps inside two nets, and how far apart they are: what a student may learn of its teacher beside the outputs.
+"""The feature loss: the distance between feature maps of a student and its teacher.
 
-Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015; here without a regressor between the maps, hence only
-where their shapes agree, as they do where one net was condensed from the other.
+Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015. We have no regressor between the maps, so their shapes
+must agree, as they do if one net was condensed from the other.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,16 @@ from pocketcnn.support.modules import device_and_dtype, evaluating, maps_of
 
 
 def common_stages(student: nn.Module, teacher: nn.Module, x: Tensor) -> list[str]:
-    """The sequences at the top of both nets, by name, that give maps of one shape for an image.
+    """Finds the stages of two nets, by name, whose feature maps have the same shape.
+
+    A stage is an `nn.Sequential` that is a direct child of the net.
 
     Args:
         student: a net.
-        teacher: another one.
+        teacher: another net.
         x: an image, [1, channels, height, width].
     Raises:
-        BadData: there are none.
+        BadData: there is no such stage.
     """
     shapes: list[dict[str, torch.Size]] = []
     for net in (student, teacher):
@@ -40,11 +42,11 @@ def common_stages(student: nn.Module, teacher: nn.Module, x: Tensor) -> list[str
 
 
 def _listed(shapes: Mapping[str, torch.Size]) -> str:
-    return ", ".join(f"{name} gives {list(shape[1:])}" for name, shape in shapes.items()) or "one has none"
+    return ", ".join(f"{name} gives {list(shape[1:])}" for name, shape in shapes.items()) or "one net has none"
 
 
 def map_distance(maps: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """Mean over the maps of their mean squared distance from those wanted, in units of the variance of these."""
+    """Averages over the maps the mean squared distance from the wanted map, divided by the variance of the wanted map."""
     apart = [
         (maps[name].float() - wanted[name].float()).square().mean() / wanted[name].float().var().clamp(min=1e-12)
         for name in maps

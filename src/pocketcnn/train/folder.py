@@ -1,6 +1,7 @@
-"""The folder of a run: begun, taken up again, finished."""
+"""The folder of a run: begin it, take it up again, finish it."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -9,25 +10,70 @@ from typing import Any
 
 from torch import nn
 
+from pocketcnn import checkpoint
+from pocketcnn.checkpoint.notes import image_notes
+from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData, ForeignFile
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import read_json, write_json
+from pocketcnn.support.runs import CONFIG, ENVIRONMENT, MODEL, RESULT
+from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import resolve
 from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.devices import device_of, is_first_process
+from pocketcnn.train.hardware import Hardware
+from pocketcnn.train.images import normalized
+from pocketcnn.train.teacher import Teacher
 
 _PATIENCE = 600.0  # seconds that a process waits for the first one to begin
+_LATER = ("sync_batchnorm", "teacher_hash", "workers")  # written only where they are not at their defaults
+
+
+def settings_of(
+    model: nn.Module, data: DataSet, hardware: Hardware, teacher: Teacher | None, label: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns all that identifies a run beside its configuration, as it stands in `config.json`.
+
+    Args:
+        model: the net.
+        data: the data set.
+        hardware: with the number of devices counted.
+        teacher: the trained net whose outputs are learnt.
+        label: the run's name and identity.
+    """
+    shapes = [[key, list(value.shape)] for key, value in model.state_dict().items()]
+    settings = {
+        **label,
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+        "train_images": len(data.train),
+        "net": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
+        "world": [hardware.devices, hardware.num_nodes],
+    }
+    later = {
+        "sync_batchnorm": hardware.sync_batchnorm,
+        "teacher_hash": teacher.digest if teacher is not None else "",
+        "workers": getattr(data.train, "workers", 0),  # of a stream: they determine its order
+    }
+    assert later.keys() == set(_LATER)
+    return as_read(settings | {key: value for key, value in later.items() if value})
 
 
 def begin_run(
-    config: TrainConfig, model: nn.Module, data: DataSet, accelerator: str, folder: Path, settings: Mapping[str, Any]
+    config: TrainConfig, model: nn.Module, data: DataSet, hardware: Hardware, folder: Path, settings: Mapping[str, Any]
 ) -> TrainConfig:
-    """Begins a run: the first process measures what `auto` stands for and writes it down, the others read it there."""
+    """Begins a run: the first process resolves `auto` and writes `config.json`; the others wait for it and read it.
+
+    Returns:
+        The configuration without `auto`.
+    Raises:
+        BadData: the first process has written nothing for ten minutes.
+    """
     if is_first_process():
-        config = resolve(config, model, data, device_of(accelerator))
-        write_json(folder / "environment.json", environment())
-        write_json(folder / "config.json", {**settings, "train": dataclasses.asdict(config)})
+        config = resolve(config, model, data, device_of(hardware.accelerator))
+        write_json(folder / ENVIRONMENT, environment())
+        write_json(folder / CONFIG, {**settings, "train": dataclasses.asdict(config)})
         return config
     deadline = time.monotonic() + _PATIENCE
     while (found := earlier_config(folder, settings, config)) is None:
@@ -37,26 +83,26 @@ def begin_run(
     return found
 
 
-def as_read(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it will be read again: tuples are lists there."""
-    return json.loads(json.dumps(record))
-
-
 def earlier_config(folder: Path, settings: Mapping[str, Any], config: TrainConfig) -> TrainConfig | None:
-    """The configuration of a run that is in the folder, with what `auto` chose then; None where there is none."""
-    path = folder / "config.json"
+    """Returns the configuration of the run in the folder, with what `auto` chose then; None where there is no run.
+
+    Raises:
+        ForeignFile: `config.json` was not written by a run.
+        ValueError: the run has other settings, or its data changed.
+    """
+    path = folder / CONFIG
     if not path.exists():
         return None
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
         raise ForeignFile(f"{path}: not written by a run of pocketcnn; give another output folder")
     asked = {**settings, **as_read(dataclasses.asdict(config))}
-    defaults = as_read(dataclasses.asdict(TrainConfig()))  # of fields that are younger than the run
+    defaults = as_read(dataclasses.asdict(TrainConfig()))  # for fields that are younger than the run
     had = {**defaults, **found, **found.pop("train")}
-    # Neither the name of a run nor where its data and teacher lie: a hash tells these.
+    # Names and places may change: data and teacher are compared by their hashes.
     compared = {key: value for key, value in asked.items() if key not in ("name", "data", "teacher")}
     differing = [key for key, value in compared.items() if value != "auto" and had.get(key) != value]
-    differing += [key for key in ("sync_batchnorm", "teacher_hash", "workers") if key in had and key not in asked]
+    differing += [key for key in _LATER if key in had and key not in asked]
     if "fingerprint" in differing:
         raise ValueError(
             f"{folder}: the data {settings['data']} changed since this run began: other images, labels or splits than then "
@@ -69,3 +115,55 @@ def earlier_config(folder: Path, settings: Mapping[str, Any], config: TrainConfi
             f"{asked.get(key)!r}); give another output folder, or delete this one"
         )
     return TrainConfig(**{field.name: had[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
+def finish_run(
+    model: nn.Module,
+    data: DataSet,
+    config: TrainConfig,
+    folder: Path,
+    label: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    *,
+    start: float,
+) -> dict[str, Any]:
+    """Saves the trained net, measures what it costs, and writes `result.json`.
+
+    Args:
+        model: the trained net, on the CPU.
+        data: the data set; its notes go into the model file.
+        config: the configuration without `auto`.
+        folder: the folder of the run.
+        label: the run's name and identity.
+        scores: what training and evaluation found; test images are measured only if the net was tested.
+        start: when training began, by `time.perf_counter`.
+    Returns:
+        The content of `result.json`.
+    """
+    size = checkpoint.save(model, folder / MODEL, notes=image_notes(data))
+    result = {
+        **label,
+        "data": data.name,
+        "seed": config.seed,
+        **scores,
+        "wall_seconds": time.perf_counter() - start,
+        "file_bytes": size,
+        "cost": dataclasses.asdict(measure(model, data.input_size)),
+        "image_costs": _image_costs(model, data) if "test_accuracy" in scores else None,
+        "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
+        "train": as_read(dataclasses.asdict(config)),
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
+    """Measures the costs of the test images; None for a net whose cost does not depend on the image."""
+    if gauge_of(model) is None:
+        return None
+    return dataclasses.asdict(measure_images(model, normalized(data.test.in_order(500), data), runs=10, rounds=3))
+
+
+def as_read(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record as JSON gives it back: with lists for tuples."""
+    return json.loads(json.dumps(record))

@@ -1,4 +1,4 @@
-"""The training batches of one device, from any position on: what exact resuming rests on."""
+"""The batches of one device, from any position: exact resuming depends on it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 class Loader:
-    """Goes through a split epoch after epoch; its state is the position of the next batch.
+    """Goes through the training images, epoch after epoch; its state is the position of the next batch.
 
-    An order belongs to an epoch, not to a pass of this object: what a run sees depends on its seed and the position alone.
+    The order depends on the epoch, not on how often this object was iterated: a run's batches depend only on its seed and
+    the position.
     """
 
     def __init__(self, split: Any, batch_size: int, *, seed: int, rank: int, world: int) -> None:
@@ -22,7 +23,7 @@ class Loader:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rest of the epoch that the position is in."""
+        """Yields the rest of the current epoch."""
         for batch in self._split.batches(epoch=self._epoch, start=self._step, **self._batches):
             self._step += 1
             if self._step == self._length:
@@ -30,16 +31,16 @@ class Loader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the batch after the last one given is."""
+        """Returns the position of the next batch."""
         return {"epoch": self._epoch, "step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Moves to a position that `state_dict` told."""
+        """Moves to a position from `state_dict`."""
         self._epoch, self._step = state["epoch"], state["step"]
 
 
 class Share:
-    """All images of a split once, from first to last, of which this device sees its share."""
+    """Goes through a split once, from first to last; this device gets its share of the images."""
 
     def __init__(self, split: Any, batch_size: int, *, rank: int, world: int) -> None:
         self._split = split

@@ -1,39 +1,33 @@
-"""`fit` and `evaluate`: a Lightning run in a folder of plain files."""
+"""`fit`: a Lightning run in a folder of plain files."""
 
 import dataclasses
-import hashlib
-import json
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from pocketcnn import checkpoint
-from pocketcnn.checkpoint.notes import image_notes
-from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
-from pocketcnn.data import DataSet, shrink
-from pocketcnn.errors import BadData, MissingExtra
-from pocketcnn.support.files import make_folder, read_json, remove_partials, write_json
+from pocketcnn.data import DataSet
+from pocketcnn.support.files import make_folder, remove_partials
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.modules import device_and_dtype, evaluating
-from pocketcnn.surgery import as_served
+from pocketcnn.support.runs import MODEL, RESULT, read_result
 from pocketcnn.train.auto import to_layout
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.devices import cluster, count_devices, is_first_process, norms_of, restore_norms
-from pocketcnn.train.engine import pl
-from pocketcnn.train.folder import as_read, begin_run, earlier_config
-from pocketcnn.train.module import SMALL, Classifier, Normalize
+from pocketcnn.train.engine import pl, quiet_lightning, tracker
+from pocketcnn.train.evaluation import check_input
+from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
+from pocketcnn.train.hardware import ONE_DEVICE, Hardware, with_changes
+from pocketcnn.train.images import calibrate
+from pocketcnn.train.module import SMALL, Classifier
 from pocketcnn.train.teacher import Teacher
 
-_log = logging.getLogger(__name__)
-Logger = Literal["csv", "tensorboard", "wandb"]
+OnEpoch = Callable[[Sequence[Mapping[str, float]]], None]
 
 
 def fit(
@@ -44,253 +38,128 @@ def fit(
     *,
     name: str = "",
     identity: Mapping[str, Any] | None = None,
-    devices: int | str = 1,
-    num_nodes: int = 1,
-    accelerator: str = "auto",
-    strategy: str = "auto",
-    sync_batchnorm: bool = False,
-    save_every: float = 300.0,
-    logger: Logger = "csv",
+    hardware: Hardware = ONE_DEVICE,
     progress: bool = False,
     test: bool = True,
-    on_epoch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+    **devices: Any,
 ) -> dict[str, Any]:
-    """Trains a net, evaluates it once on the test split, and leaves everything about it in a folder.
+    """Trains a net, evaluates it once on the test split, and writes its records and files into a folder.
 
-    The folder gets `config.json`, `environment.json`, `metrics.csv` (a row an epoch), `last.ckpt` with `previous.ckpt`
-    before it, and at the end `model.safetensors` and `result.json`. Called again on the same folder with the same arguments
-    it returns the result that is there, or goes on from the last checkpoint: on the same kind of processor and with as many
-    threads, to the same bits as a run that was never stopped. Several devices train as one with a batch as many times
-    larger, up to rounding, but for batch norm, which takes its statistics from each device's own images. On Linux the process keeps freed memory from then on, unless
-    `MALLOC_` variables in the environment say otherwise: that makes steps on the CPU faster.
+    The folder gets `config.json`, `environment.json`, `metrics.csv` (one row per epoch), `last.ckpt` and `previous.ckpt`,
+    and at the end `model.safetensors` and `result.json`. If the folder already holds this run, a finished run is read, not
+    repeated; an unfinished one resumes from its last checkpoint. With the same kind of processor and number of
+    threads it ends bit-identical to an uninterrupted run.
+
+    Several devices train as one device with a batch that many times larger, up to rounding. Batch norm is the exception:
+    it takes its statistics from each device's own images. On Linux, `fit` sets the process to keep freed memory, which
+    makes steps on the CPU faster; `MALLOC_` variables in the environment take precedence.
 
     Args:
-        model: any net for the images and classes of the data; it is trained in place. One in evaluation mode, as loading
-            leaves it, is put in training mode; parts that alone are in evaluation mode, like frozen batch norms, stay so.
+        model: a net that fits the images and classes of the data. It is trained in place, and put in training mode if it
+            is in evaluation mode, as after loading. In a net in training mode, parts in evaluation mode (frozen batch norms)
+            stay so.
         data: as loaded by `pocketcnn.data.load`.
-        config: the recipe.
-        folder: of the run; made when missing.
-        name: shown in progress messages and kept in the result.
+        config: how to train.
+        folder: the folder of the run; created when missing.
+        name: shown in log messages and kept in the result; the folder's name by default.
         identity: what tells this run from others (model, method, options); kept in the result.
-        devices: how many, or `"auto"` for all; more than one trains by distributed data parallel.
-        num_nodes: how many machines.
-        accelerator: as in Lightning: `"auto"`, `"cpu"`, `"gpu"`.
-        strategy: as in Lightning: `"auto"`, or `"ddp"` also for one device.
-        sync_batchnorm: whether batch norm takes its statistics from the images of all devices; on GPUs only.
-        save_every: seconds between checkpoints inside an epoch; each epoch ends with one.
-        logger: also send the epochs to `"tensorboard"` or `"wandb"`; `"csv"` is only the file above.
+        hardware: devices, minutes between checkpoints, and where else epochs are logged.
         progress: show a bar with rate and time left.
-        test: whether the test images are looked at, at the end; else the result says nothing of them.
-        on_epoch: called with the rows of `metrics.csv` once an epoch is saved; what it raises ends the run there.
+        test: evaluate on the test images at the end; otherwise the result has no test scores.
+        on_epoch: called with the rows of `metrics.csv` after each epoch is saved; an exception from it ends the run.
+        **devices: fields of `hardware` to replace, such as `devices=2, accelerator="cpu"`. `save_every` gives the time
+            between checkpoints in seconds.
     Returns:
-        The content of `result.json`: accuracy and loss on test and validation, images per second in training, cost, what
-        the test images cost where that depends on the image, latency, file size, configuration.
+        The content of `result.json`: accuracy and loss on test and validation, training images per second, cost, cost of
+        the test images where it depends on the image, latency, file size, configuration.
     Raises:
         BadData: the net does not fit the images or the classes.
         NonFiniteLoss: training diverged; the last good checkpoint is in the folder.
-        Interrupted: Ctrl-C; the folder can be continued.
-        Preempted: SIGTERM or SIGUSR1, from a scheduler; likewise.
-        BrokenFile: both checkpoints of the folder are damaged; if only the last one is, the one before is taken.
+        Interrupted: Ctrl-C was pressed; the run can be resumed.
+        Preempted: a scheduler sent SIGTERM or SIGUSR1; the run can be resumed.
+        BrokenFile: both checkpoints in the folder are damaged. If only the last one is, the previous one is used.
         CannotWrite: the folder is not writable or the disk is full; files written before are intact.
-        ValueError: the folder holds a run with another configuration (the fields that differ are named), or the data
-            changed since it began; more devices than there are; `sync_batchnorm` on the CPU; a `feature_weight` without a teacher.
+        ValueError: the folder holds a run with other settings (the message names them), or the data changed since the
+            run began; more devices than the machine has; `sync_batchnorm` on the CPU; a `feature_weight` without a teacher.
+        TypeError: a keyword that is no field of `hardware`.
     """
-    devices = count_devices(accelerator, devices, num_nodes, sync_batchnorm=sync_batchnorm)
+    hardware = with_changes(hardware, devices)
+    hardware = dataclasses.replace(hardware, devices=count_devices(hardware))
     keep_memory()
     folder = make_folder(Path(folder))
-    name = name or folder.name
+    label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
     check_input(model, data)
     if config.small_epochs:
         check_input(model, data, share=SMALL)
-    settings: dict[str, Any] = {
-        "name": name,
-        "identity": dict(identity or {}),
-        "data": data.name,
-        "fingerprint": data.fingerprint,
-    }
-    shapes = [[key, list(value.shape)] for key, value in model.state_dict().items()]
-    settings |= {
-        "train_images": len(data.train),
-        "net": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
-        "world": [devices, num_nodes],
-    }
+    teacher = _teacher_of(config, data)
+    settings = settings_of(model, data, hardware, teacher, label)
+    earlier = earlier_config(folder, settings, config)
+    if earlier is not None and (folder / RESULT).exists():
+        checkpoint.fill_from_(model, folder / MODEL)
+        return read_result(folder)
+    with Safeguard(folder, 60 * hardware.save_minutes) as guard, quiet_lightning():
+        if is_first_process():
+            remove_partials(folder)
+        calibrate(model, data)
+        config = earlier or begin_run(config, model, data, hardware, folder, settings)
+        if not model.training:
+            model.train()
+        module = Classifier(model, data, config, teacher)
+        epochs = EpochLog(folder, label["name"])
+        last, norms, start = newest_checkpoint(folder), norms_of(model), time.perf_counter()
+        trainer = _trainer(config, hardware, folder, _callbacks(config, epochs, guard, progress, on_epoch), progress)
+        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
+        scores: dict[str, float] = {}
+        if test:
+            trainer.test(module, verbose=False)
+            scores = module.take("test")
+        if not trainer.is_global_zero:
+            return trainer.strategy.broadcast({}, src=0)
+        restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
+        result = finish_run(model, data, config, folder, label, {**scores, **epochs.summary()}, start=start)
+        return trainer.strategy.broadcast(result, src=0)
+
+
+def _teacher_of(config: TrainConfig, data: DataSet) -> Teacher | None:
     if config.feature_weight and not config.teacher:
         raise ValueError(
             f"feature_weight {config.feature_weight} needs a teacher whose maps are learnt; give one, or 0"
         )
-    teacher = Teacher.open(config.teacher, data) if config.teacher else None
-    unusual = {
-        "sync_batchnorm": sync_batchnorm,
-        "teacher_hash": teacher.digest if teacher is not None else "",
-        "workers": getattr(data.train, "workers", 0),  # of a stream, whose order they set
-    }
-    settings |= {key: value for key, value in unusual.items() if value}
-    settings = as_read(settings)
-    earlier = earlier_config(folder, settings, config)
-    if earlier is not None and (folder / "result.json").exists():
-        checkpoint.fill_from_(model, folder / "model.safetensors")
-        return read_json(folder / "result.json")
-    guard = Safeguard(folder, save_every)
-    with guard, _quiet_lightning():
-        if is_first_process():
-            remove_partials(folder)
-        calibrate(model, data)
-        config = earlier or begin_run(config, model, data, accelerator, folder, settings)
-        if not model.training:  # as loading leaves it
-            model.train()
-        module = Classifier(model, data, config, teacher)
-        epochs = EpochLog(folder, name)
-        callbacks: list[Any] = [epochs, guard]
-        if config.ema_decay:
-            callbacks.insert(0, Averaging(config.ema_decay))  # before the step is saved
-        if progress:
-            callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
-        if on_epoch is not None:
-            callbacks.append(pl.callbacks.LambdaCallback(on_train_epoch_end=lambda *_: on_epoch(epochs.rows)))
-        last = newest_checkpoint(folder)
-        norms = norms_of(model)
-        start = time.perf_counter()
-        trainer = pl.Trainer(
-            max_epochs=config.epochs,
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=strategy,
-            sync_batchnorm=sync_batchnorm,
-            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
-            gradient_clip_val=config.clip_norm or None,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO(), *cluster()],
-            logger=_logger(logger, folder),
-            default_root_dir=folder,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-            use_distributed_sampler=False,  # the module's loaders share out the images themselves
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-        )
-        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
-        found: dict[str, float] = {}
-        if test:
-            trainer.test(module, verbose=False)
-            found = module.take("test")
-        if not trainer.is_global_zero:
-            return trainer.strategy.broadcast({}, src=0)
-        restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
-        size = checkpoint.save(model, folder / "model.safetensors", notes=image_notes(data))
-        result = {
-            "name": name,
-            "identity": dict(identity or {}),
-            "data": data.name,
-            "seed": config.seed,
-            **found,
-            "validation_accuracy": epochs.rows[-1]["validation_accuracy"],
-            "epochs": len(epochs.rows),
-            "train_images_per_second": epochs.images_per_second(),
-            "train_seconds": sum(row["train_seconds"] for row in epochs.rows),
-            "wall_seconds": time.perf_counter() - start,
-            "file_bytes": size,
-            "cost": dataclasses.asdict(measure(model, data.input_size)),
-            "image_costs": _image_costs(model, data) if test else None,
-            "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
-            "train": as_read(dataclasses.asdict(config)),
-        }
-        write_json(folder / "result.json", result)
-        return trainer.strategy.broadcast(result, src=0)
+    return Teacher.open(config.teacher, data) if config.teacher else None
 
 
-def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:
-    """What the test images cost, where that depends on the image."""
-    if gauge_of(model) is None:
-        return None
-    return dataclasses.asdict(measure_images(model, normalized(data.test.in_order(500), data), runs=10, rounds=3))
+def _callbacks(
+    config: TrainConfig, epochs: EpochLog, guard: Safeguard, progress: bool, on_epoch: OnEpoch | None
+) -> list[Any]:
+    callbacks: list[Any] = [epochs, guard]
+    if config.ema_decay:
+        callbacks.insert(0, Averaging(config.ema_decay))  # before the step is saved
+    if progress:
+        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
+    if on_epoch is not None:
+        callbacks.append(pl.callbacks.LambdaCallback(on_train_epoch_end=lambda *_: on_epoch(epochs.rows)))
+    return callbacks
 
 
-def normalized(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], data: DataSet) -> Iterator[torch.Tensor]:
-    """The images of batches, not augmented, as a net that is trained on the data is given them."""
-    normalize = Normalize(data.mean, data.std)
-    for images, _ in batches:
-        yield normalize(images)
-
-
-def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
-    """Shows training images, as they will be given to the net, to those parts of it that learn from the images alone what
-    to expect: what sets the depth of a net by the entropy of an image.
-
-    Args:
-        model: any net; one without such parts is left alone.
-        data: whose training images are shown, not augmented, evenly from first to last.
-        images: about how many.
-    """
-    parts: list[Any] = [module for module in model.modules() if hasattr(module, "calibrate_")]
-    for part in parts:
-        part.calibrate_(normalized(data.train.sample(images).in_order(500), data), mean=data.mean, std=data.std)
-
-
-def evaluate(
-    model: nn.Module, data: DataSet, *, split: Literal["test", "validation"] = "test", batch_size: int = 256
-) -> dict[str, float]:
-    """Loss and accuracy of a net on the test or the validation split, in its own precision, on the device where it lives."""
-    check_input(model, data)
-    module = Classifier(model, data, TrainConfig(batch_size=batch_size, precision="float32", channels_last="off"))
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator=next(model.parameters()).device.type, devices=1, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False,
-        )  # fmt: skip
-        (trainer.test if split == "test" else trainer.validate)(module, verbose=False)
-    return module.take(split)
-
-
-def check_input(model: nn.Module, data: DataSet, *, share: float = 1.0) -> None:
-    """Checks that a net takes the images and has an output for each class.
-
-    Args:
-        model: any net.
-        data: whose images and classes are meant.
-        share: of their side that the images will have.
-    Raises:
-        BadData: it does not.
-    """
-    channels, height, width = data.input_size
-    device, dtype = device_and_dtype(model)
-    x = shrink(torch.zeros(1, channels, height, width), share).to(device=device, dtype=dtype)
-    height, width = x.shape[2:]
-    try:
-        with evaluating(model):
-            shape = model(x).shape
-    except (RuntimeError, ValueError) as error:
-        raise BadData(
-            f"{data.name}: images are {channels} x {height} x {width} (channels x height x width) and the net cannot take "
-            f"them ({error}); make the net with in_channels={channels}, or load the data with channels= or image_size="
-        ) from error
-    if len(shape) != 2 or shape[1] < len(data.classes):
-        raise BadData(
-            f"{data.name}: has {len(data.classes)} classes, the net's output for an image is {list(shape[1:])}; make the "
-            f"net with num_classes={len(data.classes)}"
-        )
-
-
-def _logger(kind: Logger, folder: Path) -> Any:
-    """A tracker beside `metrics.csv`; the trackers' own packages are installed by whoever wants them."""
-    if kind == "csv":
-        return False
-    try:
-        loggers = {"tensorboard": pl.loggers.TensorBoardLogger, "wandb": pl.loggers.WandbLogger}
-        return loggers[kind](save_dir=folder)
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"logger {kind!r} needs the package {kind}; pip install {kind}") from error
-
-
-class _quiet_lightning(warnings.catch_warnings):
-    """Leaves out Lightning's advice about choices made here on purpose, and its messages of the day."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-        warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.` is deprecated.*")
-        for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-            logging.getLogger(package).setLevel(logging.ERROR)
-        return entered
+def _trainer(config: TrainConfig, hardware: Hardware, folder: Path, callbacks: list[Any], progress: bool) -> Any:
+    return pl.Trainer(
+        max_epochs=config.epochs,
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=hardware.strategy,
+        sync_batchnorm=hardware.sync_batchnorm,
+        precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+        gradient_clip_val=config.clip_norm or None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO(), *cluster()],
+        logger=tracker(hardware.logger, folder),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        use_distributed_sampler=False,  # the module's loaders divide the images among the devices
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )

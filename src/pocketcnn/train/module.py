@@ -1,7 +1,8 @@
-"""The LightningModule: augments, normalises, classifies and counts, for any net and any number of devices."""
+"""The Lightning module: augments, normalises, classifies and counts, for any net and any number of devices."""
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,42 +11,29 @@ from torch.nn import functional as F
 
 from pocketcnn.data import DataSet, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
-from pocketcnn.support.modules import device_and_dtype, maps_of
+from pocketcnn.support.modules import device_and_dtype, hooked, maps_of
 from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
 from pocketcnn.train.features import common_stages, map_distance
+from pocketcnn.train.images import Normalize
 from pocketcnn.train.loader import Loader, Share
+from pocketcnn.train.teacher import Teacher
 
-SMALL = 0.75  # of their side have the images of small_epochs
-
-
-class Normalize(nn.Module):
-    """uint8 images to floats of zero mean and unit deviation per channel."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std)[:, None, None]), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) * self.scale
+SMALL = 0.75  # factor for the sides of images in small_epochs
 
 
 class Classifier(pl.LightningModule):
-    """Trains `net` on a data set by a configuration; all randomness derives from seed, epoch, step and rank.
+    """Trains `net` on a data set by a configuration, and learns the outputs of `teacher` if there is one.
 
-    `teacher` takes images as this module does; what it gives is learnt too.
+    All randomness derives from seed, epoch, step and rank.
     """
 
-    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig, teacher: Any = None) -> None:
+    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.net, self.config = net, config
         self._data = data
-        self._teacher = (teacher,)  # in a tuple, as below
+        self._teacher = (teacher,)  # in a tuple, so that checkpoints hold no copy of it
         self._position: dict[str, int] | None = None
         self.augmentation = dataclasses.replace(
             data.augmentation,
@@ -53,7 +41,7 @@ class Classifier(pl.LightningModule):
             flip=data.augmentation.flip if config.flip == "auto" else config.flip == "on",
             cutout=config.cutout,
         )
-        # In a tuple, so that it is not registered as a second copy of the net in checkpoints.
+        # In a tuple, so that checkpoints hold no second copy of the net.
         self._callable = (torch.compile(net) if config.compile else net,)
         self._dtype = device_and_dtype(net)[1]
         self.normalize = Normalize(data.mean, data.std)
@@ -78,14 +66,14 @@ class Classifier(pl.LightningModule):
         return self._callable[0](self._prepared(images))
 
     def _prepared(self, images: Tensor) -> Tensor:
-        # Under autocast the dtype of the weights is the one a run keeps; else it is the net's own.
+        # In the dtype of the weights; under autocast the layers convert images themselves.
         x = self.normalize(images).to(self._dtype)
         return x.contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
         where = (self.config.seed, self.current_epoch, index)
-        # For nets that draw numbers themselves.
+        # For nets that draw random numbers themselves.
         torch.manual_seed(generator_of(*where, self.global_rank, 1).initial_seed())
         if self.config.augment:
             parts = {"part": self.global_rank, "parts": self.trainer.world_size}
@@ -94,7 +82,7 @@ class Classifier(pl.LightningModule):
         with maps_of(self.net, self._stages) as maps:
             logits = self(seen)
         loss = self._loss(logits, maps, images, labels)
-        # All devices decide together: one that stopped alone would leave the others waiting for its gradients.
+        # All devices decide together: if one stopped alone, the others would wait for its gradients for ever.
         if not self.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss))):
             found = "of another device is not finite" if torch.isfinite(loss) else f"is {loss.item()}"
             layer = first_not_finite(self.net, self._prepared(seen))
@@ -107,7 +95,7 @@ class Classifier(pl.LightningModule):
         return loss
 
     def _loss(self, logits: Tensor, maps: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        """Of a training batch: cross entropy, and where there is a teacher the distance of outputs and maps from its own."""
+        """Computes the loss of a training batch: cross entropy; with a teacher also the distances from its outputs and maps."""
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
         teacher = self._teacher[0]
         if teacher is None:
@@ -116,7 +104,7 @@ class Classifier(pl.LightningModule):
             wanted = teacher.to(images.device)(images).float()
         share, heat = self.config.teacher_weight, self.config.temperature
         given, wanted = (F.log_softmax(found.float() / heat, dim=1) for found in (logits, wanted))
-        # The square keeps the size of the gradients when the temperature changes, as in Hinton et al., 2015.
+        # Because of the square the size of the gradients does not depend on the temperature (Hinton et al., 2015).
         apart = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         loss = (1 - share) * loss + share * apart
         if not maps:
@@ -124,13 +112,13 @@ class Classifier(pl.LightningModule):
         return loss + self.config.feature_weight * map_distance(maps, wanted_maps)
 
     def on_validation_epoch_start(self) -> None:
-        self._share_statistics()  # after the callbacks have put an averaged net in
+        self._share_statistics()  # the callbacks have already put in an averaged net
 
     def on_test_epoch_start(self) -> None:
         self._share_statistics()
 
     def _share_statistics(self) -> None:
-        """Running statistics are those of the first device, whose net is the one that is kept."""
+        """Gives all devices the running statistics of the first one, whose net is kept at the end."""
         if self.trainer.world_size > 1:
             for statistic in self.net.buffers():
                 torch.distributed.broadcast(statistic, src=0)
@@ -146,12 +134,12 @@ class Classifier(pl.LightningModule):
         self._count(split, logits, batch[1], F.cross_entropy(logits.float(), batch[1]))
 
     def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        # Once for each image: where NaNs are let through, torchmetrics passes weights over.
+        # The loss once for each image: with NaNs allowed, torchmetrics ignores weights.
         self.metrics[f"{split}_loss"].update(loss.detach().expand(len(labels)))
         self.metrics[f"{split}_accuracy"].update(logits.detach(), labels)
 
     def take(self, split: str) -> dict[str, float]:
-        """Mean loss and accuracy of a split since the last call, over all devices."""
+        """Returns mean loss and accuracy of a split since the last call, over all devices, and starts counting anew."""
         taken = {}
         for name in ("loss", "accuracy"):
             metric = self.metrics[f"{split}_{name}"]
@@ -191,7 +179,7 @@ class Classifier(pl.LightningModule):
         return {"rank": self.global_rank, "world": self.trainer.world_size}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what was counted since the epoch began, summed over the devices, and which batch comes next."""
+        """Adds the counts since the epoch began, summed over the devices, and the position of the next batch."""
         counted = {}
         for name, metric in self.metrics.items():
             with metric.sync_context():
@@ -199,8 +187,8 @@ class Classifier(pl.LightningModule):
         checkpoint |= {"counted": counted, "position": self._loader.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The first device goes on counting from the sums, the others from nothing."""
-        self._position = checkpoint["position"]  # Lightning restores it inside of an epoch only
+        """Restores the counts on the first device; the others count from zero."""
+        self._position = checkpoint["position"]  # Lightning restores it only within an epoch
         if self.global_rank == 0:
             for name, states in checkpoint["counted"].items():
                 for key, value in states.items():
@@ -209,24 +197,19 @@ class Classifier(pl.LightningModule):
 
 @torch.no_grad()
 def first_not_finite(net: nn.Module, x: Tensor) -> str:
-    """The first layer of a net to give NaN or infinite numbers for a batch, by name and kind; of a condensed layer the
-    whole, not the part inside it. Empty where there is none."""
+    """Finds the first layer whose output for a batch is NaN or infinite, and returns its name and class; "" if none.
+
+    If the layer lies inside a condensed layer, the condensed layer is returned.
+    """
     found: list[str] = []
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                found.append(name)
-
-        return hook
+    def look(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
+            found.append(name)
 
     parts = dict(net.named_modules())
-    handles = [module.register_forward_hook(look(name)) for name, module in parts.items() if name]
-    try:
+    with hooked(part.register_forward_hook(partial(look, name)) for name, part in parts.items() if name):
         net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not found:
         return ""
     names = found[0].split(".")

@@ -11,7 +11,7 @@ from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData
-from pocketcnn.train.module import Normalize
+from pocketcnn.train.images import Normalize
 
 
 class Teacher(nn.Module):

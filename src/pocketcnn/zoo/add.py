@@ -10,7 +10,8 @@ from pocketcnn import checkpoint, zoo
 from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.cost import count_params
-from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
+from pocketcnn.support.files import make_folder, write_atomically, write_json
+from pocketcnn.support.runs import MODEL, read_result
 from pocketcnn.zoo import Card, read_cards, sha256_of, sorted_cards
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def add(
     for word in (name, data):
         if not re.fullmatch(r"\w[\w.+=-]*", word):
             raise ValueError(f"{word!r} cannot be a file's name; use letters, digits and _ . + = -")
-    if not (run / "result.json").is_file():
-        raise FileNotFoundError(f"{run}: not the folder of a finished run: there is no result.json")
-    result, source = read_json(run / "result.json"), run / "model.safetensors"
+    result, source = read_result(run), run / MODEL
     if dataset is None:
         from pocketcnn.data import load
 
@@ -110,7 +109,7 @@ def _stored(
     from pocketcnn.train import evaluate
 
     with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "model.safetensors"
+        file = Path(place) / MODEL
         size = checkpoint.save(net, file, notes=notes, storage=storage)
         if size > LARGEST_FILE:
             raise ValueError(f"{title}: {size:,} bytes as {storage}, a file may have {LARGEST_FILE:,}")

@@ -10,7 +10,7 @@ from pocketcnn.cli.arguments import (
     DataArguments,
     DeviceArguments,
     ModelArguments,
-    device_options_of,
+    hardware_of,
     load_data,
     model_options_of,
 )
@@ -22,7 +22,7 @@ from pocketcnn.errors import NonFiniteLoss
 def compare(words: Sequence[str]) -> int:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
-    @dataclass
+    @dataclass(frozen=True)
     class Compare(DataArguments, ModelArguments, DeviceArguments):
         models: tuple[str, ...] = ("resnet20",)
         """Plain nets to condense; pocketcnn models lists them."""
@@ -52,7 +52,7 @@ def compare(words: Sequence[str]) -> int:
             show(summarize(results), f"{len(results)} of {total} runs")
 
         outcome = compare(
-            data, rows, given.train, given.output, seeds=given.seeds, on_result=on_result, **device_options_of(given)
+            data, rows, given.train, given.output, seeds=given.seeds, on_result=on_result, hardware=hardware_of(given)
         )
     if not outcome.results:
         raise NonFiniteLoss(f"every run diverged: {outcome.failures[0]}")

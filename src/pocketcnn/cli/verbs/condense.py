@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def condense(words: Sequence[str]) -> None:
 
-    @dataclass
+    @dataclass(frozen=True)
     class Condense(SurgeryArguments):
         output: Path = Path("small.safetensors")
         """The model file to write."""

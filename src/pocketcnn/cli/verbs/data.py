@@ -10,7 +10,7 @@ from pocketcnn.cli.parsing import data_help, parse
 def data(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
+    @dataclass(frozen=True)
     class Data(DataOptions):
         data: Positional[str]
         """Built-in name, hub id, folder of parquet files or of class folders."""

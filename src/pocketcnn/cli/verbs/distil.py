@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import DataArguments, DeviceArguments, device_options_of, load_data
+from pocketcnn.cli.arguments import DataArguments, DeviceArguments, hardware_of, load_data
 from pocketcnn.cli.nets import model_path
 from pocketcnn.cli.parsing import method_help, parse, preset_of, value_of
 from pocketcnn.cli.printing import print_table
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.runs import MODEL
 
 
 def distil(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
-    @dataclass
+    @dataclass(frozen=True)
     class Distil(DataArguments, DeviceArguments):
         student: str = "ring:size=0.25,scheme=windows"
         """A method with its options, which condenses the teacher; a model file; or a net by name."""
@@ -60,8 +61,8 @@ def distil(words: Sequence[str]) -> None:
         images=given.images,
         hold_zeros=given.hold_zeros,
         progress=sys.stderr.isatty(),
-        **device_options_of(given),
+        hardware=hardware_of(given),
     )
     print_table(summarize([result]))
     print(f"accuracy before the first step, on validation images: {100 * result['start']['validation_accuracy']:.2f} %")
-    print(f"model file: {given.output / 'model.safetensors'}")
+    print(f"model file: {given.output / MODEL}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def measure(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
+    @dataclass(frozen=True)
     class Measure(ModelArguments):
         model: Positional[str]
         """A net by name, with its options (mnist_net:width=8), a model file, or an exported one (.onnx)."""

@@ -10,7 +10,7 @@ from pocketcnn.cli.parsing import parse_surgery
 
 def plan(words: Sequence[str]) -> None:
 
-    @dataclass
+    @dataclass(frozen=True)
     class PlanOnly(SurgeryArguments):
         pass
 

@@ -35,12 +35,10 @@ def publish(words: Sequence[str]) -> None:
         raise BadUsage("say where to: --output FOLDER, --repo OWNER/NAME, or both")
     from pocketcnn import hub
     from pocketcnn.hub.card import record_of
-    from pocketcnn.support.files import read_json
+    from pocketcnn.support.runs import read_result
 
     path = model_path(given.model)
-    if given.record is not None and not (given.record / "result.json").is_file():
-        raise FileNotFoundError(f"{given.record}: not the folder of a finished run: there is no result.json")
-    record = record_of(path) if given.record is None else read_json(given.record / "result.json")
+    record = record_of(path) if given.record is None else read_result(given.record)
     if given.data is not None:
         from pocketcnn.data import load
         from pocketcnn.train import evaluate

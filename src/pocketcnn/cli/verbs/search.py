@@ -12,7 +12,7 @@ from pocketcnn.cli.parsing import method_help, parse, preset_of
 def search(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
-    @dataclass
+    @dataclass(frozen=True)
     class Search(DataArguments, ModelArguments):
         model: str = "resnet20"
         """The plain net that candidates are made from, at an eighth of its width up to all of it."""

@@ -89,10 +89,11 @@ def _accuracies(files: dict[str, Path], nets: dict[str, Any], rings: dict[str, f
     """Parameters and test accuracies of nets whose run has left its record beside them; nets with rings are a series apart."""
     from pocketcnn.cost import count_params
     from pocketcnn.support.files import read_json
+    from pocketcnn.support.runs import RESULT
 
     found: dict[str, Any] = {}
     for title, path in files.items():
-        if (record := path.with_name("result.json")).is_file():
+        if (record := path.with_name(RESULT)).is_file():
             point = count_params(nets[title])[1], read_json(record)["test_accuracy"]
             found.setdefault("ring" if rings[title] else "others", []).append(point)
     return found

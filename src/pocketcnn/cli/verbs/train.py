@@ -10,18 +10,19 @@ from pocketcnn.cli.arguments import (
     DataArguments,
     DeviceArguments,
     ModelArguments,
-    device_options_of,
+    hardware_of,
     load_data,
     model_options_of,
 )
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import print_table
+from pocketcnn.support.runs import MODEL
 
 
 def train(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
-    @dataclass
+    @dataclass(frozen=True)
     class Train(DataArguments, ModelArguments, DeviceArguments):
         model: str = "resnet20"
         """A plain net or a recipe by name, with its options: mnist_net:feature=pde"""
@@ -50,7 +51,7 @@ def train(words: Sequence[str]) -> None:
         name=row.label,
         identity={**dataclasses.asdict(row), "label": row.label},
         progress=sys.stderr.isatty(),
-        **device_options_of(given),
+        hardware=hardware_of(given),
     )
     print_table(summarize([result]))
-    print(f"model file: {given.output / 'model.safetensors'}")
+    print(f"model file: {given.output / MODEL}")

@@ -25,10 +25,10 @@ from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.support.environment import environment
 from pocketcnn.support.files import make_folder, read_json, write_json
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.runs import curve_of
+from pocketcnn.support.runs import MODEL, RESULT, read_curve
 from pocketcnn.train import fit
 from pocketcnn.train.auto import step_seconds, to_layout, trial_batch
-from pocketcnn.train.loop import calibrate
+from pocketcnn.train.images import calibrate
 
 __all__ = ["Reproduced", "measure_rates", "read_tables", "reproduce"]
 _log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -
     for row, preset in work:
         label = row.spec().label
         folder = folder_of(results / "reproduce" / preset.name, label) / "seed0"
-        if (folder / "model.safetensors").is_file() and (folder / "result.json").is_file():
+        if (folder / MODEL).is_file() and (folder / RESULT).is_file():
             folders.setdefault(preset.name, {})[label] = folder
             data.setdefault(preset.name, {})[label] = _load(row, preset, data_folder, loaded)
     for name, finished in folders.items():
@@ -168,7 +168,7 @@ def _run(
             if math.isfinite(minutes) and spec.label not in rates.get(preset.name, {}):
                 measure_rates([(row, preset)], results, data_folder)
                 rates = _rates(results)
-            expected = 60 * (hours(row, preset, rates, len(curve_of(folder))) or 0)
+            expected = 60 * (hours(row, preset, rates, len(read_curve(folder))) or 0)
             left = minutes - (time.monotonic() - start) / 60
             title = f"{spec.label}, {preset.name}, seed {seed}"
             if left <= 0 or expected > left:

@@ -15,7 +15,7 @@ from pocketcnn.pictures import draw_law
 from pocketcnn.report import markdown, read_speeds, summarize
 from pocketcnn.support.files import make_folder, read_json, write_atomically
 from pocketcnn.support.plots import svg
-from pocketcnn.support.runs import curve_of
+from pocketcnn.support.runs import ENVIRONMENT, read_curve
 from pocketcnn.support.tables import markdown_table
 
 Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by preset and label of the net
@@ -216,7 +216,7 @@ def _opening(found: Mapping[str, Sequence[Found]], used: Iterable[Run]) -> str:
         f"{counts[word]} {word}" for word in ("reproduced", "above", "below", "not run") if counts[word]
     )
     machines = set()
-    for path in {run.folder / "environment.json" for run in used}:
+    for path in {run.folder / ENVIRONMENT for run in used}:
         if path.exists():
             e = read_json(path)
             machines.add(
@@ -276,8 +276,9 @@ def _figure(table: Table, found: Sequence[Found]) -> str:
 
 
 def _curves(found: Sequence[Found]) -> dict[str, list[list[float]]]:
-    curves = {item.row.key: [curve for run in item.quick if (curve := curve_of(run.folder))] for item in found}
-    return {name: lines for name, lines in curves.items() if lines}
+    """Returns the validation accuracies after each epoch of the runs under the quick recipe, in per cent, by row."""
+    curves = {item.row.key: [curve for run in item.quick if (curve := read_curve(run.folder))] for item in found}
+    return {name: [[100 * accuracy for accuracy in line] for line in lines] for name, lines in curves.items() if lines}
 
 
 def _summary(runs: Sequence[Run], speeds: Mapping[str, Mapping[str, float]]) -> str:

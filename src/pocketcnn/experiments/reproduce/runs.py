@@ -10,6 +10,7 @@ from typing import Any
 from pocketcnn.cost import measure
 from pocketcnn.experiments.reproduce.published import Data, Preset, Row, comparable_settings, net_of
 from pocketcnn.support.files import read_json
+from pocketcnn.support.runs import CONFIG, RESULT
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Size:
 def read_runs(folder: Path) -> list[Run]:
     """Reads all finished runs in a folder, in the order of their paths; other records are skipped."""
     runs: list[Run] = []
-    for path in sorted(folder.rglob("result.json")):
+    for path in sorted(folder.rglob(RESULT)):
         found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
             continue
@@ -50,7 +51,7 @@ def read_runs(folder: Path) -> list[Run]:
             identity = found["identity"]
             fields = ("model", "method", "options", "model_options")
             net = net_of(*(identity[key] for key in fields)) if identity.keys() >= set(fields) else None
-            config = path.with_name("config.json")
+            config = path.with_name(CONFIG)
             settings = read_json(config) if config.exists() else {}
             images = settings.get("train_images")
             world = [number for number in settings.get("world", []) if isinstance(number, int)]

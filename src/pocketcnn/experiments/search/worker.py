@@ -33,10 +33,9 @@ from pocketcnn.experiments.search.study import (
     requeue,
 )
 from pocketcnn.models.spec import PLAIN_METHOD
-from pocketcnn.report import read_curve
+from pocketcnn.support.runs import LAST, PREVIOUS, read_curve
 from pocketcnn.surgery import as_served
 from pocketcnn.train import TrainConfig, fit
-from pocketcnn.train.checkpoints import LAST, PREVIOUS
 
 _log = logging.getLogger(__name__)
 _STARTUP = 20  # proposals drawn at random before the sampler uses what it learned

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pocketcnn as pc
-from pocketcnn.checkpoint.notes import ImageNotes, image_notes
+from pocketcnn.checkpoint.notes import ImageNotes
 
 COLOURS = {
     "data": "pets",
@@ -20,7 +20,7 @@ COLOURS = {
 def test_notes_of_data_travel_through_a_file(digits, tmp_path):
     notes = ImageNotes.of(digits)
     assert notes.lacks() == []
-    written = image_notes(digits)
+    written = ImageNotes.of(digits).as_dict()
     assert written == {
         "data": "digits",
         "classes": list(digits.classes),

@@ -262,9 +262,9 @@ def test_the_teacher_belongs_to_the_run(few, finished, tmp_path):
     fit(tiny(), few, config, tmp_path / "run")
     net = pc.load(teacher)
     torch.nn.init.zeros_(net.fc.weight)
-    from pocketcnn.checkpoint.notes import image_notes
+    from pocketcnn.checkpoint.notes import ImageNotes
 
-    pc.save(net, teacher, notes=image_notes(few))
+    pc.save(net, teacher, notes=ImageNotes.of(few).as_dict())
     with pytest.raises(ValueError, match="holds a run with other settings \\(teacher_hash"):
         fit(tiny(), few, config, tmp_path / "run")
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import pocketcnn as pc
 from pocketcnn import checkpoint, zoo
-from pocketcnn.checkpoint.notes import image_notes
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.cli import main
 from pocketcnn.errors import TamperedFile, UnknownModel, UnknownPretrained
 from pocketcnn.support.files import read_json, write_json
@@ -65,7 +65,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def digits_run(tmp_path, digits):
-    return write_run(tmp_path / "run", small_net(), {**image_notes(digits), "data": "/home/me/data/digits"})
+    return write_run(tmp_path / "run", small_net(), {**ImageNotes.of(digits).as_dict(), "data": "/home/me/data/digits"})
 
 
 @pytest.fixture
@@ -119,7 +119,9 @@ def test_what_is_added_is_found_and_loads_as_it_was_stored(folder, digits_run, d
     assert torch.equal(net(x), pc.load(tmp_path / "packed")(x))
     assert torch.equal(net(x), trained(x)) == (storage == "float32")
     assert card.test_accuracy == evaluate(net, digits)["test_accuracy"]
-    assert checkpoint.read_header(path)["notes"] == image_notes(digits), "the folder of the machine is not told"
+    assert checkpoint.read_header(path)["notes"] == ImageNotes.of(digits).as_dict(), (
+        "the folder of the machine is not told"
+    )
     assert b"/home/me" not in path.read_bytes()
 
 
@@ -388,7 +390,7 @@ def test_evaluate_shows_images_as_the_file_says(tmp_path, digits, capsys):
     net = small_net().eval()
     losses = []
     for mean in (digits.mean[0], 0.9):
-        notes = {**image_notes(digits), "mean": [mean]}
+        notes = {**ImageNotes.of(digits).as_dict(), "mean": [mean]}
         pc.save(net, tmp_path / "net.safetensors", notes=notes)
         assert run("evaluate", "--model", tmp_path / "net.safetensors") == 0
         losses.append(capsys.readouterr().out.split()[-1])
@@ -407,7 +409,7 @@ def test_evaluate_on_other_images_and_classes(filled, digits, tmp_path, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert "BadData: digits: has 10 classes, the net's output for an image is [4]" in told.err
-    letters = {**image_notes(digits), "classes": list("abcdefghij")}
+    letters = {**ImageNotes.of(digits).as_dict(), "classes": list("abcdefghij")}
     pc.save(small_net(), tmp_path / "net.safetensors", notes=letters)
     assert run("evaluate", "--model", tmp_path / "net.safetensors") == 0
     told = capsys.readouterr().err

@@ -34,6 +34,7 @@ from pocketcnn.errors import (
 )
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.files import write_atomically
+from pocketcnn.support.modules import uncompiled
 from pocketcnn.support.version import __version__
 from pocketcnn.surgery import Provenance, Step, check_step, provenance, rebuild, remember
 
@@ -65,7 +66,7 @@ def save(
         CannotWrite: the folder does not exist or is not writable, the disk is full, or the net's batch norms are folded
             (`fold_norm`), which no file can describe. An old file stays intact.
     """
-    path, model = Path(path), getattr(model, "_orig_mod", model)  # torch.compile wraps the net
+    path, model = Path(path), uncompiled(model)
     made = provenance(model)
     if any(getattr(provenance(module), "folded", False) for module in model.modules()):
         raise CannotWrite(

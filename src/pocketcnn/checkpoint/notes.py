@@ -72,8 +72,3 @@ class ImageNotes:
     def as_dict(self) -> dict[str, Any]:
         """The notes as a model file holds them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-
-def image_notes(data: DataSet) -> dict[str, Any]:
-    """The notes that the file of a net trained on a data set holds."""
-    return ImageNotes.of(data).as_dict()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.errors import NewerFormat
+from pocketcnn.support.protocols import NamesWeights
 
 Storage = Literal["float32", "float16", "int8"]
 _SCALES, _MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
@@ -31,7 +32,7 @@ def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
             own = name.rpartition(".")[2]
             # Where a row is a single number, as in a gain for each channel, its scale would be as long as the row.
             wide = parameter.dim() > 1 and parameter.numel() > len(parameter) and own != "bias"
-            if wide or own in getattr(type(module), "stored_weights", ()):
+            if wide or (isinstance(module, NamesWeights) and own in module.stored_weights):
                 found.setdefault(id(parameter), (name, parameter))
     return dict(found.values())
 

@@ -95,10 +95,11 @@ def named_or_file(name: str, given: ModelArguments) -> tuple["nn.Module", dict[s
             )
         return load_net(path), checkpoint.read_header(path)["notes"]
     from pocketcnn.models.spec import parse_options
+    from pocketcnn.support.protocols import TakesImages
 
     name, options = parse_options(name)
     net = recipes.create_model(name, **{**model_options_of(given), **options})
-    return net, {"input_size": net.input_size} if hasattr(net, "input_size") else {}
+    return net, {"input_size": net.input_size} if isinstance(net, TakesImages) else {}
 
 
 def model_path(name: str | Path) -> Path:

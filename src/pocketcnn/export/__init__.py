@@ -21,7 +21,7 @@ from pocketcnn.export._trace import summary, trace
 from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.measure import OnnxCost, measure_onnx
 from pocketcnn.support.files import write_atomically
-from pocketcnn.support.modules import check_input_size
+from pocketcnn.support.modules import check_input_size, uncompiled
 from pocketcnn.support.timing import in_turns
 from pocketcnn.surgery import materialize
 
@@ -112,7 +112,7 @@ def export(
     _check_target(path, format, opset)
     size = _input_size(model, input_size, notes)
     notes["input_size"] = list(size)
-    net = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().float().eval().requires_grad_(False)
+    net = copy.deepcopy(uncompiled(model)).cpu().float().eval().requires_grad_(False)
     check_input_size(size, 1 if batch is None else batch)
     _check_output(net, size)
     wanted = net if entropy is None else materialize(net, entropy=entropy, partly=True)

@@ -32,10 +32,10 @@ _COEFFICIENTS = ("velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y")
 
 
 def compiled(x: Tensor) -> bool:
-    """Whether there are compiled kernels for tensors like this one; while a net is exported there are none.
+    """Tells whether there are compiled kernels for tensors like this one; while a net is exported there are none.
 
-    The first call imports numba, which takes half a second. Where it is missing or broken this is said once, and the
-    definitions take over.
+    The first call imports numba, which takes half a second. If it is missing or broken, one warning says so and the
+    definitions are used.
     """
     return x.device.type == "cpu" and not torch.compiler.is_exporting() and _has_numba()
 
@@ -76,8 +76,8 @@ def advect_diffuse(
     dy: float = 1.0,
     boundary: str = "periodic",
 ) -> Tensor:
-    """As `pocketcnn.numerics.advect_diffuse`, with three differences: the values of tensors are not looked at; the backward
-    pass takes the steps again, so that memory does not grow with their number; and there is no second derivative."""
+    """Computes `pocketcnn.numerics.advect_diffuse` with three differences: values of tensors are not checked; the backward
+    pass takes the steps again, so memory does not grow with their number; and there is no second derivative."""
     coefficients = dict(zip(_COEFFICIENTS, (velocity_x, velocity_y, diffusivity_x, diffusivity_y), strict=True))
     check_advect_diffuse(source, coefficients, initial, previous, num_steps, dt, dx, dy, boundary, values=False)
     fields = (as_field(value, source, accumulation_dtype(source)) for value in coefficients.values())
@@ -105,7 +105,7 @@ def advect_diffuse_formed(
     boundary: str = "periodic",
     after: Tensor | None = None,
 ) -> Tensor:
-    """As `pocketcnn.numerics.advect_diffuse_formed`, with the differences of `advect_diffuse`.
+    """Computes `pocketcnn.numerics.advect_diffuse_formed` with the differences of `advect_diffuse`.
 
     What `after` [2, channels] adds: the result is multiplied by the first row, the second is added, and what is below 0
     becomes 0. Where there are compiled kernels that has no gradient.
@@ -128,7 +128,7 @@ def advect_diffuse_formed(
 
 
 def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """As `pocketcnn.numerics.depthwise_moments`."""
+    """Computes `pocketcnn.numerics.depthwise_moments`."""
     check_table(x, weights, 9)
     return (torch.ops.pocketcnn if compiled(x) else numerics).depthwise_moments(x, weights)
 
@@ -136,7 +136,7 @@ def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def involution2d(
     x: Tensor, kernels: Tensor, *, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1
 ) -> Tensor:
-    """As `pocketcnn.numerics.involution2d`."""
+    """Computes `pocketcnn.numerics.involution2d`."""
     compiled(x)  # registers the operator's compiled form
     compute = numerics.involution2d if torch.compiler.is_exporting() else torch_ops.involution2d
     return compute(x, kernels, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)

@@ -36,7 +36,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _pointer(context, builder, array, value, index, kind):
-    """To number `index` of a flat array, as a number or vector of that kind."""
+    """Emits a pointer to number `index` of a flat array, as a number or vector of that kind."""
     place = builder.gep(context.make_array(array)(context, builder, value).data, [index])
     return builder.bitcast(place, kind.as_pointer())
 
@@ -84,7 +84,7 @@ def _writer(vector: bool) -> Callable[..., Any]:
 
 
 def _kinds(number: types.Type, vector: bool) -> tuple[ir.Type, ir.Type, ir.Type]:
-    """Of a number or a vector of them, and of whole numbers of 32 and 16 bits."""
+    """Returns three types: of the number (or a vector of them), and of integers of 32 and 16 bits."""
     kinds = (ir.DoubleType() if number == types.float64 else ir.FloatType(), ir.IntType(32), ir.IntType(16))
     return tuple(ir.VectorType(kind, LANES) for kind in kinds) if vector else kinds
 
@@ -182,7 +182,7 @@ def where_positive(typing, condition, value):
 
 @compiled
 def side_by_side(bases):
-    """Whether the lanes' planes lie side by side in memory: channels last."""
+    """Tells whether the lanes' planes lie side by side in memory, as with channels last."""
     together = True
     for lane in range(1, LANES):
         together &= bases[lane] == bases[0] + lane
@@ -191,7 +191,7 @@ def side_by_side(bases):
 
 @compiled
 def take(flat, strides, bases, count, box, memory, row):
-    """Brings pixels of `count` planes, one a lane, into a tile's memory.
+    """Copies pixels of `count` planes, one for each lane, into a tile's memory.
 
     `bases` tells where in the flat array the planes begin, `strides` how far apart images, channels, lines and pixels are;
     `box` the height and width, where in the row of memory the first pixel goes, and how long a line is there.
@@ -213,7 +213,7 @@ def take(flat, strides, bases, count, box, memory, row):
 
 @compiled
 def give(memory, row, count, flat, strides, bases, box):
-    """Brings pixels from a tile's memory back into planes, as `take` does the other way."""
+    """Copies pixels from a tile's memory back into planes, the reverse of `take`."""
     height, width, first, pitch = box
     together = count == LANES and side_by_side(bases)
     for y in range(height):
@@ -230,11 +230,11 @@ def give(memory, row, count, flat, strides, bases, box):
 
 
 def flat_of(tensor: torch.Tensor) -> np.ndarray:
-    """All numbers of a tensor without gaps, in the order of memory; those of bfloat16 as int16."""
+    """Views a tensor without gaps as a flat array, in the order of memory; bfloat16 appears as int16."""
     numbers = tensor.detach().as_strided((tensor.numel(),), (1,))
     return (numbers.view(torch.int16) if numbers.dtype == torch.bfloat16 else numbers).numpy()
 
 
 def strides_of(tensor: torch.Tensor) -> np.ndarray:
-    """How far apart neighbours along each axis are."""
+    """Returns the distance in memory between neighbours along each axis."""
     return np.array(tensor.stride(), dtype=np.int64)

@@ -33,15 +33,15 @@ def share(
     *arguments: Any,
     threads: int | None = None,
 ) -> None:
-    """Has a compiled kernel work on equal shares of `count` pieces, in as many threads as torch uses.
+    """Shares `count` pieces of work out equally among as many threads as torch uses.
 
     Args:
         launch: compiled; called as `launch(team, table, parts, first, last, part, *arguments)` it calls `fork` with all that.
         table: of the routines that it calls.
         count: of pieces.
-        size: numbers in all, by which it is decided whether another thread is worth its while.
+        size: pixels in all; another thread is used only if there are enough for it.
         *arguments: for the kernel.
-        threads: at most so many, where the kernel writes to a place for each.
+        threads: the most threads to use, if the kernel writes to a place for each.
     """
     parts = max(1, min(threads or torch.get_num_threads(), size // _NUMBERS_A_THREAD, count))
     team = _team()
@@ -58,8 +58,10 @@ def share(
 
 @intrinsic(prefer_literal=False)
 def fork(typing, routine, team, table, parts, first, last, part, arguments):
-    """Calls `routine(table, first, last, part, *arguments)` for pieces from `first` to `last`: for equal shares of them in
-    the threads of torch's team, each share a part numbered from 0; or here for all of them, where `parts` is 1."""
+    """Calls `routine(table, first, last, part, *arguments)` for pieces from `first` to `last`.
+
+    The threads of torch's team get equal shares, numbered by `part` from 0. If `parts` is 1, this thread does all.
+    """
     whole = (types.intp,) * 3
     signature = (WHOLES, *signature_of(routine, (*whole, *arguments.types)))
 
@@ -102,8 +104,10 @@ _INT = ir.IntType(32)
 
 
 def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., Any]) -> ir.Function:
-    """What each thread of the team runs: every so-many-th part, from its own number on. All that can go wrong there is that
-    memory runs out; then it leaves a note."""
+    """Emits the function that each thread of the team runs: every n-th part, from the thread's own number on.
+
+    Only memory can run out there; then the thread sets a flag.
+    """
     body = ir.Function(module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t]), name=f"{name}.body")
     body.linkage = "internal"
     builder = ir.IRBuilder(body.append_basic_block())
@@ -132,8 +136,8 @@ def _body(module: ir.Module, packed: ir.Type, name: str, call: Callable[..., Any
 
 @functools.cache
 def _team() -> np.ndarray:
-    """Where OpenMP's functions are that run a function in each thread of torch's team, and tell a thread its number and how
-    many there are; zeros where torch brings another OpenMP, or none."""
+    """Returns the addresses of three functions of torch's OpenMP: run a function in each thread of the team, give a
+    thread's number, give the number of threads. They are 0 if torch brings another OpenMP, or none."""
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*")):
         try:
@@ -147,5 +151,5 @@ def _team() -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """One pool a process: threads do not survive a fork."""
+    """Makes one pool for each process, because threads do not survive a fork."""
     return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="pocketcnn")

@@ -71,7 +71,7 @@ def _involution2d_backward(
 
 
 class _Given:
-    """The arguments of a pass as the kernels take them."""
+    """Holds the arguments of a pass as the kernels take them."""
 
     def __init__(
         self, x: Tensor, kernels: Tensor, kernel_height: int, kernel_width: int,
@@ -94,13 +94,13 @@ class _Given:
         )  # fmt: skip
 
     def table(self, routine: Any) -> np.ndarray:
-        """The addresses of a routine and those that it calls, for these types."""
+        """Returns the addresses of a routine and those that it calls, for these types."""
         number = np.dtype(np.float64 if self.dtype == torch.float64 else np.float32)
         return involution.table(routine, number, np.dtype(np.int16) if self.stored == torch.bfloat16 else number)
 
 
 def _pass(k: Kinds) -> tuple[Any, ...]:
-    """What both passes begin with: the first and last tile, the part, and the arguments."""
+    """Returns the types that both passes begin with: first and last tile, part, and the arguments."""
     return (WHOLE, WHOLE, WHOLE, k.memory, WHOLES, k.image, WHOLES, k.image, WHOLES)
 
 
@@ -188,7 +188,7 @@ def _backward_blocks(
     grad_x,
     grad_kernels,
 ):
-    """As `_backward_tiles`, for groups of several tiles: the gradient of the kernels is added up in full precision."""
+    """Does the work of `_backward_tiles` for groups of several tiles: kernel gradients are summed in full precision."""
     _go_back(first, last, zero, sizes, x, x_strides, kernels, kernel_strides, grad, grad_strides, grad_x, grad_kernels)
 
 
@@ -233,6 +233,6 @@ def _go_back(first, last, zero, sizes, x, x_strides, kernels, kernel_strides, gr
 
 @compiled
 def _place(image, channel, count, strides, bases):
-    """Where in a flat array the planes of some channels begin."""
+    """Finds where in a flat array the planes of some channels begin."""
     for lane in range(count):
         bases[lane] = image * strides[0] + (channel + lane) * strides[1]

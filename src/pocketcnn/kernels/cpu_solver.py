@@ -51,9 +51,12 @@ def advect_diffuse(
     boundary: str,
     after: Tensor | None = None,
 ) -> Tensor:
-    """`kernels.advect_diffuse`, of coefficients that are tensors; or, in places where `uses` names a row of `formed`
-    [coefficients, 11, channels], that are formed of the source: see `kernels.advect_diffuse_formed`. `after` [2, channels]
-    scales and shifts the result, which is then cut off below 0; without gradients only."""
+    """Computes `kernels.advect_diffuse`.
+
+    Coefficients are tensors, or are formed from the source where `uses` names a row of `formed` [coefficients, 11, channels]:
+    see `kernels.advect_diffuse_formed`. `after` [2, channels] scales and shifts the result, which is then cut off below 0;
+    without gradients only.
+    """
     coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
     given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
     out = given.like_source()
@@ -117,15 +120,18 @@ def _advect_diffuse_backward(
 
 
 def _summed(gradient: Tensor, argument: Tensor) -> Tensor:
-    """A gradient of the source's shape as that of what was broadcast to it."""
+    """Reduces a gradient of the source's shape to the shape of the argument that was broadcast to it."""
     if gradient.shape == argument.shape:
         return gradient.to(argument.dtype)
     return gradient.sum_to_size(argument.shape).to(argument.dtype).contiguous()
 
 
 def _gradient_of_formed(sums: Tensor, formed: Tensor) -> Tensor:
-    """Of weights, scale and shift, from the sums over all pixels of the gradient of the value that is formed, times the
-    pixel under each of the nine weights, and by itself."""
+    """Returns the gradient of weights, scale and shift.
+
+    It follows from two sums over all pixels: of the formed value's gradient times the pixel under each of the nine weights,
+    and of that gradient alone.
+    """
     weights, scale = formed[:, :TAPS].double(), formed[:, SCALE].double()
     under, alone = sums[:, :TAPS], sums[:, TAPS]
     return torch.cat([under * scale[:, None], (under * weights).sum(1, keepdim=True), alone[:, None]], dim=1)
@@ -165,7 +171,7 @@ advect_diffuse.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class _Given:
-    """The arguments of a pass as the kernels take them: flat arrays of one layout, and the strides of coefficients."""
+    """Holds the arguments of a pass as the kernels take them: flat arrays of one layout, and strides of coefficients."""
 
     def __init__(
         self,
@@ -196,21 +202,21 @@ class _Given:
         )  # fmt: skip
 
     def in_layout(self, tensor: Tensor) -> Tensor:
-        """A tensor of the source's shape, as the source is laid out and stored."""
+        """Lays out and stores a tensor of the source's shape as the source is."""
         return tensor.detach().to(self.stored).contiguous(memory_format=self.layout)
 
     def like_source(self, coefficient: bool = False) -> Tensor:
-        """An array to be filled."""
+        """Makes an array to be filled."""
         return torch.empty_like(self.source, dtype=self.dtype if coefficient else self.stored)
 
     def nothing(self, coefficient: bool = False) -> Tensor:
-        """In the place of a gradient that nobody wants."""
+        """Makes an empty array, for a gradient that is not wanted."""
         return torch.empty(0, dtype=self.dtype if coefficient else self.stored)
 
 
 @torch.library.custom_op("pocketcnn::depthwise_moments", mutates_args=(), device_types="cpu")
 def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`kernels.depthwise_moments`."""
+    """Computes `kernels.depthwise_moments`."""
     image, table, grid, tiles = _of_convolutions(x, weights)
     sums = np.zeros((torch.get_num_threads(), len(weights), 3, x.shape[1]))
     share(
@@ -263,7 +269,7 @@ depthwise_moments.register_autograd(_moments_backward, setup_context=_save_momen
 
 
 def _of_convolutions(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, tuple[np.ndarray, np.ndarray], int]:
-    """The image as it is stored, the weights [kernels, 9, channels], the grid, and how many tiles there are."""
+    """Returns the image as it is stored, the weights [kernels, 9, channels], the grid, and the number of tiles."""
     dtype = accumulation_dtype(x)
     image = _dense(x.detach()).to(torch.bfloat16 if x.dtype == torch.bfloat16 else dtype)
     table = weights.detach().to(dtype).contiguous()
@@ -271,13 +277,13 @@ def _of_convolutions(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, tuple[
 
 
 def _table(routine: Any, image: Tensor) -> np.ndarray:
-    """The addresses of a routine and those that it calls, for images that are stored like this one."""
+    """Returns the addresses of a routine and those that it calls, for images stored like this one."""
     number = np.dtype(np.float64 if image.dtype == torch.float64 else np.float32)
     return solver.table(routine, number, np.dtype(np.int16) if image.dtype == torch.bfloat16 else number)
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """The same numbers in rows of pixels or of channels, without gaps."""
+    """Lays a tensor out in rows of pixels or of channels, without gaps."""
     if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor
     return tensor.contiguous()
@@ -290,7 +296,7 @@ def _broadcast_strides(tensor: Tensor) -> list[int]:
 def _grid(
     source: Tensor, num_steps: int, dt: float, dx: float, dy: float, boundary: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sizes, and the numbers in the formula in the dtype of the arithmetic: one with another would widen all."""
+    """Returns the sizes, and the numbers of the formula in the dtype of the arithmetic, since another would widen all."""
     batch, channels, height, width = source.shape
     numbers = [1, dt / dx, dt / dy, 2 * dt / dx**2, 2 * dt / dy**2, 2 * dt]
     return (

@@ -24,12 +24,12 @@ solver = Routines("the solver of the advection-diffusion equation")
 
 
 def _grid(k: Kinds) -> Any:
-    """What `_opened` gives."""
+    """Returns the type of what `_opened` returns."""
     return types.Tuple((WHOLE,) * 5 + (k.number,) * 6)
 
 
 def _pass(k: Kinds) -> tuple[Any, ...]:
-    """What both passes of the solver begin with: the first and last tile, the part, and the arguments of the equation."""
+    """Returns the types that both passes begin with: first and last tile, part, and the arguments of the equation."""
     return (
         WHOLE, WHOLE, WHOLE, k.image, *[k.memory] * 4, k.image, k.image, FLAG, FLAG, types.int64[:, ::1],
         k.number[:, :, ::1], WHOLES, FLAG, WHOLES, k.memory,
@@ -38,7 +38,7 @@ def _pass(k: Kinds) -> tuple[Any, ...]:
 
 @compiled
 def _opened(sizes, numbers):
-    """What `_grid` packed: planes, channels, height, width, boundary, and the numbers in the formula."""
+    """Unpacks planes, channels, height, width, boundary, and the numbers of the formula."""
     return (
         sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
         numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5],
@@ -57,13 +57,13 @@ def _take_numbers(table, flat, strides, bases, count, box, memory, row):
 
 @solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.image, WHOLES, WHOLES, types.UniTuple(WHOLE, 4)))
 def _give_image(table, memory, row, count, flat, strides, bases, box):
-    if flat.size:  # else nobody wants it
+    if flat.size:  # an empty array stands for a gradient that is not wanted
         give(memory, row, count, flat, strides, bases, box)
 
 
 @solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.memory, WHOLES, WHOLES, types.UniTuple(WHOLE, 4)))
 def _give_numbers(table, memory, row, count, flat, strides, bases, box):
-    if flat.size:  # else nobody wants it
+    if flat.size:  # an empty array stands for a gradient that is not wanted
         give(memory, row, count, flat, strides, bases, box)
 
 
@@ -255,20 +255,20 @@ def moment_parts_back(team, table, parts, first, last, part, *arguments):
 
 @compiled
 def _size(grid):
-    """How many numbers a row of a tile's memory has."""
+    """Returns the length of a row of a tile's memory."""
     return (grid[2] + 2) * (grid[3] + 2) * LANES
 
 
 @compiled
 def _box(grid):
-    """Where the pixels of a plane are in a row of a tile's memory: height, width, the first one, and a line's length."""
+    """Returns where a plane lies in a row of a tile's memory: height, width, first pixel, and length of a line."""
     pitch = (grid[3] + 2) * LANES
     return grid[2], grid[3], pitch + LANES, pitch
 
 
 @compiled
 def _count(tile, grid):
-    """How many lanes of a tile hold a plane."""
+    """Returns how many lanes of a tile hold a plane."""
     return min(LANES, grid[0] - tile * LANES)
 
 
@@ -288,7 +288,7 @@ def _count(tile, grid):
     )
 )
 def _prepare(table, tile, source, u, v, dx, dy, strides, formed, uses, rectified, grid, memory, lanes, bases):
-    """The image of a tile, its velocities, and the weights of its steps."""
+    """Fills a tile's memory with its image, its velocities, and the weights of its steps."""
     _, _, height, width, _, one, rx, ry, cx, cy, two_dt = grid
     size, pitch = _size(grid), (width + 2) * LANES
     _place(tile, strides[0], bases, grid)
@@ -324,7 +324,7 @@ def _prepare(table, tile, source, u, v, dx, dy, strides, formed, uses, rectified
 
 @solver.routine(lambda k: (WHOLE, k.memory, WHOLES, WHOLE, FLAG, _grid(k), k.memory, WHOLE, k.memory, WHOLES))
 def _coefficient(table, tile, flat, strides, use, rectify, grid, memory, row, lanes, bases):
-    """A velocity or diffusivity of a tile, formed of the image or read, whatever it broadcasts along."""
+    """Forms a velocity or diffusivity from the image, or reads it, along whatever axes it broadcasts."""
     if use >= 0:
         call(_form, table, (memory, row, lanes, use * 11 * LANES, rectify, grid))
     else:
@@ -334,7 +334,7 @@ def _coefficient(table, tile, flat, strides, use, rectify, grid, memory, row, la
 
 @solver.routine(lambda k: (k.memory, WHOLE, k.memory, WHOLE, FLAG, _grid(k)))
 def _form(table, memory, row, lanes, values, rectify, grid):
-    """A 3x3 convolution of the image in the memory's first row, scaled and shifted, and perhaps cut off below 0."""
+    """Convolves the image in the memory's first row (3x3), scales and shifts it, and cuts it off below 0 if asked."""
     height, width = grid[2], grid[3]
     pitch = (width + 2) * LANES
     w0, w1, w2 = load(lanes, values), load(lanes, values + LANES), load(lanes, values + 2 * LANES)
@@ -393,7 +393,7 @@ def _add_under(table, tile, memory, row, grid, sums):
 
 @solver.routine(lambda k: (k.memory, WHOLE, WHOLE, k.memory, WHOLE, WHOLE, _grid(k)))
 def _add_spread(table, memory, row, target, lanes, values, scale_place, grid):
-    """The transpose of a 3x3 convolution: adds what a gradient in `row` is for the image to `target`."""
+    """Applies the transpose of a 3x3 convolution: adds the image's gradient, from one in `row`, to `target`."""
     height, width = grid[2], grid[3]
     pitch = (width + 2) * LANES
     w0, w1, w2 = load(lanes, values), load(lanes, values + LANES), load(lanes, values + 2 * LANES)
@@ -463,7 +463,7 @@ def _finish(table, memory, row, line, grid):
 
 @solver.routine(lambda k: (k.memory, WHOLE, _grid(k)))
 def _step_back(table, memory, row, grid):
-    """The gradient of a field, of those of the two after it, which are in the next two rows with frames of 0."""
+    """Computes the gradient of a field from those of the two fields after it, in the next two rows with frames of 0."""
     height, width, boundary = grid[2], grid[3], grid[4]
     size, pitch = _size(grid), (width + 2) * LANES
     right, left, below, above = _RIGHT * size, _LEFT * size, _BELOW * size, _ABOVE * size
@@ -502,7 +502,7 @@ def _add_product(memory, target, a, b):
 
 @solver.routine(lambda k: (k.memory, WHOLE, WHOLE, _grid(k)))
 def _carry(table, memory, later, row, grid):
-    """The gradient of H[-1], which only the first step looks at."""
+    """Computes the gradient of H[-1], which only the first step uses."""
     size = _size(grid)
     for o in range(0, size, LANES):
         store(memory, row + o, load(memory, _BEFORE * size + o) * load(memory, later + o))
@@ -510,7 +510,7 @@ def _carry(table, memory, later, row, grid):
 
 @solver.routine(lambda k: (k.memory, WHOLE, _grid(k), WHOLE, FLAG, FLAG, FLAG, FLAG))
 def _collect(table, memory, flows, grid, num_steps, starts_at_source, was_at_source, dx_rectified, dy_rectified):
-    """The gradients of source, velocities and diffusivities, of what they multiplied in all the steps."""
+    """Sums the gradients of source, velocities and diffusivities over all steps."""
     _, _, height, width, boundary, one, rx, ry, cx, cy, two_dt = grid
     size, pitch = _size(grid), (width + 2) * LANES
     half, along_x, along_y = spread(one / (one + one)), spread(rx), spread(ry)
@@ -579,7 +579,7 @@ def _collect(table, memory, flows, grid, num_steps, starts_at_source, was_at_sou
 
 @solver.routine(lambda k: (k.memory, WHOLE, _grid(k)))
 def _fill(table, memory, row, grid):
-    """Makes the frame of a field what the boundary says; corners are never read."""
+    """Fills the frame of a field as the boundary rule says; corners are never read."""
     height, width, boundary = grid[2], grid[3], grid[4]
     if boundary == _ZERO:
         return
@@ -597,7 +597,7 @@ def _fill(table, memory, row, grid):
 
 @compiled
 def _mirrored(height, width, boundary):
-    """Rows and columns that the frame repeats: above, below, left, right."""
+    """Returns the rows and columns that the frame repeats: above, below, left, right."""
     if boundary == _PERIODIC:
         return height, 1, width, 1
     if boundary == _REPLICATE:
@@ -607,7 +607,7 @@ def _mirrored(height, width, boundary):
 
 @compiled
 def _place(tile, strides, bases, grid):
-    """Where in a flat array each lane's plane begins; lanes past the last plane repeat it."""
+    """Finds where in a flat array each lane's plane begins; lanes past the last plane repeat it."""
     planes, channels = grid[0], grid[1]
     image, channel = tile * LANES // channels, tile * LANES % channels
     for lane in range(LANES):
@@ -620,7 +620,7 @@ def _place(tile, strides, bases, grid):
 
 @solver.routine(lambda k: (WHOLE, k.number[:, :, ::1], k.memory, _grid(k)))
 def _gather(table, tile, rows, lanes, grid):
-    """Numbers of a table for the channels of a tile: [..., channels] to one vector for each row."""
+    """Gathers a table's numbers for the channels of a tile: [..., channels] to one vector for each row."""
     channels, first = grid[1], tile * LANES % grid[1]
     for kernel in range(rows.shape[0]):
         for place in range(rows.shape[1]):
@@ -636,7 +636,7 @@ def _gather(table, tile, rows, lanes, grid):
 
 @solver.routine(lambda k: (k.image, k.image, FLAG, types.int64[:, ::1], WHOLES, _grid(k), k.memory, WHOLE))
 def _start(table, source, start, is_source, strides, bases, grid, memory, row):
-    """The field at a step before the first; its frame may be anything."""
+    """Fills in the field at a step before the first; its frame may hold anything."""
     if is_source:
         for o in range(0, _size(grid), LANES):
             store(memory, row + o, load(memory, _IMAGE + o))

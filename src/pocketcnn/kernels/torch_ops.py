@@ -25,7 +25,7 @@ def involution2d(
 
 
 def _windows(kernel_size: tuple[int, int], stride: list[int], dilation: list[int], size: torch.Size):
-    """For each tap, the slices of a padded image that the outputs of the given size meet with it."""
+    """Lists for each tap the slices of a padded image that the outputs of the given size meet with it."""
     for i in range(kernel_size[0]):
         for j in range(kernel_size[1]):
             top, left = i * dilation[0], j * dilation[1]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pocketcnn.support.modules import evaluating, maps_of
+from pocketcnn.support.protocols import is_condensed
 
 
 def stations(net: nn.Module) -> list[str]:
@@ -23,7 +24,7 @@ def stations(net: nn.Module) -> list[str]:
 
 
 def _convolves(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Conv2d) or hasattr(part, "condensed_by") for part in module.modules())
+    return any(isinstance(part, nn.Conv2d) or is_condensed(part) for part in module.modules())
 
 
 def feature_maps(net: nn.Module, x: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from pocketcnn import checkpoint
-from pocketcnn.checkpoint.notes import image_notes
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData, ForeignFile
@@ -140,7 +140,7 @@ def finish_run(
     Returns:
         The content of `result.json`.
     """
-    size = checkpoint.save(model, folder / MODEL, notes=image_notes(data))
+    size = checkpoint.save(model, folder / MODEL, notes=ImageNotes.of(data).as_dict())
     result = {
         **label,
         "data": data.name,

@@ -1,12 +1,12 @@
 """Images normalised as a net receives them in training."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pocketcnn.data import DataSet
+from pocketcnn.support.protocols import LearnsFromImages
 
 
 class Normalize(nn.Module):
@@ -41,6 +41,6 @@ def calibrate(model: nn.Module, data: DataSet, *, images: int = 10_000) -> None:
         data: the data set. Its training images are shown evenly from first to last, normalised but not augmented.
         images: about how many images are shown.
     """
-    parts: list[Any] = [module for module in model.modules() if hasattr(module, "calibrate_")]
+    parts = [module for module in model.modules() if isinstance(module, LearnsFromImages)]
     for part in parts:
         part.calibrate_(normalized(data.train.sample(images).in_order(500), data), mean=data.mean, std=data.std)

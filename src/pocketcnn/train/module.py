@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pocketcnn.data import DataSet, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.support.modules import device_and_dtype, hooked, maps_of
+from pocketcnn.support.protocols import is_condensed
 from pocketcnn.train.auto import LAYOUTS, to_layout
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
@@ -214,5 +215,5 @@ def first_not_finite(net: nn.Module, x: Tensor) -> str:
         return ""
     names = found[0].split(".")
     prefixes = [".".join(names[: end + 1]) for end in range(len(names))]
-    name = next((prefix for prefix in prefixes if hasattr(parts[prefix], "condensed_by")), found[0])
+    name = next((prefix for prefix in prefixes if is_condensed(parts[prefix])), found[0])
     return f"{name} ({type(parts[name]).__name__})"

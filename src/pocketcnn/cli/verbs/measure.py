@@ -101,11 +101,12 @@ def _costs_by_image(net: Any, name: str, notes: "ImageNotes", runs: int) -> str:
     """Measures test images one by one, and returns a table by level; a net that was never trained is calibrated first."""
     from pocketcnn.cost import measure_images
     from pocketcnn.data import load
+    from pocketcnn.support.protocols import LearnsFromImages
 
     data = load(name)
     if notes.lacks("mean"):
         for module in net.modules():
-            if hasattr(module, "calibrate_"):
+            if isinstance(module, LearnsFromImages):
                 module.calibrate_(batch / 255 for batch in data.train.images[:10_000].split(500))
     costs = measure_images(net, notes.normalise(data.test.images), runs=runs)
     cells = [("level", "images", "measure", "depth", "MACs", "ms")]

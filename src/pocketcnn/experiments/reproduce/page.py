@@ -276,7 +276,7 @@ def _figure(table: Table, found: Sequence[Found]) -> str:
 
 
 def _curves(found: Sequence[Found]) -> dict[str, list[list[float]]]:
-    """Returns the validation accuracies after each epoch of the runs under the quick recipe, in per cent, by row."""
+    """Returns the validation accuracies after each epoch of the runs under the quick preset, in per cent, by row."""
     curves = {item.row.key: [curve for run in item.quick if (curve := read_curve(run.folder))] for item in found}
     return {name: [[100 * accuracy for accuracy in line] for line in lines] for name, lines in curves.items() if lines}
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pocketcnn import checkpoint
-from pocketcnn.checkpoint.notes import image_notes
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import weights_of
 from pocketcnn.cost import measure, measure_latency
 from pocketcnn.data import DataSet
@@ -165,7 +165,7 @@ class Worker:
                 weight[weight == 0] = 1.0  # some weights start at 0, and zeros are stored in fewer bytes
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "net.safetensors"
-            size = checkpoint.save(net, file, notes=image_notes(self.data), storage=candidate.storage)
+            size = checkpoint.save(net, file, notes=ImageNotes.of(self.data).as_dict(), storage=candidate.storage)
         cost = measure(net, self.data.input_size)
         served = as_served(net)
         # The least of several medians: time that other processes take is not the net's.
@@ -197,7 +197,7 @@ class Worker:
             test=False, on_epoch=watch,
         )  # fmt: skip
         file = folder / "stored.safetensors"
-        size = checkpoint.save(net, file, notes=image_notes(self.data), storage=candidate.storage)
+        size = checkpoint.save(net, file, notes=ImageNotes.of(self.data).as_dict(), storage=candidate.storage)
         accuracy = accuracy_of(file, self.data, "validation")
         note(outcome="trained", file_bytes=size, validation_accuracy=accuracy, curve=read_curve(folder))
         self._tidy(trial)

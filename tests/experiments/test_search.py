@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import signal
-import subprocess
 import sys
 import time
 
@@ -44,6 +43,7 @@ from pocketcnn.methods import Range
 from pocketcnn.report.pareto import _staircase, pareto
 from pocketcnn.support.files import read_json
 from pocketcnn.train import TrainConfig, evaluate
+from processes import fork
 
 QUICK = TrainConfig(epochs=1, batch_size=64, precision="float32", channels_last="off")
 NET = {"in_channels": 1, "num_classes": 10, "width": 0.5}
@@ -518,11 +518,12 @@ print(found.table)
 def test_two_workers_share_a_search_and_one_is_killed(tmp_path):
     """They make the database together; the one that is left resumes the trial of the other from its checkpoint."""
     logs = [tmp_path / "one.log", tmp_path / "other.log"]
-    words = [sys.executable, "-c", WORKER, str(tmp_path / "out"), "4", str(tmp_path / "shared.db")]
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
     workers = []
     for log in logs:
         with log.open("w") as file:
-            workers.append(subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT))
+            workers.append(fork(script, tmp_path / "out", 4, tmp_path / "shared.db", output=file))
     try:
         deadline = time.time() + 120
         while "epoch 2/3" not in logs[0].read_text():

@@ -327,7 +327,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _evenly(length: int, count: int) -> np.ndarray:
-    """At most `count` different numbers, evenly spaced from 0 to `length - 1`."""
+    """Returns at most `count` different numbers, evenly spaced from 0 to `length - 1`."""
     return np.linspace(0, length - 1, min(length, count)).astype(np.int64)
 
 

@@ -96,7 +96,7 @@ def _by_error(accuracy: Any) -> Any:
 
 
 def _legend(styles: Mapping[str, Style], limited: bool) -> list[Any]:
-    """What each marker and line stands for."""
+    """Lists what each marker and line stands for."""
     line = pyplot().Line2D
     handles = [
         line([], [], linestyle="none", label=kind, markersize=_size(style, 11), **style)

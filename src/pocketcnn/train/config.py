@@ -1,4 +1,4 @@
-"""How to train: one frozen record, whose fields are also the command line's flags, and the presets."""
+"""Training settings: one frozen record, whose fields are also the command line's flags, and the presets."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train: every choice that changes the result; written to the run's `config.json`."""
+    """Training settings: every choice that changes the result; written to the run's `config.json`."""
 
     epochs: int = 20
     """Passes over the training images."""

@@ -45,7 +45,7 @@ class Codes(nn.Module):
 
 
 class Places(nn.Module):
-    """Where the weights of some kernels are read and with which sign, in few bytes.
+    """Places and signs from which the weights of some kernels are read, stored in few bytes.
 
     A kernel is cut into rows of one length. If weight j of row r is read at `(rows[r] + columns[j]) mod length`, and its
     sign is the product of one sign of r and one of j, only `rows` and `columns` are stored; with rows of one weight this

@@ -1,4 +1,4 @@
-"""What the file of a method tells a compact net: which convolution reads which kernel of which source."""
+"""Records by which the file of a method tells a compact net which convolution reads which kernel of which source."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass

@@ -73,6 +73,14 @@ def shared_data():
 
 
 @pytest.fixture
+def one_round(monkeypatch):
+    """Nets are timed in one round of turns, where the times do not matter."""
+    from pocketcnn.experiments.speeds import measure_speeds
+
+    monkeypatch.setitem(measure_speeds.__kwdefaults__, "rounds", 1)
+
+
+@pytest.fixture
 def lowrank(monkeypatch):
     """A sixth method, registered for the length of a test."""
     from lowrank import LOW_RANK

@@ -1,4 +1,7 @@
-"""Slow, obvious forms of the papers' formulas, with loops over single numbers. No code in src uses them."""
+"""Slow, obvious forms of the papers' formulas, with loops over single numbers. No code in src uses them.
+
+The loops run over lists, since reading a number off a tensor takes a hundred times as long.
+"""
 
 import math
 
@@ -6,25 +9,29 @@ import torch
 from torch import Tensor
 
 
-def _tap(x: Tensor, b: int, c: int, row: int, column: int) -> Tensor | float:
+def _tap(x: list, b: int, c: int, row: int, column: int) -> float:
     """Value of a pixel; 0 outside the image."""
-    return x[b, c, row, column] if 0 <= row < x.shape[2] and 0 <= column < x.shape[3] else 0.0
+    plane = x[b][c]
+    return plane[row][column] if 0 <= row < len(plane) and 0 <= column < len(plane[0]) else 0.0
 
 
 def involution2d(x, kernels, kernel_size, stride, padding, dilation) -> Tensor:
     batch, channels = x.shape[:2]
     groups, height, width = kernels.shape[1], *kernels.shape[3:]
     y = torch.zeros(batch, channels, height, width, dtype=x.dtype)
+    pixels, taps = x.tolist(), kernels.tolist()
     for b in range(batch):
         for c in range(channels):
             for i in range(height):
                 for j in range(width):
+                    total = 0.0
                     for u in range(kernel_size[0]):
                         for v in range(kernel_size[1]):
                             row = i * stride[0] - padding[0] + u * dilation[0]
                             column = j * stride[1] - padding[1] + v * dilation[1]
-                            tap = kernels[b, c * groups // channels, u * kernel_size[1] + v, i, j]
-                            y[b, c, i, j] += tap * _tap(x, b, c, row, column)
+                            tap = taps[b][c * groups // channels][u * kernel_size[1] + v][i][j]
+                            total += tap * _tap(pixels, b, c, row, column)
+                    y[b, c, i, j] = total
     return y
 
 
@@ -33,17 +40,20 @@ def conv2d(x, weight, stride, padding, dilation, groups) -> Tensor:
     k = weight.shape[2:]
     size = [(x.shape[2 + a] + 2 * padding[a] - dilation[a] * (k[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)]
     y = torch.zeros(batch, out, *size, dtype=x.dtype)
+    pixels, kernels = x.tolist(), weight.tolist()
     for b in range(batch):
         for o in range(out):
             first = o // (out // groups) * inner
             for i in range(size[0]):
                 for j in range(size[1]):
+                    total = 0.0
                     for c in range(inner):
                         for u in range(k[0]):
                             for v in range(k[1]):
                                 row = i * stride[0] - padding[0] + u * dilation[0]
                                 column = j * stride[1] - padding[1] + v * dilation[1]
-                                y[b, o, i, j] += weight[o, c, u, v] * _tap(x, b, first + c, row, column)
+                                total += kernels[o][c][u][v] * _tap(pixels, b, first + c, row, column)
+                    y[b, o, i, j] = total
     return y
 
 
@@ -66,7 +76,6 @@ def advect_diffuse(source, u, v, along_x, along_y, initial, previous, num_steps,
     """Applies the scheme's formula pixel by pixel; all fields are tensors of the source's shape."""
 
     def at(field, b, c, y, x):
-        size = field.shape[2:]
         place = []
         for i, n in zip((y, x), size, strict=True):
             if not 0 <= i < n and boundary == "zero":
@@ -75,15 +84,18 @@ def advect_diffuse(source, u, v, along_x, along_y, initial, previous, num_steps,
             i = abs(i) if boundary == "reflect" and i < 0 else i
             i = 2 * (n - 1) - i if boundary == "reflect" and i >= n else i
             place.append(min(max(i, 0), n - 1))
-        return float(field[b, c, place[0], place[1]])
+        return field[b][c][place[0]][place[1]]
 
+    size = source.shape[2:]
+    source, u, v, along_x, along_y = (field.tolist() for field in (source, u, v, along_x, along_y))
     before, now = previous.clone(), initial.clone()
     for _ in range(num_steps):
         later = torch.empty_like(now)
-        for b in range(now.shape[0]):
-            for c in range(now.shape[1]):
-                for y in range(now.shape[2]):
-                    for x in range(now.shape[3]):
+        before, now = before.tolist(), now.tolist()
+        for b in range(later.shape[0]):
+            for c in range(later.shape[1]):
+                for y in range(later.shape[2]):
+                    for x in range(later.shape[3]):
                         ax, ay = at(u, b, c, y, x) * dt / dx, at(v, b, c, y, x) * dt / dy
                         bx, by = at(along_x, b, c, y, x) * dt / dx**2, at(along_y, b, c, y, x) * dt / dy**2
                         du_dx = (at(u, b, c, y, x + 1) - at(u, b, c, y, x - 1)) / (2 * dx)
@@ -94,7 +106,7 @@ def advect_diffuse(source, u, v, along_x, along_y, initial, previous, num_steps,
                         right += (-ax + 2 * bx) * at(now, b, c, y, x + 1) + (ax + 2 * bx) * at(now, b, c, y, x - 1)
                         right += (-ay + 2 * by) * at(now, b, c, y + 1, x) + (ay + 2 * by) * at(now, b, c, y - 1, x)
                         later[b, c, y, x] = right / (1 + 2 * bx + 2 * by)
-        before, now = now, later
+        before, now = torch.tensor(now, dtype=later.dtype).view_as(later), later
     return now
 
 

@@ -159,3 +159,22 @@ def finish(folder, *, code=0, **how) -> str:
     output, _ = process.communicate(timeout=200)
     assert process.returncode == code, output
     return output
+
+
+def finish_pair(folder, *, code=0, **how) -> str:
+    """Runs a training to its end in two processes, as torchrun would start them, and gives what both printed."""
+    shared = {
+        "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+    }  # fmt: skip
+    pair = [start(folder, environment={**shared, "RANK": rank, "LOCAL_RANK": rank}, **how) for rank in "01"]
+    output = "".join(process.communicate(timeout=200)[0] for process in pair)
+    assert pair[0].returncode == code, output
+    return output
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])

@@ -17,7 +17,7 @@ from pocketcnn.report import markdown, read_results, summarize
 from pocketcnn.report.figures import method_colour
 from pocketcnn.train import TrainConfig
 
-pytestmark = pytest.mark.usefixtures("lowrank")
+pytestmark = pytest.mark.usefixtures("lowrank", "one_round")
 NET = {"in_channels": 1, "num_classes": 10, "width": 0.25}
 ONE_EPOCH = TrainConfig(epochs=1, batch_size=32, precision="float32", channels_last="off")
 PROMISES = [test for name, test in vars(test_contract).items() if name.startswith("test_")]

@@ -24,7 +24,7 @@ def tiny(count=128):
 
 
 @pytest.fixture
-def swept(tmp_path, monkeypatch):
+def swept(tmp_path, monkeypatch, one_round):
     """Folder of a sweep over three rings, each trained for one epoch."""
     monkeypatch.setattr(ring_sweep, "load", lambda name, limit=None: tiny())
     monkeypatch.setattr(ring_sweep, "RING_PRUNED", (0.5,))

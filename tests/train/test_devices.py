@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 import signal
-import socket
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from pocketcnn.data import load
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.devices import norms_of, restore_norms
 from pocketcnn.train.hardware import Hardware, with_changes
-from processes import finish, start
+from processes import finish, finish_pair, free_port, start
 
 TWO = {"devices": 2, "accelerator": "cpu"}
 SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state ' + hashlib.sha256(b''.join(t.numpy().tobytes() " \
@@ -45,12 +44,6 @@ def weights(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +115,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(alone, pair, tmp_path, 
 
 
 def test_with_batch_norm_processes_keep_the_same_weights_and_evaluate_the_net_that_is_kept(tmp_path):
-    output = finish(tmp_path / "run", config={"epochs": 1}, run=TWO, before=SAY_STATE)
+    output = finish_pair(tmp_path / "run", config={"epochs": 1}, run=TWO, before=SAY_STATE)
     states = re.findall(r"state ([0-9a-f]{64})", output)
     assert len(states) == 2, output
     assert len(set(states)) == 1
@@ -148,9 +141,9 @@ if os.environ.get("LOCAL_RANK") == "1":
     net.register_forward_hook(ask)
 """
     )
-    output = finish(tmp_path / "cut", config=PAIR, run=TWO, before=ask, code=75)
+    output = finish_pair(tmp_path / "cut", config=PAIR, run=TWO, before=ask, code=75)
     assert "Preempted stopped in epoch 1 after step 4" in output
-    finish(tmp_path / "cut", config=PAIR, run=TWO, before=WITHOUT_STATISTICS)
+    finish_pair(tmp_path / "cut", config=PAIR, run=TWO, before=WITHOUT_STATISTICS)
     whole = pair[0]
     assert curve(whole) == curve(tmp_path / "cut")
     assert (whole / "model.safetensors").read_bytes() == (tmp_path / "cut" / "model.safetensors").read_bytes()
@@ -159,7 +152,7 @@ if os.environ.get("LOCAL_RANK") == "1":
 def test_nets_of_mixed_depth_train_on_several_devices(tmp_path):
     """If no image of one device reaches a block, the other devices must not wait for its gradients."""
     before = 'data = load("digits", limit=80)\nnet = pc.condense(net, "puppet", levels=7)'
-    finish(tmp_path / "run", config={"epochs": 1, "batch_size": 4}, run=TWO, before=before)
+    finish_pair(tmp_path / "run", config={"epochs": 1, "batch_size": 4}, run=TWO, before=before)
 
 
 def test_all_processes_stop_when_one_diverges(tmp_path):
@@ -168,7 +161,7 @@ def test_all_processes_stop_when_one_diverges(tmp_path):
 if os.environ.get("LOCAL_RANK") == "1":
     net.register_forward_hook(lambda m, i, y: y * float("nan") if m.training else None)
 """
-    output = finish(tmp_path / "run", config={"epochs": 1}, run=TWO, before=poison, code=1)
+    output = finish_pair(tmp_path / "run", config={"epochs": 1}, run=TWO, before=poison, code=1)
     assert "epoch 1, step 1: the loss of another device is not finite" in output
     assert not (tmp_path / "run" / "last.ckpt").exists()
 

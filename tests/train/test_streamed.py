@@ -14,7 +14,7 @@ from pocketcnn.cli import main
 from pocketcnn.data import open_stream
 from pocketcnn.errors import BadData
 from pocketcnn.train import TrainConfig, fit
-from processes import finish
+from processes import finish_pair
 
 SHORT = TrainConfig(epochs=2, batch_size=16, precision="float32", channels_last="off")
 
@@ -89,7 +89,7 @@ def spy(places, at):
         yield place, raw
 data.train._encoded = spy
 """
-    output = finish(
+    output = finish_pair(
         tmp_path / "run",
         config={"epochs": 1, "batch_size": 20},
         run={"devices": 2, "accelerator": "cpu"},

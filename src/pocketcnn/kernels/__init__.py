@@ -40,9 +40,13 @@ def compiled(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_exporting() and _has_numba()
 
 
-@torch.compiler.assume_constant_result
 def _has_numba() -> bool:
     return _import_numba()
+
+
+# The compiler takes the answer as a constant. `torch.compiler.assume_constant_result` sets this mark, and nothing else, but
+# imports the compiler for it, which would double the time that importing this package takes.
+_has_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -26,6 +26,7 @@ def write_figure(figure: Any, folder: str | Path, name: str) -> list[Path]:
     folder = make_folder(Path(folder))
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=_DPI)
+    figure.set_layout_engine("none")  # arranged by now; doing it again would take most of the time
     files: dict[Path, bytes | str] = {
         folder / f"{name}.png": png.getvalue(),
         folder / f"{name}.svg": svg(figure, dpi=_DPI),

@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
@@ -129,15 +129,17 @@ def _table(routines: Routines, first: Any, kinds: Kinds) -> np.ndarray:
 
 
 class _Announcer(event.Listener):
-    """Logs one line when numba compiles something that it has not kept."""
+    """Logs a line when numba starts to compile something that it has not kept; one line for each thing."""
+
+    done: ClassVar[set[str]] = set()
 
     def __init__(self, what: str) -> None:
-        self.what, self.done = what, False
+        self.what = what
 
     def on_start(self, event: Any) -> None:
-        if not self.done:
-            _log.warning("compiling %s: a few seconds, once; numba keeps the result on disk", self.what)
-        self.done = True
+        if self.what not in self.done:
+            self.done.add(self.what)
+            _log.warning("compiling %s: up to ten seconds, once; numba keeps the result on disk", self.what)
 
     def on_end(self, event: Any) -> None:
         pass

@@ -1,6 +1,8 @@
 # Every target does its own set-up: `make demo` and `make test` work on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# Bytecode is kept, whatever the environment says: the tests start dozens of processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test bench check format golden clean
 .DEFAULT_GOAL := help

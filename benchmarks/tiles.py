@@ -13,7 +13,8 @@ import torch
 
 from pocketcnn.kernels import cpu_solver as cpu
 from pocketcnn.kernels._lanes import LANES, flat_of
-from pocketcnn.kernels.cpu_solver_loops import _backward_tiles, _forward_tiles
+from pocketcnn.kernels._threads import share
+from pocketcnn.kernels.cpu_solver_loops import backward_parts, backward_tiles, forward_parts, forward_tiles
 
 SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8))
 
@@ -39,8 +40,10 @@ def passes(shape, formed, num_steps):
     grads = [given.like_source(place in range(1, 5)) for place in range(1 if formed else 5)]
     grads += [given.nothing() for _ in range(7 - len(grads))]
     sums = np.zeros((1, len(given.formed), 10, shape[1]))
-    there = best(lambda: _forward_tiles(0, given.tiles, 0, *given.arguments, *grid, line, out))
-    back = best(lambda: _backward_tiles(0, given.tiles, 0, *given.arguments, *grid, out, sums, *map(flat_of, grads)))
+    tables = (cpu._table(routine, given.source) for routine in (forward_tiles, backward_tiles))
+    forward, backward = ((table, given.tiles, x.numel(), *given.arguments, *grid) for table in tables)
+    there = best(lambda: share(forward_parts, *forward, line, out))
+    back = best(lambda: share(backward_parts, *backward, out, sums, *map(flat_of, grads)))
     return there, back
 
 

@@ -41,8 +41,8 @@ import json, os, runpy, socket, sys
 import torch, sklearn.datasets
 import pocketcnn.data, pocketcnn.surgery, pocketcnn.train.loop, pocketcnn.zoo
 if os.path.isdir("/proc/self/task"):  # arrow's allocator has a thread, and sees to forks itself
-    names = {open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")}
-    assert len(names - {"jemalloc_bg_thd"}) == 1, names
+    names = [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+    assert len([name for name in names if name != "jemalloc_bg_thd"]) == 1, names
 asked = socket.socket(fileno=int(sys.argv[1]))
 while True:
     message, handles, *_ = socket.recv_fds(asked, 1 << 20, 1)
@@ -117,8 +117,12 @@ class Forked:
                 break
             parts.append(part)
         os.close(self.stdout)
-        self.wait(max(1, end - time.monotonic()))
-        return b"".join(parts).decode(), None
+        output = b"".join(parts).decode()
+        try:
+            self.wait(max(1, end - time.monotonic()))
+        except subprocess.TimeoutExpired as error:
+            raise subprocess.TimeoutExpired(error.cmd, timeout, output) from None
+        return output, None
 
     def send_signal(self, number):
         if self.poll() is None:
@@ -168,8 +172,12 @@ def finish_pair(folder, *, code=0, **how) -> str:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
     }  # fmt: skip
     pair = [start(folder, environment={**shared, "RANK": rank, "LOCAL_RANK": rank}, **how) for rank in "01"]
-    output = "".join(process.communicate(timeout=200)[0] for process in pair)
-    assert pair[0].returncode == code, output
+    try:
+        output = "".join(process.communicate(timeout=200)[0] for process in pair)
+    finally:
+        for process in pair:
+            process.kill()
+    assert [process.returncode for process in pair] == [code, code], output
     return output
 
 

@@ -6,6 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
 from pocketcnn.report import markdown, read_results, read_speeds, summarize
 from pocketcnn.support.files import read_json
 
@@ -107,3 +109,12 @@ def test_every_method_has_a_card_and_every_link_leads_somewhere():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_finds_what_it_times(path, monkeypatch):
+    source = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
+    script = importlib.util.module_from_spec(source)
+    monkeypatch.setitem(sys.modules, source.name, script)
+    source.loader.exec_module(script)
+    assert f"python benchmarks/{path.name}" in script.__doc__

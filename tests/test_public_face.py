@@ -49,8 +49,8 @@ def described(value):
         )
         return f"record of {', '.join(fields)}"
     if callable(value):
-        parameters = inspect.signature(value).parameters.values()
-        return "(" + ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters) + ")"
+        bare = [p.replace(annotation=inspect.Parameter.empty) for p in inspect.signature(value).parameters.values()]
+        return str(inspect.Signature(bare))
     return (
         f"{type(value).__name__} of {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
     )

@@ -33,7 +33,11 @@ def run(*words):
 def test_it_keeps_the_contract(promise, request):
     names = set(inspect.signature(promise).parameters) - {"method", "dtype"}
     given = {name: request.getfixturevalue(name) for name in names}
-    kinds = [{"dtype": torch.float64}] if "dtype" in inspect.signature(promise).parameters else [{}]
+    kinds = (
+        [{"dtype": torch.float64}, {"dtype": torch.bfloat16}]
+        if "dtype" in inspect.signature(promise).parameters
+        else [{}]
+    )
     for kind in kinds:
         promise("lowrank", **given, **kind)
 

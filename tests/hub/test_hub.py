@@ -18,6 +18,7 @@ import pocketcnn as pc
 from pocketcnn import hub
 from pocketcnn.cli import main
 from pocketcnn.errors import BrokenFile, CannotReach, CannotWrite, ForeignFile, MissingBase, MissingExtra
+from pocketcnn.hub import repository
 from pocketcnn.support.files import read_json
 from pocketcnn.train import TrainConfig, evaluate, fit
 
@@ -68,9 +69,9 @@ class Hub:
 def played(monkeypatch, tmp_path):
     """Plays the hub."""
     found = Hub(tmp_path / "hub")
-    monkeypatch.setattr(hub._hub, "HfApi", lambda token: found)
+    monkeypatch.setattr(repository._hub, "HfApi", lambda token: found)
     monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda repo_id, filename, **_: found.download(repo_id, filename))
-    monkeypatch.setattr(hub._hub, "hf_hub_download", found.download)
+    monkeypatch.setattr(repository._hub, "hf_hub_download", found.download)
     return found
 
 
@@ -295,7 +296,7 @@ def test_what_the_hub_does_not_give_is_said_in_one_line(raised, expected, messag
     def refuse(*_, **__):
         raise raised
 
-    monkeypatch.setattr(hub._hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(repository._hub, "hf_hub_download", refuse)
     monkeypatch.setattr(hub_mixin, "hf_hub_download", refuse)
     with pytest.raises(expected, match=message) as told:
         hub.from_pretrained("me/gone")
@@ -333,11 +334,12 @@ def test_mistakes(tmp_path):
 
 def test_without_the_extra_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.delitem(sys.modules, "pocketcnn.hub")
+    monkeypatch.delitem(sys.modules, "pocketcnn.hub.repository")
     with pytest.raises(
         MissingExtra, match=r"the hub needs huggingface_hub, which is not installed; pip install 'pocketcnn\[hub\]'"
     ):
-        importlib.import_module("pocketcnn.hub")
+        importlib.import_module("pocketcnn.hub.repository")
+    importlib.import_module("pocketcnn.hub.timm")  # which does without
 
 
 def published(*words):

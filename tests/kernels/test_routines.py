@@ -1,6 +1,7 @@
 """Compiled functions that call each other by address."""
 
 import logging
+import runpy
 
 import numpy as np
 import pytest
@@ -49,21 +50,22 @@ def test_a_table_holds_a_routine_and_those_that_it_calls():
     assert alone.tolist() == [both[0], 0]
 
 
-def test_one_line_says_what_is_compiled(caplog):
+def test_one_line_says_what_is_compiled(tmp_path, caplog):
+    """In a file that numba has never seen, so that nothing of it is kept."""
+    (tmp_path / "squares.py").write_text(
+        "from pocketcnn.kernels._routines import Routines\n"
+        "squares = Routines('squares of a test')\n"
+        "@squares.routine(lambda k: (k.memory,))\n"
+        "def square(table, numbers):\n"
+        "    numbers[0] *= numbers[0]\n"
+    )
+    made = runpy.run_path(str(tmp_path / "squares.py"))
     with caplog.at_level(logging.WARNING, logger="pocketcnn"):
-        new = Routines("squares of a test")
-
-        @new.routine(lambda k: (k.memory,))
-        def _square(table, numbers):
-            numbers[0] *= numbers[0]
-
         for number in ("float32", "float64"):
             for _ in range(2):
-                new.table(_square, np.dtype(number), np.dtype(number))
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        "compiling squares of a test for float32",
-        "compiling squares of a test for float64",
-    ]
+                made["squares"].table(made["square"], np.dtype(number), np.dtype(number))
+    told = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert told == ["compiling squares of a test for float32", "compiling squares of a test for float64"]
 
 
 def test_other_types_are_refused_when_a_caller_is_compiled():

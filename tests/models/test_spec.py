@@ -61,3 +61,11 @@ def test_labels():
     model = {"in_channels": 3, "num_classes": 10, "stem": "small", "width": 0.123456}
     assert NetSpec("resnet20", "ring", {"size": 0.1}, model).label == "resnet20 stem=small width=0.1235 ring:size=0.1"
     assert NetSpec("resnet20", model_options={"width": 1.0}).label == "resnet20 plain"
+
+
+def test_labels_are_spelled_as_they_always_were():
+    """They name the folders of runs: one more quotation mark, and an old run is not found again."""
+    options = {"include": "[cl]*.conv2", "size": 0.5, "level": {"layer1": "early"}, "scheme": "affine"}
+    label = NetSpec("resnet20", "ring", options, {"width": 0.25, "num_classes": 10}).label
+    assert label == "resnet20 width=0.25 ring:include=[cl]*.conv2,size=0.5,level={'layer1': 'early'},scheme=affine"
+    assert NetSpec("resnet20").label == "resnet20 plain"

@@ -141,7 +141,7 @@ if os.environ.get("LOCAL_RANK") == "1":
     net.register_forward_hook(ask)
 """
     )
-    output = finish_pair(tmp_path / "cut", config=PAIR, run=TWO, before=ask, code=75)
+    output = finish(tmp_path / "cut", config=PAIR, run=TWO, before=ask, code=75)
     assert "Preempted stopped in epoch 1 after step 4" in output
     finish_pair(tmp_path / "cut", config=PAIR, run=TWO, before=WITHOUT_STATISTICS)
     whole = pair[0]

@@ -55,7 +55,7 @@ def save(
         model: any net, condensed or not. If `create_model` did not make it, loading needs the plain net as `base`.
         path: the file, by convention ending in `.safetensors`.
         notes: anything JSON can hold that belongs to the net, for example the normalisation of its images.
-        storage: type of the weights in the file: `"float32"`, `"float16"` or `"int8"`, see `pocketcnn.storage`.
+        storage: type of the weights in the file: `"float32"`, `"float16"` or `"int8"`, see `pocketcnn.checkpoint.storage`.
             Weights load in their own type, rounded. None stores every tensor unchanged.
         passphrase: hides the seeds of the net's rings or puppets. It does not encrypt the weights: somebody with data
             can train them further. A seed below 2**32 can be found by trying, so draw one with `secrets.randbits(64)`.

@@ -1,7 +1,6 @@
 """Training many nets with the same settings, each with several seeds, beside plain nets of full and of equal size."""
 
 import dataclasses
-import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from pocketcnn.support.runs import COMPARISON
 from pocketcnn.train import TrainConfig, fit
 
 _log = logging.getLogger(__name__)
+_SIZES: dict[str, int] = {}  # of plain nets by width, as the nets of a comparison share most steps of their searches
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,11 @@ def width_of_size(model: str, numbers: int, model_options: Mapping[str, Any]) ->
     """
 
     def size(step: int) -> int:
-        return _size_of(model, step, tuple(model_options.items()))
+        key = repr((model, step, sorted(model_options.items())))
+        if key not in _SIZES:
+            with torch.device("meta"):
+                _SIZES[key] = count_params(create_model(model, **{**model_options, "width": step / 256}))[1]
+        return _SIZES[key]
 
     low, high = 1, 8 * 256
     while high - low > 1:
@@ -89,13 +93,6 @@ def width_of_size(model: str, numbers: int, model_options: Mapping[str, Any]) ->
         low, high = (middle, high) if size(middle) <= numbers else (low, middle)
     # Of equal sizes the first wins: the plain net itself.
     return min((256, low, high), key=lambda step: abs(size(step) - numbers)) / 256
-
-
-@functools.cache  # the nets of a comparison share most steps of their searches
-def _size_of(model: str, step: int, model_options: tuple[tuple[str, Any], ...]) -> int:
-    """Counts what a plain net stores at a width of `step / 256`."""
-    with torch.device("meta"):
-        return count_params(create_model(model, **{**dict(model_options), "width": step / 256}))[1]
 
 
 def compare(

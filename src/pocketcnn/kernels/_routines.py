@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils, event
+from numba.core.caching import NullCache
 from numba.extending import intrinsic
 
 if numba.config.DISABLE_JIT:
@@ -108,18 +109,28 @@ class Routines:
         return _table(self, first, Kinds(numba.from_dtype(number), numba.from_dtype(pixel)))
 
     def called_by(self, first: Any) -> list[Any]:
-        """Returns a routine and those that it calls, directly or not."""
+        """Returns a routine and those that it calls, directly or through other compiled functions.
+
+        Raises:
+            TypeError: one of them has its place in another table.
+        """
         found = [first]
-        for routine in found:  # grows while it is walked
-            names = (routine.py_func.__globals__.get(name) for name in routine.py_func.__code__.co_names)
-            found += [other for other in names if other in self.all and other not in found]
-        return found
+        for function in found:  # grows while it is walked
+            for name in function.py_func.__code__.co_names:
+                other = function.py_func.__globals__.get(name)
+                if hasattr(other, "py_func") and other not in found:
+                    found.append(other)
+        routines = [function for function in found if hasattr(function, "place")]
+        if strangers := [routine for routine in routines if routine not in self.all]:
+            raise TypeError(f"{strangers[0].py_func.__name__} is a routine of another table")
+        return routines
 
 
 @functools.cache
 def _table(routines: Routines, first: Any, kinds: Kinds) -> np.ndarray:
     table = np.zeros(len(routines.all), dtype=np.int64)
-    with event.install_listener("numba:compile", _Announcer(f"{routines.what} for {kinds}")):
+    kept = not isinstance(first._cache, NullCache)
+    with event.install_listener("numba:compile", _Announcer(f"{routines.what} for {kinds}", kept)):
         for routine in routines.called_by(first):
             signature = (WHOLES, *routine.signature(kinds))
             routine.compile(signature)
@@ -133,13 +144,16 @@ class _Announcer(event.Listener):
 
     done: ClassVar[set[str]] = set()
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, kept: bool) -> None:
         self.what = what
+        self.how_often = (
+            "once; numba keeps the result on disk" if kept else "in every process; numba finds no folder for it"
+        )
 
     def on_start(self, event: Any) -> None:
         if self.what not in self.done:
             self.done.add(self.what)
-            _log.warning("compiling %s: up to ten seconds, once; numba keeps the result on disk", self.what)
+            _log.warning("compiling %s: up to ten seconds, %s", self.what, self.how_often)
 
     def on_end(self, event: Any) -> None:
         pass

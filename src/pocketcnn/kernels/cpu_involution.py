@@ -60,7 +60,7 @@ def _involution2d_backward(
     grad = torch_ops.dense(grad.detach().to(given.stored))
     grad_x = torch.empty_like(given.x)
     # Sums over several tiles are rounded once.
-    alone = channels <= LANES
+    alone = channels <= LANES and given.stored == torch.bfloat16  # else both have the same types
     grad_kernels = torch.empty_like(given.kernels, dtype=given.stored if alone else given.dtype)
     launch, routine = (_backward, _backward_tiles) if alone else (_backward_in_blocks, _backward_blocks)
     share(

@@ -1,8 +1,8 @@
 """CondConv: every image is convolved with its own mixture of a few expert kernels.
 
 A router (global average pool, linear layer, sigmoid) looks at the layer's input and weighs the experts. Mixing kernels
-instead of outputs costs one convolution, however many experts there are. CondConv saves multiply-adds, not bytes: all
-experts are stored.
+instead of outputs costs one convolution, however many experts there are. CondConv gains accuracy for
+few multiply-adds, at the price of bytes: all experts are stored.
 
 Source: Yang, Bender, Le, Ngiam: CondConv: Conditionally Parameterized Convolutions for Efficient Inference,
 NeurIPS 2019 (arXiv 1904.04971). Each expert is initialised as a layer of its own (not the stacked tensor as one).

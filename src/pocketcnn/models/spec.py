@@ -135,7 +135,9 @@ class NetSpec:
         hidden = ("in_channels", "num_classes")  # the data's
         given = {k: v for k, v in self.model_options.items() if k not in hidden and (k, v) != ("width", 1.0)}
         shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given.items()]
-        return " ".join([self.model, *shown, spell(self.method, self.options)])
+        # Not by `spell`, which quotes what would be read back otherwise: labels name folders, old ones too.
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return " ".join([self.model, *shown, f"{self.method}:{options}" if options else self.method])
 
     def build(self, seed: int) -> nn.Module:
         """Makes the net, with initial weights drawn from the seed."""

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from pocketcnn.methods.condconv import CondConv2d
 from pocketcnn.pictures.images import Images
-from pocketcnn.pictures.panels import BATCH, MAPS, NAMES, PANEL, ROUTERS, colour_bar, name_ticks, spread_over
+from pocketcnn.pictures.panels import BATCH, MAPS, NAMES, PANEL, colour_bar, name_ticks, spread_over
 from pocketcnn.support.modules import at_inputs
 from pocketcnn.support.plots import BLUE, pyplot
 
+_ROUTERS = 6  # the most that are drawn
 _MANY = 1000  # images
 
 
@@ -80,7 +81,7 @@ def draw_routing(net: nn.Module, x: Tensor, labels: Tensor, classes: Sequence[st
         ValueError: the net has no CondConv layer.
     """
     weights = routing(net, x)
-    chosen = spread_over(list(weights), ROUTERS)
+    chosen = spread_over(list(weights), _ROUTERS)
     shares = [class_share(found, labels) for found in weights.values()]
     plots = pyplot()
     rows = min(len(classes), NAMES)

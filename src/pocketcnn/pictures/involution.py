@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from pocketcnn.methods.involution import Involution2d
 from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import (
-    GROUPS,
-    LAYERS,
     PANEL,
     SPEED,
     colour_bar,
@@ -20,6 +18,8 @@ from pocketcnn.pictures.panels import (
 )
 from pocketcnn.support.modules import at_inputs
 from pocketcnn.support.plots import pyplot
+
+_LAYERS, _GROUPS = 4, 4  # the most that are drawn
 
 
 def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
@@ -59,8 +59,8 @@ def draw_pixel_kernels(net: nn.Module, image: Tensor, x: Tensor, *, title: str =
         ValueError: the net has no involution layer.
     """
     kernels = pixel_kernels(net, x[:1])
-    chosen = spread_over(list(kernels), LAYERS)
-    groups = {name: spread_over(range(kernels[name].shape[1]), GROUPS) for name in chosen}
+    chosen = spread_over(list(kernels), _LAYERS)
+    groups = {name: spread_over(range(kernels[name].shape[1]), _GROUPS) for name in chosen}
     columns = max(map(len, groups.values()))
     plots = pyplot()
     figure, axes = plots.subplots(

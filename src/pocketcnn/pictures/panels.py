@@ -104,8 +104,8 @@ def colour_bar(
         bar.set_label(label, fontsize=8)
 
 
-ROUTERS, LAYERS, GROUPS, RINGS, NAMES = 6, 4, 4, 4, 24  # the most that are shown of each
-BATCH = 250
+NAMES = 24  # the most that are written along an axis
+BATCH = 250  # images of a pass
 
 
 def name_ticks(axis: Any, names: Sequence[str]) -> None:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
 from pocketcnn.pictures.images import Images
-from pocketcnn.pictures.panels import MAPS, RINGS, colour_bar, name_ticks, spread_over
+from pocketcnn.pictures.panels import MAPS, colour_bar, name_ticks, spread_over
 from pocketcnn.support.plots import BLUE, VERMILION, pyplot
+
+_RINGS = 4  # the most that are drawn
 
 
 def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:
@@ -76,7 +78,7 @@ def draw_ring(net: nn.Module, *, title: str = "") -> Any:
     found = rings(net)
     if not found:
         raise ValueError(f"{type(net).__name__} has no ring")
-    chosen = spread_over(range(len(found)), RINGS)
+    chosen = spread_over(range(len(found)), _RINGS)
     plots = pyplot()
     figure = plots.figure(figsize=(10.5, 3.6 * len(chosen) + 0.3), layout="constrained")
     for part, number in zip(figure.subfigures(len(chosen), 1, squeeze=False)[:, 0], chosen, strict=True):

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketcnn.methods._conv import AbstractConv2d
 from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlations, kernel_alignment, log_linear_fit
 from pocketcnn.pictures.panels import BATCH, MAPS, colour_bar, name_ticks
 from pocketcnn.pictures.stations import feature_maps
 from pocketcnn.support.modules import evaluating
 from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot
+from pocketcnn.support.protocols import MakesKernel
 
 _FEW = 14  # the most points that have their values beside them
 _CHANCE = 4  # standard deviations of r between random filters
@@ -128,11 +128,11 @@ def layer_kernels(net: nn.Module) -> dict[str, Tensor]:
     Layers whose kernel depends on the image are left out, and so are convolutions that make the kernel of another layer.
     Where kernels depend on a level, they are those of the highest level.
     """
-    makers = {name: layer for name, layer in net.named_modules() if isinstance(layer, AbstractConv2d)}
+    makers = {name: layer for name, layer in net.named_modules() if isinstance(layer, MakesKernel)}
     kernels = {}
     with evaluating(net):
         for name, layer in net.named_modules():
-            if name in makers and not makers[name].why_not_dense:
+            if name in makers and not getattr(layer, "why_not_dense", ""):
                 kernels[name] = makers[name].dense_weight()
             elif isinstance(layer, nn.Conv2d) and not any(name.startswith(f"{maker}.") for maker in makers):
                 kernels[name] = layer.weight.detach()

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pocketcnn.errors import BadData
 from pocketcnn.report import figures, tables
 from pocketcnn.support.files import read_json, write_atomically
 from pocketcnn.support.optional import optional_import
-from pocketcnn.support.runs import ENVIRONMENT, planned, read_curve, read_results, read_speeds
+from pocketcnn.support.runs import ENVIRONMENT, METRICS, planned, read_curve, read_results, read_speeds
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -20,7 +21,7 @@ def write_report(folder: str | Path) -> Path:
     Returns:
         The path of the page.
     Raises:
-        BadData: the folder holds no finished run.
+        BadData: the folder holds no finished run, or a run without its `metrics.csv`.
         MissingExtra: matplotlib or jinja2 is missing.
     """
     jinja2 = optional_import("jinja2", extra="train", purpose="the report")
@@ -29,7 +30,11 @@ def write_report(folder: str | Path) -> Path:
     summaries = tables.summarize(results, read_speeds(folder))
     curves: dict[str, list[list[float]]] = {}
     for result in results:
-        curves.setdefault(result["identity"].get("label") or result["name"], []).append(read_curve(result["folder"]))
+        if not (curve := read_curve(result["folder"])):
+            raise BadData(
+                f"{result['folder']}: no {METRICS}, which a finished run has; restore it or move the run away"
+            )
+        curves.setdefault(result["identity"].get("label") or result["name"], []).append(curve)
     drawn = dict(zip(("bytes", "macs", "latency"), figures.tradeoffs(summaries), strict=True))
     drawn["learning"] = figures.learning_curves(summaries, curves)
     for name, svg in drawn.items():

@@ -6,12 +6,13 @@
 from typing import TYPE_CHECKING, Any
 
 from pocketcnn.train.config import PRESETS, TrainConfig
+from pocketcnn.train.hardware import Hardware
 
 if TYPE_CHECKING:
     from pocketcnn.train.evaluation import evaluate as evaluate
     from pocketcnn.train.loop import fit as fit
 
-__all__ = ["PRESETS", "TrainConfig", "evaluate", "fit"]
+__all__ = ["PRESETS", "Hardware", "TrainConfig", "evaluate", "fit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -53,9 +53,9 @@ class Teacher(nn.Module):
         """
         teacher = cls.read(name)
         notes = teacher.notes
-        if notes.classes != data.classes:
+        if notes.classes != tuple(data.classes):
             raise BadData(f"teacher {name}: knows other classes than {data.name} has; take a net trained on these")
-        if notes.input_size != data.input_size:
+        if notes.input_size != tuple(data.input_size):
             raise BadData(
                 f"teacher {name}: takes images of {list(notes.input_size)}, those of {data.name} are "
                 f"{list(data.input_size)}"

@@ -44,7 +44,7 @@ def add(
         name: name of the net in the zoo.
         data: name of its data set in the zoo.
         commit: commit of pocketcnn that trained the net.
-        storage: type of the weights in the file, see `pocketcnn.storage`.
+        storage: type of the weights in the file, see `pocketcnn.checkpoint.storage`.
         record: folder under `results/` with the run's record.
         note: a remark for the card.
         folder: folder of the zoo; by default the package's own.

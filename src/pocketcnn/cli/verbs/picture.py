@@ -1,4 +1,4 @@
-"""`pocketcnn picture`."""
+"""Pictures of what trained nets make of images, and of the layers that generate or share their kernels."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""`pocketcnn similarity`."""
+"""Comparison of trained nets: how alike they see the same images, and how alike the filters of their layers are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

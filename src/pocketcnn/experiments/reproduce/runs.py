@@ -55,18 +55,13 @@ def read_runs(folder: Path) -> list[Run]:
             settings = read_json(config) if config.exists() else {}
             images = settings.get("train_images")
             world = [number for number in settings.get("world", []) if isinstance(number, int)]
-            train = {
-                **train,
-                "batch_size": train["batch_size"] * prod(world),
-            }  # images of a step on all devices together
+            # Images of a step on all devices together.
+            train = {**train, "batch_size": train["batch_size"] * prod(world)}
             data = Path(found["data"]).name
             shared = (path.parent, identity.get("label") or found["name"], data, net, train)
             runs.append(Run(*shared, found["seed"], 100 * found["test_accuracy"], found["epochs"], images, found))
-        elif {
-            "row",
-            "seeds",
-            "test_accuracy",
-        } <= found.keys():  # a row with all its seeds, by examples/mnist_illustrative.py
+        elif {"row", "seeds", "test_accuracy"} <= found.keys():
+            # A row with all its seeds, by examples/mnist_illustrative.py.
             shared = (path.parent, found["row"], "mnist", found["row"], train)
             for seed, accuracy in zip(found["seeds"], found["test_accuracy"], strict=True):
                 epochs, images = found["train"]["epochs"], found.get("train_images")

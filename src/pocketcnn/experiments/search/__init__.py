@@ -15,7 +15,6 @@ The test images are used for the nets of the front only, whenever a search ends;
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_log = logging.getLogger(__name__)
 _UNLIMITED = Budgets()
 
 

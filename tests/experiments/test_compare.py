@@ -50,7 +50,7 @@ def test_mistakes_show_before_anything_is_trained():
         net_specs(["resnet20"], ["plain", "ring:size=3.5"], {}, equal_size=False)
 
 
-def test_comparison_end_to_end_and_again(few, tmp_path, monkeypatch):
+def test_comparison_end_to_end_and_again(few, tmp_path, monkeypatch, one_round):
     rows = net_specs(["resnet20"], ["plain", "ring:size=0.2"], NARROW, equal_size=True)
     assert [row.rival_of for row in rows] == ["", "", rows[1].label]
     seen = []

@@ -424,7 +424,8 @@ def test_a_worker_that_dies_is_named_with_what_it_read(uneven, monkeypatch):
         return decode(raw, reading)
 
     monkeypatch.setattr(stream, "decode_image", fatal)
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # or the loader waits 5 s for the dead
+    waiting = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(waiting, "__defaults__", (0.1,))  # seconds between looks for the dead, instead of five
     handler = signal.getsignal(signal.SIGCHLD)
     batches = whole(uneven, workers=2).in_order(13)  # 78 images in 6 batches; image 39 is in the fourth
     with pytest.raises(

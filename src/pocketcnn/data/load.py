@@ -15,8 +15,9 @@ from torch import Tensor
 from pocketcnn.data.augment import default_augmentation
 from pocketcnn.data.decode import Reading, check_shape, read_images
 from pocketcnn.data.dividing import TEST_FRACTION, check_fraction, check_labels, divided, fingerprint_of, moments_of
+from pocketcnn.data.folders import find_source
 from pocketcnn.data.sets import BUILT_IN, DataSet, Images
-from pocketcnn.data.sources import Decoded, find_source, read_digits
+from pocketcnn.data.sources import Decoded, read_digits
 from pocketcnn.errors import BadData, CannotWrite
 from pocketcnn.support.files import make_folder, write_atomically
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from pocketcnn.data.augment import default_augmentation
 from pocketcnn.data.decode import Reading, check_shape
 from pocketcnn.data.dividing import check_fraction, check_labels, class_index, is_label, moments_of
+from pocketcnn.data.folders import find_source
 from pocketcnn.data.sets import DataSet
-from pocketcnn.data.sources import TEST_NAMES, TRAIN_NAMES, ParquetFolder, columns_of, find_source
+from pocketcnn.data.sources import TEST_NAMES, TRAIN_NAMES, ParquetFolder, columns_of
 from pocketcnn.data.stream import RowGroup, Stream
 from pocketcnn.errors import BadData
 from pocketcnn.support.optional import optional_import

@@ -1,4 +1,4 @@
-"""Sources of labelled images: scikit-learn's digits, the hub, parquet folders and class folders."""
+"""Sources of labelled images: scikit-learn's digits, the hub and parquet folders."""
 
 import abc
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pocketcnn.data.decode import SUFFIXES, RawImage, Reading, decode_all
+from pocketcnn.data.decode import RawImage, Reading, decode_all
 from pocketcnn.data.dividing import class_index, is_label
 from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.errors import BadData, UnknownData
@@ -71,46 +71,6 @@ class AbstractSource(abc.ABC):
         return Decoded(collect(images, labels), test, classes, skipped)
 
 
-class ClassFolders(AbstractSource):
-    """A folder of class folders of images, or of `train` and `test` folders that hold class folders."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.label = root, root.resolve().name
-        folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
-        splits = (*TRAIN_NAMES, *TEST_NAMES)  # a folder with one of these names that holds images is a class
-        named = {n: f for n, f in folders.items() if n in splits and any(inner.is_dir() for inner in f.iterdir())}
-        self.roots = named if any(name in named for name in TRAIN_NAMES) else {"train": root}
-        self.files = {split: self._scan(folder) for split, folder in self.roots.items()}
-
-    def _scan(self, folder: Path) -> list[tuple[str, Path]]:
-        """Class name and path of every image file of a split."""
-        classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-        if not classes:
-            loose = sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
-            raise BadData(
-                f"{folder}: labels are missing: {loose} images lie in the folder itself; "
-                "put the images of each class in a folder of the class's name"
-            )
-        found = []
-        for label in classes:
-            files = sorted(file for file in label.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not files:
-                raise BadData(f"{label}: no images of this class; add some or remove the folder")
-            found += [(label.name, file) for file in files]
-        return found
-
-    def fingerprint(self) -> list[Any]:
-        listed = [(split, *entry) for split, files in self.files.items() for entry in files]
-        return [[split, label, *_stat(file)] for split, label, file in listed]
-
-    def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
-        train = next(split for split in self.files if split in TRAIN_NAMES)
-        classes = tuple(sorted({label for label, _ in self.files[train]}))
-        return {
-            split: [RawImage(str(file), file, label) for label, file in files] for split, files in self.files.items()
-        }, classes
-
-
 class ParquetFolder(AbstractSource):
     """A folder of parquet files in the hub's image schema; as on the hub, file names tell the splits."""
 
@@ -118,7 +78,7 @@ class ParquetFolder(AbstractSource):
         self.root, self.label = root, root.resolve().name
 
     def fingerprint(self) -> list[Any]:
-        return [_stat(file) for file in sorted(self.root.rglob("*.parquet"))]
+        return [stat_of(file) for file in sorted(self.root.rglob("*.parquet"))]
 
     def split_files(self) -> dict[str, list[str]]:
         """Paths of the parquet files, by split name."""
@@ -191,7 +151,7 @@ def read_digits(reading: Reading) -> Decoded:
     return Decoded(Images(images, labels), None, tuple(map(str, range(10))), 0)
 
 
-def _stat(file: Path) -> list[Any]:
+def stat_of(file: Path) -> list[Any]:
     """Path, size and time of change of a file."""
     found = file.stat()
     return [str(file.resolve()), found.st_size, found.st_mtime_ns]
@@ -244,18 +204,3 @@ def _rows(rows: Any, where: str, columns: tuple[str, str, Any]) -> Iterator[RawI
             yield RawImage(f"{where} row {number}{f' ({path})' if path else ''}", content, row[label])
     except (OSError, ValueError) as error:
         raise BadData(f"{where}: damaged or cut short ({error}); copy it again") from error
-
-
-def find_source(name: str) -> AbstractSource:
-    """The source that a name stands for: a folder, a built-in data set on the hub, or a hub id."""
-    folder = Path(name)
-    if folder.is_dir():
-        return ParquetFolder(folder) if any(folder.rglob("*.parquet")) else ClassFolders(folder)
-    if folder.is_file():
-        raise BadData(f"{name}: a file; give a folder of parquet files or of class folders, or a hub id")
-    if name in BUILT_IN:
-        return HubDataSet(BUILT_IN[name])
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        hint = "A folder or a hub id 'owner/name' is accepted too, but there is no such folder."
-        raise UnknownData(name, BUILT_IN, hint)
-    return HubDataSet(name)

@@ -16,7 +16,6 @@ from pocketcnn.errors import BadImage
 from pocketcnn.support.optional import optional_import
 
 _log = logging.getLogger(__name__)
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
@@ -128,17 +127,6 @@ def _upright_and_opaque(image: Any, image_module: Any) -> Any:
         image = image.convert("RGBA")
         return image_module.alpha_composite(image_module.new("RGBA", image.size, "white"), image)
     return image
-
-
-def read_images(folder: Path, reading: Reading) -> tuple[torch.Tensor, int]:
-    """Decodes all image files below a folder, in the order of their names.
-
-    Returns:
-        uint8 [n, channels, height, width], and the number of files that could not be decoded.
-    """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-    pixels, _, skipped = decode_all((RawImage(str(file), file, None) for file in files), reading)
-    return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, dtype=torch.uint8), skipped
 
 
 def read_image(path: str | Path, *, image_size: int | None = None, channels: int | None = None) -> torch.Tensor:

@@ -1,65 +1,148 @@
-"""Folders of images: class folders, and which kind of source a name or a folder is."""
+"""Folders of images: class folders, image files at any depth, and which kind of source a name or a folder is."""
 
+import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.data.decode import SUFFIXES, RawImage
-from pocketcnn.data.sets import BUILT_IN
-from pocketcnn.data.sources import TEST_NAMES, TRAIN_NAMES, AbstractSource, HubDataSet, ParquetFolder, stat_of
+import numpy as np
+import torch
+
+from pocketcnn.data.decode import RawImage, Reading, decode_all
+from pocketcnn.data.found import Found, Part, Tally, printable
+from pocketcnn.data.layout import splits_of
+from pocketcnn.data.sets import BUILT_IN, Images
+from pocketcnn.data.sources import AbstractSource, Decoded, HubDataSet, ParquetFolder, stat_of
+from pocketcnn.data.walk import Folder, scan
 from pocketcnn.errors import BadData, UnknownData
 
 
 class ClassFolders(AbstractSource):
-    """A folder of class folders of images, or of `train` and `test` folders that hold class folders."""
+    """A folder of class folders of images, or of split folders that hold class folders; see `splits_of`.
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.label = root, root.resolve().name
-        folders = {folder.name.lower(): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
-        splits = (*TRAIN_NAMES, *TEST_NAMES)  # a folder with one of these names that holds images is a class
-        named = {n: f for n, f in folders.items() if n in splits and any(inner.is_dir() for inner in f.iterdir())}
-        self.roots = named if any(name in named for name in TRAIN_NAMES) else {"train": root}
-        self.files = {split: self._scan(folder) for split, folder in self.roots.items()}
+    The splits are called "train", "test" and "validation", whatever their folders are called.
+    """
 
-    def _scan(self, folder: Path) -> list[tuple[str, Path]]:
-        """Class name and path of every image file of a split."""
-        classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-        if not classes:
-            loose = sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
-            raise BadData(
-                f"{folder}: labels are missing: {loose} images lie in the folder itself; "
-                "put the images of each class in a folder of the class's name"
-            )
-        found = []
-        for label in classes:
-            files = sorted(file for file in label.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not files:
-                raise BadData(f"{label}: no images of this class; add some or remove the folder")
-            found += [(label.name, file) for file in files]
-        return found
+    def __init__(self, root: Path, walked: Folder, tally: Tally) -> None:
+        self.root, self.label = root, printable(root.resolve().name)
+        found, notes = splits_of(walked, tally)
+        self.folders = {split: place.top.name.lower() for split, place in found.items()}
+        self.files = {
+            split: [(folder.name, file) for folder in place.classes for file in folder.all_images()]
+            for split, place in found.items()
+        }
+        self.names = {
+            split: _class_names(place.top.path, [folder.name for folder in place.classes])
+            for split, place in found.items()
+        }
+        _check_names(printable(root), self.names)
+        parts = tuple(
+            Part(split, printable(found[split].top.path), len(self.files[split]))
+            for split in ("train", "validation", "test")
+            if split in found
+        )
+        self.found = Found(parts, left_out=tally.all(), notes=tuple(notes))
 
     def fingerprint(self) -> list[Any]:
-        listed = [(split, *entry) for split, files in self.files.items() for entry in files]
-        return [[split, label, *stat_of(file)] for split, label, file in listed]
+        # A folder without splits is one split called train. The folders' own names stand here, as they always did.
+        names = self.folders if len(self.folders) > 1 else {"train": "train"}
+        listed = [(names[split], *entry) for split, files in self.files.items() for entry in files]
+        described: list[Any] = [[split, label, *stat_of(file)] for split, label, file in listed]
+        return [*described, "own validation split"] if "validation" in self.files else described
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
-        train = next(split for split in self.files if split in TRAIN_NAMES)
-        classes = tuple(sorted({label for label, _ in self.files[train]}))
         return {
-            split: [RawImage(str(file), file, label) for label, file in files] for split, files in self.files.items()
-        }, classes
+            split: [RawImage(printable(file), file, self.names[split][label]) for label, file in files]
+            for split, files in self.files.items()
+        }, tuple(self.names["train"].values())
+
+    def decode(self, reading: Reading) -> Decoded:
+        splits, classes = self.splits()
+        number = {name: index for index, name in enumerate(classes or ())}
+        first: np.ndarray | None = None
+        decoded, skipped = {}, 0
+        for split in (split for split in ("train", "test", "validation") if split in splits):
+            pixels, labels, bad = decode_all(splits[split], reading, expected=first)
+            skipped += bad
+            if not pixels:
+                raise BadData(f"{printable(self.root)}: no image of the split {split!r} can be decoded; copy it again")
+            first = pixels[0] if first is None else first
+            decoded[split] = Images(
+                torch.from_numpy(np.stack(pixels)), torch.tensor([number[label] for label in labels])
+            )
+        return Decoded(
+            decoded["train"], decoded.get("test"), tuple(number), skipped, validation=decoded.get("validation")
+        )
+
+
+def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
+    """Class names by folder name: in Unicode's composed form, without blanks at the ends, on one line.
+
+    Raises:
+        BadData: two folders have the same class name.
+    """
+    names = {folder: printable(unicodedata.normalize("NFC", folder).strip()) for folder in folders}
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        same = [ascii(folder) for folder, name in names.items() if name == twice[0]]
+        raise BadData(
+            f"{printable(top)}: {' and '.join(same)} are the same class name, but for blanks or Unicode forms; put their "
+            "images in one folder"
+        )
+    return names
+
+
+def _check_names(where: str, names: dict[str, dict[str, str]]) -> None:
+    """Checks that there are two classes, and that those of all splits are training classes."""
+    train = list(names["train"].values())
+    if len(train) < 2:
+        raise BadData(f"{where}: only one class ({', '.join(train)}); a classifier needs at least two")
+    for split, found in names.items():
+        for name in found.values():
+            if name in train:
+                continue
+            if near := [other for other in train if other.casefold() == name.casefold()]:
+                raise BadData(
+                    f"{where}: class {name!r} of the {split} split is called {near[0]!r} in training; rename one of the folders"
+                )
+            raise BadData(f"{where}: {split} label {name!r} is not one of the training classes {', '.join(train)}")
 
 
 def find_source(name: str) -> AbstractSource:
     """The source that a name stands for: a folder, a built-in data set on the hub, or a hub id."""
     folder = Path(name)
-    if folder.is_dir():
-        return ParquetFolder(folder) if any(folder.rglob("*.parquet")) else ClassFolders(folder)
-    if folder.is_file():
-        raise BadData(f"{name}: a file; give a folder of parquet files or of class folders, or a hub id")
+    if os.path.isdir(name):  # unlike Path.is_dir, no error for names that no file can have
+        return _folder_source(folder)
+    if os.path.exists(name):
+        raise BadData(f"{printable(name)}: a file; give a folder of parquet files or of class folders, or a hub id")
     if name in BUILT_IN:
         return HubDataSet(BUILT_IN[name])
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = "A folder or a hub id 'owner/name' is accepted too, but there is no such folder."
         raise UnknownData(name, BUILT_IN, hint)
     return HubDataSet(name)
+
+
+def _folder_source(folder: Path) -> AbstractSource:
+    """The source of a folder, by what is in it."""
+    tally = Tally()
+    walked = scan(folder, tally)
+    others = Counter(Path(file).suffix.lower() or file for inner in walked.everything() for file in inner.others)
+    if others[".parquet"]:
+        source = ParquetFolder(folder)
+        if walked.total:
+            tally.add("images beside parquet files", next(iter(walked.all_images())), count=walked.total)
+        tally.entries.pop("files with suffix .parquet")
+        source.found = Found(left_out=tally.all())
+        return source
+    if walked.total:
+        return ClassFolders(folder, walked, tally)
+    held = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in others.most_common(4))
+    left = next((entry for entry in tally.all() if not entry.reason.startswith("files with")), None)
+    raise BadData(
+        f"{printable(folder)}: neither images nor parquet files in it, but {held or 'no other files'}"
+        f"{f' and {left.count:,} {left.reason} ({left.example})' if left else ''}; "
+        + ("loading scripts are never run; " if others[".py"] else "")
+        + "put the images of each class in a folder of the class's name"
+    )

@@ -5,21 +5,26 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from pocketcnn.data.augment import default_augmentation
-from pocketcnn.data.decode import Reading, check_shape, read_images
+from pocketcnn.data.decode import RawImage, Reading, check_shape, decode_all
 from pocketcnn.data.dividing import TEST_FRACTION, check_fraction, check_labels, divided, fingerprint_of, moments_of
 from pocketcnn.data.folders import find_source
+from pocketcnn.data.found import Found, in_words, printable
 from pocketcnn.data.sets import BUILT_IN, DataSet, Images
 from pocketcnn.data.sources import Decoded, read_digits
-from pocketcnn.errors import BadData, CannotWrite
+from pocketcnn.data.walk import image_files
+from pocketcnn.errors import BadData, BrokenFile, CannotWrite
 from pocketcnn.support.files import make_folder, write_atomically
+from pocketcnn.support.schema import parse_json, shaped
 
 _log = logging.getLogger(__name__)
 _CACHE_VERSION = 2
@@ -61,16 +66,22 @@ def load(
         raise ValueError(f"limit must be at least 1 image, not {limit}")
     name = str(name)
     reading = Reading(image_size, channels, skip_bad_images)
-    family = name if name in BUILT_IN else Path(name).resolve().name if Path(name).exists() else name.split("/")[-1]
+    family = name if name in BUILT_IN else Path(name).resolve().name if os.path.exists(name) else name.split("/")[-1]
     if name == "digits":
         stored = read_digits(reading)
     else:
         stored = _cached(name, reading, Path(cache) if cache else _cache_folder())
     train, test, classes = stored.train, stored.test, stored.classes
-    check_labels(name, train.labels, classes, least=3 if test is None else 2)
+    check_labels(name, train.labels, classes, least=1 + (test is None) + (stored.validation is None))
+    found = stored.found
+    _log_found(name, found)
     if test is None:
         train, test = divided(train, TEST_FRACTION, seed=0)
-    train, held_out = divided(train, validation, seed=seed + 1)
+    if stored.validation is None:
+        train, held_out = divided(train, validation, seed=seed + 1)
+    else:
+        held_out = stored.validation
+        _log.info("%s: its own validation split of %d images is used; `validation` is not", name, len(held_out))
     if limit is not None:
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:limit].sort().values
         train = Images(train.images[chosen], train.labels[chosen])
@@ -78,7 +89,7 @@ def load(
     size = min(train.images.shape[2:])
     augmentation = default_augmentation(family, size)
     fingerprint = fingerprint_of(train, held_out, test)
-    return DataSet(name, classes, train, held_out, test, mean, std, augmentation, fingerprint, stored.skipped)
+    return DataSet(name, classes, train, held_out, test, mean, std, augmentation, fingerprint, stored.skipped, found)
 
 
 def load_unlabelled(
@@ -115,14 +126,18 @@ def load_unlabelled(
     """
     check_fraction(validation)
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BadData(f"{folder}: there is no such folder of images; check the path")
     channels, height, width = input_size
     if height != width:
         raise BadData(f"{folder}: the net takes {height} x {width} pixels, but images can only be resized to squares")
-    pixels, skipped = read_images(folder, Reading(height, channels, skip_bad_images))
-    if len(pixels) < 3:
-        raise BadData(f"{folder}: {len(pixels)} images in it; three or more are needed, one for each split")
+    files, found = image_files(folder)
+    raw = (RawImage(printable(file), file, None) for file in files)
+    decoded, _, skipped = decode_all(raw, Reading(height, channels, skip_bad_images))
+    _log_found(printable(folder), found)
+    if len(decoded) < 3:
+        raise BadData(f"{printable(folder)}: {len(decoded)} images in it; three or more are needed, one for each split")
+    pixels = torch.from_numpy(np.stack(decoded))
     # All images count as one class here: the division must not depend on the teacher's answers.
     unlabelled = Images(pixels, torch.zeros(len(pixels), dtype=torch.int64))
     rest, test = divided(unlabelled, TEST_FRACTION, seed=0)
@@ -132,11 +147,20 @@ def load_unlabelled(
     moments = (tuple(mean), tuple(std))
     fingerprint = fingerprint_of(train, held_out, test)
     name = f"{folder}, as the teacher sees it"
-    return DataSet(name, tuple(classes), train, held_out, test, *moments, augmentation, fingerprint, skipped)
+    return DataSet(name, tuple(classes), train, held_out, test, *moments, augmentation, fingerprint, skipped, found)
 
 
 def _pseudo_labelled(images: Images, answer: Callable[[Tensor], Tensor]) -> Images:
     return Images(images.images, torch.cat([answer(batch) for batch in images.images.split(500)]))
+
+
+def _log_found(name: str, found: Found) -> None:
+    """Logs how ambiguous places were read, and in one line what was left out: a warning if images may be missed."""
+    for note in found.notes:
+        _log.info("%s: %s", name, note)
+    if found.left_out:
+        level = logging.WARNING if any(entry.is_data for entry in found.left_out) else logging.INFO
+        _log.log(level, "%s: left out: %s", name, in_words(found.left_out))
 
 
 def _cache_folder() -> Path:
@@ -146,35 +170,53 @@ def _cache_folder() -> Path:
 
 
 def _cached(name: str, reading: Reading, folder: Path) -> Decoded:
-    """Reads a source from the cache; decodes it and caches it if it is not there."""
+    """Reads a source from the cache; decodes it and caches it if it is not there.
+
+    What decoding found is cached; what the names of the files tell is found afresh.
+    """
     source = find_source(name)
     described = json.dumps(
         [_CACHE_VERSION, source.fingerprint(), reading.image_size, reading.channels, reading.skip_bad]
     )
     key = hashlib.sha256(described.encode()).hexdigest()[:16]
-    path = folder / f"{source.label}-{key}.safetensors"
+    path = folder / f"{source.label[:50]}-{key}.safetensors"
     if path.exists():
         try:
-            return _read_cache(path)
-        except (SafetensorError, KeyError, ValueError):
+            decoded = _read_cache(path)
+            return replace(decoded, found=source.found + decoded.found)
+        except (SafetensorError, KeyError, ValueError, BrokenFile):
             _log.warning("%s is damaged and will be replaced", path)
     decoded = source.decode(reading)
     tensors = {"train_images": decoded.train.images, "train_labels": decoded.train.labels}
     if decoded.test is not None:
         tensors |= {"test_images": decoded.test.images, "test_labels": decoded.test.labels}
-    metadata = {"classes": json.dumps(decoded.classes), "skipped": str(decoded.skipped)}
+    if decoded.validation is not None:
+        tensors |= {"validation_images": decoded.validation.images, "validation_labels": decoded.validation.labels}
+    metadata = {
+        "classes": json.dumps(decoded.classes),
+        "skipped": str(decoded.skipped),
+        "found": json.dumps(asdict(decoded.found)),
+    }
     try:
         write_atomically(make_folder(folder) / path.name, serialize(tensors, metadata))
     except CannotWrite as error:
         _log.warning("the decoded data is not cached; set $POCKETCNN_CACHE to a writable folder (%s)", error)
-    return decoded
+    return replace(decoded, found=source.found + decoded.found)
 
 
 def _read_cache(path: Path) -> Decoded:
+    remedy = "delete it"
     with safe_open(path, framework="pt") as file:
         metadata, names = file.metadata(), set(file.keys())
-        train = Images(file.get_tensor("train_images"), file.get_tensor("train_labels"))
-        test = (
-            Images(file.get_tensor("test_images"), file.get_tensor("test_labels")) if "test_images" in names else None
+        train, test, validation = (
+            Images(file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels"))
+            if f"{split}_images" in names
+            else None
+            for split in ("train", "test", "validation")
         )
-    return Decoded(train, test, tuple(json.loads(metadata["classes"])), int(metadata["skipped"]))
+    if train is None:
+        raise KeyError("train_images")
+    classes = shaped(parse_json(metadata["classes"], str(path), remedy=remedy), list[str], str(path), remedy=remedy)
+    kept = parse_json(metadata.get("found", "{}"), str(path), remedy=remedy)
+    found = shaped(kept, Found, str(path), remedy=remedy)
+    return Decoded(train, test, tuple(classes), int(metadata["skipped"]), validation, found)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pocketcnn.data.augment import Augmentation
+from pocketcnn.data.found import NOTHING, Found
 
 BUILT_IN = {
     "digits": "scikit-learn's 1,797 handwritten digits of 8x8 pixels; needs no download",
@@ -84,7 +85,7 @@ class DataSet:
     A split is `Images` in memory, or a `Stream` that is decoded while it is read. `mean` and `std` are per channel, of
     training images scaled to [0, 1]. `augmentation` suits the images. Make choices on `validation`; use `test` only at
     the very end of a training. `skipped` counts images that could not be decoded. `fingerprint` changes when the
-    images, the labels or the splits change.
+    images, the labels or the splits change. `found` says what was read as what, and what was left out.
     """
 
     name: str
@@ -97,6 +98,7 @@ class DataSet:
     augmentation: Augmentation
     fingerprint: str
     skipped: int = 0
+    found: Found = NOTHING
 
     def __deepcopy__(self, memo: Any) -> "DataSet":
         return self  # immutable and large

@@ -13,6 +13,7 @@ import torch
 
 from pocketcnn.data.decode import RawImage, Reading, decode_all
 from pocketcnn.data.dividing import class_index, is_label
+from pocketcnn.data.found import NOTHING, Found
 from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.errors import BadData, UnknownData
 from pocketcnn.support.optional import optional_import
@@ -23,18 +24,21 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 @dataclass(frozen=True)
 class Decoded:
-    """The decoded images of a source; `test` is None if it has no test split."""
+    """The decoded images of a source; `test` and `validation` are None if it has no such splits."""
 
     train: Images
     test: Images | None
     classes: tuple[str, ...]
     skipped: int
+    validation: Images | None = None
+    found: Found = NOTHING
 
 
 class AbstractSource(abc.ABC):
     """A place with labelled images."""
 
     label: str  # a short name for cache files
+    found: Found = NOTHING  # what is known before images are decoded
 
     @abc.abstractmethod
     def fingerprint(self) -> list[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pocketcnn.data.decode import RawImage, Reading, decode_all
-from pocketcnn.data.found import Found, Part, Tally, printable
+from pocketcnn.data.found import Found, Part, Tally, in_words, printable
 from pocketcnn.data.layout import splits_of
 from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.data.sources import AbstractSource, Decoded, HubDataSet, ParquetFolder, stat_of
@@ -83,7 +83,7 @@ def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
     Raises:
         BadData: two folders have the same class name.
     """
-    names = {folder: printable(unicodedata.normalize("NFC", folder).strip()) for folder in folders}
+    names = {folder: printable(unicodedata.normalize("NFC", folder).strip() or folder) for folder in folders}
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         same = [ascii(folder) for folder, name in names.items() if name == twice[0]]
         raise BadData(
@@ -126,7 +126,7 @@ def find_source(name: str) -> AbstractSource:
 
 def _folder_source(folder: Path) -> AbstractSource:
     """The source of a folder, by what is in it."""
-    tally = Tally()
+    tally = Tally(folder)
     walked = scan(folder, tally)
     others = Counter(Path(file).suffix.lower() or file for inner in walked.everything() for file in inner.others)
     if others[".parquet"]:
@@ -139,10 +139,10 @@ def _folder_source(folder: Path) -> AbstractSource:
     if walked.total:
         return ClassFolders(folder, walked, tally)
     held = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in others.most_common(4))
-    left = next((entry for entry in tally.all() if not entry.reason.startswith("files with")), None)
+    left = tuple(entry for entry in tally.all() if not entry.reason.startswith("files with"))
     raise BadData(
         f"{printable(folder)}: neither images nor parquet files in it, but {held or 'no other files'}"
-        f"{f' and {left.count:,} {left.reason} ({left.example})' if left else ''}; "
+        f"{f' (left out: {in_words(left)})' if left else ''}; "
         + ("loading scripts are never run; " if others[".py"] else "")
         + "put the images of each class in a folder of the class's name"
     )

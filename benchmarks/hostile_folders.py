@@ -194,9 +194,7 @@ LITTER: dict[str, Callable[[Path, Path], None]] = {
     "loop to the disk": lambda root, own: (own / "disk").symlink_to("/"),
     "link to itself": lambda root, own: (own / "self.png").symlink_to(own / "self.png"),
     "dead link": lambda root, own: (own / "dead.png").symlink_to(root / "nowhere.png"),
-    "link inside": lambda root, own: (own / "twin.png").symlink_to(
-        next(own.parent.rglob("train0.*"))
-    ),
+    "link inside": lambda root, own: (own / "twin.png").symlink_to(next(own.parent.rglob("train0.*"))),
     "device": lambda root, own: (own / "zero.bmp").symlink_to("/dev/zero"),
     "deep folders": _deep,
     "hidden parquet": lambda root, own: _write(root / ".cache" / "train.parquet"),

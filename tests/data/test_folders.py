@@ -218,6 +218,46 @@ def test_unlabelled_splits_are_left_out_by_name(folder, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_an_empty_split_and_loose_images_are_named(folder, splits, caplog):
+    Layout(splits=splits).write(folder)
+    for place in (folder / "0.png", folder / "train" / "1.png"):
+        put(place, 3)
+    for empty in ("val", "documents"):
+        (folder / empty).mkdir()
+    data = load(folder)
+    Layout(splits=splits).check(data)
+    assert left_out(data) == {"images outside of a class folder": 2, "folders without images": 2}
+    assert "folders without images: 2 (documents)" in caplog.text
+
+
+def test_a_split_linked_to_another_is_named(folder, caplog):
+    Layout(splits=2).write(folder)
+    (folder / "val").symlink_to("test")
+    data = load(folder)
+    Layout(splits=2).check(data)
+    assert "links to what is read already, or to a folder around it: 1 (val)" in caplog.text
+
+
+def test_domains_with_the_same_classes_are_doubted(folder, caplog):
+    for domain in ("photo", "sketch"):
+        Layout().write(folder / domain)
+    data = load(folder)
+    assert data.classes == ("photo", "sketch")
+    assert data.found.doubts == (
+        f"'photo', 'sketch' in {folder}: taken as the classes, though each holds the same folders (cat, dog)",
+    )
+    assert data.found.doubts[0] in caplog.text
+
+
+def test_a_class_without_images_is_refused_with_the_reason(folder):
+    Layout(litter=("checkpoints",)).write(folder)
+    for file in (folder / "cat").glob("*.png"):
+        file.unlink()
+    with pytest.raises(BadData, match=r"cat: no images of this class \(hidden or system entries: 1 \(cat/\.ipynb"):
+        load(folder)
+
+
 def test_hidden_entries_alone_are_no_warning(folder, caplog):
     caplog.set_level(logging.INFO)
     Layout(litter=("thumbs", "checkpoints", "texts")).write(folder)

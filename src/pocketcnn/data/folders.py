@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pocketcnn.data.decode import RawImage, Reading, decode_all
-from pocketcnn.data.found import Found, Part, Tally, in_words, printable
+from pocketcnn.data.found import Found, Tally, in_words, printable
 from pocketcnn.data.layout import splits_of
 from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.data.sources import AbstractSource, Decoded, HubDataSet, ParquetFolder, stat_of
@@ -27,7 +27,7 @@ class ClassFolders(AbstractSource):
 
     def __init__(self, root: Path, walked: Folder, tally: Tally) -> None:
         self.root, self.label = root, printable(root.resolve().name)
-        found, notes = splits_of(walked, tally)
+        found, self.found = splits_of(walked, tally)
         self.folders = {split: place.top.name.lower() for split, place in found.items()}
         self.files = {
             split: [(folder.name, file) for folder in place.classes for file in folder.all_images()]
@@ -38,12 +38,6 @@ class ClassFolders(AbstractSource):
             for split, place in found.items()
         }
         _check_names(printable(root), self.names)
-        parts = tuple(
-            Part(split, printable(found[split].top.path), len(self.files[split]))
-            for split in ("train", "validation", "test")
-            if split in found
-        )
-        self.found = Found(parts, left_out=tally.all(), notes=tuple(notes))
 
     def fingerprint(self) -> list[Any]:
         # A folder without splits is one split called train. The folders' own names stand here, as they always did.
@@ -59,8 +53,11 @@ class ClassFolders(AbstractSource):
         }, tuple(self.names["train"].values())
 
     def decode(self, reading: Reading) -> Decoded:
-        splits, classes = self.splits()
-        number = {name: index for index, name in enumerate(classes or ())}
+        splits, _ = self.splits()
+        classes = tuple(self.names["train"].values())
+        if len(classes) < 2:
+            raise BadData(f"{printable(self.root)}: only one class ({classes[0]}); a classifier needs at least two")
+        number = {name: index for index, name in enumerate(classes)}
         first: np.ndarray | None = None
         decoded, skipped = {}, 0
         for split in (split for split in ("train", "test", "validation") if split in splits):
@@ -72,9 +69,7 @@ class ClassFolders(AbstractSource):
             decoded[split] = Images(
                 torch.from_numpy(np.stack(pixels)), torch.tensor([number[label] for label in labels])
             )
-        return Decoded(
-            decoded["train"], decoded.get("test"), tuple(number), skipped, validation=decoded.get("validation")
-        )
+        return Decoded(decoded["train"], decoded.get("test"), classes, skipped, validation=decoded.get("validation"))
 
 
 def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
@@ -94,10 +89,8 @@ def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _check_names(where: str, names: dict[str, dict[str, str]]) -> None:
-    """Checks that there are two classes, and that those of all splits are training classes."""
+    """Checks that the classes of all splits are training classes."""
     train = list(names["train"].values())
-    if len(train) < 2:
-        raise BadData(f"{where}: only one class ({', '.join(train)}); a classifier needs at least two")
     for split, found in names.items():
         for name in found.values():
             if name in train:

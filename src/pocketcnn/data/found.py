@@ -29,12 +29,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Found:
-    """Splits with their places, columns, entries left out, and in one line each how ambiguous places were read."""
+    """Splits with their places, columns, entries left out, and lines that say how something was read.
+
+    `doubts` are the lines about places that have a second reading; `notes` are the others.
+    """
 
     parts: tuple[Part, ...] = ()
     columns: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def __add__(self, other: "Found") -> "Found":
         return Found(
@@ -42,6 +46,7 @@ class Found:
             self.columns + other.columns,
             self.left_out + other.left_out,
             self.notes + other.notes,
+            self.doubts + other.doubts,
         )
 
 
@@ -60,6 +65,11 @@ class Tally:
         name = os.path.relpath(example, self.root) if example.is_relative_to(self.root) else example
         before = self.entries.get(reason, LeftOut(reason, 0, printable(name), is_data))
         self.entries[reason] = LeftOut(reason, before.count + count, before.example, before.is_data or is_data)
+
+    def below(self, folder: Path) -> str:
+        """Words for reasons whose example lies in a folder."""
+        inside = f"{printable(os.path.relpath(folder, self.root))}{os.sep}"
+        return in_words(tuple(entry for entry in self.all() if entry.example.startswith(inside)))
 
     def all(self) -> tuple[LeftOut, ...]:
         """The entries, those first that may be missed."""

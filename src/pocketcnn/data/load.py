@@ -158,6 +158,8 @@ def _log_found(name: str, found: Found) -> None:
     """Logs how ambiguous places were read, and in one line what was left out: a warning if images may be missed."""
     for note in found.notes:
         _log.info("%s: %s", name, note)
+    for doubt in found.doubts:
+        _log.warning("%s: %s", name, doubt)
     if found.left_out:
         level = logging.WARNING if any(entry.is_data for entry in found.left_out) else logging.INFO
         _log.log(level, "%s: left out: %s", name, in_words(found.left_out))

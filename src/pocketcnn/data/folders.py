@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from pocketcnn.data.decode import RawImage, Reading, decode_all
+from pocketcnn.data.columns import NOT_ASKED, Asked
+from pocketcnn.data.decode import RawImage
 from pocketcnn.data.found import Found, Part, Tally, printable
 from pocketcnn.data.layout import splits_of
-from pocketcnn.data.sets import BUILT_IN, Images
-from pocketcnn.data.sources import AbstractSource, Decoded, HubDataSet, ParquetFolder, stat_of
+from pocketcnn.data.sets import BUILT_IN
+from pocketcnn.data.sources import AbstractSource, HubDataSet, ParquetFolder, stat_of
 from pocketcnn.data.walk import Folder, scan
 from pocketcnn.errors import BadData, UnknownData
 
@@ -58,24 +56,6 @@ class ClassFolders(AbstractSource):
             for split, files in self.files.items()
         }, tuple(self.names["train"].values())
 
-    def decode(self, reading: Reading) -> Decoded:
-        splits, classes = self.splits()
-        number = {name: index for index, name in enumerate(classes or ())}
-        first: np.ndarray | None = None
-        decoded, skipped = {}, 0
-        for split in (split for split in ("train", "test", "validation") if split in splits):
-            pixels, labels, bad = decode_all(splits[split], reading, expected=first)
-            skipped += bad
-            if not pixels:
-                raise BadData(f"{printable(self.root)}: no image of the split {split!r} can be decoded; copy it again")
-            first = pixels[0] if first is None else first
-            decoded[split] = Images(
-                torch.from_numpy(np.stack(pixels)), torch.tensor([number[label] for label in labels])
-            )
-        return Decoded(
-            decoded["train"], decoded.get("test"), tuple(number), skipped, validation=decoded.get("validation")
-        )
-
 
 def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
     """Class names by folder name: in Unicode's composed form, without blanks at the ends, on one line.
@@ -109,34 +89,41 @@ def _check_names(where: str, names: dict[str, dict[str, str]]) -> None:
             raise BadData(f"{where}: {split} label {name!r} is not one of the training classes {', '.join(train)}")
 
 
-def find_source(name: str) -> AbstractSource:
-    """The source that a name stands for: a folder, a built-in data set on the hub, or a hub id."""
+def find_source(name: str, asked: Asked = NOT_ASKED) -> AbstractSource:
+    """The source that a name stands for: a folder, a built-in data set on the hub, or a hub id.
+
+    Args:
+        name: as given by the user.
+        asked: columns that the user asks for.
+    """
     folder = Path(name)
     if os.path.isdir(name):  # unlike Path.is_dir, no error for names that no file can have
-        return _folder_source(folder)
+        return _folder_source(folder, asked)
     if os.path.exists(name):
         raise BadData(f"{printable(name)}: a file; give a folder of parquet files or of class folders, or a hub id")
     if name in BUILT_IN:
-        return HubDataSet(BUILT_IN[name])
+        return HubDataSet(BUILT_IN[name], asked)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = "A folder or a hub id 'owner/name' is accepted too, but there is no such folder."
         raise UnknownData(name, BUILT_IN, hint)
-    return HubDataSet(name)
+    return HubDataSet(name, asked)
 
 
-def _folder_source(folder: Path) -> AbstractSource:
+def _folder_source(folder: Path, asked: Asked) -> AbstractSource:
     """The source of a folder, by what is in it."""
     tally = Tally()
     walked = scan(folder, tally)
     others = Counter(Path(file).suffix.lower() or file for inner in walked.everything() for file in inner.others)
     if others[".parquet"]:
-        source = ParquetFolder(folder)
-        if walked.total:
-            tally.add("images beside parquet files", next(iter(walked.all_images())), count=walked.total)
         tally.entries.pop("files with suffix .parquet")
-        source.found = Found(left_out=tally.all())
-        return source
+        every = (inner.path / name for inner in walked.everything() for name in inner.others)
+        files = [path for path in every if path.suffix.lower() == ".parquet"]
+        return ParquetFolder(folder, files, walked.all_images(), tally, asked)
     if walked.total:
+        if asked:
+            raise BadData(
+                f"{printable(folder)}: class folders have no columns; leave out --image-column and --label-column"
+            )
         return ClassFolders(folder, walked, tally)
     held = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in others.most_common(4))
     left = next((entry for entry in tally.all() if not entry.reason.startswith("files with")), None)

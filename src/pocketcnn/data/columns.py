@@ -164,14 +164,18 @@ def chosen(columns: Sequence[Column], where: str, asked: Asked) -> tuple[Column,
     if asked.image is None:
         image = _only(_image_candidates(others), where, "images", "--image-column")
     else:
-        image = _named(others, asked.image, where, "image")
+        image = _named(columns, asked.image, where, "image")
     if image is None:
         raise BadData(
             f"{where}: no column of images; its columns are {listed}; images are encoded files (PNG, JPEG, ...) as "
             "bytes, or a struct of bytes and path; write them so, or name the column with --image-column (image_column=)"
         )
+    if label is image:
+        raise BadData(
+            f"{where}: column {image.name!r} cannot hold both images and labels; give another for one of them"
+        )
     if label is None:
-        others = [column for column in columns if column.name != image.name]
+        others = [column for column in columns if column is not image]
         label = _only(_label_candidates(others), where, "labels", "--label-column")
     if label is None:
         raise BadData(
@@ -185,8 +189,8 @@ def _named(columns: Sequence[Column], name: str, where: str, what: str) -> Colum
     found = [column for column in columns if normal(column.name) == normal(name)]
     if len(found) != 1:
         listed = ", ".join(column.name for column in columns) or "none"
-        count = "no" if not found else len(found)
-        raise BadData(f"{where}: {count} {what} column called {name!r}; its columns are {listed}; give one of them")
+        count = "several columns are" if found else "no column is"
+        raise BadData(f"{where}: {count} called {name!r}; its columns are {listed}; give one as {what} column")
     return found[0]
 
 

@@ -1,34 +1,26 @@
 """Loading of data sets that fit in memory: decoded to uint8 tensors, cached on disk, split by seed."""
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from pocketcnn.data.augment import default_augmentation
+from pocketcnn.data.cache import cache_folder, decoded_once
 from pocketcnn.data.columns import Asked
 from pocketcnn.data.decode import RawImage, Reading, check_bits, check_shape, decode_all, in_one_range
 from pocketcnn.data.dividing import TEST_FRACTION, check_fraction, check_labels, divided, fingerprint_of, moments_of
-from pocketcnn.data.folders import find_source
 from pocketcnn.data.found import Found, log_found, printable
 from pocketcnn.data.sets import BUILT_IN, DataSet, Images
-from pocketcnn.data.sources import Decoded, read_digits
+from pocketcnn.data.sources import read_digits
 from pocketcnn.data.walk import image_files
-from pocketcnn.errors import BadData, BrokenFile, CannotWrite
-from pocketcnn.support.files import make_folder, write_atomically
-from pocketcnn.support.schema import parse_json, shaped
+from pocketcnn.errors import BadData
 
 _log = logging.getLogger(__name__)
-_CACHE_VERSION = 3
 
 
 def load(
@@ -82,7 +74,7 @@ def load(
             raise BadData("digits: it has no columns; leave out --image-column and --label-column")
         stored = read_digits(reading)
     else:
-        stored = _cached(name, reading, asked, Path(cache) if cache else _cache_folder())
+        stored = decoded_once(name, reading, asked, Path(cache) if cache else cache_folder())
     train, test, classes = stored.train, stored.test, stored.classes
     check_labels(name, train.labels, classes, least=1 + (test is None) + (stored.validation is None))
     found = stored.found
@@ -166,66 +158,3 @@ def load_unlabelled(
 
 def _pseudo_labelled(images: Images, answer: Callable[[Tensor], Tensor]) -> Images:
     return Images(images.images, torch.cat([answer(batch) for batch in images.images.split(500)]))
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("POCKETCNN_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketcnn"
-
-
-def _cached(name: str, reading: Reading, asked: Asked, folder: Path) -> Decoded:
-    """Reads a source from the cache; decodes it and caches it if it is not there.
-
-    What decoding found is cached; what the names of the files tell is found afresh.
-    """
-    source = find_source(name, asked)
-    options = [
-        reading.image_size,
-        reading.channels,
-        reading.skip_bad,
-        *([] if reading.bits is None else [reading.bits]),
-    ]
-    described = json.dumps([_CACHE_VERSION, source.fingerprint(), *options])
-    key = hashlib.sha256(described.encode()).hexdigest()[:16]
-    path = folder / f"{source.label[:50]}-{key}.safetensors"
-    if path.exists():
-        try:
-            decoded = _read_cache(path)
-            return replace(decoded, found=source.found + decoded.found)
-        except (SafetensorError, KeyError, ValueError, BrokenFile):
-            _log.warning("%s is damaged and will be replaced", path)
-    decoded = source.decode(reading)
-    tensors = {"train_images": decoded.train.images, "train_labels": decoded.train.labels}
-    if decoded.test is not None:
-        tensors |= {"test_images": decoded.test.images, "test_labels": decoded.test.labels}
-    if decoded.validation is not None:
-        tensors |= {"validation_images": decoded.validation.images, "validation_labels": decoded.validation.labels}
-    metadata = {
-        "classes": json.dumps(decoded.classes),
-        "skipped": str(decoded.skipped),
-        "found": json.dumps(asdict(decoded.found)),
-    }
-    try:
-        write_atomically(make_folder(folder) / path.name, serialize(tensors, metadata))
-    except CannotWrite as error:
-        _log.warning("the decoded data is not cached; set $POCKETCNN_CACHE to a writable folder (%s)", error)
-    return replace(decoded, found=source.found + decoded.found)
-
-
-def _read_cache(path: Path) -> Decoded:
-    remedy = "delete it"
-    with safe_open(path, framework="pt") as file:
-        metadata, names = file.metadata(), set(file.keys())
-        train, test, validation = (
-            Images(file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels"))
-            if f"{split}_images" in names
-            else None
-            for split in ("train", "test", "validation")
-        )
-    if train is None:
-        raise KeyError("train_images")
-    classes = shaped(parse_json(metadata["classes"], str(path), remedy=remedy), list[str], str(path), remedy=remedy)
-    kept = parse_json(metadata.get("found", "{}"), str(path), remedy=remedy)
-    found = shaped(kept, Found, str(path), remedy=remedy)
-    return Decoded(train, test, tuple(classes), int(metadata["skipped"]), validation, found)

@@ -102,14 +102,15 @@ def roles_of(name: str, labels: Mapping[str, Sequence[Any]]) -> tuple[dict[str, 
     Raises:
         BadData: some images of a split have labels, and others have none.
     """
-    found = {
-        split: sum(label is None for label in labels[split]) for split in ("test", "validation") if split in labels
-    }
+    order = [split for split in ("train", "test", "validation") if split in labels]
+    found = {split: sum(label is None for label in labels[split]) for split in order}
     for split, missing in found.items():
-        if 0 < missing < len(labels[split]):
+        if 0 < missing < len(labels[split]) or (missing and split == "train"):
+            kind = "training" if split == "train" else split
             raise BadData(
-                f"{name}: {missing} of {len(labels[split])} {split} images have no label (none, or -1); remove their rows"
+                f"{name}: {missing} of {len(labels[split])} {kind} images have no label (none, or -1); remove their rows"
             )
+    del found["train"]
     labelled = [split for split, missing in found.items() if not missing]
     notes = []
     if unlabelled := [split for split in found if split not in labelled]:

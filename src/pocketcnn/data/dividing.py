@@ -1,6 +1,7 @@
 """Labels to classes, images to splits, and two summaries of the images: their moments and a fingerprint."""
 
 import hashlib
+from collections import Counter
 from typing import Any
 
 import torch
@@ -88,3 +89,13 @@ def class_index(
     if unknown := sorted(str(value) for value in {*train, *test} if value not in index):
         raise BadData(f"{label}: label {unknown[0]!r} is not one of the training classes {', '.join(classes)}")
     return classes, index
+
+
+def shared_images(first: Images, second: Images) -> int:
+    """Counts the images of the second split whose pixels equal those of an image in the first."""
+    seen = _digests(first)
+    return sum(digest in seen for digest in _digests(second).elements())
+
+
+def _digests(split: Images) -> Counter[bytes]:
+    return Counter(hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in split.images)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pocketcnn.data.columns import NOT_ASKED, Asked
 from pocketcnn.data.decode import RawImage
-from pocketcnn.data.found import Found, Part, Tally, printable
+from pocketcnn.data.found import Found, Part, Tally, in_words, printable
 from pocketcnn.data.layout import splits_of
 from pocketcnn.data.sets import BUILT_IN
 from pocketcnn.data.sources import AbstractSource, HubDataSet, ParquetFolder, stat_of
@@ -35,7 +35,6 @@ class ClassFolders(AbstractSource):
             split: _class_names(place.top.path, [folder.name for folder in place.classes])
             for split, place in found.items()
         }
-        _check_names(printable(root), self.names)
         parts = tuple(
             Part(split, printable(found[split].top.path), len(self.files[split]))
             for split in ("train", "validation", "test")
@@ -51,6 +50,7 @@ class ClassFolders(AbstractSource):
         return [*described, "own validation split"] if "validation" in self.files else described
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
+        _check_names(printable(self.root), self.names)
         return {
             split: [RawImage(printable(file), file, self.names[split][label]) for label, file in files]
             for split, files in self.files.items()
@@ -63,7 +63,7 @@ def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
     Raises:
         BadData: two folders have the same class name.
     """
-    names = {folder: printable(unicodedata.normalize("NFC", folder).strip()) for folder in folders}
+    names = {folder: printable(unicodedata.normalize("NFC", folder).strip() or folder) for folder in folders}
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         same = [ascii(folder) for folder, name in names.items() if name == twice[0]]
         raise BadData(
@@ -111,7 +111,7 @@ def find_source(name: str, asked: Asked = NOT_ASKED) -> AbstractSource:
 
 def _folder_source(folder: Path, asked: Asked) -> AbstractSource:
     """The source of a folder, by what is in it."""
-    tally = Tally()
+    tally = Tally(folder)
     walked = scan(folder, tally)
     others = Counter(Path(file).suffix.lower() or file for inner in walked.everything() for file in inner.others)
     if others[".parquet"]:
@@ -126,10 +126,10 @@ def _folder_source(folder: Path, asked: Asked) -> AbstractSource:
             )
         return ClassFolders(folder, walked, tally)
     held = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in others.most_common(4))
-    left = next((entry for entry in tally.all() if not entry.reason.startswith("files with")), None)
+    left = tuple(entry for entry in tally.all() if not entry.reason.startswith("files with"))
     raise BadData(
         f"{printable(folder)}: neither images nor parquet files in it, but {held or 'no other files'}"
-        f"{f' and {left.count:,} {left.reason} ({left.example})' if left else ''}; "
+        f"{f' (left out: {in_words(left)})' if left else ''}; "
         + ("loading scripts are never run; " if others[".py"] else "")
         + "put the images of each class in a folder of the class's name"
     )

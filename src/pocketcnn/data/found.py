@@ -1,6 +1,7 @@
 """What was read as what, and what was left out: the record that a data set carries and `pocketcnn data` shows."""
 
 import logging
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,13 +52,15 @@ NOTHING = Found()
 
 @dataclass
 class Tally:
-    """Counts entries by the reason for which they are left out."""
+    """Counts entries below `root` by the reason for which they are left out."""
 
+    root: Path
     entries: dict[str, LeftOut] = field(default_factory=dict)
 
     def add(self, reason: str, example: Path, *, count: int = 1, is_data: bool = True) -> None:
         """Counts entries of one reason; the first one stays the example."""
-        before = self.entries.get(reason, LeftOut(reason, 0, printable(example), is_data))
+        name = os.path.relpath(example, self.root) if example.is_relative_to(self.root) else example
+        before = self.entries.get(reason, LeftOut(reason, 0, printable(name), is_data))
         self.entries[reason] = LeftOut(reason, before.count + count, before.example, before.is_data or is_data)
 
     def all(self) -> tuple[LeftOut, ...]:
@@ -67,7 +70,7 @@ class Tally:
 
 def in_words(left_out: tuple[LeftOut, ...]) -> str:
     """One line that names every reason, its count and one example."""
-    return "; ".join(f"{entry.count:,} {entry.reason} ({entry.example})" for entry in left_out)
+    return "; ".join(f"{entry.reason}: {entry.count:,} ({entry.example})" for entry in left_out)
 
 
 def log_found(name: str, found: Found) -> None:

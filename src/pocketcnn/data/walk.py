@@ -74,7 +74,7 @@ def is_hidden(name: str) -> bool:
 
 def image_files(folder: Path) -> tuple[list[Path], Found]:
     """All image files in a folder and below, in the order of their paths, and what was left out."""
-    tally = Tally()
+    tally = Tally(folder)
     files = scan(folder, tally).all_images()
     return files, Found(left_out=tally.all())
 

@@ -1,5 +1,6 @@
 """`pocketcnn classify`: names the likeliest classes of image files, by a trained net."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ def classify(words: Sequence[str]) -> None:
     @dataclass
     class Classify:
         images: Positional[tuple[Path, ...]]
-        """Image files; an image of another size or mode than the net's is converted."""
+        """Image files, or folders of them; an image of another size or mode than the net's is converted."""
         model: str | None = None
         """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
         of a run; by default the package's most accurate net for cifar10."""
@@ -36,6 +37,7 @@ def classify(words: Sequence[str]) -> None:
     import torch
 
     from pocketcnn import zoo
+    from pocketcnn.data.found import printable
     from pocketcnn.support.modules import device_and_dtype
 
     if given.model is None:
@@ -46,7 +48,8 @@ def classify(words: Sequence[str]) -> None:
     else:
         title, path = given.model, model_path(given.model)
     notes, net = trained_notes(title, path), load_net(path)
-    read = [_converted_image(image, notes.input_size) for image in given.images]
+    images = [image for path in given.images for image in _image_files(path)]
+    read = [_converted_image(image, notes.input_size) for image in images]
     x = notes.normalise(torch.stack([pixels for pixels, _ in read])).to(device_and_dtype(net)[1])
     with torch.no_grad():
         logits = torch.cat([net(batch) for batch in x.split(256)])
@@ -57,10 +60,29 @@ def classify(words: Sequence[str]) -> None:
             print(converted, file=sys.stderr)
     print(f"{title}: trained on {notes.data}, images {size_in_words(notes.input_size)}, {len(classes)} classes")
     cells = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))]
-    for image, row, indices in zip(given.images, shares.tolist(), chosen.tolist(), strict=True):
+    for image, row, indices in zip(images, shares.tolist(), chosen.tolist(), strict=True):
         found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))
-        cells.append((str(image), *found))
+        cells.append((printable(image), *found))
     print(columns(cells))
+
+
+def _image_files(path: Path) -> list[Path]:
+    """The image files of a folder, at any depth; a file is returned as it is.
+
+    Raises:
+        BadUsage: there are no images in the folder.
+    """
+    from pocketcnn.data.found import in_words
+    from pocketcnn.data.walk import image_files
+
+    if not os.path.isdir(path):
+        return [path]
+    files, found = image_files(path)
+    if found.left_out:
+        print(f"{path}: left out: {in_words(found.left_out)}", file=sys.stderr)
+    if not files:
+        raise BadUsage(f"{path}: no image files in this folder")
+    return files
 
 
 def _converted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:

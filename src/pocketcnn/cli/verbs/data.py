@@ -1,10 +1,14 @@
-"""`pocketcnn data`: loads a data set and shows the images of each class in each split."""
+"""`pocketcnn data`: loads a data set and shows what was read as what, and the images of each class in each split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pocketcnn.cli.arguments import DataOptions, load_data
 from pocketcnn.cli.parsing import data_help, parse
+
+if TYPE_CHECKING:
+    from pocketcnn.data.found import Found
 
 
 def data(words: Sequence[str]) -> None:
@@ -18,6 +22,9 @@ def data(words: Sequence[str]) -> None:
     given = parse(Data, words, "data", data_help())
     import torch
 
+    from pocketcnn.data import Images
+    from pocketcnn.data.dividing import shared_images
+
     found = load_data(given)
     channels, height, width = found.input_size
     print(f"{found.name}: {len(found.classes)} classes, images {channels}x{height}x{width} (channels x height x width)")
@@ -29,5 +36,26 @@ def data(words: Sequence[str]) -> None:
     print(f"{'all':<24}" + "".join(f"{len(split):>12,}" for split in splits.values()))
     print(f"mean {found.mean}, std {found.std} of values in [0, 1]")
     print(f"augmentation: {found.augmentation}")
+    for line in _lines_of(found.found):
+        print(line)
     if found.skipped:
         print(f"skipped: {found.skipped} images that cannot be decoded")
+    if isinstance(found.train, Images):
+        for name in ("validation", "test"):
+            if same := shared_images(found.train, splits[name]):
+                print(
+                    f"warning: {same:,} of {len(splits[name]):,} {name} images also are training images, pixel by pixel"
+                )
+
+
+def _lines_of(found: "Found") -> Iterator[str]:
+    """What was read as what, and what was left out, a line each."""
+    for part in found.parts:
+        yield f"{part.split}: {part.images:,} images from {part.place}"
+    missing = {"validation", "test"} - {part.split for part in found.parts}
+    if found.parts and missing:
+        yield f"taken from train: {', '.join(sorted(missing))}"
+    yield from (f"column: {column}" for column in found.columns)
+    yield from (f"note: {note}" for note in found.notes)
+    for entry in found.left_out:
+        yield f"left out: {entry.count:,} {entry.reason} ({entry.example})"

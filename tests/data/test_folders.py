@@ -18,7 +18,6 @@ from pocketcnn.data.dividing import divided, shared_images
 from pocketcnn.data.folders import find_source
 from pocketcnn.data.found import printable
 from pocketcnn.data.layout import kind_of, words_of
-from pocketcnn.data.sources import stat_of
 from pocketcnn.data.walk import image_files, image_suffixes, is_hidden
 from pocketcnn.errors import BadData
 
@@ -290,21 +289,20 @@ def test_what_was_left_out_is_not_cached(folder):
 
 
 def test_known_layouts_keep_their_key_in_the_cache(tmp_path):
-    def listed(source, split, *classes):
+    def listed(split, *classes):
+        files = [(folder.name, file) for folder in classes for file in sorted(folder.rglob("*.png"))]
         return [
-            [split, name, *stat_of(file)]
-            for folder in classes
-            for name in [folder.name]
-            for file in sorted(folder.rglob("*.png"))
+            [split, name, str(file.resolve()), (about := file.stat()).st_size, about.st_mtime_ns]
+            for name, file in files
         ]
 
     Layout(is_nested=True).write(tmp_path / "plain")
     Layout(splits=3).write(tmp_path / "split")
     plain, split = find_source(str(tmp_path / "plain")), find_source(str(tmp_path / "split"))
     cat, dog = tmp_path / "plain" / "cat", tmp_path / "plain" / "dog"
-    assert plain.fingerprint() == listed(plain, "train", cat, dog)
+    assert plain.fingerprint() == listed("train", cat, dog)
     test, train = ([tmp_path / "split" / name / pet for pet in ("cat", "dog")] for name in ("Testing", "Training"))
-    assert split.fingerprint() == listed(split, "testing", *test) + listed(split, "training", *train)
+    assert split.fingerprint() == listed("testing", *test) + listed("training", *train)
 
 
 def test_a_class_missing_in_the_test_split_is_fine(folder):

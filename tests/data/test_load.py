@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from pocketcnn.data import Augmentation, augment, load, read_image
+from pocketcnn.data.columns import NOT_ASKED, chosen, columns_of, meaning_of
 from pocketcnn.data.decode import Reading, decode_all
 from pocketcnn.errors import BadData, BadImage, UnknownData
 
@@ -116,14 +117,14 @@ def test_hub_ids_go_through_the_same_reading(parquets, tmp_path, monkeypatch):
 
     import pocketcnn.data.sources as sources
 
-    decoded = sources.HubDataSet(str(parquets)).decode(Reading())
+    decoded = sources.HubDataSet(str(parquets), home=str(parquets)).decode(Reading())
     assert decoded.classes == ("ant", "bee")
     assert (len(decoded.train), len(decoded.test)) == (12, 4)
 
     def unreachable(*_, **__):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     with pytest.raises(
         BadData, match=r"uoft-cs/cifar10: cannot be loaded from the Hugging Face hub \(ConnectionError\)"
     ):
@@ -264,9 +265,13 @@ def test_image_folders_of_the_hub_are_opened_by_their_address(folder):
     import pocketcnn.data.sources as sources
 
     rows = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
-    columns = sources.columns_of(rows.features, "pets")
-    images, labels, skipped = decode_all(sources._rows(rows, "pets", columns), Reading())
-    assert (len(images), sorted(set(labels)), skipped) == (16, [0, 1], 0)
+    columns = chosen(columns_of(rows.features.arrow_schema, "pets"), "pets", NOT_ASKED)
+    meaning = meaning_of([("pets", columns[1])], [])
+    streamed = sources.streamed_rows(rows, "pets", columns, meaning, str(folder))
+    images, labels, skipped = decode_all(streamed, Reading())
+    assert (len(images), sorted(set(labels)), skipped) == (16, ["cat", "dog"], 0)
+    with pytest.raises(BadData, match="lies outside of the data set's repository"):
+        list(sources.streamed_rows(rows, "pets", columns, meaning, "hf://datasets/owner/name"))
 
 
 def test_the_fingerprint_tells_how_images_were_read():

@@ -23,6 +23,12 @@ class DataOptions:
     """Skip and count images that cannot be decoded, instead of stopping at the first."""
     validation: float = 0.1
     """Share of the training images set aside for making choices; the test split is used once, at the end."""
+    image_column: str | None = None
+    """Column of the images in parquet files; needed if several columns may hold them."""
+    label_column: str | None = None
+    """Column of the labels in parquet files; needed if several columns may hold them."""
+    bits: Literal[8, 10, 12, 14, 16] | None = None
+    """Bits that pixels of more than 8 bits use; by default the fewest that hold their largest value."""
     limit: int | None = None
     """Use at most this many training images."""
     stream: bool = False
@@ -91,6 +97,9 @@ def load_data(given: Any) -> "DataSet":
             channels=given.channels or 3,
             workers=given.workers,
             skip_bad_images=given.skip_bad_images,
+            image_column=given.image_column,
+            label_column=given.label_column,
+            bits=given.bits,
         )
     if given.workers:
         raise BadUsage("--workers read a stream; add --stream, or leave --workers out")
@@ -101,6 +110,9 @@ def load_data(given: Any) -> "DataSet":
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,
         limit=given.limit,
+        image_column=given.image_column,
+        label_column=given.label_column,
+        bits=given.bits,
     )
 
 

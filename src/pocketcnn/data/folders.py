@@ -7,15 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from pocketcnn.data.decode import RawImage, Reading, decode_all
-from pocketcnn.data.found import Found, Tally, in_words, printable
+from pocketcnn.data.columns import NOT_ASKED, Asked
+from pocketcnn.data.decode import RawImage
+from pocketcnn.data.found import Tally, in_words, printable
 from pocketcnn.data.layout import splits_of
-from pocketcnn.data.sets import BUILT_IN, Images
-from pocketcnn.data.sources import AbstractSource, Decoded, HubDataSet, ParquetFolder, stat_of
-from pocketcnn.data.walk import Folder, scan
+from pocketcnn.data.sets import BUILT_IN
+from pocketcnn.data.sources import AbstractSource, HubDataSet, ParquetFolder
+from pocketcnn.data.walk import Folder, scan, stats_of
 from pocketcnn.errors import BadData, UnknownData
 
 
@@ -37,39 +35,21 @@ class ClassFolders(AbstractSource):
             split: _class_names(place.top.path, [folder.name for folder in place.classes])
             for split, place in found.items()
         }
-        _check_names(printable(root), self.names)
 
     def fingerprint(self) -> list[Any]:
         # A folder without splits is one split called train. The folders' own names stand here, as they always did.
         names = self.folders if len(self.folders) > 1 else {"train": "train"}
         listed = [(names[split], *entry) for split, files in self.files.items() for entry in files]
-        described: list[Any] = [[split, label, *stat_of(file)] for split, label, file in listed]
+        stats = stats_of(file for _, _, file in listed)
+        described: list[Any] = [[split, label, *stat] for (split, label, _), stat in zip(listed, stats, strict=True)]
         return [*described, "own validation split"] if "validation" in self.files else described
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
+        _check_names(printable(self.root), self.names)
         return {
             split: [RawImage(printable(file), file, self.names[split][label]) for label, file in files]
             for split, files in self.files.items()
         }, tuple(self.names["train"].values())
-
-    def decode(self, reading: Reading) -> Decoded:
-        splits, _ = self.splits()
-        classes = tuple(self.names["train"].values())
-        if len(classes) < 2:
-            raise BadData(f"{printable(self.root)}: only one class ({classes[0]}); a classifier needs at least two")
-        number = {name: index for index, name in enumerate(classes)}
-        first: np.ndarray | None = None
-        decoded, skipped = {}, 0
-        for split in (split for split in ("train", "test", "validation") if split in splits):
-            pixels, labels, bad = decode_all(splits[split], reading, expected=first)
-            skipped += bad
-            if not pixels:
-                raise BadData(f"{printable(self.root)}: no image of the split {split!r} can be decoded; copy it again")
-            first = pixels[0] if first is None else first
-            decoded[split] = Images(
-                torch.from_numpy(np.stack(pixels)), torch.tensor([number[label] for label in labels])
-            )
-        return Decoded(decoded["train"], decoded.get("test"), classes, skipped, validation=decoded.get("validation"))
 
 
 def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
@@ -89,8 +69,10 @@ def _class_names(top: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _check_names(where: str, names: dict[str, dict[str, str]]) -> None:
-    """Checks that the classes of all splits are training classes."""
+    """Checks that there are two classes, and that those of all splits are training classes."""
     train = list(names["train"].values())
+    if len(train) < 2:
+        raise BadData(f"{where}: only one class ({', '.join(train)}); a classifier needs at least two")
     for split, found in names.items():
         for name in found.values():
             if name in train:
@@ -102,34 +84,41 @@ def _check_names(where: str, names: dict[str, dict[str, str]]) -> None:
             raise BadData(f"{where}: {split} label {name!r} is not one of the training classes {', '.join(train)}")
 
 
-def find_source(name: str) -> AbstractSource:
-    """The source that a name stands for: a folder, a built-in data set on the hub, or a hub id."""
+def find_source(name: str, asked: Asked = NOT_ASKED) -> AbstractSource:
+    """The source that a name stands for: a folder, a built-in data set on the hub, or a hub id.
+
+    Args:
+        name: as given by the user.
+        asked: columns that the user asks for.
+    """
     folder = Path(name)
     if os.path.isdir(name):  # unlike Path.is_dir, no error for names that no file can have
-        return _folder_source(folder)
+        return _folder_source(folder, asked)
     if os.path.exists(name):
         raise BadData(f"{printable(name)}: a file; give a folder of parquet files or of class folders, or a hub id")
     if name in BUILT_IN:
-        return HubDataSet(BUILT_IN[name])
+        return HubDataSet(BUILT_IN[name], asked)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = "A folder or a hub id 'owner/name' is accepted too, but there is no such folder."
         raise UnknownData(name, BUILT_IN, hint)
-    return HubDataSet(name)
+    return HubDataSet(name, asked)
 
 
-def _folder_source(folder: Path) -> AbstractSource:
+def _folder_source(folder: Path, asked: Asked) -> AbstractSource:
     """The source of a folder, by what is in it."""
     tally = Tally(folder)
     walked = scan(folder, tally)
     others = Counter(Path(file).suffix.lower() or file for inner in walked.everything() for file in inner.others)
     if others[".parquet"]:
-        source = ParquetFolder(folder)
-        if walked.total:
-            tally.add("images beside parquet files", next(iter(walked.all_images())), count=walked.total)
         tally.entries.pop("files with suffix .parquet")
-        source.found = Found(left_out=tally.all())
-        return source
+        every = (inner.path / name for inner in walked.everything() for name in inner.others)
+        files = [path for path in every if path.suffix.lower() == ".parquet"]
+        return ParquetFolder(folder, files, walked.all_images(), tally, asked)
     if walked.total:
+        if asked:
+            raise BadData(
+                f"{printable(folder)}: class folders have no columns; leave out --image-column and --label-column"
+            )
         return ClassFolders(folder, walked, tally)
     held = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in others.most_common(4))
     left = tuple(entry for entry in tally.all() if not entry.reason.startswith("files with"))

@@ -1,10 +1,12 @@
 """What was read as what, and what was left out: the record that a data set carries and `pocketcnn data` shows."""
 
+import logging
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -79,6 +81,17 @@ class Tally:
 def in_words(left_out: tuple[LeftOut, ...]) -> str:
     """One line that names every reason, its count and one example."""
     return "; ".join(f"{entry.reason}: {entry.count:,} ({entry.example})" for entry in left_out)
+
+
+def log_found(name: str, found: Found) -> None:
+    """Logs how ambiguous places were read, and in one line what was left out: a warning if images may be missed."""
+    for note in found.notes:
+        _log.info("%s: %s", name, note)
+    for doubt in found.doubts:
+        _log.warning("%s: %s", name, doubt)
+    if found.left_out:
+        level = logging.WARNING if any(entry.is_data for entry in found.left_out) else logging.INFO
+        _log.log(level, "%s: left out: %s", name, in_words(found.left_out))
 
 
 def printable(name: str | Path) -> str:

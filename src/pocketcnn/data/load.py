@@ -1,33 +1,26 @@
 """Loading of data sets that fit in memory: decoded to uint8 tensors, cached on disk, split by seed."""
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from pocketcnn.data.augment import default_augmentation
-from pocketcnn.data.decode import RawImage, Reading, check_shape, decode_all
+from pocketcnn.data.cache import cache_folder, decoded_once
+from pocketcnn.data.columns import Asked
+from pocketcnn.data.decode import RawImage, Reading, check_bits, check_shape, decode_all, in_one_range
 from pocketcnn.data.dividing import TEST_FRACTION, check_fraction, check_labels, divided, fingerprint_of, moments_of
-from pocketcnn.data.folders import find_source
-from pocketcnn.data.found import Found, in_words, printable
+from pocketcnn.data.found import Found, log_found, printable
 from pocketcnn.data.sets import BUILT_IN, DataSet, Images
-from pocketcnn.data.sources import Decoded, read_digits
+from pocketcnn.data.sources import read_digits
 from pocketcnn.data.walk import image_files
-from pocketcnn.errors import BadData, BrokenFile, CannotWrite
-from pocketcnn.support.files import make_folder, write_atomically
-from pocketcnn.support.schema import parse_json, shaped
+from pocketcnn.errors import BadData
 
 _log = logging.getLogger(__name__)
-_CACHE_VERSION = 2
 
 
 def load(
@@ -39,6 +32,9 @@ def load(
     channels: int | None = None,
     skip_bad_images: bool = False,
     limit: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    bits: int | None = None,
     cache: str | Path | None = None,
 ) -> DataSet:
     """Loads a data set. It is decoded once, cached in the user's cache folder, and split by a seed.
@@ -53,6 +49,10 @@ def load(
         channels: 1 or 3 converts to grey or RGB; needed if some images are grey and some RGB.
         skip_bad_images: leave out, and count, images that cannot be decoded; otherwise the first one is an error.
         limit: largest number of training images, chosen by the seed; for trials.
+        image_column: column of the images in tables; needed if several may hold them.
+        label_column: column of the labels in tables; needed if several may hold them.
+        bits: bits that pixels of more than 8 bits use: 8, 10, 12, 14 or 16; by default the fewest that hold the largest
+            value of all images, which is logged.
         cache: folder of decoded data; else `$POCKETCNN_CACHE`, else `pocketcnn` in the user's cache folder.
     Raises:
         UnknownData: no such built-in set or folder, and no such hub id within reach.
@@ -62,19 +62,23 @@ def load(
     """
     check_fraction(validation)
     check_shape(image_size, channels)
+    check_bits(bits)
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 image, not {limit}")
     name = str(name)
-    reading = Reading(image_size, channels, skip_bad_images)
+    reading = Reading(image_size, channels, skip_bad_images, bits)
+    asked = Asked(image_column, label_column)
     family = name if name in BUILT_IN else Path(name).resolve().name if os.path.exists(name) else name.split("/")[-1]
     if name == "digits":
+        if asked:
+            raise BadData("digits: it has no columns; leave out --image-column and --label-column")
         stored = read_digits(reading)
     else:
-        stored = _cached(name, reading, Path(cache) if cache else _cache_folder())
+        stored = decoded_once(name, reading, asked, Path(cache) if cache else cache_folder())
     train, test, classes = stored.train, stored.test, stored.classes
     check_labels(name, train.labels, classes, least=1 + (test is None) + (stored.validation is None))
     found = stored.found
-    _log_found(name, found)
+    log_found(name, found)
     if test is None:
         train, test = divided(train, TEST_FRACTION, seed=0)
     if stored.validation is None:
@@ -133,8 +137,10 @@ def load_unlabelled(
         raise BadData(f"{folder}: the net takes {height} x {width} pixels, but images can only be resized to squares")
     files, found = image_files(folder)
     raw = (RawImage(printable(file), file, None) for file in files)
-    decoded, _, skipped = decode_all(raw, Reading(height, channels, skip_bad_images))
-    _log_found(printable(folder), found)
+    images, _, skipped = decode_all(raw, Reading(height, channels, skip_bad_images))
+    [decoded], notes = in_one_range([images])
+    found += Found(notes=notes)
+    log_found(printable(folder), found)
     if len(decoded) < 3:
         raise BadData(f"{printable(folder)}: {len(decoded)} images in it; three or more are needed, one for each split")
     pixels = torch.from_numpy(np.stack(decoded))
@@ -152,73 +158,3 @@ def load_unlabelled(
 
 def _pseudo_labelled(images: Images, answer: Callable[[Tensor], Tensor]) -> Images:
     return Images(images.images, torch.cat([answer(batch) for batch in images.images.split(500)]))
-
-
-def _log_found(name: str, found: Found) -> None:
-    """Logs how ambiguous places were read, and in one line what was left out: a warning if images may be missed."""
-    for note in found.notes:
-        _log.info("%s: %s", name, note)
-    for doubt in found.doubts:
-        _log.warning("%s: %s", name, doubt)
-    if found.left_out:
-        level = logging.WARNING if any(entry.is_data for entry in found.left_out) else logging.INFO
-        _log.log(level, "%s: left out: %s", name, in_words(found.left_out))
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("POCKETCNN_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketcnn"
-
-
-def _cached(name: str, reading: Reading, folder: Path) -> Decoded:
-    """Reads a source from the cache; decodes it and caches it if it is not there.
-
-    What decoding found is cached; what the names of the files tell is found afresh.
-    """
-    source = find_source(name)
-    described = json.dumps(
-        [_CACHE_VERSION, source.fingerprint(), reading.image_size, reading.channels, reading.skip_bad]
-    )
-    key = hashlib.sha256(described.encode()).hexdigest()[:16]
-    path = folder / f"{source.label[:50]}-{key}.safetensors"
-    if path.exists():
-        try:
-            decoded = _read_cache(path)
-            return replace(decoded, found=source.found + decoded.found)
-        except (SafetensorError, KeyError, ValueError, BrokenFile):
-            _log.warning("%s is damaged and will be replaced", path)
-    decoded = source.decode(reading)
-    tensors = {"train_images": decoded.train.images, "train_labels": decoded.train.labels}
-    if decoded.test is not None:
-        tensors |= {"test_images": decoded.test.images, "test_labels": decoded.test.labels}
-    if decoded.validation is not None:
-        tensors |= {"validation_images": decoded.validation.images, "validation_labels": decoded.validation.labels}
-    metadata = {
-        "classes": json.dumps(decoded.classes),
-        "skipped": str(decoded.skipped),
-        "found": json.dumps(asdict(decoded.found)),
-    }
-    try:
-        write_atomically(make_folder(folder) / path.name, serialize(tensors, metadata))
-    except CannotWrite as error:
-        _log.warning("the decoded data is not cached; set $POCKETCNN_CACHE to a writable folder (%s)", error)
-    return replace(decoded, found=source.found + decoded.found)
-
-
-def _read_cache(path: Path) -> Decoded:
-    remedy = "delete it"
-    with safe_open(path, framework="pt") as file:
-        metadata, names = file.metadata(), set(file.keys())
-        train, test, validation = (
-            Images(file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels"))
-            if f"{split}_images" in names
-            else None
-            for split in ("train", "test", "validation")
-        )
-    if train is None:
-        raise KeyError("train_images")
-    classes = shaped(parse_json(metadata["classes"], str(path), remedy=remedy), list[str], str(path), remedy=remedy)
-    kept = parse_json(metadata.get("found", "{}"), str(path), remedy=remedy)
-    found = shaped(kept, Found, str(path), remedy=remedy)
-    return Decoded(train, test, tuple(classes), int(metadata["skipped"]), validation, found)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor
 
 from pocketcnn.data.augment import default_augmentation
-from pocketcnn.data.decode import Reading, check_shape
-from pocketcnn.data.dividing import check_fraction, check_labels, class_index, is_label, moments_of
+from pocketcnn.data.columns import Asked
+from pocketcnn.data.decode import Reading, bits_of, check_bits, check_shape, in_one_range
+from pocketcnn.data.dividing import check_fraction, check_labels, class_index, moments_of
 from pocketcnn.data.folders import find_source
+from pocketcnn.data.found import Found, log_found
 from pocketcnn.data.sets import DataSet
-from pocketcnn.data.sources import TEST_NAMES, TRAIN_NAMES, ParquetFolder, columns_of
+from pocketcnn.data.sources import ParquetFolder, check_training, roles_of
 from pocketcnn.data.stream import RowGroup, Stream
+from pocketcnn.data.tables import Shard, Table
 from pocketcnn.errors import BadData
-from pocketcnn.support.optional import optional_import
+
+_Part = tuple[list[RowGroup], Tensor]  # row groups of a split, and the labels of its images
 
 
 def open_stream(
@@ -32,14 +37,17 @@ def open_stream(
     workers: int = 0,
     skip_bad_images: bool = False,
     min_area: float = 0.35,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    bits: int | None = None,
 ) -> DataSet:
     """Opens a folder of parquet files whose images are decoded while they are read.
 
     Args:
-        name: a folder of parquet files in the Hugging Face schema, with the images' bytes inside. File names tell the
-            training and the test split. The rows must have been mixed well before they were written, because only
-            whole row groups are dealt out.
-        validation: fraction of the training images set aside, in (0, 1), in whole row groups until it is reached.
+        name: a folder of parquet files with the images' bytes inside. File names tell the splits. The rows must have
+            been mixed well before they were written, because only whole row groups are dealt out.
+        validation: fraction of the training images set aside, in (0, 1), in whole row groups until it is reached; not
+            used if the folder has a validation split beside its test split.
         seed: seed of that division.
         image_size: side in pixels to which images are brought.
         channels: 1 or 3, to read grey or RGB.
@@ -47,6 +55,10 @@ def open_stream(
         skip_bad_images: leave out images that cannot be decoded; otherwise the first one is an error.
         min_area: least share of an image that a random crop shows, in (0, 1]. Inception uses 0.08, but nets with few
             parameters do better if they see more.
+        image_column: column of the images; needed if several may hold them.
+        label_column: column of the labels; needed if several may hold them.
+        bits: bits that pixels of more than 8 bits use: 8, 10, 12, 14 or 16; by default the fewest that hold the largest
+            value of 2,000 training images, which is logged. An image that needs more counts as bad.
     Returns:
         A data set whose splits are `Stream`s; `mean` and `std` are those of 2,000 training images.
     Raises:
@@ -57,95 +69,83 @@ def open_stream(
     """
     check_fraction(validation)
     check_shape(image_size, channels)
+    check_bits(bits)
     if workers < 0:
         raise ValueError(f"workers must be 0 or more processes, not {workers}")
     if not 0 < min_area <= 1:
         raise ValueError(f"min_area must be above 0 and at most 1, not {min_area}")
     name = str(name)
-    source = find_source(name)
+    source = find_source(name, Asked(image_column, label_column))
     if not isinstance(source, ParquetFolder):
         raise BadData(f"{name}: streaming reads a folder of parquet files; load() reads everything else")
-    found, found_test = _train_and_test(name, source.split_files())
-    classes, index = class_index(source.label, found.values, found_test.values, found.classes)
-    labels, test_labels = (torch.tensor([index[value] for value in split.values]) for split in (found, found_test))
-    check_labels(name, labels, classes, least=1)
+    table = source.table
+    splits, notes = _splits_by_role(name, table)
+    own = [value for role, split in splits.items() if role != "train" for value in split.values]
+    classes, index = class_index(source.label, splits["train"].values, own, table.meaning.classes)
+    parts = {
+        role: (split.groups, torch.tensor([index[value] for value in split.values])) for role, split in splits.items()
+    }
+    check_labels(name, parts["train"][1], classes, least=1)
+    if "validation" not in parts:
+        parts |= _set_aside(source.label, parts["train"], classes, validation, seed)
 
-    stream: Any = partial(
-        Stream, reading=Reading(image_size, channels, skip_bad_images), min_area=min_area, workers=workers
-    )
-    kept, held_out = _set_aside(source.label, found.groups, validation, seed)
-    train, validated = (stream(*_chosen(found.groups, labels, part), found.column) for part in (kept, held_out))
-    if missing := sorted(set(labels.tolist()) - set(train.labels.tolist())):
-        raise BadData(
-            f"{name}: all images of class {classes[missing[0]]!r} are in the row groups set aside for validation; "
-            "mix the rows before writing them, or write smaller row groups"
-        )
-    test = stream(found_test.groups, test_labels, found_test.column)
-    mean, std = moments_of(train.sample(2000).images)
+    stream: Any = partial(Stream, column=table.image, min_area=min_area, workers=workers)
+    reading = Reading(image_size, channels, skip_bad_images, bits)
+    sample, _ = stream(*parts["train"], reading=reading).decoded_sample(2000)
+    [converted], deep = in_one_range([sample])
+    reading = replace(reading, bits=bits or bits_of(sample) or 8)
+    train, validated, test = (stream(*parts[role], reading=reading) for role in ("train", "validation", "test"))
+    mean, std = moments_of(torch.from_numpy(np.stack(converted)))
     augmentation = replace(default_augmentation(source.label, image_size), crop=0)  # decoding crops already
-    options = [validation, seed, image_size, channels, skip_bad_images, min_area]
-    fingerprint = _fingerprint(source.root.resolve(), found, found_test, options)
-    return DataSet(name, classes, train, validated, test, mean, std, augmentation, fingerprint)
+    options: list[Any] = [validation, seed, image_size, channels, skip_bad_images, min_area]
+    options += [[image_column, label_column]] if source.asked else []
+    options += [reading.bits] if reading.bits != 8 else []
+    fingerprint = _fingerprint(source, splits, index, options)
+    found = source.found + table.found + Found(notes=notes + deep)
+    log_found(name, found)
+    return DataSet(name, classes, train, validated, test, mean, std, augmentation, fingerprint, found=found)
 
 
 @dataclass(frozen=True)
 class _Split:
-    """A split as its files describe it: row groups, labels, image column, and class names if the schema has them.
-
-    `values` are the labels as they stand in the files, one for each image.
-    """
+    """A split as its files describe it: its row groups, and the labels of all rows, None where there is none."""
 
     groups: list[RowGroup]
     values: list[Any]
-    column: str
-    classes: tuple[str, ...] | None
 
 
-def _train_and_test(name: str, files: dict[str, list[str]]) -> tuple[_Split, _Split]:
-    """Finds the training split, and a test split that has labels."""
-    train_name = next((split for split in TRAIN_NAMES if split in files), None)
-    if train_name is None:
-        raise BadData(f"{name}: no training split; found {', '.join(files) or 'nothing'}")
-    train = _open(files[train_name])
-    # Some public test splits have no labels; then the validation split takes their place.
-    tests = (_open(files[split]) for split in TEST_NAMES if split in files)
-    test = next((found for found in tests if all(is_label(value) for value in found.values)), None)
-    if test is None:
+def _splits_by_role(name: str, table: Table) -> tuple[dict[str, _Split], tuple[str, ...]]:
+    """The splits for training and testing, and for validation if there is one; with lines on how they were found."""
+    check_training(name, table.splits)
+    splits = {split: _Split(_row_groups(shards), table.labels(split)) for split, shards in table.splits.items()}
+    roles, notes = roles_of(name, {split: found.values for split, found in splits.items()})
+    if "test" not in roles:
         raise BadData(
-            f"{name}: streaming needs a test split with labels; found {', '.join(files)}; "
+            f"{name}: streaming needs a test split with labels; found {', '.join(splits)}; "
             "add files called test-*.parquet or validation-*.parquet"
         )
-    return train, test
+    if "validation" in roles:
+        notes += ("its own validation split is used; `validation` is not",)
+    return {"train": splits["train"]} | {role: splits[split] for role, split in roles.items()}, notes
 
 
-def _open(files: list[str]) -> _Split:
-    """Reads the schema, the row counts and the labels of a split, but no images."""
-    datasets = optional_import("datasets", extra="train", purpose="streaming")
-    parquet = optional_import("pyarrow.parquet", extra="train", purpose="streaming")
-    groups: list[RowGroup] = []
-    values: list[Any] = []
-    for path in sorted(files):
-        try:
-            with parquet.ParquetFile(path) as file:
-                image, label, classes = columns_of(datasets.Features.from_arrow_schema(file.schema_arrow), path)
-                values += file.read(columns=[label], use_threads=False).column(0).to_pylist()
-                counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-        except BadData:
-            raise
-        except Exception as error:  # parsers raise many kinds
-            raise BadData(f"{path}: not readable as parquet ({error}); copy it again") from error
-        begins = np.cumsum([0, *counts]).tolist()
-        groups += [RowGroup(path, number, begins[number], rows) for number, rows in enumerate(counts) if rows]
-    if not groups:
-        raise BadData(f"{', '.join(files)}: no images")
-    return _Split(groups, values, image, classes)
+def _row_groups(shards: Sequence[Shard]) -> list[RowGroup]:
+    """The row groups of some files that hold rows, in order."""
+    groups = []
+    for shard in shards:
+        begins = np.cumsum([0, *shard.groups]).tolist()
+        groups += [
+            RowGroup(shard.file, number, begins[number], rows) for number, rows in enumerate(shard.groups) if rows
+        ]
+    return groups
 
 
-def _set_aside(label: str, groups: list[RowGroup], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divides row groups: indices of those to train on, and of those for validation.
+def _set_aside(label: str, train: _Part, classes: tuple[str, ...], fraction: float, seed: int) -> dict[str, _Part]:
+    """Divides row groups and labels of the training split: those to train on, and those for validation.
 
     Those for validation hold at least `fraction` of all rows.
     """
+    groups, labels = train
     order = np.random.default_rng(np.random.SeedSequence(seed)).permutation(len(groups))
     rows = np.cumsum([groups[i].rows for i in order])
     count = int(np.searchsorted(rows, fraction * rows[-1])) + 1
@@ -154,19 +154,30 @@ def _set_aside(label: str, groups: list[RowGroup], fraction: float, seed: int) -
             f"{label}: a validation split of {fraction:g} takes whole row groups, and none of {len(groups)} would remain "
             "for training; write the files with smaller row groups"
         )
-    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+    kept, held_out = (_chosen(groups, labels, sorted(part.tolist())) for part in (order[count:], order[:count]))
+    if missing := sorted(set(labels.tolist()) - set(kept[1].tolist())):
+        raise BadData(
+            f"{label}: all images of class {classes[missing[0]]!r} are in the row groups set aside for validation; "
+            "mix the rows before writing them, or write smaller row groups"
+        )
+    return {"train": kept, "validation": held_out}
 
 
-def _chosen(groups: list[RowGroup], labels: Tensor, indices: list[int]) -> tuple[list[RowGroup], Tensor]:
+def _chosen(groups: list[RowGroup], labels: Tensor, indices: list[int]) -> _Part:
     """Some of the row groups, and the labels of their images."""
     by_group = labels.split([group.rows for group in groups])
     return [groups[i] for i in indices], torch.cat([by_group[i] for i in indices])
 
 
-def _fingerprint(root: Path, train: _Split, test: _Split, options: list[Any]) -> str:
+def _fingerprint(source: ParquetFolder, splits: dict[str, _Split], index: dict[Any, int], options: list[Any]) -> str:
     """Hashes file names and sizes, row counts, labels and options; reading all images would take too long."""
-    groups = [*train.groups, *test.groups]
-    shards = sorted({Path(group.file) for group in groups})
-    sizes = [[shard.relative_to(root).as_posix(), shard.stat().st_size] for shard in shards]
-    described = json.dumps([sizes, [group.rows for group in groups], train.values, test.values, *options])
+    groups = [group for split in splits.values() for group in split.groups]
+    shards = sorted({group.file for group in groups})
+    sizes = [
+        [Path(shard).relative_to(source.root.absolute()).as_posix(), Path(shard).stat().st_size] for shard in shards
+    ]
+    # Labels that are indices of names, and numbers without names, stand here as they do in right files.
+    named = source.table.meaning.classes is not None
+    values = [[index[value] for value in split.values] if named else split.values for split in splits.values()]
+    described = json.dumps([sizes, [group.rows for group in groups], *values, *options])
     return hashlib.sha256(described.encode()).hexdigest()[:16]

@@ -1,25 +1,34 @@
 """Sources of labelled images: scikit-learn's digits, the hub and parquet folders."""
 
 import abc
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pocketcnn.data.decode import RawImage, Reading, decode_all
-from pocketcnn.data.dividing import class_index, is_label
-from pocketcnn.data.found import NOTHING, Found
+from pocketcnn.data.columns import NOT_ASKED, Asked, Column, Meaning, chosen, columns_of, meaning_of
+from pocketcnn.data.decode import DecodedSplit, RawImage, Reading, decode_splits
+from pocketcnn.data.dividing import class_index
+from pocketcnn.data.found import NOTHING, Found, Tally, printable
 from pocketcnn.data.sets import BUILT_IN, Images
-from pocketcnn.errors import BadData, UnknownData
+from pocketcnn.data.tables import Table, check_hub_file, open_table, raw_image, read_hub_file, split_files
+from pocketcnn.data.walk import stats_of
+from pocketcnn.errors import BadData, PocketError, UnknownData
 from pocketcnn.support.optional import optional_import
 
-TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "testing")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+_log = logging.getLogger(__name__)
+# Label columns of public sets that have several: the one that papers report.
+_KINDS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
+_KNOWN_LABELS = {"uoft-cs/cifar100": "fine_label"}
 
 
 @dataclass(frozen=True)
@@ -49,83 +58,143 @@ class AbstractSource(abc.ABC):
         """Encoded images by split name, and the class names if labels are indices of them."""
 
     def decode(self, reading: Reading) -> Decoded:
-        """Reads and decodes all training and test images."""
+        """Reads and decodes all splits."""
         splits, classes = self.splits()
-        train_name = next((name for name in TRAIN_NAMES if name in splits), None)
-        if train_name is None:
-            raise BadData(f"{self.label}: no training split; found {', '.join(splits) or 'nothing'}")
-        images, labels, skipped = decode_all(splits[train_name], reading)
-        if not images:
-            raise BadData(f"{self.label}: no images in {train_name!r}")
-        # Some public test splits have no labels; then the validation split takes their place.
-        test_images: list[np.ndarray] = []
-        test_labels: list[Any] = []
-        for name in (name for name in TEST_NAMES if name in splits):
-            test_images, test_labels, bad = decode_all(splits[name], reading, expected=images[0])
-            skipped += bad
-            if all(is_label(label) for label in test_labels):
-                break
-            test_images, test_labels = [], []
-        classes, index = class_index(self.label, labels, test_labels, classes)
+        check_training(self.label, splits)
+        decoded, notes = decode_splits(self.label, splits, reading)
+        roles, more = roles_of(self.label, {split: found.labels for split, found in decoded.items()})
+        others = [label for split in roles.values() for label in decoded[split].labels]
+        classes, index = class_index(self.label, decoded["train"].labels, others, classes)
 
-        def collect(pixels: list[np.ndarray], values: list[Any]) -> Images:
-            return Images(torch.from_numpy(np.stack(pixels)), torch.tensor([index[value] for value in values]))
+        def collect(found: DecodedSplit) -> Images:
+            return Images(
+                torch.from_numpy(np.stack(found.images)), torch.tensor([index[label] for label in found.labels])
+            )
 
-        test = collect(test_images, test_labels) if test_images else None
-        return Decoded(collect(images, labels), test, classes, skipped)
+        rest = {role: collect(decoded[split]) for role, split in roles.items()}
+        return Decoded(
+            collect(decoded["train"]),
+            rest.get("test"),
+            classes,
+            sum(found.skipped for found in decoded.values()),
+            rest.get("validation"),
+            Found(notes=notes + more),
+        )
+
+
+def check_training(name: str, splits: Iterable[str]) -> None:
+    """Checks that there is a training split."""
+    if "train" not in splits:
+        raise BadData(
+            f"{name}: no training split; found {', '.join(splits) or 'nothing'}; call the files of one train-*.parquet"
+        )
+
+
+def roles_of(name: str, labels: Mapping[str, Sequence[Any]]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Tells which splits serve for test and for validation.
+
+    Some public test splits have no labels. Then the validation split takes their place.
+
+    Args:
+        name: of the data set, for messages.
+        labels: the labels of each split, None where there is none.
+    Returns:
+        The split that serves for "test", and for "validation"; and a line that says which split has no labels.
+    Raises:
+        BadData: some images of a split have labels, and others have none.
+    """
+    order = [split for split in ("train", "test", "validation") if split in labels]
+    found = {split: sum(label is None for label in labels[split]) for split in order}
+    for split, missing in found.items():
+        if 0 < missing < len(labels[split]) or (missing and split == "train"):
+            kind = "training" if split == "train" else split
+            raise BadData(
+                f"{name}: {missing} of {len(labels[split])} {kind} images have no label (none, or -1); remove their rows"
+            )
+    del found["train"]
+    labelled = [split for split, missing in found.items() if not missing]
+    notes = []
+    if unlabelled := [split for split in found if split not in labelled]:
+        instead = "the validation split takes its place" if labelled == ["validation"] else "it is left out"
+        notes.append(f"the images of the split {unlabelled[0]!r} have no labels; {instead}")
+    elif labelled == ["validation"]:
+        notes.append("there is no test split; the validation split takes its place")
+    return dict(zip(("test", "validation"), labelled, strict=False)), tuple(notes)
 
 
 class ParquetFolder(AbstractSource):
-    """A folder of parquet files in the hub's image schema; as on the hub, file names tell the splits."""
+    """A folder of parquet files. As on the hub, their names tell the splits.
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.label = root, root.resolve().name
+    Args:
+        root: the folder.
+        files: the parquet files in it.
+        images: image files in it, to which rows may lead.
+        tally: gets the files that are left out.
+        asked: columns that the user asks for.
+    """
+
+    def __init__(
+        self, root: Path, files: Sequence[Path], images: Sequence[Path], tally: Tally, asked: Asked = NOT_ASKED
+    ) -> None:
+        self.root, self.label, self.asked, self.images = root, printable(root.resolve().name), asked, images
+        self.files, notes = split_files(root, files, tally)
+        self.found = Found(left_out=tally.all(), notes=notes)
 
     def fingerprint(self) -> list[Any]:
-        return [stat_of(file) for file in sorted(self.root.rglob("*.parquet"))]
+        files = stats_of(Path(file) for files in self.files.values() for file in files)
+        images = stats_of(self.images)
+        return [list(self.files), files, images, self.asked.image, self.asked.label]
 
-    def split_files(self) -> dict[str, list[str]]:
-        """Paths of the parquet files, by split name."""
-        datasets = optional_import("datasets", extra="train", purpose="reading parquet files")
-        with without_bars(datasets):
-            found = datasets.load_dataset_builder(str(self.root.resolve())).config.data_files
-        return {str(split): [str(file) for file in files] for split, files in found.items()}
+    @cached_property
+    def table(self) -> Table:
+        """The schemas of all files."""
+        return open_table(self.label, self.files, str(self.root), self.asked)
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
-        datasets = optional_import("datasets", extra="train", purpose="reading parquet files")
-        splits: dict[str, Iterable[RawImage]] = {}
-        classes = None
-        with without_bars(datasets):
-            for split, files in self.split_files().items():
-                images = []
-                for file in files:
-                    try:
-                        rows = datasets.load_dataset("parquet", data_files=file, split="train", streaming=True)
-                        columns = columns_of(rows.features, file)
-                    except BadData:
-                        raise
-                    except Exception as error:  # parsers raise many kinds
-                        raise BadData(f"{file}: not readable as parquet ({error}); copy it again") from error
-                    classes = classes or columns[2]
-                    images.append(_rows(rows, file, columns))
-                splits[split] = chain.from_iterable(images)
-        return splits, classes
+        return {split: self.table.rows(split) for split in self.table.splits}, self.table.meaning.classes
+
+    def decode(self, reading: Reading) -> Decoded:
+        decoded = super().decode(reading)
+        return replace(decoded, found=self.table.found + decoded.found)
 
 
 class HubDataSet(AbstractSource):
-    """An image data set on the Hugging Face hub, streamed once."""
+    """An image data set on the Hugging Face hub, streamed once.
 
-    def __init__(self, id: str) -> None:
+    Args:
+        id: of the data set.
+        asked: columns that the user asks for.
+        home: beginning of the addresses of its files, besides which none is opened.
+    """
+
+    def __init__(self, id: str, asked: Asked = NOT_ASKED, home: str | None = None) -> None:
         self.id, self.label = id, id.replace("/", "--")
+        self.asked, self.home = asked, f"hf://datasets/{id}" if home is None else home
 
     def fingerprint(self) -> list[Any]:
-        return [self.id]  # assumes that what is published under an id does not change
+        # Assumes that what is published under an id does not change.
+        return [self.id, [self.asked.image, self.asked.label]] if self.asked else [self.id]
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
         datasets = optional_import("datasets", extra="train", purpose="reading the hub")
+        label = self.asked.label
+        if label is None and (label := _KNOWN_LABELS.get(self.id)):
+            _log.info("%s: labels are those of column %r; --label-column takes others", self.id, label)
+        asked = Asked(self.asked.image, label)
         try:
             with without_bars(datasets):
-                found = datasets.load_dataset(self.id, streaming=True)
+                builder = datasets.load_dataset_builder(self.id)
+                files = {str(name): list(map(str, paths)) for name, paths in (builder.config.data_files or {}).items()}
+                self._check_home(files)
+                if builder.name == "parquet":
+                    named = {split: files[name] for split, name in _known_splits(self.id, files).items()}
+                    features = builder.info.features
+                    metadata = features.arrow_schema.metadata if features else None
+                    table = open_table(self.id, named, self.home, asked, metadata)
+                    return {split: table.rows(split) for split in table.splits}, table.meaning.classes
+                found = {str(name): rows for name, rows in builder.as_streaming_dataset().items()}
+        except PocketError:
+            raise
         except datasets.exceptions.DatasetNotFoundError as error:
             hint = "The Hugging Face hub has no data set of that name that you can access."
             raise UnknownData(self.id, BUILT_IN, hint) from error
@@ -134,9 +203,42 @@ class HubDataSet(AbstractSource):
                 f"{self.id}: cannot be loaded from the Hugging Face hub ({type(error).__name__}); check the network "
                 "and the name, or pass a folder with its parquet files"
             ) from error
-        columns = {split: columns_of(rows.features, f"{self.id}/{split}") for split, rows in found.items()}
-        splits = {split: _rows(rows, f"{self.id}/{split}", columns[split]) for split, rows in found.items()}
-        return splits, next(iter(columns.values()))[2]  # type: ignore[return-value]
+        return self._streamed({split: found[name] for split, name in _known_splits(self.id, found).items()}, asked)
+
+    def _check_home(self, files: Mapping[str, list[str]]) -> None:
+        """Refuses files of other places, to which a repository may point."""
+        for paths in files.values():
+            for path in paths:
+                check_hub_file(path, self.id, home=self.home)
+
+    def _streamed(
+        self, splits: Mapping[str, Any], asked: Asked
+    ) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
+        """Rows of splits that are not stored in parquet files, such as archives of images."""
+        columns = {}
+        for split, rows in splits.items():
+            where = f"{self.id}/{split}"
+            schema = rows.features.arrow_schema if rows.features else ()
+            columns[split] = chosen(columns_of(schema, where), where, asked)
+        labels = {split: (f"{self.id}/{split}", label) for split, (_, label) in columns.items()}
+        train = [labels.pop("train")] if "train" in labels else []
+        meaning = meaning_of(train, list(labels.values()))
+        return {
+            split: streamed_rows(rows, f"{self.id}/{split}", columns[split], meaning, self.home)
+            for split, rows in splits.items()
+        }, meaning.classes
+
+
+def _known_splits(name: str, found: Iterable[str]) -> dict[str, str]:
+    """The splits train, test and validation of a hub data set, and what it calls them; others are left out, and logged."""
+    found = list(found)
+    known: dict[str, str] = {}
+    for split in ("train", "test", "validation"):
+        for own in sorted((own for own in found if _KINDS.get(own.lower()) == split), key=lambda own: own != split):
+            known.setdefault(split, own)
+    if others := [own for own in found if own not in known.values()]:
+        _log.info("%s: these of its splits are left out: %s", name, ", ".join(others))
+    return known
 
 
 def read_digits(reading: Reading) -> Decoded:
@@ -155,12 +257,6 @@ def read_digits(reading: Reading) -> Decoded:
     return Decoded(Images(images, labels), None, tuple(map(str, range(10))), 0)
 
 
-def stat_of(file: Path) -> list[Any]:
-    """Path, size and time of change of a file."""
-    found = file.stat()
-    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
-
-
 @contextmanager
 def without_bars(datasets: Any) -> Iterator[None]:
     """Hides the progress bars of the package `datasets`; ours shows the progress."""
@@ -173,38 +269,30 @@ def without_bars(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def columns_of(features: Any, where: str) -> tuple[str, str, tuple[str, ...] | None]:
-    """Image column, label column, and the class names if the schema has them."""
-    features = features or {}
-    kinds = {name: type(feature).__name__ for name, feature in features.items()}
-    image = next((n for n, kind in kinds.items() if kind == "Image"), None)
-    label = next((n for n in _LABEL_COLUMNS if n in kinds), None) or next(
-        (n for n, kind in kinds.items() if kind == "ClassLabel"), None
-    )
-    if image is None:
-        raise BadData(f"{where}: no column of images; its columns are {', '.join(kinds) or 'unknown'}")
-    if label is None:
-        raise BadData(
-            f"{where}: labels are missing: none of its columns {', '.join(kinds)} is called "
-            f"{', '.join(_LABEL_COLUMNS)} or holds class labels"
-        )
-    names = tuple(features[label].names) if kinds[label] == "ClassLabel" else None
-    return image, label, names
+def streamed_rows(
+    rows: Any, where: str, columns: tuple[Column, Column], meaning: Meaning, home: str
+) -> Iterator[RawImage]:
+    """Encoded images of a table that the package `datasets` streams, with their labels.
 
-
-def _rows(rows: Any, where: str, columns: tuple[str, str, Any]) -> Iterator[RawImage]:
-    """Encoded images of a streamed table, with their labels."""
+    Args:
+        rows: the streamed table.
+        where: its place, for messages.
+        columns: its image column and its label column.
+        meaning: what the labels stand for.
+        home: beginning of the addresses that rows may lead to.
+    """
     datasets = optional_import("datasets", extra="train", purpose="reading images")
-    fsspec = optional_import("fsspec", extra="train", purpose="reading images")
-    image, label, _ = columns
-    stream = rows.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
+    image, label = columns
+    stream = rows.select_columns(list(dict.fromkeys([image.name, label.name])))
+    if image.holds == "images":
+        stream = stream.cast_column(image.name, datasets.Image(decode=False))
+
+    def find(path: str, where: str) -> bytes:
+        return read_hub_file(path, where, home=home)
+
     try:
         for number, row in enumerate(stream):
-            cell = row[image] or {}
-            path, content = cell.get("path"), cell.get("bytes")
-            if content is None and path:  # a folder of images gives paths or URLs, also on the hub
-                with fsspec.open(path, "rb") as file:
-                    content = file.read()
-            yield RawImage(f"{where} row {number}{f' ({path})' if path else ''}", content, row[label])
+            value = meaning.label(row[label.name], label, where, number)
+            yield raw_image(row[image.name], f"{where} row {number}", value, find)
     except (OSError, ValueError) as error:
         raise BadData(f"{where}: damaged or cut short ({error}); copy it again") from error

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pocketcnn.data.augment import random_crop
-from pocketcnn.data.decode import RawImage, Reading, decode_all, decode_image
+from pocketcnn.data.decode import RawImage, Reading, decode_all, decode_image, in_one_range
 from pocketcnn.data.sets import Images
+from pocketcnn.data.tables import column_of, no_path, opened, raw_image
 from pocketcnn.errors import BadData, BadImage, PocketError, WorkerDied
-from pocketcnn.support.optional import optional_import
 
 _log = logging.getLogger(__name__)
 _WINDOW = 4  # row groups whose rows are mixed, and that a worker holds at a time
@@ -138,6 +138,12 @@ class Stream:
         Raises:
             BadData, BadImage: as `batches` does.
         """
+        pixels, labels = self.decoded_sample(count)
+        [pixels], _ = in_one_range([pixels])
+        return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels))
+
+    def decoded_sample(self, count: int) -> tuple[list[np.ndarray], list[int]]:
+        """Pixels and labels of a sample; pixels are of 16 bits where an image has them and `reading` has no `bits`."""
         groups = _evenly(len(self.groups), _SAMPLED)
         places = np.concatenate([self._places(group) for group in groups])
         chosen = places[_evenly(len(places), count)].tolist()
@@ -145,7 +151,7 @@ class Stream:
         pixels, labels, _ = decode_all((raw for _, raw in rows), self.reading)
         if not pixels:
             raise BadImage(f"{self.groups[0].file}: none of {len(chosen)} images of this split can be decoded")
-        return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels))
+        return pixels, labels
 
     def _places(self, number: int) -> np.ndarray:
         """Places of all images of row group `number`."""
@@ -167,10 +173,8 @@ class Stream:
                 if len(tables) == _WINDOW:
                     del tables[next(iter(tables))]  # the group read first: its window is done
                 tables[number] = _read(group, self.column)
-            cell = tables[number][row].as_py() or {}
-            path = f" ({cell['path']})" if cell.get("path") else ""
-            where = f"{group.file} row {group.row + row}{path}"
-            yield place, RawImage(where, cell.get("bytes"), int(self.labels[place]))
+            where = f"{group.file} row {group.row + row}"
+            yield place, raw_image(tables[number][row].as_py(), where, int(self.labels[place]), no_path)
 
     def _decoded(self, places: Iterable[int], current: Tensor, key: tuple[int, int] | None) -> Iterator[_PlacedPixels]:
         """Decoded images by place; random crops if there is a key (seed, epoch)."""
@@ -343,12 +347,7 @@ def _check_part(batch_size: int, rank: int, world: int, start: int = 0, epoch: i
 
 def _read(group: RowGroup, column: str) -> Any:
     """Reads one column of a row group."""
-    parquet = optional_import("pyarrow.parquet", extra="train", purpose="streaming")
-    try:
-        with parquet.ParquetFile(group.file) as file:  # without arrow's threads, which do not survive a fork either
-            return file.read_row_group(group.number, columns=[column], use_threads=False).column(0)
-    except (OSError, ValueError) as error:
-        last = group.row + group.rows - 1
-        raise BadData(
-            f"{group.file} rows {group.row} to {last}: damaged or cut short ({error}); copy it again"
-        ) from error
+    last = group.row + group.rows - 1
+    with opened(group.file, f"rows {group.row} to {last}") as file:
+        # Without arrow's threads, which do not survive a fork.
+        return column_of(file.read_row_group(group.number, columns=[column], use_threads=False), column)

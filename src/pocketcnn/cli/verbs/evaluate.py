@@ -23,6 +23,12 @@ def evaluate(words: Sequence[str]) -> None:
         """Convert all images to grey (1) or RGB (3)."""
         skip_bad_images: bool = False
         """Skip and count images that cannot be decoded, instead of stopping at the first."""
+        image_column: str | None = None
+        """Column of the images in parquet files; needed if several columns may hold them."""
+        label_column: str | None = None
+        """Column of the labels in parquet files; needed if several columns may hold them."""
+        bits: Literal[8, 10, 12, 14, 16] | None = None
+        """Bits that pixels of more than 8 bits use; by default the fewest that hold their largest value."""
 
     given = parse(Evaluate, words, "evaluate")
     from pocketcnn.data import load
@@ -35,6 +41,9 @@ def evaluate(words: Sequence[str]) -> None:
         image_size=given.image_size,
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,
+        image_column=given.image_column,
+        label_column=given.label_column,
+        bits=given.bits,
     )
     data = as_trained(data, notes, "; --image-size and --channels convert them")
     found = evaluate(net, data)

@@ -63,7 +63,8 @@ class AbstractSource(abc.ABC):
         decoded, notes = decode_splits(self.label, splits, reading)
         roles, more = roles_of(self.label, {split: found.labels for split, found in decoded.items()})
         others = [label for split in roles.values() for label in decoded[split].labels]
-        classes, index = class_index(self.label, decoded["train"].labels, others, classes)
+        seen = [label for label in decoded["train"].seen if label is not None]
+        classes, index = class_index(self.label, seen, others, classes)
 
         def collect(found: DecodedSplit) -> Images:
             return Images(

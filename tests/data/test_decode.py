@@ -216,7 +216,7 @@ def test_hostile_images_are_bad_images(kind):
     content, reason = HOSTILE[kind]
     found = decoded(content, image_size=8)
     assert isinstance(found, BadImage)
-    assert f"here: cannot be decoded ({reason}".replace("(.", "(") in str(found) or reason in str(found)
+    assert reason in str(found)
     assert "\n" not in str(found)
     assert "object at" not in str(found)
 

@@ -18,7 +18,6 @@ from pocketcnn.data.dividing import divided, shared_images
 from pocketcnn.data.folders import find_source
 from pocketcnn.data.found import printable
 from pocketcnn.data.layout import kind_of, words_of
-from pocketcnn.data.sources import stat_of
 from pocketcnn.data.walk import image_files, image_suffixes, is_hidden
 from pocketcnn.errors import BadData
 
@@ -218,6 +217,46 @@ def test_unlabelled_splits_are_left_out_by_name(folder, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_an_empty_split_and_loose_images_are_named(folder, splits, caplog):
+    Layout(splits=splits).write(folder)
+    for place in (folder / "0.png", folder / "train" / "1.png"):
+        put(place, 3)
+    for empty in ("val", "documents"):
+        (folder / empty).mkdir()
+    data = load(folder)
+    Layout(splits=splits).check(data)
+    assert left_out(data) == {"images outside of a class folder": 2, "folders without images": 2}
+    assert "folders without images: 2 (documents)" in caplog.text
+
+
+def test_a_split_linked_to_another_is_named(folder, caplog):
+    Layout(splits=2).write(folder)
+    (folder / "val").symlink_to("test")
+    data = load(folder)
+    Layout(splits=2).check(data)
+    assert "links to what is read already, or to a folder around it: 1 (val)" in caplog.text
+
+
+def test_domains_with_the_same_classes_are_doubted(folder, caplog):
+    for domain in ("photo", "sketch"):
+        Layout().write(folder / domain)
+    data = load(folder)
+    assert data.classes == ("photo", "sketch")
+    assert data.found.doubts == (
+        f"'photo', 'sketch' in {folder}: taken as the classes, though each holds the same folders (cat, dog)",
+    )
+    assert data.found.doubts[0] in caplog.text
+
+
+def test_a_class_without_images_is_refused_with_the_reason(folder):
+    Layout(litter=("checkpoints",)).write(folder)
+    for file in (folder / "cat").glob("*.png"):
+        file.unlink()
+    with pytest.raises(BadData, match=r"cat: no images of this class \(hidden or system entries: 1 \(cat/\.ipynb"):
+        load(folder)
+
+
 def test_hidden_entries_alone_are_no_warning(folder, caplog):
     caplog.set_level(logging.INFO)
     Layout(litter=("thumbs", "checkpoints", "texts")).write(folder)
@@ -250,21 +289,20 @@ def test_what_was_left_out_is_not_cached(folder):
 
 
 def test_known_layouts_keep_their_key_in_the_cache(tmp_path):
-    def listed(source, split, *classes):
+    def listed(split, *classes):
+        files = [(folder.name, file) for folder in classes for file in sorted(folder.rglob("*.png"))]
         return [
-            [split, name, *stat_of(file)]
-            for folder in classes
-            for name in [folder.name]
-            for file in sorted(folder.rglob("*.png"))
+            [split, name, str(file.resolve()), (about := file.stat()).st_size, about.st_mtime_ns]
+            for name, file in files
         ]
 
     Layout(is_nested=True).write(tmp_path / "plain")
     Layout(splits=3).write(tmp_path / "split")
     plain, split = find_source(str(tmp_path / "plain")), find_source(str(tmp_path / "split"))
     cat, dog = tmp_path / "plain" / "cat", tmp_path / "plain" / "dog"
-    assert plain.fingerprint() == listed(plain, "train", cat, dog)
+    assert plain.fingerprint() == listed("train", cat, dog)
     test, train = ([tmp_path / "split" / name / pet for pet in ("cat", "dog")] for name in ("Testing", "Training"))
-    assert split.fingerprint() == listed(split, "testing", *test) + listed(split, "training", *train)
+    assert split.fingerprint() == listed("testing", *test) + listed("training", *train)
 
 
 def test_a_class_missing_in_the_test_split_is_fine(folder):

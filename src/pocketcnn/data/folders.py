@@ -9,11 +9,11 @@ from typing import Any
 
 from pocketcnn.data.columns import NOT_ASKED, Asked
 from pocketcnn.data.decode import RawImage
-from pocketcnn.data.found import Found, Part, Tally, in_words, printable
+from pocketcnn.data.found import Tally, in_words, printable
 from pocketcnn.data.layout import splits_of
 from pocketcnn.data.sets import BUILT_IN
-from pocketcnn.data.sources import AbstractSource, HubDataSet, ParquetFolder, stat_of
-from pocketcnn.data.walk import Folder, scan
+from pocketcnn.data.sources import AbstractSource, HubDataSet, ParquetFolder
+from pocketcnn.data.walk import Folder, scan, stats_of
 from pocketcnn.errors import BadData, UnknownData
 
 
@@ -25,7 +25,7 @@ class ClassFolders(AbstractSource):
 
     def __init__(self, root: Path, walked: Folder, tally: Tally) -> None:
         self.root, self.label = root, printable(root.resolve().name)
-        found, notes = splits_of(walked, tally)
+        found, self.found = splits_of(walked, tally)
         self.folders = {split: place.top.name.lower() for split, place in found.items()}
         self.files = {
             split: [(folder.name, file) for folder in place.classes for file in folder.all_images()]
@@ -35,18 +35,13 @@ class ClassFolders(AbstractSource):
             split: _class_names(place.top.path, [folder.name for folder in place.classes])
             for split, place in found.items()
         }
-        parts = tuple(
-            Part(split, printable(found[split].top.path), len(self.files[split]))
-            for split in ("train", "validation", "test")
-            if split in found
-        )
-        self.found = Found(parts, left_out=tally.all(), notes=tuple(notes))
 
     def fingerprint(self) -> list[Any]:
         # A folder without splits is one split called train. The folders' own names stand here, as they always did.
         names = self.folders if len(self.folders) > 1 else {"train": "train"}
         listed = [(names[split], *entry) for split, files in self.files.items() for entry in files]
-        described: list[Any] = [[split, label, *stat_of(file)] for split, label, file in listed]
+        stats = stats_of(file for _, _, file in listed)
+        described: list[Any] = [[split, label, *stat] for (split, label, _), stat in zip(listed, stats, strict=True)]
         return [*described, "own validation split"] if "validation" in self.files else described
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:

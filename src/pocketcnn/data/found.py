@@ -31,12 +31,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Found:
-    """Splits with their places, columns, entries left out, and in one line each how ambiguous places were read."""
+    """Splits with their places, columns, entries left out, and lines that say how something was read.
+
+    `doubts` are the lines about places that have a second reading; `notes` are the others.
+    """
 
     parts: tuple[Part, ...] = ()
     columns: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def __add__(self, other: "Found") -> "Found":
         return Found(
@@ -44,6 +48,7 @@ class Found:
             self.columns + other.columns,
             self.left_out + other.left_out,
             self.notes + other.notes,
+            self.doubts + other.doubts,
         )
 
 
@@ -63,6 +68,11 @@ class Tally:
         before = self.entries.get(reason, LeftOut(reason, 0, printable(name), is_data))
         self.entries[reason] = LeftOut(reason, before.count + count, before.example, before.is_data or is_data)
 
+    def below(self, folder: Path) -> str:
+        """Words for reasons whose example lies in a folder."""
+        inside = f"{printable(os.path.relpath(folder, self.root))}{os.sep}"
+        return in_words(tuple(entry for entry in self.all() if entry.example.startswith(inside)))
+
     def all(self) -> tuple[LeftOut, ...]:
         """The entries, those first that may be missed."""
         return tuple(sorted(self.entries.values(), key=lambda entry: not entry.is_data))
@@ -77,6 +87,8 @@ def log_found(name: str, found: Found) -> None:
     """Logs how ambiguous places were read, and in one line what was left out: a warning if images may be missed."""
     for note in found.notes:
         _log.info("%s: %s", name, note)
+    for doubt in found.doubts:
+        _log.warning("%s: %s", name, doubt)
     if found.left_out:
         level = logging.WARNING if any(entry.is_data for entry in found.left_out) else logging.INFO
         _log.log(level, "%s: left out: %s", name, in_words(found.left_out))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcnn.data.found import Tally, printable
+from pocketcnn.data.found import Found, Part, Tally, printable
 from pocketcnn.data.walk import Folder
 from pocketcnn.errors import BadData
 
@@ -41,6 +41,9 @@ _ANSWERS = {
 _TEST_ORDER = ("test", "evaluation", "validation")
 
 
+_LOOSE, _EMPTY = "images outside of a class folder", "folders without images"
+
+
 @dataclass(frozen=True)
 class Split:
     """A split: the top folder whose name tells it, and its class folders in order of their names."""
@@ -49,19 +52,19 @@ class Split:
     classes: tuple[Folder, ...]
 
 
-def splits_of(root: Folder, tally: Tally) -> tuple[dict[str, Split], list[str]]:
+def splits_of(root: Folder, tally: Tally) -> tuple[dict[str, Split], Found]:
     """Finds the splits and class folders of a data folder.
 
     Args:
         root: the folder as it was walked.
         tally: gets the images that belong to no split or class.
     Returns:
-        Splits by "train", "test" and "validation", in the order of their folders' names; and lines that say how
-        ambiguous places were read.
+        Splits by "train", "test" and "validation", in the order of their folders' names; and the same in words.
     Raises:
         BadData: no class folders, or a layout of which two readings are possible, or a data set for another task.
     """
     notes: list[str] = []
+    doubts: list[str] = []
     level = _below_wrappers(root)
     if level is not root:
         notes.append(f"class folders or splits are read from {printable(level.path)}")
@@ -69,11 +72,12 @@ def splits_of(root: Folder, tally: Tally) -> tuple[dict[str, Split], list[str]]:
     _leave_out(wrappers, tally)
     for folder in (*wrappers, level):
         _refuse_other_tasks(folder)
-    kinds = _split_folders(level, tally, notes)
-    if kinds is None:
+    folders = _split_folders(level, tally, doubts)
+    if folders is None:
         tops = {"train": (level, level)}
     else:
-        roles = _roles(level, kinds, notes)
+        _leave_out([level], tally)
+        roles = _roles(level, folders, notes)
         classes = [folder.name for folder in _below_wrappers(roles["train"], "train").filled]
         inner = {
             role: _below_wrappers(folder, kind_of(folder.name), () if role == "train" else classes)
@@ -81,7 +85,13 @@ def splits_of(root: Folder, tally: Tally) -> tuple[dict[str, Split], list[str]]:
         }
         _leave_out([step for role, top in roles.items() for step in _between(top, inner[role])], tally)
         tops = {role: (top, inner[role]) for role, top in roles.items()}
-    return {role: Split(top, _classes(role, folder, tally)) for role, (top, folder) in tops.items()}, notes
+    found = {role: Split(top, _classes(role, folder, tally, doubts)) for role, (top, folder) in tops.items()}
+    parts = tuple(
+        Part(role, printable(found[role].top.path), sum(folder.total for folder in found[role].classes))
+        for role in ("train", "validation", "test")
+        if role in found
+    )
+    return found, Found(parts, left_out=tally.all(), notes=tuple(notes), doubts=tuple(doubts))
 
 
 def words_of(name: str) -> list[str]:
@@ -141,16 +151,21 @@ def _between(top: Folder, inner: Folder) -> list[Folder]:
 
 
 def _leave_out(wrappers: Sequence[Folder], tally: Tally) -> None:
-    """Counts images that lie beside the one folder of a wrapper."""
+    """Counts what lies beside the one folder of a wrapper."""
     for folder in wrappers:
         if folder.images:
             tally.add(_LOOSE, folder.images[0], count=len(folder.images))
+        _leave_out_empty(folder, tally)
 
 
-_LOOSE = "images outside of a class folder"
+def _leave_out_empty(level: Folder, tally: Tally) -> None:
+    """Counts folders without images; an empty split may be missed."""
+    for folder in level.folders:
+        if not folder.total:
+            tally.add(_EMPTY, folder.path, is_data=kind_of(folder.name) is not None)
 
 
-def _split_folders(level: Folder, tally: Tally, notes: list[str]) -> list[Folder] | None:
+def _split_folders(level: Folder, tally: Tally, doubts: list[str]) -> list[Folder] | None:
     """The folders that are splits; None if they are classes.
 
     Raises:
@@ -175,7 +190,7 @@ def _split_folders(level: Folder, tally: Tally, notes: list[str]) -> list[Folder
                 "a folder 'train'; if not, move away what is no split"
             )
     if rest or (not deep and not plain and len({kind_of(folder.name) for folder in named}) == 1):
-        notes.append(f"{_listed(named)} in {where}: taken as classes like the folders beside")
+        doubts.append(f"{_listed(named)} in {where}: taken as classes like the folders beside, not as splits")
         return None
     for folder in named:
         _refuse_other_tasks(folder)
@@ -219,7 +234,7 @@ def _roles(level: Folder, folders: Sequence[Folder], notes: list[str]) -> dict[s
     return dict(sorted(roles.items(), key=lambda item: item[1].path))
 
 
-def _classes(role: str, folder: Folder, tally: Tally) -> tuple[Folder, ...]:
+def _classes(role: str, folder: Folder, tally: Tally, doubts: list[str]) -> tuple[Folder, ...]:
     """The class folders of a split."""
     where = printable(folder.path)
     if not folder.filled:
@@ -231,34 +246,40 @@ def _classes(role: str, folder: Folder, tally: Tally) -> tuple[Folder, ...]:
         tally.add(_LOOSE, folder.images[0], count=len(folder.images))
     for empty in (inner for inner in folder.folders if not inner.total):
         if role == "train":
-            held = f" ({len(empty.others)} other files in it)" if empty.others else ""
+            why = tally.below(empty.path)
+            held = f" ({why})" if why else f" ({len(empty.others):,} other files in it)" if empty.others else ""
             raise BadData(f"{printable(empty.path)}: no images of this class{held}; add some or remove the folder")
-        tally.add("folders without images", empty.path, is_data=False)
+        tally.add(_EMPTY, empty.path, is_data=False)
     _refuse_other_tasks(folder)
     for inner in folder.filled:
-        below = [deep for deep in inner.filled if _is_plain(deep.name) and kind_of(deep.name) != "train"]
+        below = [
+            deep for deep in inner.filled if _is_plain(deep.name) and (deep.filled or kind_of(deep.name) != "train")
+        ]
         if below:
             raise BadData(
                 f"{printable(inner.path)}: class folders that hold splits ({_listed(below)}); put the splits above the "
                 f"classes, as {printable(below[0].name)}/{printable(inner.name)}"
             )
-    _check_series(folder)
+    _check_series(folder, doubts)
     return tuple(folder.filled)
 
 
-def _check_series(folder: Folder) -> None:
-    """Refuses parts such as fold1 and fold2 that hold the same class folders."""
+def _check_series(folder: Folder, doubts: list[str]) -> None:
+    """Refuses parts such as fold1 and fold2 that hold the same class folders, and doubts others that do."""
     parts = folder.filled
-    inner = [{deep.name for deep in part.filled} for part in parts if not part.images]
-    stems = {" ".join(words_of(part.name)) for part in parts}
-    if stems & {"", "class", "label", "category"}:
+    if len(parts) < 2 or any(part.images for part in parts):
         return
-    if len(parts) > 1 and len(inner) == len(parts) and len(stems) == 1 and len(shared := set.intersection(*inner)) > 1:
+    shared = sorted(set.intersection(*({deep.name for deep in part.filled} for part in parts)))
+    if len(shared) < 2:
+        return
+    stems = {" ".join(words_of(part.name)) for part in parts}
+    where, same = printable(folder.path), ", ".join(map(printable, shared[:3]))
+    if len(stems) == 1 and not stems & {"", "class", "label", "category"}:
         raise BadData(
-            f"{printable(folder.path)}: {_listed(parts)} hold the same folders ({', '.join(map(printable, sorted(shared)[:3]))}); "
-            "if those are the classes, put the images of each class in one folder; if not, put them in the class "
-            "folders directly"
+            f"{where}: {_listed(parts)} hold the same folders ({same}); if those are the classes, put the images of each "
+            "class in one folder; if not, put the images in the class folders directly"
         )
+    doubts.append(f"{_listed(parts)} in {where}: taken as the classes, though each holds the same folders ({same})")
 
 
 def _refuse_other_tasks(level: Folder) -> None:

@@ -18,6 +18,7 @@ from pocketcnn.data.dividing import class_index
 from pocketcnn.data.found import NOTHING, Found, Tally, printable
 from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.data.tables import Table, check_hub_file, open_table, raw_image, read_hub_file, split_files
+from pocketcnn.data.walk import stats_of
 from pocketcnn.errors import BadData, PocketError, UnknownData
 from pocketcnn.support.optional import optional_import
 
@@ -141,8 +142,8 @@ class ParquetFolder(AbstractSource):
         self.found = Found(left_out=tally.all(), notes=notes)
 
     def fingerprint(self) -> list[Any]:
-        files = [stat_of(Path(file)) for files in self.files.values() for file in files]
-        images = [stat_of(file) for file in self.images]
+        files = stats_of(Path(file) for files in self.files.values() for file in files)
+        images = stats_of(self.images)
         return [list(self.files), files, images, self.asked.image, self.asked.label]
 
     @cached_property
@@ -255,12 +256,6 @@ def read_digits(reading: Reading) -> Decoded:
         images = images.expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(digits.target.astype(np.int64))
     return Decoded(Images(images, labels), None, tuple(map(str, range(10))), 0)
-
-
-def stat_of(file: Path) -> list[Any]:
-    """Path, size and time of change of a file."""
-    found = file.stat()
-    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
 @contextmanager

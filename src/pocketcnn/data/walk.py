@@ -4,10 +4,11 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pocketcnn.data.found import Found, Tally, printable
 from pocketcnn.errors import BadData
@@ -79,6 +80,22 @@ def image_files(folder: Path) -> tuple[list[Path], Found]:
     return files, Found(left_out=tally.all())
 
 
+def stats_of(files: Iterable[Path]) -> list[list[Any]]:
+    """Path without links, size in bytes and time of change of each file."""
+    folders: dict[Path, str] = {}  # resolving each file would ask for all folders above it
+    found: list[list[Any]] = []
+    for file in files:
+        about, above = os.lstat(file), file.parent
+        if stat.S_ISLNK(about.st_mode):
+            about, path = os.stat(file), os.path.realpath(file)
+        else:
+            if above not in folders:
+                folders[above] = os.path.realpath(above)
+            path = os.path.join(folders[above], file.name)
+        found.append([path, about.st_size, about.st_mtime_ns])
+    return found
+
+
 def scan(root: Path, tally: Tally) -> Folder:
     """Walks a folder without opening a file.
 
@@ -143,7 +160,7 @@ class _Walk:
                 elif entry.is_symlink():
                     self.links.append((folder, path))
                 elif not entry.is_dir(follow_symlinks=False):
-                    self._take(folder, path, os.lstat(path), is_link=False)
+                    self._take(folder, path, os.lstat(entry.path), is_link=False)
                 elif self._is_new(os.stat(path)):
                     inner.append(self._enter(folder, path))
                 else:

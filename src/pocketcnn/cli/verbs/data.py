@@ -29,11 +29,12 @@ def data(words: Sequence[str]) -> None:
     channels, height, width = found.input_size
     print(f"{found.name}: {len(found.classes)} classes, images {channels}x{height}x{width} (channels x height x width)")
     splits = {name: getattr(found, name) for name in ("train", "validation", "test")}
-    print(f"{'class':<24}" + "".join(f"{name:>12}" for name in splits))
+    wide = min(60, max(23, *map(len, found.classes))) + 1
+    print(f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in splits))
     counts = {name: torch.bincount(split.labels, minlength=len(found.classes)) for name, split in splits.items()}
     for index, name in enumerate(found.classes):
-        print(f"{name:<24.24}" + "".join(f"{int(count[index]):>12,}" for count in counts.values()))
-    print(f"{'all':<24}" + "".join(f"{len(split):>12,}" for split in splits.values()))
+        print(f"{name:<{wide}.{wide - 1}}" + "".join(f"{int(count[index]):>12,}" for count in counts.values()))
+    print(f"{'all':<{wide}}" + "".join(f"{len(split):>12,}" for split in splits.values()))
     print(f"mean {found.mean}, std {found.std} of values in [0, 1]")
     print(f"augmentation: {found.augmentation}")
     for line in _lines_of(found.found):
@@ -56,6 +57,6 @@ def _lines_of(found: "Found") -> Iterator[str]:
     if found.parts and missing:
         yield f"taken from train: {', '.join(sorted(missing))}"
     yield from (f"column: {column}" for column in found.columns)
-    yield from (f"note: {note}" for note in found.notes)
+    yield from (f"note: {note}" for note in (*found.doubts, *found.notes))
     for entry in found.left_out:
         yield f"left out: {entry.count:,} {entry.reason} ({entry.example})"

@@ -199,7 +199,7 @@ HOSTILE = {
     "canvas": (png(2**31 - 1, 2**31 - 1, 8, 0, b""), "exceeds limit"),
     "gif": (encoded(Image.new("P", (4, 4)), "GIF").replace(b"\4\0\4\0", b"\xff\xff\xff\xff", 1), "exceeds limit"),
     "no size": (png(0, 0, 8, 0, b""), "its format is not that of an image"),
-    "cut short": (encoded(Image.effect_noise((50, 50), 90), "JPEG")[:400], "."),
+    "cut short": (encoded(Image.effect_noise((50, 50), 90), "JPEG")[:400], "truncated"),
     "float": (encoded(np.ones((2, 2), np.float32), "TIFF"), "pixels of mode F have no known range"),
     "below zero": (encoded(np.full((2, 2), -5, np.int32), "TIFF"), "pixels of mode I have no known range"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "its format is not that of an image"),

@@ -74,7 +74,7 @@ def test_images_as_they_are_written(tmp_path, kind):
     [
         (pa.array([[[0, 9], [9, 0]]] * 12), r"no column of images; .* images are encoded files \(PNG, JPEG, \.\.\.\) as bytes"),
         (pa.array([[1, 2, 300]] * 12), "no column of images"),
-        (pa.array(["iVBORw0KGgo="] * 12), r"row 0 .iVBORw0KGgo=.: cannot be decoded .*No such file"),
+        (pa.array(["iVBORw0KGgo="] * 12), r"row 0, a text taken as a path \(iVBORw0KGgo=\): cannot be decoded .*No such file"),
         (pa.array([1] * 12), "no column of images"),
         (pa.array([b""] * 12), "row 0: cannot be decoded"),
         (pa.array([None] * 12, pa.binary()), "row 0: cannot be decoded .there is no image in the row"),
@@ -262,7 +262,7 @@ def test_what_is_read_and_left_out_is_told(tmp_path, caplog):
     assert data.found == again.found, "the cache keeps what was found"
     assert [(part.split, part.images) for part in data.found.parts] == [("train", 8), ("test", 8)]
     assert data.found.columns == ("images: 'image'", "labels: 'label' (numbers)")
-    assert "only 1 of 2 shards of the train split are there" in data.found.notes
+    assert "only 1 of 2 shards of the train split are there" in data.found.doubts
     reasons = {entry.reason: entry.count for entry in data.found.left_out}
     assert reasons["parquet files whose path tells no split"] == 1
     assert "files without rows are left out" in caplog.text
@@ -309,7 +309,7 @@ def test_columns_can_be_chosen(tmp_path):
 def test_unlabelled_and_partly_labelled_splits(tmp_path):
     write(tmp_path / "train.parquet", pa.array([png(9)] * 12))
     write(tmp_path / "test.parquet", pa.array([png(9)] * 4), [-1] * 4)
-    assert "the images of the split 'test' have no labels; it is left out" in load(tmp_path).found.notes
+    assert "left out, as their images have no labels: test" in load(tmp_path).found.notes
     write(tmp_path / "validation.parquet", pa.array([png(7)] * 4))
     data = load(tmp_path)
     assert greys(data.test) == [7] * 4

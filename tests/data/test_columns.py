@@ -243,6 +243,16 @@ def test_columns_that_are_asked_for():
         chosen(twice, "t", Asked(label="label"))
 
 
+def test_names_that_differ_only_in_case_are_told(tmp_path):
+    images = pa.array([{"bytes": png(9), "path": None}] * 12, IMAGE)
+    for split in ("train", "test"):
+        pq.write_table(
+            pa.table({"image": images, "label": ["cat", "Cat "] * 6}), tmp_path / f"{split}.parquet", row_group_size=4
+        )
+    for data in (load(tmp_path), open_stream(tmp_path, image_size=4)):
+        assert data.found.doubts == ("classes 'Cat ' and 'cat' differ only in case or blanks; they are taken as two",)
+
+
 def test_numbers_and_truths_are_not_mixed():
     with pytest.raises(BadData, match=r"labels are numbers in a, but truths in b, so that"):
         meaning_of([("a", Column("label", "numbers"))], [("b", Column("label", "truths"))])

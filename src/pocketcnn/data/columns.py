@@ -296,3 +296,13 @@ def meaning_of(train: Sequence[tuple[str, Column]], others: Sequence[tuple[str, 
 def _in_order(lists: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
     """All names of some lists, in order of appearance; None without lists."""
     return tuple(dict.fromkeys(name for names in lists for name in names)) if lists else None
+
+
+def alike(classes: Sequence[str]) -> tuple[str, ...]:
+    """A line that names two classes which differ only in case or blanks, if there are such; they stay two classes."""
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault("".join(name.casefold().split()), name)
+        if other != name:
+            return (f"classes {other!r} and {name!r} differ only in case or blanks; they are taken as two",)
+    return ()

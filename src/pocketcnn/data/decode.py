@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -48,11 +48,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class DecodedSplit:
-    """The images of a split as [channels, height, width] uint8, their labels, and the number of those left out."""
+    """The images of a split as [channels, height, width] uint8, and their labels.
+
+    `skipped` counts images that could not be decoded, and `seen` holds all labels, theirs too.
+    """
 
     images: list[np.ndarray]
     labels: list[Any]
     skipped: int
+    seen: set[Any]
 
 
 def check_bits(bits: int | None) -> None:
@@ -92,13 +96,22 @@ def decode_splits(
     found: dict[str, DecodedSplit] = {}
     first = None
     for split in sorted(splits, key=lambda split: split != "train"):
-        found[split] = DecodedSplit(*decode_all(splits[split], reading, expected=first))
+        seen: set[Any] = set()
+        raw = _noting(splits[split], seen)
+        found[split] = DecodedSplit(*decode_all(raw, reading, expected=first), seen)
         if not found[split].images:
             why = f"none of {found[split].skipped} images can be decoded" if found[split].skipped else "no images"
             raise BadData(f"{name}: {why} in the split {split!r}; copy it again, or remove it")
         first = found[split].images[0]
     images, notes = in_one_range([split.images for split in found.values()])
     return {split: replace(found[split], images=own) for split, own in zip(found, images, strict=True)}, notes
+
+
+def _noting(raw: Iterable[RawImage], seen: set[Any]) -> Iterator[RawImage]:
+    """Passes images on and notes their labels."""
+    for item in raw:
+        seen.add(item.label)
+        yield item
 
 
 def in_one_range(splits: Sequence[list[np.ndarray]]) -> tuple[list[list[np.ndarray]], tuple[str, ...]]:
@@ -195,11 +208,17 @@ def decode_image(item: RawImage, reading: Reading) -> np.ndarray | BadImage:
         return pixels if reading.bits is None else in_8_bits(pixels, reading.bits)
     except image_module.UnidentifiedImageError:
         reason = "its format is not that of an image, or is not known"
+    except OSError as error:
+        reason = error.strerror or _first_line(error)
     except Exception as error:  # decoders raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = _first_line(error)
     return BadImage(
         f"{item.where}: cannot be decoded ({reason}); repair it or pass skip_bad_images (--skip-bad-images)"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def open_plain(path: Path) -> BinaryIO:

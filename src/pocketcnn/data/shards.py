@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pocketcnn.data.augment import default_augmentation
-from pocketcnn.data.columns import Asked
+from pocketcnn.data.columns import Asked, alike
 from pocketcnn.data.decode import Reading, bits_of, check_bits, check_shape, in_one_range
 from pocketcnn.data.dividing import check_fraction, check_labels, class_index, moments_of
 from pocketcnn.data.folders import find_source
@@ -101,7 +101,7 @@ def open_stream(
     options += [[image_column, label_column]] if source.asked else []
     options += [reading.bits] if reading.bits != 8 else []
     fingerprint = _fingerprint(source, splits, index, options)
-    found = source.found + table.found + Found(notes=notes + deep)
+    found = source.found + table.found + Found(notes=notes + deep, doubts=alike(classes))
     log_found(name, found)
     return DataSet(name, classes, train, validated, test, mean, std, augmentation, fingerprint, found=found)
 

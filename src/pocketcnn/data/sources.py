@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pocketcnn.data.columns import NOT_ASKED, Asked, Column, Meaning, chosen, columns_of, meaning_of
+from pocketcnn.data.columns import NOT_ASKED, Asked, Column, Meaning, alike, chosen, columns_of, meaning_of
 from pocketcnn.data.decode import DecodedSplit, RawImage, Reading, decode_splits
 from pocketcnn.data.dividing import class_index
 from pocketcnn.data.found import NOTHING, Found, Tally, printable
@@ -23,11 +23,11 @@ from pocketcnn.errors import BadData, PocketError, UnknownData
 from pocketcnn.support.optional import optional_import
 
 _log = logging.getLogger(__name__)
-# Label columns of public sets that have several: the one that papers report.
-_KINDS = {
+_KINDS = {  # what hub data sets call their splits
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
+# Label columns of public sets that have several: the one that papers report.
 _KNOWN_LABELS = {"uoft-cs/cifar100": "fine_label"}
 
 
@@ -64,7 +64,8 @@ class AbstractSource(abc.ABC):
         decoded, notes = decode_splits(self.label, splits, reading)
         roles, more = roles_of(self.label, {split: found.labels for split, found in decoded.items()})
         others = [label for split in roles.values() for label in decoded[split].labels]
-        classes, index = class_index(self.label, decoded["train"].labels, others, classes)
+        seen = [label for label in decoded["train"].seen if label is not None]
+        classes, index = class_index(self.label, seen, others, classes)
 
         def collect(found: DecodedSplit) -> Images:
             return Images(
@@ -78,7 +79,7 @@ class AbstractSource(abc.ABC):
             classes,
             sum(found.skipped for found in decoded.values()),
             rest.get("validation"),
-            Found(notes=notes + more),
+            Found(notes=notes + more, doubts=alike(classes)),
         )
 
 
@@ -115,8 +116,8 @@ def roles_of(name: str, labels: Mapping[str, Sequence[Any]]) -> tuple[dict[str, 
     labelled = [split for split, missing in found.items() if not missing]
     notes = []
     if unlabelled := [split for split in found if split not in labelled]:
-        instead = "the validation split takes its place" if labelled == ["validation"] else "it is left out"
-        notes.append(f"the images of the split {unlabelled[0]!r} have no labels; {instead}")
+        instead = "; the validation split takes its place" if labelled == ["validation"] else ""
+        notes.append(f"left out, as their images have no labels: {', '.join(unlabelled)}{instead}")
     elif labelled == ["validation"]:
         notes.append("there is no test split; the validation split takes its place")
     return dict(zip(("test", "validation"), labelled, strict=False)), tuple(notes)
@@ -137,8 +138,8 @@ class ParquetFolder(AbstractSource):
         self, root: Path, files: Sequence[Path], images: Sequence[Path], tally: Tally, asked: Asked = NOT_ASKED
     ) -> None:
         self.root, self.label, self.asked, self.images = root, printable(root.resolve().name), asked, images
-        self.files, notes = split_files(root, files, tally)
-        self.found = Found(left_out=tally.all(), notes=notes)
+        self.files, read = split_files(root, files, tally)
+        self.found = read + Found(left_out=tally.all())
 
     def fingerprint(self) -> list[Any]:
         files = stats_of(Path(file) for files in self.files.values() for file in files)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pocketcnn.data.columns import Asked, Column, Meaning, chosen, columns_of, meaning_of
 from pocketcnn.data.decode import RawImage
-from pocketcnn.data.found import Found, Part, Tally, printable
+from pocketcnn.data.found import NOTHING, Found, Part, Tally, printable
 from pocketcnn.data.layout import kind_of
 from pocketcnn.errors import BadData, PocketError
 from pocketcnn.support.optional import optional_import
@@ -212,7 +212,7 @@ def raw_image(cell: Any, where: str, label: Any, find: _Find) -> RawImage:
     """
     content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if isinstance(content, str):
-        content, path = None, content
+        content, path, where = None, content, f"{where}, a text taken as a path"
     if isinstance(content, list) and all(isinstance(value, int) and 0 <= value < 256 for value in content):
         content = bytes(content)
     if isinstance(path, str) and path:
@@ -231,14 +231,14 @@ def shown(path: str) -> str:
     return printed if len(printed) <= 120 else f"{printed[:100]}..."
 
 
-def split_files(root: Path, files: Sequence[Path], tally: Tally) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+def split_files(root: Path, files: Sequence[Path], tally: Tally) -> tuple[dict[str, list[str]], Found]:
     """Sorts the parquet files of a folder by split, as the names of the files and their folders tell.
 
     If no name tells a split, all files are training files. Otherwise those without one are left out, and so are files
     in whose path below the folder a name begins with an underscore: Spark's marks and unfinished work.
 
     Returns:
-        Absolute paths by split, in order; and lines that say how the names were read.
+        Absolute paths by split, in order; and how the names were read.
     Raises:
         BadData: a path tells two splits, or a split holds two files of one shard number.
     """
@@ -257,7 +257,7 @@ def split_files(root: Path, files: Sequence[Path], tally: Tally) -> tuple[dict[s
     nameless = by_split.pop(None, [])
     if not by_split:
         note = f"no name of {len(nameless)} parquet files tells a split, so that all hold training images"
-        return {"train": list(map(str, nameless))}, (note,) if len(nameless) > 1 else ()
+        return {"train": list(map(str, nameless))}, Found(notes=(note,)) if len(nameless) > 1 else NOTHING
     if nameless:
         tally.add("parquet files whose path tells no split", nameless[0], count=len(nameless))
     notes = []
@@ -266,10 +266,9 @@ def split_files(root: Path, files: Sequence[Path], tally: Tally) -> tuple[dict[s
             raise BadData(f"{printable(root)}: files are called both test and evaluation; rename or remove one kind")
         by_split["test"] = by_split.pop("evaluation")
         notes.append(f"{printable(by_split['test'][0])} belongs to the test split, as no file is called test")
-    for split, paths in by_split.items():
-        notes += _missing_shards(split or "", paths)
+    doubts = [line for split, paths in by_split.items() for line in _missing_shards(split or "", paths)]
     order = [split for split in ("train", "test", "validation") if split in by_split]
-    return {split: list(map(str, by_split[split])) for split in order}, tuple(notes)
+    return {split: list(map(str, by_split[split])) for split in order}, Found(notes=tuple(notes), doubts=tuple(doubts))
 
 
 def _missing_shards(split: str, paths: Sequence[Path]) -> list[str]:

@@ -36,7 +36,7 @@ from pocketcnn.errors import (
 )
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.files import write_atomically
-from pocketcnn.support.modules import bare, uncompiled
+from pocketcnn.support.modules import bare, filled_later, uncompiled
 from pocketcnn.support.version import __version__
 from pocketcnn.surgery import (
     Step,
@@ -188,7 +188,7 @@ def load(
             ) from error
     if base is not None:
         steps = _steps_after(base, steps, header, path)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), filled_later():
         model = _built(header, base, steps, head, path)
     _check_layers(model, header, base, path)
     _fill(model, path, head, header.storage, allow_nonfinite)

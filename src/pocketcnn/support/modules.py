@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 
 import torch
@@ -58,6 +59,24 @@ def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.get_default_dtype()
+
+
+_FILLED_LATER: ContextVar[bool] = ContextVar("filled_later", default=False)
+
+
+@contextlib.contextmanager
+def filled_later() -> Iterator[None]:
+    """Lets modules made inside a `with` leave out starting values that take long to compute: a file will replace them."""
+    token = _FILLED_LATER.set(True)
+    try:
+        yield
+    finally:
+        _FILLED_LATER.reset(token)
+
+
+def is_filled_later() -> bool:
+    """Tells whether modules are being made whose parameters and buffers a file will replace."""
+    return _FILLED_LATER.get()
 
 
 @contextlib.contextmanager

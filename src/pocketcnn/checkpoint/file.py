@@ -195,7 +195,7 @@ def load(
     parameters = dict(model.named_parameters())
     if unknown := [name for name in header.frozen if name not in parameters]:
         raise BrokenFile(
-            f"{path}: {unknown[0]} is frozen in the file, but {type(model).__name__} has no such parameter"
+            f"{path}: {unknown[0]!r} is frozen in the file, but {type(model).__name__} has no such parameter"
         )
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in header.frozen)

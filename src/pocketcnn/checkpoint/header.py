@@ -145,7 +145,8 @@ def check_header(text: str, path: Path) -> tuple[dict[str, Any], Header]:
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is int and version > VERSION:
         raise NewerFormat(f"{path}: format version {version}, this pocketcnn reads up to {VERSION}; upgrade pocketcnn")
-    return content, shaped(content, Header, where, remedy=AGAIN)
+    header = shaped(content, Header, where, remedy=AGAIN)
+    return {name: value for name, value in content.items() if value is not None or name == "base"}, header
 
 
 def replace_notes_(path: Path, notes: dict[str, Any]) -> None:

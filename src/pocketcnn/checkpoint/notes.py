@@ -16,11 +16,12 @@ from pocketcnn.data import DataSet
 from pocketcnn.errors import BrokenFile
 from pocketcnn.support.schema import shaped
 
+_Size = Annotated[int, Meta(ge=1, le=1 << 16)]
 _Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
 _KINDS: dict[str, Any] = {
     "data": str,
     "classes": tuple[str, ...],
-    "input_size": Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 16)], ...], Meta(max_length=3)],
+    "input_size": tuple[_Size, _Size, _Size],
     "mean": tuple[_Finite, ...],
     "std": tuple[Annotated[float, Meta(gt=0, le=1e30)], ...],
 }
@@ -55,7 +56,7 @@ class ImageNotes:
         """
         known: dict[str, Any] = {}
         for name, kind in _KINDS.items():
-            if notes.get(name) is None:
+            if not notes.get(name):
                 continue
             try:
                 known[name] = shaped(notes[name], kind, name, remedy="it is left out")

@@ -351,21 +351,23 @@ def _fill(model: nn.Module, path: Path, head: Head, storage: StorageEntry | None
     wanted = distinct_tensors(model)
     places = model.state_dict(keep_vars=True)
     with safe_open(path, framework="pt") as file:
-        stored = {name: file.get_tensor(name) for name in list(file.keys())}
-    if storage is not None:
-        try:
-            stored = unpack(stored, wanted, model, dataclasses.asdict(storage))
-        except (ValueError, IndexError, RuntimeError) as error:
-            raise BrokenFile(f"{path}: its weights do not fit {type(model).__name__}: {error}") from error
-    for name, tensor in wanted.items():
-        # In the dtype of the saved net. A copy, because memory with another alignment would round differently.
-        new = stored[name].clone()
-        if not (allow_nonfinite or _is_finite(new, tensor)):
-            raise BrokenFile(
-                f"{path}: {name} is not finite: it was saved after training diverged, or the file is damaged; train it "
-                "again, or pass allow_nonfinite=True to look at it"
-            )
-        places[name].data = new
+        read = file.get_tensor
+        if storage is not None:
+            stored = {name: read(name) for name in head.tensors}
+            try:
+                read = unpack(stored, wanted, model, dataclasses.asdict(storage)).pop
+            except (ValueError, IndexError, RuntimeError) as error:
+                raise BrokenFile(f"{path}: its weights do not fit {type(model).__name__}: {error}") from error
+        for name in list(wanted):
+            fresh = wanted.pop(name)  # so that its memory is free once it is replaced
+            # In the dtype of the saved net. A copy, because memory with another alignment would round differently.
+            new = read(name).clone()
+            if not (allow_nonfinite or _is_finite(new, fresh)):
+                raise BrokenFile(
+                    f"{path}: {name} is not finite: it was saved after training diverged, or the file is damaged; train it "
+                    "again, or pass allow_nonfinite=True to look at it"
+                )
+            places[name].data = new
 
 
 def _is_finite(tensor: Tensor, constants: Tensor | None = None) -> bool:

@@ -267,7 +267,9 @@ def test_a_damaged_key_is_reported(secret, tmp_path):
     for change in ({"salt": "xyz"}, {"n": 1 << 30}, {"r": "many"}):
         header = pc.checkpoint.read_header(tmp_path / "net")
         rewrite(tmp_path / "net", tmp_path / "bad", {**header, "key": {**header["key"], **change}})
-        with pytest.raises(BrokenFile, match=r"the entry about its passphrase is damaged .*; copy or train it again"):
+        with pytest.raises(
+            BrokenFile, match=r"description of the net is damaged: .* at key\.[srn].*; copy or train it again"
+        ):
             pc.load(tmp_path / "bad", passphrase="p")
 
 

@@ -43,6 +43,23 @@ def test_an_entry_that_a_file_lacks_is_named(name, change):
     assert notes.lacks(*(other for other in COLOURS if other != name)) == []
 
 
+DAMAGED = {
+    "data": [3, ["pets"], {"a": 1}],
+    "classes": [5, "cat", [1], [None], {"cat": 0}],
+    "input_size": [7, [3, 8], [3, 8, 0], [3, 8, 10**12], [3, 8, 6, 1], [3.5, 8, 6], ["3", 8, 6]],
+    "mean": ["x", [None], [float("nan")] * 3, [0.5], [0.5] * 4],
+    "std": [[0.0] * 3, [-1.0] * 3, [float("inf")] * 3, [True] * 3, [0.2]],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in DAMAGED.items() for value in values])
+def test_an_entry_of_another_form_is_left_out_with_a_word(name, value, caplog):
+    notes = ImageNotes.from_notes({**COLOURS, name: value})
+    assert notes.lacks() == [name]
+    assert "the notes of a model file are damaged" in caplog.text
+    assert name in caplog.text
+
+
 def test_images_are_normalised_channel_by_channel():
     pixels = torch.randint(0, 256, (4, 3, 8, 6), dtype=torch.uint8)
     x = ImageNotes.from_notes(COLOURS).normalise(pixels)

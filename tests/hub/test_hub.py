@@ -227,7 +227,14 @@ def test_what_cannot_be_saved_makes_no_repository(played, tmp_path):
     assert not (played.folder / "me" / "small").exists()
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("notes", [{"data": {"a": 1}}, {"classes": 5}, {"mean": [None], "std": [0]}, {"input_size": 7}])
+def test_the_card_leaves_out_damaged_notes(notes, tmp_path):
+    pc.save(small_net(), tmp_path / "file", notes=notes)
+    card = (hub.save_pretrained(tmp_path / "file", tmp_path / "net") / "README.md").read_text()
+    assert not any(f"| {row} |" in card for row in ("classes", "images", "mean, deviation"))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_damaged_configuration_is_named(content, tmp_path):
     folder = hub.save_pretrained(small_net(), tmp_path / "net")
     (folder / "config.json").write_bytes(content)

@@ -1,6 +1,17 @@
 """Model files: one `.safetensors` with the distinct tensors and, in its metadata, the JSON that rebuilds the net."""
 
-from pocketcnn.checkpoint.file import fill_from_, load, save
+from pocketcnn.checkpoint.file import check_savable, fill_from_, load, save
 from pocketcnn.checkpoint.header import FILE, FORMAT, VERSION, file_in, read_header, replace_notes_
 
-__all__ = ["FILE", "FORMAT", "VERSION", "file_in", "fill_from_", "load", "read_header", "replace_notes_", "save"]
+__all__ = [
+    "FILE",
+    "FORMAT",
+    "VERSION",
+    "check_savable",
+    "file_in",
+    "fill_from_",
+    "load",
+    "read_header",
+    "replace_notes_",
+    "save",
+]

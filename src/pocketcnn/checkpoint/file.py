@@ -11,17 +11,19 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialize
-from torch import nn
+from torch import Tensor, nn
 
-from pocketcnn.checkpoint.header import FORMAT, VERSION, file_in, read_header
+from pocketcnn.checkpoint.header import FORMAT, VERSION, Header, StorageEntry, check_header, file_in, parse_header
 from pocketcnn.checkpoint.lock import GUESSABLE, SCRYPT, hide_seeds
-from pocketcnn.checkpoint.storage import Storage, pack, unpack
+from pocketcnn.checkpoint.sealed import Head, read_head, seal, verify
+from pocketcnn.checkpoint.storage import Storage, check_fit, pack, unpack
 from pocketcnn.cost import distinct_tensors, separate
 from pocketcnn.errors import (
     BrokenFile,
@@ -34,10 +36,20 @@ from pocketcnn.errors import (
 )
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.files import write_atomically
-from pocketcnn.support.modules import uncompiled
+from pocketcnn.support.modules import bare, filled_later, uncompiled
 from pocketcnn.support.version import __version__
-from pocketcnn.surgery import Provenance, Step, check_step, provenance, rebuild, remember
+from pocketcnn.surgery import (
+    Step,
+    check_describable,
+    check_step,
+    provenance,
+    rebuild_,
+    record_of,
+    remember,
+    undescribed,
+)
 
+_CHUNK = 1 << 22  # values that are looked at in one go, so that this takes little memory
 _log = logging.getLogger(__name__)
 
 
@@ -63,38 +75,65 @@ def save(
         The length of the file in bytes.
     Raises:
         ValueError: no such storage; or the passphrase is empty, or the net has no seed to hide.
-        CannotWrite: the folder does not exist or is not writable, the disk is full, or the net's batch norms are folded
-            (`fold_norm`), which no file can describe. An old file stays intact.
+        CannotWrite: the folder does not exist or is not writable, the disk is full, or no file can describe the net, see
+            `check_savable`. An old file stays intact.
     """
-    path, model = Path(path), uncompiled(model)
-    made = provenance(model)
-    if any(getattr(provenance(module), "folded", False) for module in model.modules()):
-        raise CannotWrite(
-            f"{path}: this {type(model).__name__} has batch norms folded into its convolutions, and could not be rebuilt "
-            "from a file; save the net it was made of, and fold what load gives, by fold_norm or "
-            "materialize(..., fold_norm=True)"
-        )
+    path = Path(path)
+    check_savable(model, f"{path}: ")
     if not path.parent.is_dir():
         raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "base": made.base,
-        "steps": [dataclasses.asdict(step) for step in made.steps],
-        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
-        "notes": notes or {},
-    }
-    if passphrase is not None:
-        if any(0 <= step.options.get("seed", GUESSABLE) < GUESSABLE for step in made.steps):
-            _log.warning("a seed below 2**32 can be found by trying; draw one with secrets.randbits(64)")
-        header["key"] = {"salt": os.urandom(16).hex(), **SCRYPT}
-        hide_seeds(header, passphrase)
-    tensors = distinct_tensors(model)
-    if storage is not None:
-        tensors, header["storage"] = pack(tensors, model, storage)
-    content = serialize(separate(tensors), metadata={FORMAT: json.dumps(header)})
+    made = provenance(model)
+    with bare(model) as net:
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "base": made.base,
+            "steps": [step.as_dict() for step in made.steps],
+            "frozen": [name for name, parameter in net.named_parameters() if not parameter.requires_grad],
+            "notes": notes or {},
+            "layers": [layer.as_dict() for layer in undescribed(net)],
+        }
+        if passphrase is not None:
+            options = [(entry["method"], entry["options"]) for entry in (*header["steps"], *header["layers"])]
+            if any(0 <= known.get("seed", GUESSABLE) < GUESSABLE for _, known in options):
+                _log.warning("a seed below 2**32 can be found by trying; draw one with secrets.randbits(64)")
+            header["key"] = {"salt": os.urandom(16).hex(), **SCRYPT}
+            hide_seeds(options, header["key"], passphrase)
+        tensors = distinct_tensors(net)
+        if (odd := next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)) is not None:
+            _log.warning(
+                "%s: %s is not finite; load will refuse it, unless a fresh net has the same values there or "
+                "allow_nonfinite=True is given", path, odd,
+            )  # fmt: skip
+        if storage is not None:
+            tensors, header["storage"] = pack(tensors, net, storage)
+    text = json.dumps(header)
+    try:
+        check_header(text, path)  # so that no file is written that cannot be read
+    except BrokenFile as error:
+        raise CannotWrite(f"{error}; nothing was written") from error
+    content = seal(serialize(separate(tensors)), {FORMAT: text})
     write_atomically(path, content)
     return len(content)
+
+
+def check_savable(model: nn.Module, where: str = "") -> None:
+    """Checks that a file can describe a net; `where` begins the message.
+
+    Raises:
+        CannotWrite: the net's batch norms are folded (`fold_norm`); or a condensed layer was taken out of the net that was
+            condensed, where the record of its seed stayed; or something was put in the place of a condensed layer.
+    """
+    if provenance(model).folded:
+        raise CannotWrite(
+            f"{where}this {type(uncompiled(model)).__name__} has batch norms folded into its convolutions, and could not be "
+            "rebuilt from a file; save the net it was made of, and fold what load gives, by fold_norm or "
+            "materialize(..., fold_norm=True)"
+        )
+    try:
+        check_describable(model)
+    except CannotWrite as error:
+        raise CannotWrite(f"{where}{error}") from error
 
 
 def load(
@@ -103,44 +142,43 @@ def load(
     base: nn.Module | None = None,
     device: torch.device | str = "cpu",
     passphrase: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> nn.Module:
     """Rebuilds the net of a file, bit for bit, in evaluation mode.
 
     Args:
         path: a file written by `save`, or a folder that holds one: of a run, or written by `pocketcnn.hub`.
-        base: a fresh plain net of the same architecture, if `create_model` did not make the saved one; it is not changed.
+        base: if `create_model` did not make the saved net: a fresh net of the same form, with plain layers in the place of
+            condensed ones; it is not changed. Parts that are condensed already must be condensed as in the file. Wrappers
+            of `torch.compile` make no difference, and the loaded net has none.
         device: where the net is put.
         passphrase: the one that the file was saved with. A wrong one is not noticed: the net then has other places and
             signs, and is right no more often than by chance.
+        allow_nonfinite: also loads weights that are NaN or infinite. Constants that the fresh net has too, such as the
+            -inf of a mask, are always allowed.
     Raises:
         FileNotFoundError: there is no such file.
-        BrokenFile: the file is cut short or damaged, or its tensors do not fit the net.
+        BrokenFile: the file is cut short or damaged, its checksum differs, its tensors do not fit the net, or a weight is
+            not finite. Files of older versions have no checksum; damage to their weights is not noticed.
         ForeignFile: the file was not written by `save`.
         NewerFormat: a newer version wrote the file, or the file has an option that this version does not know.
         MissingPassphrase: the file was saved with a passphrase.
-        ValueError: a passphrase was given for a file that was saved without one.
+        ValueError: a passphrase was given for a file that was saved without one; or `base` is condensed in another way or
+            with another seed than the net in the file.
         MissingBase: the file describes changes to a net, which must be given as `base`.
         ExportedFile: the file was exported for serving.
     """
     path = file_in(Path(path))
-    header = read_header(path)
-    if passphrase is not None and "key" not in header:
-        raise ValueError(f"{path}: saved without a passphrase; leave it out")
-    if "key" in header:
-        if not passphrase:
-            raise MissingPassphrase(f"{path}: saved with a passphrase; pass it as load(path, passphrase=...)")
-        try:
-            hide_seeds(header, passphrase)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BrokenFile(
-                f"{path}: the entry about its passphrase is damaged ({error}); copy or train it again"
-            ) from error
-    steps = [Step(s["method"], s["options"], tuple(s["sites"])) for s in header["steps"]]
-    if base is None and header["base"] is None:
+    head = read_head(path)
+    _, header = parse_header(head, path)
+    verify(path, head)
+    _unlock(header, path, passphrase)
+    if base is None and header.base is None:
         raise MissingBase(
             f"{path}: this net was not made by create_model; pass a fresh plain one as base=net, to which "
-            f"{len(steps)} condensing steps will be applied"
+            f"{len(header.steps)} condensing steps will be applied"
         )
+    steps = [entry.step() for entry in header.steps]
     for step in steps:
         try:
             check_step(step)
@@ -148,53 +186,201 @@ def load(
             raise NewerFormat(
                 f"{path}: this version, {__version__}, does not know how the net was condensed ({error}); upgrade pocketcnn"
             ) from error
-    try:
-        with torch.random.fork_rng():
-            net = base if base is not None else create_model(header["base"]["name"], **header["base"]["options"])
-            model = rebuild(net, steps) if steps else copy.deepcopy(net)
-    except NotEnoughMemory:
-        raise
-    except (ValueError, PocketError) as error:
-        raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {error}") from error
-    if header["base"] is not None:
-        remember(model, Provenance(header["base"], tuple(steps)))
-    fill_from_(model, path, header.get("storage"))
-    frozen = set(header["frozen"])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+    if base is not None:
+        steps = _steps_after(base, steps, header, path)
+    with torch.random.fork_rng(), filled_later():
+        model = _built(header, base, steps, head, path)
+    _check_layers(model, header, base, path)
+    _fill(model, path, head, header.storage, allow_nonfinite)
+    parameters = dict(model.named_parameters())
+    if unknown := [name for name in header.frozen if name not in parameters]:
+        raise BrokenFile(
+            f"{path}: {unknown[0]!r} is frozen in the file, but {type(model).__name__} has no such parameter"
+        )
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in header.frozen)
     return model.to(device).eval()
 
 
-def fill_from_(model: nn.Module, path: Path, storage: dict[str, Any] | None = None) -> None:
+def _unlock(header: Header, path: Path, passphrase: str | None) -> None:
+    """Restores the seeds of a header that a passphrase hides."""
+    if header.key is None:
+        if passphrase is not None:
+            raise ValueError(f"{path}: saved without a passphrase; leave it out")
+        return
+    if not passphrase:
+        raise MissingPassphrase(f"{path}: saved with a passphrase; pass it as load(path, passphrase=...)")
+    try:
+        options = [(entry.method, entry.options) for entry in (*header.steps, *(header.layers or ()))]
+        hide_seeds(options, dataclasses.asdict(header.key), passphrase)
+    except ValueError as error:
+        raise BrokenFile(
+            f"{path}: the entry about its passphrase is damaged ({error}); copy or train it again"
+        ) from error
+
+
+def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: Head, path: Path) -> nn.Module:
+    """Builds the net that a header describes, after a try without memory has shown that it is no larger than the file."""
+
+    def build(light: bool) -> nn.Module:
+        if base is None:
+            assert header.base is not None
+            net = create_model(header.base.name, **header.base.options)
+        else:
+            with bare(base) as plain:
+                net = copy.deepcopy(plain)
+        return rebuild_(net.to("meta") if light else net, steps)
+
+    for light in (True, False):
+        try:
+            with torch.device("meta" if light else "cpu"):
+                model = build(light)
+        except NotEnoughMemory:
+            raise
+        except Exception as error:  # a file may ask for anything
+            if light and base is not None:
+                continue  # blocks of foreign nets may need values
+            words = " ".join(str(error).split()) if isinstance(error, ValueError | PocketError) else repr(error)
+            raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {words[:500]}") from error
+        if light:
+            check_fit(path, head, model, header.storage)
+    if header.base is not None:
+        made = record_of(model)
+        remember(model, dataclasses.replace(made, base=dataclasses.asdict(header.base)))
+    return model
+
+
+def _steps_after(base: nn.Module, steps: Sequence[Step], header: Header, path: Path) -> list[Step]:
+    """The steps of a file that its base has not taken yet.
+
+    Raises:
+        ValueError: the base is condensed in another way than the net in the file.
+    """
+    wanted = {_essence(step): step for step in steps}
+    taken = {_essence(step): step for step in provenance(base).steps}
+    for essence, step in taken.items():
+        if essence in wanted:
+            continue
+        other = next((one for one in steps if set(one.sites) & set(step.sites)), None)
+        if other is None and header.layers is None:
+            _say_unknown(path, step.sites[0], step.method)
+            continue
+        raise ValueError(
+            f"{path}: base is condensed otherwise than the net in the file: {step.sites[0]} {_difference(step, other)}; "
+            "pass a plain net as base, or one condensed as in the file"
+        )
+    return [step for essence, step in wanted.items() if essence not in taken]
+
+
+def _essence(step: Step) -> str:
+    return json.dumps(step.as_dict(), sort_keys=True)
+
+
+def _difference(ours: Step, other: Step | None) -> str:
+    """Says how a step of the base differs from one in the file."""
+    if other is None:
+        return f"by {ours.method!r}, and there is no such step in the file"
+    if ours.method != other.method:
+        return f"by {ours.method!r}, in the file by {other.method!r}"
+    mine, theirs = (json.loads(json.dumps(dict(step.options))) for step in (ours, other))
+    for name in {**mine, **theirs}:
+        if mine.get(name) != theirs.get(name):
+            return f"with {name} {mine.get(name)!r}, in the file with {theirs.get(name)!r}"
+    return f"together with {len(ours.sites)} layers in all, in the file with {len(other.sites)}"
+
+
+def _check_layers(model: nn.Module, header: Header, base: nn.Module | None, path: Path) -> None:
+    """Checks that the condensed layers which no step made, but the net's own class, are those of the file.
+
+    Raises:
+        ValueError: the base has other such layers than the net in the file, or they have another seed or other options.
+        BrokenFile: likewise, and the net was made by name.
+    """
+    found = {layer.sites[0]: layer for layer in undescribed(model)}
+    if header.layers is None:
+        for site, layer in found.items() if base is not None else ():
+            _say_unknown(path, site, layer.method)
+        return
+    stored = {entry.sites[0]: entry.step() for entry in header.layers}
+    for site in {**stored, **found}:
+        here, there = found.get(site), stored.get(site)
+        if here is None or there is None:
+            words = (
+                f"is a condensed layer only in {f'the file, not in {type(model).__name__}' if here is None else 'base'}"
+            )
+        elif here.method != there.method or any(
+            here.options.get(name) != there.options[name] for name in there.options
+        ):
+            words = f"was made otherwise: {_difference(here, there)}"
+        else:
+            continue
+        error = BrokenFile if base is None else ValueError
+        raise error(f"{path}: {site} {words}; pass a net of the same form as base=net")
+
+
+def _say_unknown(path: Path, site: str, method: str) -> None:
+    _log.warning(
+        "%s: an older version wrote this file without the options and the seed of %s (%s); those of base are used, right or "
+        "wrong: compare its outputs, and save it again", path, site, method,
+    )  # fmt: skip
+
+
+def fill_from_(
+    model: nn.Module, path: Path, storage: Mapping[str, Any] | None = None, *, allow_nonfinite: bool = False
+) -> None:
     """Copies the tensors of a model file into a net of the same structure, in the dtypes that the saved net had.
 
     Args:
         model: the net.
         path: the file.
         storage: the entry `storage` of the file's header.
+        allow_nonfinite: as in `load`.
     Raises:
-        BrokenFile: names or shapes differ.
+        BrokenFile: names or shapes differ, the checksum differs, or a weight is not finite.
         NewerFormat: the storage is one that this version does not know.
     """
+    head = read_head(path)
+    verify(path, head)
+    with bare(model) as net:
+        _fill(net, path, head, None if storage is None else StorageEntry(**storage), allow_nonfinite)
+
+
+def _fill(model: nn.Module, path: Path, head: Head, storage: StorageEntry | None, allow_nonfinite: bool) -> None:
+    """Copies the tensors of a file, whose head was checked, into a net."""
+    check_fit(path, head, model, storage)
     wanted = distinct_tensors(model)
     places = model.state_dict(keep_vars=True)
     with safe_open(path, framework="pt") as file:
-        stored = {name: file.get_tensor(name) for name in list(file.keys())}
-    if storage is not None:
-        try:
-            stored = unpack(stored, wanted, model, storage)
-        except NewerFormat as error:
-            raise NewerFormat(f"{path}: {error}; upgrade pocketcnn") from error
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise BrokenFile(f"{path}: its weights do not fit {type(model).__name__}: {error}") from error
-    if keys := sorted(stored.keys() ^ wanted.keys()):
-        raise BrokenFile(
-            f"{path}: its tensors do not fit {type(model).__name__}: {keys[0]!r} and {len(keys) - 1} more are in only "
-            "one of the two; was the net changed after condense?"
-        )
-    for name, tensor in wanted.items():
-        if stored[name].shape != tensor.shape:
-            shapes = f"{list(stored[name].shape)} in the file, {list(tensor.shape)} in the net"
-            raise BrokenFile(f"{path}: {name} is {shapes}")
-        # In the dtype of the saved net. A copy, because memory with another alignment would round differently.
-        places[name].data = stored[name].clone()
+        read = file.get_tensor
+        if storage is not None:
+            stored = {name: read(name) for name in head.tensors}
+            try:
+                read = unpack(stored, wanted, model, dataclasses.asdict(storage)).pop
+            except (ValueError, IndexError, RuntimeError) as error:
+                raise BrokenFile(f"{path}: its weights do not fit {type(model).__name__}: {error}") from error
+        for name in list(wanted):
+            fresh = wanted.pop(name)  # so that its memory is free once it is replaced
+            # In the dtype of the saved net. A copy, because memory with another alignment would round differently.
+            new = read(name).clone()
+            if not (allow_nonfinite or _is_finite(new, fresh)):
+                raise BrokenFile(
+                    f"{path}: {name} is not finite: it was saved after training diverged, or the file is damaged; train it "
+                    "again, or pass allow_nonfinite=True to look at it"
+                )
+            places[name].data = new
+
+
+def _is_finite(tensor: Tensor, constants: Tensor | None = None) -> bool:
+    """Tells whether all values are finite, except for those that equal the constants at their places."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    flat = tensor.flatten()
+    for start in range(0, len(flat), _CHUNK):
+        part = flat[start : start + _CHUNK]
+        odd = ~torch.isfinite(part)
+        if constants is not None and odd.any():
+            same = constants.flatten()[start : start + _CHUNK].to(part)
+            odd &= ~((part == same) | (part.isnan() & same.isnan()))
+        if odd.any():
+            return False
+    return True

@@ -1,16 +1,31 @@
 """Knowledge of a net about its images: `ImageNotes`, read from a data set or a model file, and applied to images."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from pocketcnn.checkpoint.header import read_header
 from pocketcnn.data import DataSet
+from pocketcnn.errors import BrokenFile
+from pocketcnn.support.schema import shaped
+
+_Size = Annotated[int, Meta(ge=1, le=1 << 16)]
+_Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
+_KINDS: dict[str, Any] = {
+    "data": str,
+    "classes": tuple[str, ...],
+    "input_size": tuple[_Size, _Size, _Size],
+    "mean": tuple[_Finite, ...],
+    "std": tuple[Annotated[float, Meta(gt=0, le=1e30)], ...],
+}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,12 +49,26 @@ class ImageNotes:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, Any]) -> "ImageNotes":
-        """The notes in the header of a model file; an entry of another type than ours counts as lacking."""
+        """The notes in the header of a model file; an entry of another form than ours is logged, and counts as lacking.
+
+        `input_size` is three whole numbers from 1 to 65,536; `mean` and `std` are finite, one for each channel, and a
+        deviation is positive.
+        """
         known: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            value = notes.get(field.name)
-            if isinstance(value, str if field.name == "data" else list | tuple):
-                known[field.name] = value if field.name == "data" else tuple(value)
+        for name, kind in _KINDS.items():
+            if not notes.get(name):
+                continue
+            try:
+                known[name] = shaped(notes[name], kind, name, remedy="it is left out")
+            except BrokenFile as error:
+                _log.warning("the notes of a model file are damaged: %s", error)
+        channels = known["input_size"][0] if known.get("input_size") else None
+        for name in ("mean", "std"):
+            if channels is not None and len(known.get(name) or (0,) * channels) != channels:
+                count = len(known.pop(name))
+                _log.warning(
+                    "the notes of a model file are damaged: %d values of %s for %d channels", count, name, channels
+                )
         return cls(**known)
 
     @classmethod

@@ -10,18 +10,26 @@ Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018; only the st
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pocketcnn.errors import NewerFormat
+from pocketcnn.checkpoint.header import StorageEntry
+from pocketcnn.checkpoint.sealed import Head
+from pocketcnn.cost import distinct_tensors
+from pocketcnn.errors import BrokenFile, NewerFormat
 from pocketcnn.support.protocols import NamesWeights
 
 Storage = Literal["float32", "float16", "int8"]
 _SCALES, _MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
 _WORTH = 128  # the bytes that a mask must save at least
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+_FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
+_WHOLE_IN_FILES = {
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -149,6 +157,44 @@ def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> t
     return packed, {"weights": storage, "dtype": next(iter(kinds), "float32"), "sparse": sparse}
 
 
+def check_fit(path: Path, head: Head, model: nn.Module, storage: StorageEntry | None) -> None:
+    """Checks by the head of a file that its tensors fit a net; no tensor is read, and the net may be on the meta device.
+
+    Raises:
+        BrokenFile: names, shapes or types differ.
+        NewerFormat: the storage is one that this version does not know.
+    """
+    if storage is not None and storage.weights not in get_args(Storage):
+        raise NewerFormat(
+            f"{path}: its weights are stored as {storage.weights}, which this version does not know; upgrade pocketcnn"
+        )
+    wanted, net = distinct_tensors(model), type(model).__name__
+    stored, sparse = dict(head.tensors), set(storage.sparse) if storage is not None else set()
+    whole = weights_of(model) if storage is not None and storage.weights == "int8" else {}
+    for name in (_SCALES, _MASKS) if storage is not None else ():
+        stored.pop(name, None)
+    if keys := sorted(stored.keys() ^ wanted.keys()):
+        raise BrokenFile(
+            f"{path}: its tensors do not fit {net}: {keys[0]!r} and {len(keys) - 1} more are in only one of the two; was the "
+            "net changed after condense?"
+        )
+    if unknown := sorted(sparse - wanted.keys()):
+        raise BrokenFile(f"{path}: its weights do not fit {net}: it has no {unknown[0]!r} to be stored without zeros")
+    for name, tensor in wanted.items():
+        shape, dtype = stored[name].shape, stored[name].dtype
+        if name in sparse:
+            if len(shape) != 1 or shape[0] > tensor.numel():
+                raise BrokenFile(
+                    f"{path}: its weights do not fit {net}: {name} is {list(shape)}, no list of what is not zero"
+                )
+        elif shape != tuple(tensor.shape):
+            raise BrokenFile(f"{path}: {name} is {list(shape)} in the file, {list(tensor.shape)} in the net")
+        known = (*_FLOATS_IN_FILES, *(["I8"] if name in whole else [])) if tensor.is_floating_point() else ()
+        known = known or (_WHOLE_IN_FILES.get(tensor.dtype, dtype),)
+        if dtype not in known:
+            raise BrokenFile(f"{path}: {name} is stored as {dtype}, and must be {' or '.join(known)}")
+
+
 def unpack(
     stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], model: nn.Module, entry: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -161,10 +207,7 @@ def unpack(
         entry: the entry `storage` of the file's header.
     Raises:
         ValueError: the tensors do not fit together.
-        NewerFormat: the storage is one that this version does not know.
     """
-    if entry["weights"] not in get_args(Storage):
-        raise NewerFormat(f"its weights are stored as {entry['weights']}, which this version does not know")
     if entry["dtype"] not in _FLOATS:
         raise ValueError(f"weights cannot be {entry['dtype']}; known: {', '.join(_FLOATS)}")
     tensors = {name: tensor for name, tensor in stored.items() if name not in (_SCALES, _MASKS)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from pocketcnn import zoo
 from pocketcnn.checkpoint import FILE
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.methods import METHODS
 from pocketcnn.support.files import read_json
 from pocketcnn.support.runs import RESULT
@@ -65,7 +66,7 @@ def write_card(
     rows = [
         *_file_rows(header, size, record, accuracy, measured),
         *_cost_rows(record),
-        *_image_rows(header["notes"], data),
+        *_image_rows(ImageNotes.from_notes(header["notes"]), data),
     ]
     parts = [
         f"# {repo_id.rpartition('/')[2]}",
@@ -83,7 +84,7 @@ def write_card(
 def _file_rows(
     header: Mapping[str, Any], size: int, record: Mapping[str, Any], accuracy: float | None, measured: str
 ) -> Iterator[tuple[str, str]]:
-    stored = header.get("storage", {}).get("weights")
+    stored = header["storage"]["weights"] if "storage" in header else ""
     if accuracy is not None:
         yield f"test accuracy of this file{f', on {measured}' if measured else ''}", f"{100 * accuracy:.2f} %"
     if stored and "test_accuracy" in record:
@@ -101,15 +102,15 @@ def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "latency in the run", f"{latency['median_ms']:.2f} ms ({how} on {latency['device']})"
 
 
-def _image_rows(notes: Mapping[str, Any], data: str) -> Iterator[tuple[str, str]]:
-    if "input_size" in notes:
-        size = f"{'x'.join(map(str, notes['input_size']))} (channels x height x width)"
+def _image_rows(notes: ImageNotes, data: str) -> Iterator[tuple[str, str]]:
+    if notes.input_size:
+        size = f"{'x'.join(map(str, notes.input_size))} (channels x height x width)"
         yield "images", f"{data}, {size}" if data else size
-    if {"mean", "std"} <= notes.keys():
-        yield "mean, deviation", f"{_numbers(notes['mean'])}; {_numbers(notes['std'])}, of values from 0 to 1"
-    if "classes" in notes:
-        first = ", ".join(map(str, notes["classes"][:10]))
-        yield "classes", f"{len(notes['classes'])}: {first}{', ...' if len(notes['classes']) > 10 else ''}"
+    if notes.mean and notes.std:
+        yield "mean, deviation", f"{_numbers(notes.mean)}; {_numbers(notes.std)}, of values from 0 to 1"
+    if notes.classes:
+        first = ", ".join(notes.classes[:10])
+        yield "classes", f"{len(notes.classes)}: {first}{', ...' if len(notes.classes) > 10 else ''}"
 
 
 def _loading(repo_id: str, header: Mapping[str, Any]) -> str:

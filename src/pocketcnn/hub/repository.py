@@ -10,6 +10,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,25 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint import FILE, FORMAT
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.data import BUILT_IN
-from pocketcnn.errors import BrokenFile, CannotReach
+from pocketcnn.errors import BrokenFile, CannotReach, ForeignFile
 from pocketcnn.hub.card import TASK, public_name, record_of, write_card
 from pocketcnn.support.files import make_folder, write_atomically, write_json
 from pocketcnn.support.optional import optional_import
+from pocketcnn.support.schema import read_shaped
 
 _hub: Any = optional_import("huggingface_hub", extra="hub", purpose="the hub")
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """What tells `config.json` of a net of ours from others."""
+
+    format: str
+
+
 _CARD, _CONFIG = "README.md", "config.json"
 
 
@@ -155,7 +167,7 @@ def from_pretrained(
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
         raise BrokenFile(f"{source}: its {_CONFIG} is damaged ({error}); delete or publish it again") from error
     return checkpoint.load(found.source, base=base, device=device, passphrase=passphrase)
 
@@ -206,8 +218,8 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
     def generate_model_card(self, repo_id: str) -> Any:
         """Writes the card of the file that was saved last, for a repository of that name."""
         header, size = checkpoint.read_header(self.file), self.file.stat().st_size
-        notes, record = header["notes"], self.record
-        data = public_name(notes.get("data") or record.get("data", ""))
+        notes, record = ImageNotes.from_notes(header["notes"]), self.record
+        data = public_name(notes.data or record.get("data", ""))
         measured = public_name(record.get("stored_data", data))
         # The run measured the weights before they were quantised.
         accuracy = record.get("stored_accuracy", None if "storage" in header else record.get("test_accuracy"))
@@ -222,7 +234,7 @@ class HubModel(_hub.ModelHubMixin, library_name=FORMAT):  # type: ignore[call-ar
         metadata = _hub.ModelCardData(
             license=self.license,
             library_name=FORMAT,
-            pipeline_tag=TASK if "classes" in notes else None,
+            pipeline_tag=TASK if notes.classes else None,
             tags=tags,
             datasets=[data_id] if "/" in data_id else None,
             metrics=["accuracy"] if results else None,
@@ -258,8 +270,8 @@ def _saved(made: HubModel, folder: Path, repo_id: str) -> Path:
         )
     if (config := folder / _CONFIG).is_file():
         try:
-            ours = json.loads(config.read_text(encoding="utf-8"))["format"] == FORMAT
-        except (ValueError, TypeError, KeyError):
+            ours = read_shaped(config, _Configuration, remedy="give another folder").format == FORMAT
+        except (BrokenFile, ForeignFile):
             ours = False
         if not ours:
             raise ValueError(

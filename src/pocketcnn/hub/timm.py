@@ -22,7 +22,7 @@ from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.errors import UnknownPretrained
 from pocketcnn.models.recipes import create_model, list_models
 from pocketcnn.support.optional import optional_import
-from pocketcnn.surgery import Step, provenance, rebuild, remember
+from pocketcnn.surgery import Step, rebuild, record_of, remember
 
 __all__ = ["PREFIX", "register"]
 PREFIX = "pocketcnn_"
@@ -143,7 +143,7 @@ def _set_classes(net: Any, num_classes: int) -> None:
     if num_classes == net.fc.out_features:
         return
     net.fc = nn.Linear(net.fc.in_features, num_classes)
-    made = provenance(net)
+    made = record_of(net)
     base: Any = made.base
     options = {**base["options"], "num_classes": num_classes}
     remember(net, dataclasses.replace(made, base={**base, "options": options}))

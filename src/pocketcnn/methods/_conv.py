@@ -13,6 +13,8 @@ from pocketcnn.numerics._shapes import Pair, divisors_of, pair
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
+LARGEST_KERNEL = 999  # pixels, of an option that sets a kernel's extent: far beyond any image's use
+
 
 class AbstractConv2d(nn.Module, abc.ABC):
     """A layer with `nn.Conv2d`'s arguments and input that makes its kernel instead of storing it.

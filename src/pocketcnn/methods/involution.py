@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn import kernels
-from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
+from pocketcnn.methods._conv import LARGEST_KERNEL, AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Site
 from pocketcnn.methods._sites import conv_sites, sites_by_pattern
 from pocketcnn.numerics._shapes import Pair, divisors_of, pair
@@ -49,6 +49,8 @@ class InvolutionOptions:
         sizes = self.kernel_size.values() if isinstance(self.kernel_size, dict) else [self.kernel_size]
         if wrong := [size for size in sizes if size is not None and (size < 1 or size % 2 == 0)]:
             raise ValueError(f"kernel_size must be odd and positive, so that it has a centre, not {wrong[0]}")
+        if wrong := [size for size in sizes if size is not None and size > LARGEST_KERNEL]:
+            raise ValueError(f"kernel_size may be at most {LARGEST_KERNEL}, not {wrong[0]}")
         if self.layers not in get_args(Layers):
             raise ValueError(f"no layers {self.layers!r}; known: {', '.join(get_args(Layers))}")
         if min(self.group_channels, self.reduction) < 1 or (self.num_groups is not None and self.num_groups < 1):

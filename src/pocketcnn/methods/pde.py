@@ -37,7 +37,7 @@ from pocketcnn.methods._blocks import (
     owners_of_parameters,
     structure,
 )
-from pocketcnn.methods._conv import fan_out
+from pocketcnn.methods._conv import LARGEST_KERNEL, fan_out
 from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.methods._norms import as_line, fold_, is_plain, is_watched, remember_statistics
 from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
@@ -48,6 +48,8 @@ Initial = Literal["identity", "residual"]
 Equation = Literal["advection_diffusion", "diffusion", "advection"]
 Boundary = Literal["periodic", "replicate", "reflect", "zero"]
 Activation = Literal["relu", "none"]
+
+_MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class PdeOptions:
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.num_steps != int(self.num_steps):
             raise ValueError(f"num_steps must be a whole number of at least 1, got {self.num_steps}")
+        if self.num_steps > _MOST_STEPS:
+            raise ValueError(
+                f"num_steps may be at most {_MOST_STEPS:,}, got {self.num_steps:,}: every pass takes them all"
+            )
         check_grid(self.num_steps, self.dt, self.dx, self.dy, self.boundary)
         for name, kind in get_type_hints(type(self)).items():
             choices = [word for part in (kind, *get_args(kind)) for word in get_args(part) if isinstance(word, str)]
@@ -107,9 +113,11 @@ class PdeOptions:
             raise ValueError(
                 f"diffusivity must not be negative, got {self.diffusivity}: the problem would be ill-posed"
             )
-        if not self.contrast > 0:
-            raise ValueError(f"contrast must be positive, got {self.contrast}")
-        if self.velocity_limit is not None and not self.velocity_limit > 0:
+        if self.kernel_size is not None and self.kernel_size > LARGEST_KERNEL:
+            raise ValueError(f"kernel_size may be at most {LARGEST_KERNEL}, not {self.kernel_size}")
+        if not 0 < self.contrast < math.inf:
+            raise ValueError(f"contrast must be positive and finite, got {self.contrast}")
+        if self.velocity_limit is not None and not 0 < self.velocity_limit < math.inf:
             raise ValueError(f"velocity_limit must be positive, or None for no limit, not {self.velocity_limit}")
         if isinstance(self.velocity, str) or self.equation == "diffusion":
             return

@@ -71,6 +71,8 @@ class RingOptions:
                 raise ValueError(f"size as a fraction must lie in (0, 1], not {size}; an integer is the ring's length")
             if size < 1 and not isinstance(size, float):
                 raise ValueError(f"size as a length must be at least 1, not {size}")
+            if size >= 2**31:  # places have 32 bits
+                raise ValueError(f"size as a length must be below 2**31, not {size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
         if self.scheme not in SCHEMES:

@@ -114,6 +114,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
         11173962
     """
     if name in BUILDERS:
+        _check_range(name, options)
         try:
             model = BUILDERS[name](**options)
         except TypeError as error:
@@ -131,6 +132,16 @@ def create_model(name: str, **options: Any) -> nn.Module:
     for method, step_options in steps:
         model = condense(model, method, **step_options)
     return model
+
+
+# The largest values of options: far beyond use, but small enough that nothing overflows or runs for hours.
+_MOST = {"num_classes": 10**6, "in_channels": 10**6, "width": 10**3, "max_steps": 10**4, "train_steps": 10**4}
+
+
+def _check_range(name: str, options: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if isinstance(value, int | float) and not abs(value) <= (most := _MOST.get(option, 2**31)):
+            raise ValueError(f"{name}: {option} may be at most {most:,}, not {value!r}")
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 
 import torch
@@ -26,12 +27,56 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def bare_name(name: str) -> str:
+    """The dotted name of a module or tensor in a net without the wrappers of `torch.compile`.
+
+    Example:
+        >>> bare_name("layer1._orig_mod.0.conv1.weight")
+        'layer1.0.conv1.weight'
+    """
+    return ".".join(word for word in name.split(".") if word != "_orig_mod")
+
+
+@contextlib.contextmanager
+def bare(model: nn.Module) -> Iterator[nn.Module]:
+    """Takes the wrappers of `torch.compile` out of a net and its parts inside a `with`, so that all names are bare."""
+    taken = []
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and uncompiled(child) is not child and uncompiled(parent) is parent:
+                taken.append((parent, name, child))
+                parent._modules[name] = uncompiled(child)
+    try:
+        yield uncompiled(model)
+    finally:
+        for parent, name, child in taken:
+            parent._modules[name] = child
+
+
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Finds device and precision of a net, by its first floating-point tensor; CPU and float32 without one."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.get_default_dtype()
+
+
+_FILLED_LATER: ContextVar[bool] = ContextVar("filled_later", default=False)
+
+
+@contextlib.contextmanager
+def filled_later() -> Iterator[None]:
+    """Lets modules made inside a `with` leave out starting values that take long to compute: a file will replace them."""
+    token = _FILLED_LATER.set(True)
+    try:
+        yield
+    finally:
+        _FILLED_LATER.reset(token)
+
+
+def is_filled_later() -> bool:
+    """Tells whether modules are being made whose parameters and buffers a file will replace."""
+    return _FILLED_LATER.get()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def shaped(content: Any, kind: type[Kind], where: str, *, error: type[Exception]
     """
     try:
         return msgspec.convert(content, kind, strict=True)
-    except (msgspec.ValidationError, RecursionError) as problem:
+    except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as problem:  # the last: half a surrogate pair
         raise error(f"{where}: {_in_words(problem)}; {remedy}") from problem
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from pocketcnn.errors import NothingToCondense, UnsupportedLayer
 from pocketcnn.methods import Method
 from pocketcnn.surgery.fitting import start_from_trained_
-from pocketcnn.surgery.provenance import Step, provenance, remember
+from pocketcnn.surgery.provenance import Step, mark_made_, record_of, remember
 from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_sites
 
 
@@ -78,26 +78,44 @@ def condense(
 
 
 def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
-    """Applies recorded steps to a plain net, as loading a file does.
+    """Applies recorded steps to a copy of a plain net, each to its part of the net, as loading a file does.
 
     Raises:
         UnknownMethod: a method that this version does not have.
-        ValueError: the net has no layer of a recorded name, or the layer does not fit.
+        ValueError: the net has no part or layer of a recorded name, or the layer does not fit.
     """
+    return rebuild_(copy.deepcopy(model), steps)
+
+
+def rebuild_(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
+    """Applies recorded steps to the net itself, see `rebuild`; returns it, or what replaced it."""
     for step in steps:
         record, settings = resolve_method(step.method, dict(step.options))
-        model = apply_step(model, record, settings, tuple(step.sites))
+        parts: dict[nn.Module, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            parts.setdefault(module, []).append(name)
+        whole = next((module for module, names in parts.items() if step.part in names), None)
+        if whole is None:
+            raise ValueError(f"{type(model).__name__} has no part {step.part!r} for {step.method!r} to condense")
+        inside = len(step.part) + 1 if step.part else 0
+        new = apply_step_(whole, record, settings, tuple(site[inside:] for site in step.sites))
+        model = put_in_place(model, parts[whole], new) if new is not whole else model
     return model
 
 
 def apply_step(model: nn.Module, record: Method, settings: Any, names: tuple[str, ...]) -> nn.Module:
     """Copies the net, replaces the named sites in the copy, and records the step in it."""
-    small = copy.deepcopy(model)
+    return apply_step_(copy.deepcopy(model), record, settings, names)
+
+
+def apply_step_(small: nn.Module, record: Method, settings: Any, names: tuple[str, ...]) -> nn.Module:
+    """Replaces the named sites in the net itself, and records the step in it; returns the net, or its only layer's heir."""
+    made = record_of(small)
     by_name = {name: site for site in record.sites(small, settings) for name in site.names}
     sites = []
     for name in names:
         if name not in by_name:
-            raise ValueError(f"{name}: {type(model).__name__} has no such layer for {record.name!r} to replace")
+            raise ValueError(f"{name}: {type(small).__name__} has no such layer for {record.name!r} to replace")
         if not by_name[name].possible:
             raise UnsupportedLayer(f"{name}: {by_name[name].reason}")
         sites.append(by_name[name])
@@ -121,8 +139,8 @@ def apply_step(model: nn.Module, record: Method, settings: Any, names: tuple[str
         for rest, _ in site.rest:
             put_in_place(small, [rest], None)
     record.finish(small, built)
-    made = provenance(model)
-    step = Step(record.name, dataclasses.asdict(settings), names)
+    mark_made_(built.values())
+    step = Step.now(record.name, dataclasses.asdict(settings), names)
     return remember(small, dataclasses.replace(made, steps=(*made.steps, step)))
 
 

@@ -1,7 +1,6 @@
 """Ordinary convolutions in the place of condensed layers, and nets as they are served."""
 
 import copy
-import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from pocketcnn.support.modules import uncompiled
 from pocketcnn.support.protocols import Listener, LooksAtEntropy, is_condensed
 from pocketcnn.surgery.condense import put_in_place
 from pocketcnn.surgery.folding import fold_norms_
-from pocketcnn.surgery.provenance import Provenance, provenance, remember
+from pocketcnn.surgery.provenance import Provenance, forget_steps_, record_of, remember
 
 
 def as_served(model: nn.Module, *, fold: bool = False) -> nn.Module:
@@ -79,24 +78,21 @@ def materialize(
             f"{name}{others}: {why}, so no ordinary convolution equals it; run or export the net as it is"
         )
     dense = copy.deepcopy(model)
-    made = provenance(model)
-    base = made.base
+    same_form = not obstacles
     layer: Any
     for layer, names in paths_of(dense).items():
         if is_condensed(layer) and obstacles.keys().isdisjoint(names):
             new = layer.dense(entropy)
             dense = put_in_place(dense, names, new)
             if not isinstance(new, nn.Conv2d):
-                base = None  # parts have other names than in the plain net
+                same_form = False  # parts have other names than in the plain net
         if not obstacles.keys().isdisjoint(looking):
             continue  # stages that stay need the hooks
         for hook in list(layer._forward_pre_hooks.values()):
             owner = getattr(hook, "__self__", None)  # of a bound method
             if isinstance(owner, Listener) and not isinstance(owner, Tensor):
                 owner.detach(layer)
-    if obstacles:
-        base = None
-    dense = remember(dense, dataclasses.replace(made, base=base, steps=()))
+    dense = forget_steps_(remember(dense, record_of(model)), keep_base=same_form)
     return _folded(dense, input_size) if fold_norm else dense
 
 

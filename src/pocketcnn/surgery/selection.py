@@ -50,7 +50,7 @@ def resolve_method(method: str, options: Mapping[str, Any]) -> tuple[Method, Any
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Tells whether an option has the type of its field; the options class checks the words that a field knows."""
+    """Tells whether an option has the type of its field, whole numbers those of 64 bits; the options class checks the words that a field knows."""
     if typing.get_origin(hint) is typing.Literal:
         return isinstance(value, str)
     if typing.get_origin(hint) is dict:
@@ -60,6 +60,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         return any(_is_a(value, part) for part in parts)
     if isinstance(value, bool):
         return hint is bool
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return False
     return isinstance(value, int | float if hint is float else hint)
 
 

@@ -79,7 +79,8 @@ def fit(
         Interrupted: Ctrl-C was pressed; the run can be resumed.
         Preempted: a scheduler sent SIGTERM or SIGUSR1; the run can be resumed.
         BrokenFile: both checkpoints in the folder are damaged. If only the last one is, the previous one is used.
-        CannotWrite: the folder is not writable or the disk is full; files written before are intact.
+        CannotWrite: the folder is not writable or the disk is full; files written before are intact. Or no file could
+            describe the net (see `checkpoint.check_savable`); this is found before the first step.
         ValueError: the folder holds a run with other settings (the message names them), or the data changed since the
             run began; more devices than the machine has; `sync_batchnorm` on the CPU; a `feature_weight` without a teacher.
         TypeError: a keyword that is no field of `hardware`.
@@ -89,6 +90,7 @@ def fit(
     keep_memory()
     folder = make_folder(Path(folder))
     label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
+    checkpoint.check_savable(model)
     check_input(model, data)
     if config.small_epochs:
         check_input(model, data, share=SMALL)
@@ -96,7 +98,7 @@ def fit(
     settings = settings_of(model, data, hardware, teacher, label)
     earlier = earlier_config(folder, settings, config)
     if earlier is not None and (folder / RESULT).exists():
-        checkpoint.fill_from_(model, folder / MODEL)
+        checkpoint.fill_from_(model, folder / MODEL, allow_nonfinite=True)
         return read_result(folder)
     with Safeguard(folder, 60 * hardware.save_minutes) as guard, quiet_lightning():
         if is_first_process():

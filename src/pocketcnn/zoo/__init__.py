@@ -17,7 +17,7 @@ from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.errors import TamperedFile, UnknownPretrained
 from pocketcnn.models import recipes
-from pocketcnn.support.files import read_json
+from pocketcnn.support.schema import read_shaped
 
 FOLDER = Path(__file__).parent
 
@@ -143,7 +143,9 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
 def read_cards(folder: Path) -> list[Card]:
     """Reads the cards in a zoo's folder, sorted; none if it has no index."""
     index = folder / "index.json"
-    return sorted_cards([Card(**entry) for entry in read_json(index)]) if index.is_file() else []
+    if not index.is_file():
+        return []
+    return sorted_cards(read_shaped(index, list[Card], remedy="install the package again"))
 
 
 def sorted_cards(found: list[Card]) -> list[Card]:

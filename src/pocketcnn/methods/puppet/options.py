@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from pocketcnn.numerics.odeint import check_solver
 from pocketcnn.numerics.ring_index import check_seed
 
+_MOST, _DEEPEST = 100, 10_000  # every pass takes the steps, and every level is a set of kernels
 Generator = Literal["ode", "linear", "static", "stored"]
 
 
@@ -60,6 +61,11 @@ class PuppetOptions:
                 f"num_steps, levels, min_depth and max_depth must be at least 1, got {self.num_steps}, {self.levels}, "
                 f"{self.min_depth}, {self.max_depth}"
             )
+        if max(self.num_steps, self.levels) > _MOST or max(depths, default=0) > _DEEPEST:
+            raise ValueError(
+                f"num_steps and levels may be at most {_MOST}, min_depth and max_depth {_DEEPEST:,}, got {self.num_steps}, "
+                f"{self.levels}, {self.min_depth}, {self.max_depth}"
+            )
         if len(depths) == 2 and depths[0] > depths[1]:
             raise ValueError(f"min_depth {self.min_depth} is more than max_depth {self.max_depth}")
         if not (self.horizon > 0 and math.isfinite(self.horizon)):
@@ -83,7 +89,7 @@ def check_size(size: int | float) -> None:
     """Checks the number of stored parameters.
 
     Raises:
-        ValueError: neither a fraction in (0, 1] nor an integer of at least 1.
+        ValueError: neither a fraction in (0, 1] nor an integer of at least 1 and below 2**31.
     """
-    if isinstance(size, bool) or not (0 < size <= 1 if isinstance(size, float) else size >= 1):
-        raise ValueError(f"size is a fraction in (0, 1] or a number of at least 1, not {size}")
+    if isinstance(size, bool) or not (0 < size <= 1 if isinstance(size, float) else 1 <= size < 2**31):
+        raise ValueError(f"size is a fraction in (0, 1] or a number of at least 1 and below 2**31, not {size}")

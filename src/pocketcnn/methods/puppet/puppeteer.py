@@ -16,6 +16,7 @@ from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.odeint import odeint
 from pocketcnn.numerics.ring_index import channel_indices
+from pocketcnn.support.modules import is_filled_later
 
 Shape = tuple[int, ...]
 Slot = tuple[int, int, int]  # which stage, which of its blocks, which of the block's kernels
@@ -104,7 +105,7 @@ class Puppeteer(nn.Module):
         self.signs.copy_(signs)
         with torch.no_grad():
             self.scales.fill_(1)
-            for path in range(len(self.scales)):
+            for path in () if is_filled_later() else range(len(self.scales)):
                 made = self._generate(None, path)
                 stds = [made[slot].std(correction=0) / self.stds[slot] if slot in made else 1.0 for slot in self.slots]
                 self.scales[path] = 1 / torch.tensor(stds)

@@ -58,7 +58,11 @@ class Table:
         """The splits with their numbers of files and rows, and the columns."""
         first = next(iter(self.splits.values()))[0]
         parts = (
-            Part(split, f"{len(shards)} parquet files", sum(sum(shard.groups) for shard in shards))
+            Part(
+                split,
+                f"{len(shards)} parquet file{'s' if len(shards) > 1 else ''}",
+                sum(sum(shard.groups) for shard in shards),
+            )
             for split, shards in self.splits.items()
         )
         names = "numbers with names" if first.label.names is not None else first.label.holds

@@ -226,11 +226,11 @@ def _after(*steps: Callable[[Path], object]) -> Callable[[Path], None]:
     return make
 
 
-def _texts(*places: str) -> Callable[[Path], None]:
-    return lambda folder: [_write(folder / place) for place in places] and None
+def _texts(*places: str) -> Callable[[Path], object]:
+    return lambda folder: [_write(folder / place) for place in places]
 
 
-HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda folder: None, "neither images nor parquet files"),
     "texts only": (_texts("a.txt", "cat/b.txt"), "neither images nor parquet files in it, but 2 .txt"),
     "archives": (_texts("images.zip", "train/b.tar"), "neither images nor parquet files"),
@@ -250,8 +250,19 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "splits twice": (_tops("train/a", "train/b", "set/train/a", "set/train/b"), "named like a split"),
     "classes with splits in their names": (_tops("cat_train", "dog_train", "cat_test"), "labels are missing"),
     "masks": (_tops("images", "masks"), "segmentation or detection"),
+    "masks of other names": (
+        lambda folder: [put(folder / f"{kind}s" / f"{kind}_{n}.png") for n in range(3) for kind in ("image", "mask")],
+        "segmentation or detection",
+    ),
     "masks in splits": (_tops("train/images", "train/masks", "test/images", "test/masks"), "segmentation or detection"),
     "masks of splits": (_tops("images/train", "masks/train"), "segmentation or detection"),
+    "masks in classes": (_tops("cat/images", "cat/masks", "dog/images", "dog/masks"), "segmentation or detection"),
+    "masks below images": (_tops("cat", "cat/masks", "dog", "dog/masks"), "segmentation or detection"),
+    "thumbnails below images": (_tops("cat", "cat/thumbs", "dog", "dog/thumbs"), "thumbnails"),
+    "masks beside images": (
+        _after(_plain, lambda folder: put(folder / "cat" / "train1_mask.png")),
+        "train1_mask.png: belongs to 'train1' beside it",
+    ),
     "yolo": (_after(_tops("images/train", "images/val"), _texts("labels/train/0.txt", "labels/val/1.txt")), "detection"),
     "roboflow": (_after(_tops("train/images", "valid/images"), _texts("train/labels/0.txt", "train/labels/1.txt")), "detection"),
     "coco": (_after(_tops("train2017", "val2017"), _texts("annotations/instances.json")), "detection"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pocketcnn.cli import main as command_line
 from pocketcnn.data import load, load_unlabelled
-from pocketcnn.data.dividing import divided, shared_images
+from pocketcnn.data.dividing import contradicting_images, shared_images
 from pocketcnn.data.folders import find_source
 from pocketcnn.data.found import printable
 from pocketcnn.data.layout import kind_of, words_of
@@ -352,15 +352,18 @@ def test_names_are_printed_on_one_line():
 def test_images_in_two_splits_are_counted(folder, capsys):
     Layout(splits=13, litter=("thumbs", "other format")).write(folder)
     (folder / "test" / "cat" / "copy.png").write_bytes((folder / "train" / "cat" / "train3.png").read_bytes())
+    (folder / "train" / "dog" / "copy.png").write_bytes((folder / "train" / "cat" / "train4.png").read_bytes())
     data = load(folder)
     assert shared_images(data.train, data.test) == 1
-    assert not shared_images(*divided(data.train, 0.5, seed=0))
+    assert contradicting_images(data.train, data.validation, data.test) == 1
+    assert not shared_images(data.validation, data.test)
     assert run(["data", str(folder)]) == 0
     said = capsys.readouterr().out
     assert f"validation: 12 images from {folder / 'val'}" in said
     assert "left out: 1 files with suffix .heic (train/cat/0.heic)" in said
     assert "left out: 1 hidden or system entries (train/cat/Thumbs.db)" in said
-    assert "warning: 1 of 13 test images also are training images" in said
+    assert "warning: 1 of 13 test images equal training images" in said
+    assert "warning: 1 images are in several classes" in said
 
 
 def test_folders_are_classified(tmp_path, capsys):

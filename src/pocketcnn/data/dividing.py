@@ -97,5 +97,18 @@ def shared_images(first: Images, second: Images) -> int:
     return sum(digest in seen for digest in _digests(second).elements())
 
 
+def contradicting_images(*splits: Images) -> int:
+    """Counts the different images that occur under several labels."""
+    labels: dict[bytes, set[int]] = {}
+    for split in splits:
+        for image, label in zip(split.images, split.labels.tolist(), strict=True):
+            labels.setdefault(_digest(image), set()).add(label)
+    return sum(len(found) > 1 for found in labels.values())
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
+
+
 def _digests(split: Images) -> Counter[bytes]:
-    return Counter(hashlib.blake2b(image.numpy(), digest_size=16).digest() for image in split.images)
+    return Counter(map(_digest, split.images))

@@ -123,7 +123,7 @@ def _folder_source(folder: Path, asked: Asked) -> AbstractSource:
     held = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in others.most_common(4))
     left = tuple(entry for entry in tally.all() if not entry.reason.startswith("files with"))
     raise BadData(
-        f"{printable(folder)}: neither images nor parquet files in it, but {held or 'no other files'}"
+        f"{printable(folder)}: neither images nor parquet files in it{f', but {held}' if held else ''}"
         f"{f' (left out: {in_words(left)})' if left else ''}; "
         + ("loading scripts are never run; " if others[".py"] else "")
         + "put the images of each class in a folder of the class's name"

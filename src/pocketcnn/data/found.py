@@ -69,9 +69,9 @@ class Tally:
         self.entries[reason] = LeftOut(reason, before.count + count, before.example, before.is_data or is_data)
 
     def below(self, folder: Path) -> str:
-        """Words for reasons whose example lies in a folder."""
-        inside = f"{printable(os.path.relpath(folder, self.root))}{os.sep}"
-        return in_words(tuple(entry for entry in self.all() if entry.example.startswith(inside)))
+        """Words for reasons whose example is a folder or lies in it."""
+        inside = printable(os.path.relpath(folder, self.root))
+        return in_words(tuple(entry for entry in self.all() if f"{entry.example}/".startswith(f"{inside}/")))
 
     def all(self) -> tuple[LeftOut, ...]:
         """The entries, those first that may be missed."""

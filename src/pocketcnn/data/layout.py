@@ -35,8 +35,16 @@ _UNLABELLED = {
 _PIXELS = {"image", "images", "img", "imgs", "jpegimages", "rgb", "input", "inputs", "photos", "pictures"}
 _ANSWERS = {
     "mask", "masks", "label", "labels", "annotation", "annotations", "annot", "gt", "groundtruth", "truth", "target",
-    "targets", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth", "bbox", "boxes",
+    "targets", "segmentation", "segmentations", "segmentationclass", "segmentationobject", "depth", "bbox", "boxes", "thumb",
+    "thumbs", "thumbnail", "thumbnails",
 }  # fmt: skip
+_MARKED = re.compile(
+    r"(.+?)[ _.-]+(?:mask|segmentation|seg|label|annotation|gt|depth|thumb|thumbnail)s?[ _.-]*\d*", re.I
+)
+_OTHER_TASK = (
+    "these look like masks, boxes or thumbnails of the images, as for segmentation or detection; to classify, give class "
+    "folders of the images alone"
+)
 # The most test-like of the splits beside train is the test split; another one is for validation.
 _TEST_ORDER = ("test", "evaluation", "validation")
 
@@ -252,6 +260,8 @@ def _classes(role: str, folder: Folder, tally: Tally, doubts: list[str]) -> tupl
         tally.add(_EMPTY, empty.path, is_data=False)
     _refuse_other_tasks(folder)
     for inner in folder.filled:
+        for deep in inner.everything():
+            _refuse_other_tasks(deep, in_class=True)
         below = [
             deep for deep in inner.filled if _is_plain(deep.name) and (deep.filled or kind_of(deep.name) != "train")
         ]
@@ -282,22 +292,36 @@ def _check_series(folder: Folder, doubts: list[str]) -> None:
     doubts.append(f"{_listed(parts)} in {where}: taken as the classes, though each holds the same folders ({same})")
 
 
-def _refuse_other_tasks(level: Folder) -> None:
-    """Refuses pairs of images with masks, boxes or the like: folders of equal file names, one of images."""
-    pixels = [folder for folder in level.filled if set(words_of(folder.name)) & _PIXELS]
+def _refuse_other_tasks(level: Folder, *, in_class: bool = False) -> None:
+    """Refuses pairs of images with masks, boxes, thumbnails or the like: as many, or files of equal names.
+
+    In a class folder, text files such as boxes do no harm.
+    """
     answers = [folder for folder in level.folders if set(words_of(folder.name)) & _ANSWERS]
-    for images in pixels:
-        stems = {file.stem for folder in images.everything() for file in folder.images}
-        has_classes = any(kind_of(folder.name) is None for folder in images.filled)
-        for answer in answers:
-            names = {path for folder in answer.everything() for path in (*folder.images, *map(Path, folder.others))}
-            is_pair = 2 * len(stems & {path.stem for path in names}) >= len(stems)
-            # Boxes in text files beside class folders do no harm: the class folders give the labels.
-            if answer is not images and is_pair and (answer.total or not has_classes):
-                raise BadData(
-                    f"{printable(level.path)}: {printable(images.name)!r} and {printable(answer.name)!r} hold files of equal "
-                    "names; this is a data set for segmentation or detection; to classify, give a folder of class folders"
-                )
+    pixels = [folder for folder in level.filled if set(words_of(folder.name)) & _PIXELS] if answers else []
+    own = {file.stem for file in level.images}
+    pairs = [({file.stem for file in images.all_images()}, images, answer) for images in pixels for answer in answers]
+    for stems, images, answer in [*pairs, *((own, level, answer) for answer in answers if own)]:
+        has_classes = in_class or any(kind_of(folder.name) is None for folder in images.filled)
+        names = {path for folder in answer.everything() for path in (*folder.images, *map(Path, folder.others))}
+        same = stems & {_bare(path.stem) for path in names}
+        is_pair = 2 * len(same) >= len(stems) or answer.total == images.total
+        if answer is not images and is_pair and (answer.total or not has_classes):
+            raise BadData(
+                f"{printable(images.path)} and {printable(answer.path)}: files that belong together; {_OTHER_TASK}"
+            )
+    if in_class:
+        folded = {stem.casefold() for stem in own}
+        for file in level.images:
+            bare = _bare(file.stem)
+            if bare != file.stem and bare.casefold() in folded:
+                raise BadData(f"{printable(file)}: belongs to {printable(bare)!r} beside it; {_OTHER_TASK}")
+
+
+def _bare(stem: str) -> str:
+    """The name of the image that a mask such as `7_mask` belongs to."""
+    match = _MARKED.fullmatch(stem)
+    return match[1] if match else stem
 
 
 def _hint(level: Folder) -> str:

@@ -23,7 +23,7 @@ def data(words: Sequence[str]) -> None:
     import torch
 
     from pocketcnn.data import Images
-    from pocketcnn.data.dividing import shared_images
+    from pocketcnn.data.dividing import contradicting_images, shared_images
 
     found = load_data(given)
     channels, height, width = found.input_size
@@ -44,9 +44,9 @@ def data(words: Sequence[str]) -> None:
     if isinstance(found.train, Images):
         for name in ("validation", "test"):
             if same := shared_images(found.train, splits[name]):
-                print(
-                    f"warning: {same:,} of {len(splits[name]):,} {name} images also are training images, pixel by pixel"
-                )
+                print(f"warning: {same:,} of {len(splits[name]):,} {name} images equal training images")
+        if twice := contradicting_images(*splits.values()):
+            print(f"warning: {twice:,} images are in several classes")
 
 
 def _lines_of(found: "Found") -> Iterator[str]:

@@ -232,7 +232,11 @@ SPLITS = [  # names of files, and what they are read as, or the error
     (["train.parquet", "test.parquet", "extra.parquet"], {"train": 1, "test": 1}),
     (["test.parquet"], {"test": 1}),
     (["train/test.parquet"], "its path tells two splits, test and train; rename"),
-    (["a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"], "are both shard 0 of 1 of the train split, as of two"),
+    (["train-00000-of-00001-1a.parquet", "train-00000-of-00001-2b.parquet"], "are both shard 0 of 1 of the train split, as of two"),
+    (["a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"], "are called the same, as of two data sets; give"),
+    (["plain/train/0.parquet", "grey/train/0.parquet", "plain/test/0.parquet"], "are called the same, as of two data sets"),
+    (["train/year=2024/0.parquet", "train/year=2025/0.parquet"], {"train": 2}),
+    (["a/train-0.parquet", "b/train-1.parquet"], {"train": 2}),
     (["train.parquet", "test.parquet", "evaluation.parquet"], "files are called both test and evaluation"),
 ]  # fmt: skip
 

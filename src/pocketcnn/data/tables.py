@@ -270,9 +270,33 @@ def split_files(root: Path, files: Sequence[Path], tally: Tally) -> tuple[dict[s
             raise BadData(f"{printable(root)}: files are called both test and evaluation; rename or remove one kind")
         by_split["test"] = by_split.pop("evaluation")
         notes.append(f"{printable(by_split['test'][0])} belongs to the test split, as no file is called test")
-    doubts = [line for split, paths in by_split.items() for line in _missing_shards(split or "", paths)]
+    doubts: list[str] = []
+    for split, paths in by_split.items():
+        doubts += [*_places(str(split), root.absolute(), paths), *_missing_shards(str(split), paths)]
     order = [split for split in ("train", "test", "validation") if split in by_split]
     return {split: list(map(str, by_split[split])) for split in order}, Found(notes=tuple(notes), doubts=tuple(doubts))
+
+
+def _places(split: str, root: Path, paths: Sequence[Path]) -> list[str]:
+    """A line for a split whose files lie in several folders; refuses files that are called the same in two of them.
+
+    Folders below the name that tells the split are parts of it, as Spark writes them.
+    """
+    first: dict[tuple[str, ...], Path] = {}
+    folders: dict[str, None] = {}
+    for path in paths:
+        names = path.relative_to(root).parts
+        told = next(place for place, name in enumerate(names) if kind_of(name))
+        if (other := first.setdefault(names[told:], path)) != path:
+            raise BadData(
+                f"{printable(other)} and {printable(path)} are called the same, as of two data sets; give the folder of one"
+            )
+        folders[str(Path(*names[:told]))] = None
+    if len(folders) < 2:
+        return []
+    return [
+        f"files of the {split} split lie in several folders, which are read as one: {', '.join(map(printable, folders))}"
+    ]
 
 
 def _missing_shards(split: str, paths: Sequence[Path]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pocketcnn.cli import main
 from pocketcnn.data import decode, load, open_stream
 from pocketcnn.data.columns import Asked
 from pocketcnn.data.decode import Reading
@@ -308,6 +309,18 @@ def test_columns_can_be_chosen(tmp_path):
     for name in ("digits", tmp_path / "photos"):
         with pytest.raises(BadData, match="no columns; leave out --image-column and --label-column"):
             load(name, label_column="label")
+
+
+def test_the_command_line_names_the_remedy_and_takes_it(tmp_path, capsys):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", pa.array([png(9)] * 12), coarse_label=["x", "y", "z"] * 4)
+    for words, code in (([], 2), (["--label-column", "coarse_label"], 0), (["--label-column", "label", "--bits", "12"], 0)):
+        with pytest.raises(SystemExit) as ended:
+            main(["data", str(tmp_path), *words])
+        out, err = capsys.readouterr()
+        assert ended.value.code == code
+        assert ("choose one with --label-column" in err) == (code == 2)
+        assert ("column: labels: " in out) == (code == 0)
 
 
 def test_unlabelled_and_partly_labelled_splits(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pocketcnn.data.columns import Asked, Column, Meaning, chosen, columns_of, meaning_of
-from pocketcnn.data.decode import RawImage
+from pocketcnn.data.decode import CHUNK_BYTES, RawImage
 from pocketcnn.data.found import NOTHING, Found, Part, Tally, printable
 from pocketcnn.data.layout import kind_of
 from pocketcnn.errors import BadData, PocketError
@@ -191,7 +191,9 @@ def _rows(shard: Shard, meaning: Meaning, find: _Find) -> Iterator[RawImage]:
     names = list(dict.fromkeys([shard.image.name, shard.label.name]))
     row = 0
     with opened(shard.file) as file:
-        for batch in file.iter_batches(batch_size=_BATCH, columns=names, use_threads=False):
+        held = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+        size = max(1, min(_BATCH, CHUNK_BYTES * sum(shard.groups) // max(1, held)))
+        for batch in file.iter_batches(batch_size=size, columns=names, use_threads=False):
             cells, labels = (column_of(batch, column.name).to_pylist() for column in (shard.image, shard.label))
             for cell, value in zip(cells, labels, strict=True):
                 label = meaning.label(value, shard.label, shard.file, row)

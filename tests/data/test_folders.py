@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pocketcnn.cli import main as command_line
-from pocketcnn.data import load, load_unlabelled
+from pocketcnn.data import load, load_unlabelled, read_image
 from pocketcnn.data.dividing import contradicting_images, shared_images
 from pocketcnn.data.folders import find_source
 from pocketcnn.data.found import printable
 from pocketcnn.data.layout import kind_of, words_of
 from pocketcnn.data.walk import image_files, image_suffixes, is_hidden
-from pocketcnn.errors import BadData
+from pocketcnn.errors import BadData, BadImage
 
 ROOT = Path(__file__).parents[2]
 
@@ -382,3 +382,25 @@ def test_strange_names_survive_cache_and_json(folder):
     layout.check(load(folder))
     json.dumps(data.classes, ensure_ascii=False).encode()
     assert "\x1b" not in str(data.found)
+
+
+def test_a_folder_called_like_a_built_in_set_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mnist", "digits"):
+        Layout().write(tmp_path / name)
+    assert load("mnist").classes == ("cat", "dog")
+    assert len(load("digits").classes) == 10
+    assert "mnist: the folder is read, not the built-in data set; pass ylecun/mnist for that" in caplog.text
+    assert "digits: the built-in data set is read, not the folder; pass ./digits for that" in caplog.text
+    assert load("./digits").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "folder.png", "dead.png"])
+def test_what_is_no_plain_file_is_no_image(name, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "dead.png").symlink_to("nowhere.png")
+    with pytest.raises(BadImage, match="a folder, a pipe, a device or a dead link; give an image file"):
+        read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no such image file"):
+        read_image(tmp_path / ("n" * 300))

@@ -341,10 +341,12 @@ def read_image(
             image's largest value, which is logged.
     Raises:
         FileNotFoundError: there is no such file.
-        BadImage: it cannot be decoded.
+        BadImage: it is no plain file, or cannot be decoded.
     """
-    if not Path(path).is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: no such image file")
+    if not os.path.isfile(path):
+        raise BadImage(f"{path}: a folder, a pipe, a device or a dead link; give an image file")
     check_bits(bits)
     found = decode_image(RawImage(str(path), Path(path), None), Reading(image_size, channels, bits=bits))
     if isinstance(found, BadImage):

@@ -69,6 +69,10 @@ def load(
     reading = Reading(image_size, channels, skip_bad_images, bits)
     asked = Asked(image_column, label_column)
     family = name if name in BUILT_IN else Path(name).resolve().name if os.path.exists(name) else name.split("/")[-1]
+    if name in BUILT_IN and os.path.isdir(name):
+        other = f"the built-in data set is read, not the folder; pass ./{name} for that"
+        mine = f"the folder is read, not the built-in data set; pass {BUILT_IN[name]} for that"
+        _log.warning("%s: %s", name, other if name == "digits" else mine)
     if name == "digits":
         if asked:
             raise BadData("digits: it has no columns; leave out --image-column and --label-column")

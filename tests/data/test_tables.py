@@ -18,7 +18,7 @@ from pocketcnn.data.decode import Reading
 from pocketcnn.data.found import Tally
 from pocketcnn.data.sources import HubDataSet
 from pocketcnn.data.tables import check_hub_file, split_files
-from pocketcnn.errors import BadData, BadImage
+from pocketcnn.errors import BadData, BadImage, PocketError
 
 SECRET = 77
 
@@ -314,7 +314,11 @@ def test_columns_can_be_chosen(tmp_path):
 def test_the_command_line_names_the_remedy_and_takes_it(tmp_path, capsys):
     for split in ("train", "test"):
         write(tmp_path / f"{split}.parquet", pa.array([png(9)] * 12), coarse_label=["x", "y", "z"] * 4)
-    for words, code in (([], 2), (["--label-column", "coarse_label"], 0), (["--label-column", "label", "--bits", "12"], 0)):
+    for words, code in (
+        ([], 2),
+        (["--label-column", "coarse_label"], 0),
+        (["--label-column", "label", "--bits", "12"], 0),
+    ):
         with pytest.raises(SystemExit) as ended:
             main(["data", str(tmp_path), *words])
         out, err = capsys.readouterr()
@@ -363,3 +367,25 @@ def test_a_damaged_shard_is_named(tmp_path):
         for read in (lambda: load(tmp_path), lambda: list(open_stream(tmp_path, image_size=4).train.in_order(9))):
             with pytest.raises(BadData, match=r"train-00001-of-00003\.parquet|no files of 0 bytes"):
                 read()
+
+
+def test_changed_bytes_of_a_table_end_well(tmp_path):
+    """Whatever is changed, the table is read or refused in one line."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", pa.array([{"bytes": png(20 * i), "path": None} for i in range(12)]))
+    path = tmp_path / "train.parquet"
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    refusals = []
+    for trial in range(60):
+        changed = content.copy()
+        first = 0 if trial % 2 else len(content) - 900  # the description of the columns and their places
+        changed[random.integers(first, len(content), 3)] = random.integers(0, 256, 3)
+        path.write_bytes(changed.tobytes())
+        for read in (load, lambda root: list(open_stream(root, image_size=4).train.in_order(9))):
+            try:
+                read(tmp_path)
+            except PocketError as error:
+                refusals.append(str(error))
+    assert len(refusals) > 30
+    assert not any("\n" in refusal for refusal in refusals)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pocketcnn.cli import main
-from pocketcnn.data import decode, load, open_stream
+from pocketcnn.data import decode, load, open_stream, tables
 from pocketcnn.data.columns import Asked
 from pocketcnn.data.decode import Reading
 from pocketcnn.data.found import Tally
@@ -367,6 +367,18 @@ def test_a_damaged_shard_is_named(tmp_path):
         for read in (lambda: load(tmp_path), lambda: list(open_stream(tmp_path, image_size=4).train.in_order(9))):
             with pytest.raises(BadData, match=r"train-00001-of-00003\.parquet|no files of 0 bytes"):
                 read()
+
+
+def test_tables_that_unpack_to_far_more_are_refused(tmp_path, monkeypatch):
+    cells = pa.array([bytes(1_000_000)] * 8)
+    table = pa.table({"image": cells, "label": [0, 1] * 4})
+    pq.write_table(table, tmp_path / "train.parquet", compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(tables, "_MOST_UNPACKED", 1_000_000)
+    for read in (load, lambda root: open_stream(root, image_size=4)):
+        with pytest.raises(
+            BadData, match=r"train\.parquet: 8,000,\d+ bytes, packed into \S+, are no encoded images; write"
+        ):
+            read(tmp_path)
 
 
 def test_changed_bytes_of_a_table_end_well(tmp_path):

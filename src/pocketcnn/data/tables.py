@@ -25,6 +25,7 @@ from pocketcnn.support.optional import optional_import
 _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _ARCHIVES = {"zip", "tar", "gzip", "bz2", "xz", "lzma", "zstd"}
+_MOST_UNPACKED, _MOST_PACKING = 1 << 30, 100  # bytes that any table may unpack to, and the ratio for larger ones
 _BATCH = 256  # rows that are read at a time
 _ADVICE = "only bytes in the table and files in the data's own folder are read; write the images into the table"
 _Find = Callable[[str, str], bytes | Path]  # the image that a path leads to; the row's place is for messages
@@ -145,7 +146,17 @@ def _shard(path: str, asked: Asked, metadata: Mapping[bytes, bytes] | None) -> S
         counts = tuple(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
         if not sum(counts):
             return None
+        _check_packing(path, file.metadata)
         return Shard(path, *chosen(columns_of(file.schema_arrow, path, metadata), path, asked), counts)
+
+
+def _check_packing(path: str, metadata: Any) -> None:
+    """Refuses a file that unpacks to far more than encoded images do, which hardly pack at all."""
+    # The sizes of single columns are not asked for: arrow ends the whole process if their description is damaged.
+    held = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    packed = held if "://" in path else os.path.getsize(path)
+    if held > _MOST_UNPACKED and held > _MOST_PACKING * packed:
+        raise BadData(f"{path}: {held:,} bytes, packed into {packed:,}, are no encoded images; write it again")
 
 
 @contextmanager

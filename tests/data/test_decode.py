@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pocketcnn.data import load, open_stream, read_image
+from pocketcnn.data import decode, load, open_stream, read_image
 from pocketcnn.data.decode import BITS, RawImage, Reading, bits_of, decode_image, decode_splits
 from pocketcnn.errors import BadImage
 
@@ -123,6 +123,21 @@ def test_one_scale_holds_for_a_data_set(most, shallow):
     assert values[: len(most)] == [value >> bits - 8 for value in most]
     assert values[len(most) :] == [99] * shallow
     assert notes == (f"pixels of 16 bits are read as {bits} bits, the fewest that hold the largest value",)
+
+
+def test_large_images_are_held_in_small_numbers(monkeypatch):
+    monkeypatch.setattr(decode, "CHUNK_BYTES", 10)
+    read = []
+
+    def raw():
+        for number in range(9):
+            read.append(number)
+            yield RawImage("x", b"12345", number)
+
+    monkeypatch.setattr(decode, "decode_image", lambda item, _: np.full((1, 1, 1), len(read), np.uint8))
+    pixels, labels, _ = decode.decode_all(raw(), Reading())
+    assert labels == list(range(9))
+    assert [int(image[0, 0, 0]) for image in pixels] == [2, 2, 4, 4, 6, 6, 8, 8, 9]
 
 
 def test_bits_of_shallow_images_are_none():

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pocketcnn.data import decode, load, open_stream
+from pocketcnn.cli import main
+from pocketcnn.data import decode, load, open_stream, tables
 from pocketcnn.data.columns import Asked
 from pocketcnn.data.decode import Reading
 from pocketcnn.data.found import Tally
 from pocketcnn.data.sources import HubDataSet
 from pocketcnn.data.tables import check_hub_file, split_files
-from pocketcnn.errors import BadData, BadImage
+from pocketcnn.errors import BadData, BadImage, PocketError
 
 SECRET = 77
 
@@ -232,7 +233,11 @@ SPLITS = [  # names of files, and what they are read as, or the error
     (["train.parquet", "test.parquet", "extra.parquet"], {"train": 1, "test": 1}),
     (["test.parquet"], {"test": 1}),
     (["train/test.parquet"], "its path tells two splits, test and train; rename"),
-    (["a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"], "are both shard 0 of 1 of the train split, as of two"),
+    (["train-00000-of-00001-1a.parquet", "train-00000-of-00001-2b.parquet"], "are both shard 0 of 1 of the train split, as of two"),
+    (["a/train-00000-of-00001.parquet", "b/train-00000-of-00001.parquet"], "are called the same, as of two data sets; give"),
+    (["plain/train/0.parquet", "grey/train/0.parquet", "plain/test/0.parquet"], "are called the same, as of two data sets"),
+    (["train/year=2024/0.parquet", "train/year=2025/0.parquet"], {"train": 2}),
+    (["a/train-0.parquet", "b/train-1.parquet"], {"train": 2}),
     (["train.parquet", "test.parquet", "evaluation.parquet"], "files are called both test and evaluation"),
 ]  # fmt: skip
 
@@ -306,6 +311,22 @@ def test_columns_can_be_chosen(tmp_path):
             load(name, label_column="label")
 
 
+def test_the_command_line_names_the_remedy_and_takes_it(tmp_path, capsys):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", pa.array([png(9)] * 12), coarse_label=["x", "y", "z"] * 4)
+    for words, code in (
+        ([], 2),
+        (["--label-column", "coarse_label"], 0),
+        (["--label-column", "label", "--bits", "12"], 0),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["data", str(tmp_path), *words])
+        out, err = capsys.readouterr()
+        assert ended.value.code == code
+        assert ("choose one with --label-column" in err) == (code == 2)
+        assert ("column: labels: " in out) == (code == 0)
+
+
 def test_unlabelled_and_partly_labelled_splits(tmp_path):
     write(tmp_path / "train.parquet", pa.array([png(9)] * 12))
     write(tmp_path / "test.parquet", pa.array([png(9)] * 4), [-1] * 4)
@@ -346,3 +367,37 @@ def test_a_damaged_shard_is_named(tmp_path):
         for read in (lambda: load(tmp_path), lambda: list(open_stream(tmp_path, image_size=4).train.in_order(9))):
             with pytest.raises(BadData, match=r"train-00001-of-00003\.parquet|no files of 0 bytes"):
                 read()
+
+
+def test_tables_that_unpack_to_far_more_are_refused(tmp_path, monkeypatch):
+    cells = pa.array([bytes(1_000_000)] * 8)
+    table = pa.table({"image": cells, "label": [0, 1] * 4})
+    pq.write_table(table, tmp_path / "train.parquet", compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(tables, "_MOST_UNPACKED", 1_000_000)
+    for read in (load, lambda root: open_stream(root, image_size=4)):
+        with pytest.raises(
+            BadData, match=r"train\.parquet: 8,000,\d+ bytes, packed into \S+, are no encoded images; write"
+        ):
+            read(tmp_path)
+
+
+def test_changed_bytes_of_a_table_end_well(tmp_path):
+    """Whatever is changed, the table is read or refused in one line."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.parquet", pa.array([{"bytes": png(20 * i), "path": None} for i in range(12)]))
+    path = tmp_path / "train.parquet"
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    refusals = []
+    for trial in range(60):
+        changed = content.copy()
+        first = 0 if trial % 2 else len(content) - 900  # the description of the columns and their places
+        changed[random.integers(first, len(content), 3)] = random.integers(0, 256, 3)
+        path.write_bytes(changed.tobytes())
+        for read in (load, lambda root: list(open_stream(root, image_size=4).train.in_order(9))):
+            try:
+                read(tmp_path)
+            except PocketError as error:
+                refusals.append(str(error))
+    assert len(refusals) > 30
+    assert not any("\n" in refusal for refusal in refusals)

@@ -12,7 +12,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class TableOptions:
+    """Flags for what can be read in several ways; every verb that reads a data set takes them."""
+
+    image_column: str | None = None
+    """Column of the images in parquet files; needed if several columns may hold them."""
+    label_column: str | None = None
+    """Column of the labels in parquet files; needed if several columns may hold them."""
+    bits: Literal[8, 10, 12, 14, 16] | None = None
+    """Bits that pixels of more than 8 bits use; by default the fewest that hold their largest value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(TableOptions):
     """Flags for reading images."""
 
     image_size: int | None = None
@@ -23,12 +35,6 @@ class DataOptions:
     """Skip and count images that cannot be decoded, instead of stopping at the first."""
     validation: float = 0.1
     """Share of the training images set aside for making choices; the test split is used once, at the end."""
-    image_column: str | None = None
-    """Column of the images in parquet files; needed if several columns may hold them."""
-    label_column: str | None = None
-    """Column of the labels in parquet files; needed if several columns may hold them."""
-    bits: Literal[8, 10, 12, 14, 16] | None = None
-    """Bits that pixels of more than 8 bits use; by default the fewest that hold their largest value."""
     limit: int | None = None
     """Use at most this many training images."""
     stream: bool = False
@@ -97,9 +103,7 @@ def load_data(given: Any) -> "DataSet":
             channels=given.channels or 3,
             workers=given.workers,
             skip_bad_images=given.skip_bad_images,
-            image_column=given.image_column,
-            label_column=given.label_column,
-            bits=given.bits,
+            **table_options_of(given),
         )
     if given.workers:
         raise BadUsage("--workers read a stream; add --stream, or leave --workers out")
@@ -110,10 +114,13 @@ def load_data(given: Any) -> "DataSet":
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,
         limit=given.limit,
-        image_column=given.image_column,
-        label_column=given.label_column,
-        bits=given.bits,
+        **table_options_of(given),
     )
+
+
+def table_options_of(given: TableOptions) -> dict[str, Any]:
+    """The flags of `TableOptions` as `pocketcnn.data.load` takes them."""
+    return {field.name: getattr(given, field.name) for field in fields(TableOptions)}
 
 
 def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> dict[str, Any]:

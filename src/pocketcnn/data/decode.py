@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +32,9 @@ _SWAPPED = {
     "RGB;16L": "RGB;16B",
     "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
 }
+_CHUNK = 2048  # encoded images that are held at a time, unless they have more than:
+CHUNK_BYTES = 1 << 28
+"""Bytes of encoded images that are held at a time."""
 _MOST_ASPECT = 16  # a longer image is cropped to this multiple of its shorter side before it is resized
 
 
@@ -107,6 +109,20 @@ def decode_splits(
     return {split: replace(found[split], images=own) for split, own in zip(found, images, strict=True)}, notes
 
 
+def _chunks(raw: Iterable[RawImage]) -> Iterator[list[RawImage]]:
+    """Some images at a time, of so many bytes together that they fit in memory beside the decoded ones."""
+    chunk: list[RawImage] = []
+    held = 0
+    for item in raw:
+        chunk.append(item)
+        held += len(item.content) if isinstance(item.content, bytes) else 0
+        if len(chunk) == _CHUNK or held >= CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
 def _noting(raw: Iterable[RawImage], seen: set[Any]) -> Iterator[RawImage]:
     """Passes images on and notes their labels."""
     for item in raw:
@@ -162,9 +178,8 @@ def decode_all(
         BadImage: an image that differs in shape, or that cannot be decoded unless bad images are skipped.
     """
     pixels, labels, skipped = [], [], 0
-    remaining = iter(raw)
     with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(remaining, 2048)):
+        for chunk in _chunks(raw):
             for item, result in zip(chunk, pool.map(lambda item: decode_image(item, reading), chunk), strict=True):
                 if isinstance(result, BadImage):
                     if not reading.skip_bad:

@@ -113,6 +113,9 @@ def _folder_source(folder: Path, asked: Asked) -> AbstractSource:
         tally.entries.pop("files with suffix .parquet")
         every = (inner.path / name for inner in walked.everything() for name in inner.others)
         files = [path for path in every if path.suffix.lower() == ".parquet"]
+        if walked.total:
+            reason = "image files beside parquet files (read only where a row leads to them)"
+            tally.add(reason, walked.all_images()[0], count=walked.total)
         return ParquetFolder(folder, files, walked.all_images(), tally, asked)
     if walked.total:
         if asked:

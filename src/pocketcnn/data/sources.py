@@ -1,7 +1,6 @@
 """Sources of labelled images: scikit-learn's digits, the hub and parquet folders."""
 
 import abc
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from pocketcnn.data.walk import stats_of
 from pocketcnn.errors import BadData, PocketError, UnknownData
 from pocketcnn.support.optional import optional_import
 
-_log = logging.getLogger(__name__)
 _KINDS = {  # what hub data sets call their splits
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -48,6 +46,7 @@ class AbstractSource(abc.ABC):
 
     label: str  # a short name for cache files
     found: Found = NOTHING  # what is known before images are decoded
+    read: Found = NOTHING  # what is known of the splits, after `splits` found them
 
     @abc.abstractmethod
     def fingerprint(self) -> list[Any]:
@@ -79,7 +78,7 @@ class AbstractSource(abc.ABC):
             classes,
             sum(found.skipped for found in decoded.values()),
             rest.get("validation"),
-            Found(notes=notes + more, doubts=alike(classes)),
+            self.read + Found(notes=notes + more, doubts=alike(classes)),
         )
 
 
@@ -152,11 +151,8 @@ class ParquetFolder(AbstractSource):
         return open_table(self.label, self.files, str(self.root), self.asked)
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
+        self.read = self.table.found
         return {split: self.table.rows(split) for split in self.table.splits}, self.table.meaning.classes
-
-    def decode(self, reading: Reading) -> Decoded:
-        decoded = super().decode(reading)
-        return replace(decoded, found=self.table.found + decoded.found)
 
 
 class HubDataSet(AbstractSource):
@@ -178,20 +174,20 @@ class HubDataSet(AbstractSource):
 
     def splits(self) -> tuple[dict[str, Iterable[RawImage]], tuple[str, ...] | None]:
         datasets = optional_import("datasets", extra="train", purpose="reading the hub")
-        label = self.asked.label
-        if label is None and (label := _KNOWN_LABELS.get(self.id)):
-            _log.info("%s: labels are those of column %r; --label-column takes others", self.id, label)
-        asked = Asked(self.asked.image, label)
+        asked = replace(self.asked, label=self.asked.label or _KNOWN_LABELS.get(self.id))
+        note = f"labels are those of the column {asked.label!r}; --label-column takes others"
+        self.read = Found(notes=(note,) if asked != self.asked else ())
         try:
             with without_bars(datasets):
                 builder = datasets.load_dataset_builder(self.id)
                 files = {str(name): list(map(str, paths)) for name, paths in (builder.config.data_files or {}).items()}
                 self._check_home(files)
                 if builder.name == "parquet":
-                    named = {split: files[name] for split, name in _known_splits(self.id, files).items()}
+                    named = {split: files[name] for split, name in self._known_splits(files).items()}
                     features = builder.info.features
                     metadata = features.arrow_schema.metadata if features else None
                     table = open_table(self.id, named, self.home, asked, metadata)
+                    self.read += table.found
                     return {split: table.rows(split) for split in table.splits}, table.meaning.classes
                 found = {str(name): rows for name, rows in builder.as_streaming_dataset().items()}
         except PocketError:
@@ -204,7 +200,18 @@ class HubDataSet(AbstractSource):
                 f"{self.id}: cannot be loaded from the Hugging Face hub ({type(error).__name__}); check the network "
                 "and the name, or pass a folder with its parquet files"
             ) from error
-        return self._streamed({split: found[name] for split, name in _known_splits(self.id, found).items()}, asked)
+        return self._streamed({split: found[name] for split, name in self._known_splits(found).items()}, asked)
+
+    def _known_splits(self, found: Iterable[str]) -> dict[str, str]:
+        """The splits train, test and validation, and what the data set calls them; notes the others."""
+        found = list(found)
+        known: dict[str, str] = {}
+        for split in ("train", "test", "validation"):
+            for own in sorted((own for own in found if _KINDS.get(own.lower()) == split), key=lambda own: own != split):
+                known.setdefault(split, own)
+        others = [own for own in found if own not in known.values()]
+        self.read += Found(doubts=(f"its splits left out: {', '.join(others)}",) if others else ())
+        return known
 
     def _check_home(self, files: Mapping[str, list[str]]) -> None:
         """Refuses files of other places, to which a repository may point."""
@@ -219,8 +226,11 @@ class HubDataSet(AbstractSource):
         columns = {}
         for split, rows in splits.items():
             where = f"{self.id}/{split}"
-            schema = rows.features.arrow_schema if rows.features else ()
-            columns[split] = chosen(columns_of(schema, where), where, asked)
+            if rows.features is None:
+                raise BadData(
+                    f"{where}: no column of images; its columns are unknown; pass a folder with its parquet files"
+                )
+            columns[split] = chosen(columns_of(rows.features.arrow_schema, where), where, asked)
         labels = {split: (f"{self.id}/{split}", label) for split, (_, label) in columns.items()}
         train = [labels.pop("train")] if "train" in labels else []
         meaning = meaning_of(train, list(labels.values()))
@@ -228,18 +238,6 @@ class HubDataSet(AbstractSource):
             split: streamed_rows(rows, f"{self.id}/{split}", columns[split], meaning, self.home)
             for split, rows in splits.items()
         }, meaning.classes
-
-
-def _known_splits(name: str, found: Iterable[str]) -> dict[str, str]:
-    """The splits train, test and validation of a hub data set, and what it calls them; others are left out, and logged."""
-    found = list(found)
-    known: dict[str, str] = {}
-    for split in ("train", "test", "validation"):
-        for own in sorted((own for own in found if _KINDS.get(own.lower()) == split), key=lambda own: own != split):
-            known.setdefault(split, own)
-    if others := [own for own in found if own not in known.values()]:
-        _log.info("%s: these of its splits are left out: %s", name, ", ".join(others))
-    return known
 
 
 def read_digits(reading: Reading) -> Decoded:

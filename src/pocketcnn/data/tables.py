@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pocketcnn.data.columns import Asked, Column, Meaning, chosen, columns_of, meaning_of
-from pocketcnn.data.decode import RawImage
+from pocketcnn.data.decode import CHUNK_BYTES, RawImage
 from pocketcnn.data.found import NOTHING, Found, Part, Tally, printable
 from pocketcnn.data.layout import kind_of
 from pocketcnn.errors import BadData, PocketError
@@ -25,6 +25,7 @@ from pocketcnn.support.optional import optional_import
 _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 _ARCHIVES = {"zip", "tar", "gzip", "bz2", "xz", "lzma", "zstd"}
+_MOST_UNPACKED, _MOST_PACKING = 1 << 30, 100  # bytes that any table may unpack to, and the ratio for larger ones
 _BATCH = 256  # rows that are read at a time
 _ADVICE = "only bytes in the table and files in the data's own folder are read; write the images into the table"
 _Find = Callable[[str, str], bytes | Path]  # the image that a path leads to; the row's place is for messages
@@ -58,7 +59,11 @@ class Table:
         """The splits with their numbers of files and rows, and the columns."""
         first = next(iter(self.splits.values()))[0]
         parts = (
-            Part(split, f"{len(shards)} parquet files", sum(sum(shard.groups) for shard in shards))
+            Part(
+                split,
+                f"{len(shards)} parquet file{'s' if len(shards) > 1 else ''}",
+                sum(sum(shard.groups) for shard in shards),
+            )
             for split, shards in self.splits.items()
         )
         names = "numbers with names" if first.label.names is not None else first.label.holds
@@ -141,7 +146,17 @@ def _shard(path: str, asked: Asked, metadata: Mapping[bytes, bytes] | None) -> S
         counts = tuple(file.metadata.row_group(number).num_rows for number in range(file.num_row_groups))
         if not sum(counts):
             return None
+        _check_packing(path, file.metadata)
         return Shard(path, *chosen(columns_of(file.schema_arrow, path, metadata), path, asked), counts)
+
+
+def _check_packing(path: str, metadata: Any) -> None:
+    """Refuses a file that unpacks to far more than encoded images do, which hardly pack at all."""
+    # The sizes of single columns are not asked for: arrow ends the whole process if their description is damaged.
+    held = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    packed = held if "://" in path else os.path.getsize(path)
+    if held > _MOST_UNPACKED and held > _MOST_PACKING * packed:
+        raise BadData(f"{path}: {held:,} bytes, packed into {packed:,}, are no encoded images; write it again")
 
 
 @contextmanager
@@ -187,7 +202,9 @@ def _rows(shard: Shard, meaning: Meaning, find: _Find) -> Iterator[RawImage]:
     names = list(dict.fromkeys([shard.image.name, shard.label.name]))
     row = 0
     with opened(shard.file) as file:
-        for batch in file.iter_batches(batch_size=_BATCH, columns=names, use_threads=False):
+        held = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+        size = max(1, min(_BATCH, CHUNK_BYTES * sum(shard.groups) // max(1, held)))
+        for batch in file.iter_batches(batch_size=size, columns=names, use_threads=False):
             cells, labels = (column_of(batch, column.name).to_pylist() for column in (shard.image, shard.label))
             for cell, value in zip(cells, labels, strict=True):
                 label = meaning.label(value, shard.label, shard.file, row)
@@ -266,9 +283,33 @@ def split_files(root: Path, files: Sequence[Path], tally: Tally) -> tuple[dict[s
             raise BadData(f"{printable(root)}: files are called both test and evaluation; rename or remove one kind")
         by_split["test"] = by_split.pop("evaluation")
         notes.append(f"{printable(by_split['test'][0])} belongs to the test split, as no file is called test")
-    doubts = [line for split, paths in by_split.items() for line in _missing_shards(split or "", paths)]
+    doubts: list[str] = []
+    for split, paths in by_split.items():
+        doubts += [*_places(str(split), root.absolute(), paths), *_missing_shards(str(split), paths)]
     order = [split for split in ("train", "test", "validation") if split in by_split]
     return {split: list(map(str, by_split[split])) for split in order}, Found(notes=tuple(notes), doubts=tuple(doubts))
+
+
+def _places(split: str, root: Path, paths: Sequence[Path]) -> list[str]:
+    """A line for a split whose files lie in several folders; refuses files that are called the same in two of them.
+
+    Folders below the name that tells the split are parts of it, as Spark writes them.
+    """
+    first: dict[tuple[str, ...], Path] = {}
+    folders: dict[str, None] = {}
+    for path in paths:
+        names = path.relative_to(root).parts
+        told = next(place for place, name in enumerate(names) if kind_of(name))
+        if (other := first.setdefault(names[told:], path)) != path:
+            raise BadData(
+                f"{printable(other)} and {printable(path)} are called the same, as of two data sets; give the folder of one"
+            )
+        folders[str(Path(*names[:told]))] = None
+    if len(folders) < 2:
+        return []
+    return [
+        f"files of the {split} split lie in several folders, which are read as one: {', '.join(map(printable, folders))}"
+    ]
 
 
 def _missing_shards(split: str, paths: Sequence[Path]) -> list[str]:

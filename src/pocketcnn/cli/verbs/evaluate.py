@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pocketcnn.cli.arguments import TableOptions, table_options_of
 from pocketcnn.cli.nets import as_trained, load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
 
 
 def evaluate(words: Sequence[str]) -> None:
 
-    @dataclass
-    class Evaluate:
+    @dataclass(frozen=True)
+    class Evaluate(TableOptions):
         model: str
         """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
         of a run."""
@@ -23,12 +24,6 @@ def evaluate(words: Sequence[str]) -> None:
         """Convert all images to grey (1) or RGB (3)."""
         skip_bad_images: bool = False
         """Skip and count images that cannot be decoded, instead of stopping at the first."""
-        image_column: str | None = None
-        """Column of the images in parquet files; needed if several columns may hold them."""
-        label_column: str | None = None
-        """Column of the labels in parquet files; needed if several columns may hold them."""
-        bits: Literal[8, 10, 12, 14, 16] | None = None
-        """Bits that pixels of more than 8 bits use; by default the fewest that hold their largest value."""
 
     given = parse(Evaluate, words, "evaluate")
     from pocketcnn.data import load
@@ -41,9 +36,7 @@ def evaluate(words: Sequence[str]) -> None:
         image_size=given.image_size,
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,
-        image_column=given.image_column,
-        label_column=given.label_column,
-        bits=given.bits,
+        **table_options_of(given),
     )
     data = as_trained(data, notes, "; --image-size and --channels convert them")
     found = evaluate(net, data)

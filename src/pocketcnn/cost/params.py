@@ -18,6 +18,14 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     return distinct
 
 
+def names_and_shapes(model: nn.Module) -> list[tuple[str, list[int]]]:
+    """Lists names and shapes of the stored tensors, those of a shared module under the name of each of its owners."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        module._save_to_state_dict(found, f"{prefix}." if prefix else "", keep_vars=True)
+    return [(name, list(tensor.shape)) for name, tensor in found.items()]
+
+
 def count_params(model: nn.Module) -> tuple[int, int]:
     """Counts `(trainable_params, total_params)`: distinct trainable parameters; those, frozen ones and running statistics.
 

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
-from pocketcnn.methods._call_value import CallValue
+from pocketcnn.methods._call_value import CallValue, fingerprint, is_repeatable, repeating
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._shared import AbstractShared
 from pocketcnn.methods._sites import conv_sites
 from pocketcnn.numerics._shapes import Pair
 from pocketcnn.numerics.condconv import COMPUTATIONS
@@ -75,7 +76,7 @@ class CondConvOptions:
                 raise ValueError(f"no {name} {value!r}; known: {', '.join(known)}")
 
 
-class Router(nn.Linear):
+class Router(AbstractShared, nn.Linear):
     """Looks at an image and weighs the experts for it.
 
     Args:
@@ -116,7 +117,7 @@ class Router(nn.Linear):
     def watch(self, block: nn.Module) -> None:
         """Makes every call of a block begin with a look at the block's input, for the layers in it."""
         block.register_forward_pre_hook(self._look)
-        block.register_forward_hook(self._forget)
+        block.register_forward_hook(self._forget, always_call=True)
 
     def _look(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._of_block.clear()  # left by a call that failed
@@ -131,16 +132,31 @@ class Router(nn.Linear):
     def _forget(self, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         self._of_block.clear()
 
-    def weights_of_block(self) -> Tensor:
-        """Returns the weights for the batch that the block is working on.
+    def weights_of_block(self, x: Tensor) -> Tensor:
+        """Returns the weights for the batch that the block is working on, for a layer in it that is given `x`.
 
         Raises:
-            RuntimeError: the block is not being called.
+            RuntimeError: the block is not being called; or activation checkpointing repeats a part of it in the form that
+                has no way for the gradients of the weights.
         """
-        if (weights := self._of_block.get()) is None:
+        given = self._of_block.current()
+        if given is None and repeating():
+            weights, learns, loses = self._of_block.noted(x, f"the routing of {self.block}")
+            if loses:
+                raise RuntimeError(
+                    f"routing='block': the gradients of a checkpoint inside {self.block} would not reach its router; "
+                    "take use_reentrant=False, or put the checkpoint round the block"
+                )
+            return weights.detach().requires_grad_(learns)
+        if given is None:
             raise RuntimeError(
                 f"this layer takes its routing from its block, {self.block}, and works only while that is called"
             )
+        weights = given.value
+        if is_repeatable(given):
+            learns = weights.requires_grad
+            noted = (weights.detach(), learns, learns and not torch.is_grad_enabled())
+            self._of_block.note(x, noted, fingerprint(weights))
         return weights
 
     def extra_repr(self) -> str:
@@ -229,7 +245,7 @@ class CondConv2d(AbstractConv2d):
 
     def routing_weights(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
         """Weighs the experts for each image, by the layer's input or, with a shared router, by the block's."""
-        return self.router.weights_of_block() if self.router_shared else self.router(x)
+        return self.router.weights_of_block(x) if self.router_shared else self.router(x)
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
         """Mixes the kernel of each image, [batch, out_channels, in_channels // groups, kernel_height, kernel_width].

@@ -6,7 +6,7 @@ they stand once. Places, signs and codes belong to a net, but are nothing to tra
 
 import abc
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,16 @@ class AbstractShared(nn.Module):
 
     Loading takes the names of any owner, and of all of them, as files of older versions have them.
     """
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Lists the module once in a net, also where duplicates are asked for.
+
+        `torch.func.functional_call` swaps parameters under all their names, one after the other, and of a module with two
+        names it puts back the wrong ones (https://github.com/pytorch/pytorch/issues/164759).
+        """
+        return super().named_modules(memo, prefix, True)
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
         """Adds the module to a state dict, unless it is there under the name of another owner."""

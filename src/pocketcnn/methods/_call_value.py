@@ -139,6 +139,11 @@ class CallValue:
         while len(self._notes) > _NOTES:
             self._notes.popitem(last=False)
 
+    def known(self, x: Tensor, mark: Hashable) -> Any:
+        """Returns the value noted with these features and that mark; None if there is none."""
+        found = self._notes.get(fingerprint(x))
+        return found[1] if found is not None and found[0] == mark else None
+
     def noted(self, x: Tensor, what: str) -> Any:
         """Returns the value that was noted with these features.
 

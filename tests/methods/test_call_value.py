@@ -1,6 +1,7 @@
 """Activation checkpointing in both forms: right gradients, or an error that says what to do."""
 
 import copy
+import threading
 from functools import partial
 
 import pytest
@@ -10,6 +11,12 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 import pocketcnn as pc
 from pocketcnn.methods._call_value import CallValue, fingerprint
 from pocketcnn.methods.puppet import gauge_of
+from pocketcnn.models.resnet import BasicBlock, ResNet
+
+
+def small():
+    return ResNet(BasicBlock, (3, 2, 2), (16, 32, 64), num_classes=10, stem="small", width=0.125)
+
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * torch.linspace(0, 1, 6)[:, None, None, None]
 FORMS = {"reentrant": {"use_reentrant": True}, "not reentrant": {"use_reentrant": False}}
@@ -38,7 +45,7 @@ PLACES = {
 def made(name):
     torch.manual_seed(0)
     method, options = NETS[name]
-    net = pc.condense(pc.create_model("resnet20", width=0.125), method, **options)
+    net = pc.condense(small(), method, **options)
     if gauge := gauge_of(net):
         gauge.calibrate_([X])
     return net.train()
@@ -182,3 +189,17 @@ def test_serving_notes_nothing():
         net(X)
     net(X)
     assert not any(module.calls._batch._notes for module in net.modules() if hasattr(module, "calls"))
+
+
+@pytest.mark.parametrize("name", ["step", "block"])
+def test_another_thread_may_run_the_backward_pass(name):
+    net = made(name)
+    right = gradients(net, net, X)
+    net = made(name)
+    call = wrap(net, ["layer2", "layer3.{b}conv1"], FORMS["not reentrant"])
+    torch.manual_seed(3)
+    loss = call(X.clone()).square().sum()
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    assert_alike({n: p.grad for n, p in net.named_parameters()}, right)

@@ -18,6 +18,12 @@ from pocketcnn.cost import distinct_tensors
 from pocketcnn.methods._shared import AbstractShared
 from pocketcnn.methods.puppet import gauge_of, puppeteers_of
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
+from pocketcnn.models.resnet import BasicBlock, ResNet
+
+
+def small():
+    return ResNet(BasicBlock, (3, 2), (16, 32), num_classes=10, stem="small", width=0.125)
+
 
 NETS = {
     "ring": ("ring", {"size": 0.3}),
@@ -37,7 +43,7 @@ X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * torch
 def made(name, seed=0):
     torch.manual_seed(seed)
     method, options = NETS[name]
-    return pc.condense(pc.create_model("resnet20", width=0.125), method, **options)
+    return pc.condense(small(), method, **options)
 
 
 def same(one, other):

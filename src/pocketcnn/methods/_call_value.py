@@ -139,10 +139,10 @@ class CallValue:
         while len(self._notes) > _NOTES:
             self._notes.popitem(last=False)
 
-    def known(self, x: Tensor, mark: Hashable) -> Any:
-        """Returns the value noted with these features and that mark; None if there is none."""
+    def known(self, x: Tensor, mark: Hashable = None) -> Any:
+        """Returns the value noted with these features, and with that mark if one is given; None if there is none."""
         found = self._notes.get(fingerprint(x))
-        return found[1] if found is not None and found[0] == mark else None
+        return found[1] if found is not None and mark in (None, found[0]) else None
 
     def noted(self, x: Tensor, what: str) -> Any:
         """Returns the value that was noted with these features.

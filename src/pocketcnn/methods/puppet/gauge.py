@@ -98,7 +98,7 @@ class Calls:
             found, repeatable = OneLevel(self._level_alone(), {}), in_a_part()
         else:
             if given.value is UNMEASURED:
-                self._batch.replace(self.gauge.see(x))
+                self._batch.replace(self._measured(x, self.gauge))
             found, repeatable = self._batch.get(), is_repeatable(given)
         if not isinstance(found, OneLevel) and found.levels.shape[0] != x.shape[0]:
             raise ValueError(
@@ -110,6 +110,18 @@ class Calls:
         levels = found.level if isinstance(found, OneLevel) else tuple(found.levels.tolist())
         self._batch.note(x, levels, levels)
         return _sorted(levels, x)  # with kernels of its own, so that a repetition makes as many
+
+    def _measured(self, x: Tensor, gauge: "Gauge") -> "OneLevel | MixedLevels | TracedLevels":
+        """Measures features; one that learns from them finds what it found before, if the whole call is repeated."""
+        if not (gauge.training and in_a_part()) and not repeating():
+            return gauge.see(x)
+        if repeating() and (known := self._batch.known(x)) is not None:
+            return _sorted(known, x)
+        found = gauge.see(x)
+        if not isinstance(found, TracedLevels):
+            levels = found.level if isinstance(found, OneLevel) else tuple(found.levels.tolist())
+            self._batch.note(x, levels, levels)
+        return found
 
     def _level_alone(self) -> int | None:
         """Level for a stage outside of a call of the net: the one that the gauge is held at, or the highest."""

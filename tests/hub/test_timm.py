@@ -1,5 +1,7 @@
 """Our nets in timm's registry; these tests run where timm is installed."""
 
+import copy
+import importlib
 import sys
 
 import pytest
@@ -107,3 +109,20 @@ def test_without_timm_the_extra_is_named(monkeypatch):
         MissingExtra, match=r"timm's registry needs timm, which is not installed; pip install 'pocketcnn\[timm\]'"
     ):
         timm_models.register()
+
+
+def test_hints_tell_what_decays(timm, names, caplog):
+    ring = timm.create_model("pocketcnn_resnet18_ring", width=0.1, num_classes=3)
+    assert "timm's optimizers would not decay it" in caplog.text
+    groups = (
+        importlib.import_module("timm.optim")
+        .create_optimizer_v2(
+            ring, "sgd", lr=0.1, weight_decay=0.5, param_group_fn=lambda net: pc.train.parameter_groups(net, 0.5)
+        )
+        .param_groups
+    )
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert all(id(p) in decayed for name, p in ring.named_parameters() if name.endswith("ring.values"))
+    plain = timm.create_model("pocketcnn_resnet20", width=0.25)
+    assert plain.no_weight_decay() == set()
+    assert copy.deepcopy(ring).no_weight_decay() == set()

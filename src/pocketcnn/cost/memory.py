@@ -36,7 +36,8 @@ def measure_memory(
             _run(model, x, training)
             torch.cuda.synchronize(device)
             return torch.cuda.max_memory_allocated(device) - before
-        known = [t.untyped_storage() for t in (x, *model.parameters(), *model.buffers())]
+        constants = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
+        known = [t.untyped_storage() for t in (x, *model.parameters(), *model.buffers(), *constants)]
         with _Live({storage._cdata for storage in known}) as live:
             _run(model, x, training)
         return live.peak

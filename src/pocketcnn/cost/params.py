@@ -18,6 +18,20 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     return distinct
 
 
+def names_and_shapes(model: nn.Module) -> list[tuple[str, list[int]]]:
+    """Lists names and shapes of the stored tensors, those of a shared module under the name of each of its owners."""
+    found: dict[str, Tensor] = {}
+    _collect(model, "", found)
+    return [(name, list(tensor.shape)) for name, tensor in found.items()]
+
+
+def _collect(module: nn.Module, prefix: str, found: dict[str, Tensor]) -> None:
+    module._save_to_state_dict(found, prefix, keep_vars=True)
+    for name, child in module._modules.items():
+        if child is not None:
+            _collect(child, f"{prefix}{name}.", found)
+
+
 def count_params(model: nn.Module) -> tuple[int, int]:
     """Counts `(trainable_params, total_params)`: distinct trainable parameters; those, frozen ones and running statistics.
 

@@ -11,6 +11,8 @@ Nothing else in this package imports timm, so that it stays optional; that is wh
 """
 
 import dataclasses
+import functools
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,7 @@ from torch import nn
 
 from pocketcnn import checkpoint, zoo
 from pocketcnn.checkpoint.notes import ImageNotes
+from pocketcnn.checkpoint.storage import weights_of
 from pocketcnn.errors import UnknownPretrained
 from pocketcnn.models.recipes import create_model, list_models
 from pocketcnn.support.optional import optional_import
@@ -26,6 +29,7 @@ from pocketcnn.surgery import Step, rebuild, record_of, remember
 
 __all__ = ["PREFIX", "register"]
 PREFIX = "pocketcnn_"
+_log = logging.getLogger(__name__)
 default_cfgs: dict[str, Any] = {}  # timm's decorator looks here for the configurations of a net
 
 
@@ -122,10 +126,23 @@ def _entry(name: str) -> Callable[..., nn.Module]:
                 known["label_names"] = None
         described: Any = {**known, "architecture": PREFIX + name, "num_classes": classifier.out_features}
         vars(net).update(num_classes=classifier.out_features, pretrained_cfg=described, default_cfg=described)
+        _hint_at_decay(net)
         return net.train()  # timm's nets are in training mode too
 
     make.__name__ = PREFIX + name
     return make
+
+
+def _hint_at_decay(net: nn.Module) -> None:
+    """Tells timm which parameters of several axes do not decay, and the user which one of a single axis should."""
+    biases = frozenset(name for name, p in net.named_parameters() if p.dim() > 1 and name.rpartition(".")[2] == "bias")
+    vars(net)["no_weight_decay"] = functools.partial(set, biases)
+    if left_out := [name for name, p in weights_of(net).items() if p.dim() == 1]:
+        _log.warning(
+            "%s has one axis, so timm's optimizers would not decay it, though it holds all kernels of its layers; pass "
+            "create_optimizer_v2(..., param_group_fn=lambda net: pocketcnn.train.parameter_groups(net, weight_decay))",
+            left_out[0],
+        )
 
 
 def _fresh(name: str, options: dict[str, Any]) -> nn.Module:

@@ -13,10 +13,11 @@ The layers of a block can share one routing, made from the block's input, as in 
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -26,9 +27,10 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
-from pocketcnn.methods._call_value import CallValue
+from pocketcnn.methods._call_value import CallValue, fingerprint, is_repeatable, repeating, tracing
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._shared import AbstractShared
 from pocketcnn.methods._sites import conv_sites
 from pocketcnn.numerics._shapes import Pair
 from pocketcnn.numerics.condconv import COMPUTATIONS
@@ -75,7 +77,48 @@ class CondConvOptions:
                 raise ValueError(f"no {name} {value!r}; known: {', '.join(known)}")
 
 
-class Router(nn.Linear):
+class _Routing(NamedTuple):
+    """The experts' weights for a block's batch, the block's input, and the version that the input had."""
+
+    weights: Tensor
+    x: Tensor
+    version: int
+
+
+class _Debt:
+    """Gradients of a block's routing from a part of the block that a reentrant checkpoint repeats.
+
+    Such a checkpoint passes on the gradients of its arguments alone, and the routing is none. So they are collected while
+    it repeats its part, and paid to the router, and to the block's input, when autograd comes to that input.
+    """
+
+    def __init__(self, router: "Router", weights: Tensor, x: Tensor) -> None:
+        self._owed: Tensor | None = None
+        with torch.enable_grad():
+            self._x = x.detach().requires_grad_(x.requires_grad)
+            again = router.weigh(self._x)
+            kept = (weights / again).detach().nan_to_num() if router.dropout and router.training else 1  # by dropout
+            self._weights = again * kept
+        if x.requires_grad:
+            x.register_hook(self._pay)
+
+    def collect(self, grad: Tensor) -> None:
+        """Takes the gradients of the weights from one repetition."""
+        self._owed = grad if self._owed is None else self._owed + grad
+        if not self._x.requires_grad:
+            self._pay(grad)
+
+    def _pay(self, grad: Tensor) -> Tensor:
+        if self._owed is None:
+            return grad
+        torch.autograd.backward(self._weights, self._owed.to(self._weights), retain_graph=True)
+        self._owed = None
+        if self._x.grad is not None:
+            grad, self._x.grad = grad + self._x.grad, None
+        return grad
+
+
+class Router(AbstractShared, nn.Linear):
     """Looks at an image and weighs the experts for it.
 
     Args:
@@ -109,14 +152,18 @@ class Router(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
-        logits = super().forward(x.mean(dim=(2, 3)))
-        weights = logits.sigmoid() if self.activation == "sigmoid" else (logits / self.temperature).softmax(dim=1)
+        weights = self.weigh(x)
         return F.dropout(weights, self.dropout, self.training) if self.dropout else weights
+
+    def weigh(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
+        """Weighs the experts for each image, without dropout."""
+        logits = super().forward(x.mean(dim=(2, 3)))
+        return logits.sigmoid() if self.activation == "sigmoid" else (logits / self.temperature).softmax(dim=1)
 
     def watch(self, block: nn.Module) -> None:
         """Makes every call of a block begin with a look at the block's input, for the layers in it."""
         block.register_forward_pre_hook(self._look)
-        block.register_forward_hook(self._forget)
+        block.register_forward_hook(self._forget, always_call=True)
 
     def _look(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._of_block.clear()  # left by a call that failed
@@ -126,22 +173,54 @@ class Router(nn.Linear):
                 f"routing='block': {self.block} is given {x.shape[1]} channels, its first condensed layer {self.in_features}; "
                 "take routing='layer' there"
             )
-        self._of_block.push(self(x))
+        version = x._version if torch.is_grad_enabled() and not tracing() else 0
+        self._of_block.push(_Routing(self(x), x, version))
 
     def _forget(self, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         self._of_block.clear()
 
-    def weights_of_block(self) -> Tensor:
-        """Returns the weights for the batch that the block is working on.
+    def weights_of_block(self, x: Tensor) -> Tensor:
+        """Returns the weights for the batch that the block is working on, for a layer in it that is given `x`.
 
         Raises:
-            RuntimeError: the block is not being called.
+            RuntimeError: the block is not being called; or activation checkpointing repeats a part of it in the form that
+                has no way for the gradients of the weights, and the block has overwritten its input.
         """
-        if (weights := self._of_block.get()) is None:
+        given = self._of_block.current()
+        if given is None and repeating():
+            weights, learns, debts = self._of_block.noted(x, f"the routing of {self.block}")
+            weights = weights.detach().requires_grad_(learns)
+            if debts is not None:
+                # One for each call that looked the same; the newest is repeated first.
+                owed = next((debt for debt in (debts.pop()() for _ in range(len(debts))) if debt is not None), None)
+                if owed is None:
+                    raise RuntimeError(
+                        f"routing='block': the gradients of a checkpoint inside {self.block} would not reach its router; "
+                        "take use_reentrant=False"
+                    )
+                weights.register_hook(owed.collect)
+            return weights
+        if given is None:
             raise RuntimeError(
                 f"this layer takes its routing from its block, {self.block}, and works only while that is called"
             )
+        weights = given.value.weights
+        if is_repeatable(given):
+            learns = weights.requires_grad
+            mark, debts = fingerprint(weights), None
+            if learns and not torch.is_grad_enabled():
+                _, _, before = self._of_block.known(x, mark) or (None, None, None)
+                debts = [*(before or ()), self._owe(*given.value)]
+            self._of_block.note(x, (weights.detach(), learns, debts), mark)
         return weights
+
+    def _owe(self, weights: Tensor, x: Tensor, version: int) -> Callable[[], "_Debt | None"]:
+        """Prepares for gradients that autograd does not bring to the weights of this block."""
+        if x._version != version:
+            return lambda: None
+        debt = _Debt(self, weights, x)
+        # Where the graph holds it, it ends with the graph; else it holds no features.
+        return weakref.ref(debt) if x.requires_grad else lambda: debt
 
     def extra_repr(self) -> str:
         options = CondConvOptions()
@@ -229,7 +308,7 @@ class CondConv2d(AbstractConv2d):
 
     def routing_weights(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
         """Weighs the experts for each image, by the layer's input or, with a shared router, by the block's."""
-        return self.router.weights_of_block() if self.router_shared else self.router(x)
+        return self.router.weights_of_block(x) if self.router_shared else self.router(x)
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
         """Mixes the kernel of each image, [batch, out_channels, in_channels // groups, kernel_height, kernel_width].

@@ -25,6 +25,7 @@ from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._shared import AbstractConstants, AbstractShared
 from pocketcnn.methods._sites import conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics._shapes import Pair, accumulation_dtype
 from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
@@ -83,8 +84,10 @@ class RingOptions:
             raise ValueError("level names no ring at all")
 
 
-class ParameterRing(nn.Module):
+class ParameterRing(AbstractShared, AbstractConstants):
     """The shared parameters, and for each layer the places and signs of its weights on the ring.
+
+    Places and signs, or the codes of windows, are no buffers: averages, casts and `to_empty` leave them as they are.
 
     The ring is drawn with the mean variance of its layers, each weighted by its number of weights. So a ring as long as
     all its layers together starts, and takes steps, like the plain net.
@@ -152,12 +155,13 @@ class ParameterRing(nn.Module):
         self.values = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
         self.gains = nn.Parameter(torch.empty(len(shapes), device=device, dtype=dtype)) if gain else None
         if self.scheme == "windows":
-            count = sum(map(code_count, self.sizes))
-            self.register_buffer("codes", torch.empty(count, 2, device=device, dtype=torch.uint8))
+            self.constants = self.stored_constants = ("codes",)
+            self.codes = torch.empty(sum(map(code_count, self.sizes)), 2, device="meta", dtype=torch.uint8)
         else:
             # Rebuilt from the seed, hence never in a file; int32 halves the memory and the reading time of int64.
-            self.register_buffer("indices", torch.empty(total, device=device, dtype=torch.int32), persistent=False)
-            self.register_buffer("signs", torch.empty(total, device=device, dtype=torch.int8), persistent=False)
+            self.constants = ("indices", "signs")
+            self.indices = torch.empty(total, device="meta", dtype=torch.int32)
+            self.signs = torch.empty(total, device="meta", dtype=torch.int8)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -165,21 +169,33 @@ class ParameterRing(nn.Module):
         nn.init.normal_(self.values, std=self.std)
         if self.gains is not None:
             nn.init.ones_(self.gains)
-        for number in () if self.values.is_meta else dict.fromkeys(self.subnets):
+        self.rebuild_constants()
+
+    def where(self) -> torch.device:
+        """Device of the ring."""
+        return self.values.device
+
+    def make_constants(self) -> dict[str, Tensor]:
+        """Makes places and signs, or the codes that a ring starts with, from the seed."""
+        made = {
+            name: torch.empty(getattr(self, name).shape, dtype=getattr(self, name).dtype) for name in self.constants
+        }
+        for number in dict.fromkeys(self.subnets):
             slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
             sizes, seed = [self.sizes[slot] for slot in slots], self.seed_of(number)
             if self.scheme == "windows":
                 drawn = window_codes(sizes, seed=seed).split(list(map(code_count, sizes)))
                 for slot, codes in zip(slots, drawn, strict=True):
-                    self.codes[self.code_window(slot)] = codes.to(self.codes)
+                    made["codes"][self.code_window(slot)] = codes
                 continue
             filter_sizes = [self.sizes[slot] // self.shapes[slot][0] for slot in slots]
             indices, signs = kernels.ring_indices(
                 sizes, len(self.values), seed=seed, scheme=self.scheme, filter_sizes=filter_sizes
             )
             window = torch.cat([torch.arange(self.sizes[slot]) + sum(self.sizes[:slot]) for slot in slots])
-            self.indices[window] = indices.to(self.indices)
-            self.signs[window] = signs.to(self.signs)
+            made["indices"][window] = indices.int()
+            made["signs"][window] = signs.to(torch.int8)
+        return made
 
     def seed_of(self, subnet: int) -> int:
         """Seed of the places and signs of a sub-network's layers."""
@@ -197,6 +213,10 @@ class ParameterRing(nn.Module):
 
     def places(self, slot: int) -> tuple[Tensor, Tensor]:
         """Places and signs of the kernel's weights for the layer in that slot, both flat."""
+        self.settle()  # a replica or a swapped parameter may be on another device
+        if self.values.is_meta:
+            indices = torch.empty(self.sizes[slot], device="meta", dtype=torch.int32)
+            return indices, torch.empty_like(indices, dtype=torch.int8)
         if self.scheme == "windows":
             return window_indices(self.codes[self.code_window(slot)], len(self.values), self.sizes[slot])
         if self.scheme == "affine" and torch.compiler.is_exporting():
@@ -208,6 +228,10 @@ class ParameterRing(nn.Module):
         return self.scales[slot] * (1.0 if self.gains is None else float(self.gains.detach()[slot]))
 
     def read(self, slot: int) -> Tensor:
+        """Reads the kernel of the layer in that slot."""
+        return self(slot)  # a call, so that hooks run: some of torch's pruning and norms are hooks
+
+    def forward(self, slot: int) -> Tensor:
         """Reads the kernel of the layer in that slot."""
         kernel = kernels.ring_kernel(self.values, *self.places(slot), self.scales[slot]).view(self.shapes[slot])
         return kernel if self.gains is None else kernel * self.gains[slot]

@@ -12,12 +12,13 @@ solver. In a first try of ours, Anderson's acceleration found no equilibrium of 
 applications for a quarter of the images.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pocketcnn.methods._call_value import tracing
+from pocketcnn.methods._kept import Kept
 
 
 def operator_norm(
@@ -82,7 +83,7 @@ class EquilibriumNet(nn.Module):
         self.inner, self.outer = (nn.Parameter(torch.empty(channels, channels, 3, 3)) for _ in range(2))
         for kernel in (self.inner, self.outer):
             nn.init.kaiming_uniform_(kernel, a=5**0.5)
-        self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
+        self._kept = Kept()
         self.bn2 = nn.BatchNorm2d(channels)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
@@ -116,14 +117,13 @@ class EquilibriumNet(nn.Module):
         return (block(value) if torch.is_grad_enabled() else z), residuals, steps
 
     def _kernels(self) -> tuple[Tensor, Tensor]:
-        """The kernels scaled to their norms. Without gradients the result is kept until the kernels change."""
-        state = [(kernel.data_ptr(), kernel._version, kernel.dtype) for kernel in (self.inner, self.outer)]
-        if not torch.is_grad_enabled() and self._kept is not None and self._kept[0] == state:
-            return self._kept[1]
-        inner = self.inner / operator_norm(self.inner)
-        outer = self.contraction * self.outer / operator_norm(self.outer)
-        self._kept = None if torch.is_grad_enabled() else (state, (inner, outer))
-        return inner, outer
+        """Scales the kernels to their norms. Without gradients the result is kept until a kernel's value changes."""
+        if torch.is_grad_enabled() or tracing() or self.inner.is_meta:
+            return self._scaled()
+        return self._kept.get(None, (self.inner, self.outer), self._scaled)
+
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        return self.inner / operator_norm(self.inner), self.contraction * self.outer / operator_norm(self.outer)
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_classes"]:
         z, _, _ = self.equilibrium(x)

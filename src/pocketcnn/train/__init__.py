@@ -1,8 +1,9 @@
 """Training any net on any data set: one configuration, one function, one folder of plain files per run.
 
-`fit` and `evaluate` are imported on first use, so that reading a configuration does not import Lightning.
+All functions are imported on first use, so that reading a configuration does not import Lightning.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pocketcnn.train.config import PRESETS, TrainConfig
@@ -10,14 +11,14 @@ from pocketcnn.train.hardware import Hardware
 
 if TYPE_CHECKING:
     from pocketcnn.train.evaluation import evaluate as evaluate
+    from pocketcnn.train.groups import parameter_groups as parameter_groups
     from pocketcnn.train.loop import fit as fit
 
-__all__ = ["PRESETS", "Hardware", "TrainConfig", "evaluate", "fit"]
+__all__ = ["PRESETS", "Hardware", "TrainConfig", "evaluate", "fit", "parameter_groups"]
+_FILES = {"fit": "loop", "evaluate": "evaluation", "parameter_groups": "groups"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("fit", "evaluate"):
+    if name not in _FILES:
         raise AttributeError(f"module 'pocketcnn.train' has no attribute {name!r}")
-    from pocketcnn.train import evaluation, loop
-
-    return getattr(loop if name == "fit" else evaluation, name)
+    return getattr(importlib.import_module(f"pocketcnn.train.{_FILES[name]}"), name)

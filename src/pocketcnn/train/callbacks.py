@@ -30,7 +30,7 @@ COLUMNS = (
 class Averaging(WeightAveraging):
     """Keeps an exponential average of weights and statistics, which is evaluated and is the net at the end.
 
-    Lightning's own average would include integers, such as the indices of a ring.
+    Lightning's own average would include integers, such as the counters of batch norms.
     """
 
     def __init__(self, decay: float) -> None:

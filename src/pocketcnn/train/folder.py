@@ -12,7 +12,7 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
-from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency
+from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency, names_and_shapes
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData, ForeignFile
 from pocketcnn.support.environment import environment
@@ -42,7 +42,7 @@ def settings_of(
         teacher: the trained net whose outputs are learnt.
         label: the run's name and identity.
     """
-    shapes = [[key, list(value.shape)] for key, value in model.state_dict().items()]
+    shapes = names_and_shapes(model)
     settings = {
         **label,
         "data": data.name,

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pocketcnn.methods._call_value import CallValue, tracing
+from pocketcnn.methods._call_value import CallValue, in_a_part, is_repeatable, repeating, tracing
+from pocketcnn.methods._shared import AbstractConstants, AbstractShared
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ class TracedLevels(NamedTuple):
 
     levels: Tensor
     made: dict[Any, Any]
+
+
+def _sorted(levels: int | tuple[int, ...] | None, x: Tensor) -> OneLevel | MixedLevels:
+    """Makes the levels of the images whose features are `x` from their values."""
+    return MixedLevels(torch.tensor(levels, device=x.device)) if isinstance(levels, tuple) else OneLevel(levels, {})
 
 
 UNMEASURED = "set until the first stage measures the features that it is given"
@@ -83,28 +89,50 @@ class Calls:
         Raises:
             ValueError: the stage is given another number of images than the net.
         """
-        found = self._batch.get()
-        if found is UNMEASURED and self.gauge is not None:
-            found = self.gauge.see(x)
-            self._batch.pop()
-            self._batch.push(found)
-        if found is None and self.gauge is not None:
-            if self.gauge.pin is not None:
-                return OneLevel(self.gauge.pin, {})
-            if not (self._warned or tracing()):
-                self._warned = True
-                _log.warning(
-                    "a stage runs outside of a call of the net, whose images would set its depth, and passes all blocks; "
-                    "call the net itself, or pin the level by gauge_of(net).pinned(level)"
-                )
-        if found is None:
-            return OneLevel(None, {})
+        given = self._batch.current()
+        if self.gauge is None:
+            return given.value if given is not None and not is_repeatable(given) else OneLevel(None, {})
+        if given is None and repeating():
+            return _sorted(self._batch.noted(x, "the levels of its images"), x)
+        if given is None:
+            found, repeatable = OneLevel(self._level_alone(), {}), in_a_part()
+        else:
+            if given.value is UNMEASURED:
+                self._batch.replace(self._measured(x, self.gauge))
+            found, repeatable = self._batch.get(), is_repeatable(given)
         if not isinstance(found, OneLevel) and found.levels.shape[0] != x.shape[0]:
             raise ValueError(
                 f"the net was given {found.levels.shape[0]} images, but a stage in it gets features of {x.shape[0]}; "
                 "condense the part of the net that takes as many images as its stages"
             )
+        if not repeatable or isinstance(found, TracedLevels):
+            return found
+        levels = found.level if isinstance(found, OneLevel) else tuple(found.levels.tolist())
+        self._batch.note(x, levels, levels)
+        return _sorted(levels, x)  # with kernels of its own, so that a repetition makes as many
+
+    def _measured(self, x: Tensor, gauge: "Gauge") -> "OneLevel | MixedLevels | TracedLevels":
+        """Measures features; one that learns from them finds what it found before, if the whole call is repeated."""
+        if not (gauge.training and in_a_part()) and not repeating():
+            return gauge.see(x)
+        if repeating() and (known := self._batch.known(x)) is not None:
+            return _sorted(known, x)
+        found = gauge.see(x)
+        if not isinstance(found, TracedLevels):
+            levels = found.level if isinstance(found, OneLevel) else tuple(found.levels.tolist())
+            self._batch.note(x, levels, levels)
         return found
+
+    def _level_alone(self) -> int | None:
+        """Level for a stage outside of a call of the net: the one that the gauge is held at, or the highest."""
+        pin = self.gauge.pin if self.gauge is not None else None
+        if pin is None and not (self._warned or tracing()):
+            self._warned = True
+            _log.warning(
+                "a stage runs outside of a call of the net, whose images would set its depth, and passes all blocks; "
+                "call the net itself, or pin the level by gauge_of(net).pinned(level)"
+            )
+        return pin
 
     def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._batch.clear()  # left by a call that was interrupted
@@ -127,7 +155,7 @@ class Calls:
         self._batch.clear()
 
 
-class Gauge(nn.Module):
+class Gauge(AbstractShared, AbstractConstants):
     """Measures how complex each image is that a net is given.
 
     The gauge undoes the normalisation it was calibrated for, measures, and maps the measure to [0, 1]: the share of the
@@ -171,7 +199,8 @@ class Gauge(nn.Module):
         self.register_buffer("std", torch.empty(channels))
         self.register_buffer("value_range", torch.empty(2))
         self.register_buffer("quantiles", torch.empty(self.POINTS))
-        self.register_buffer("calibrated", torch.tensor(False))
+        self.constants = self.stored_constants = ("calibrated",)  # no buffer, because torch averages no booleans
+        self.calibrated = torch.empty((), dtype=torch.bool, device="meta")
         self.reset_parameters()
 
     @torch.no_grad()
@@ -182,7 +211,15 @@ class Gauge(nn.Module):
         self.std.fill_(1)
         self.value_range[0], self.value_range[1] = low, high
         self.quantiles.copy_(torch.linspace(0, most, self.POINTS))
-        self.calibrated.fill_(False)
+        self.rebuild_constants()
+
+    def where(self) -> torch.device:
+        """Device of the calibration."""
+        return self.mean.device
+
+    def make_constants(self) -> dict[str, Tensor]:
+        """Makes the mark of a gauge that is not calibrated."""
+        return {"calibrated": torch.tensor(False)}
 
     def value(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
         """Measures each image, in the measure's own unit: bits for entropy.

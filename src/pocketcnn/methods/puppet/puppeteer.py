@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pocketcnn import kernels
 from pocketcnn.methods._call_value import tracing
 from pocketcnn.methods._conv import fan_out
+from pocketcnn.methods._kept import Kept
+from pocketcnn.methods._shared import AbstractConstants, AbstractShared
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.odeint import odeint
@@ -22,7 +24,7 @@ Shape = tuple[int, ...]
 Slot = tuple[int, int, int]  # which stage, which of its blocks, which of the block's kernels
 
 
-class Puppeteer(nn.Module):
+class Puppeteer(AbstractShared, AbstractConstants):
     """The state that all kernels are read off, and the field that moves it along the depth.
 
     The state P is [rows, columns, kernel_height, kernel_width], stored as a matrix. It moves by
@@ -79,11 +81,12 @@ class Puppeteer(nn.Module):
         self.mix_columns = nn.Parameter(torch.empty(self.columns, self.columns, **made)) if moves else None
         self.gain = nn.Parameter(torch.empty(self.rows, **made)) if self.options.start == "entropy" else None
         # Rebuilt from the seed, hence never in a file.
-        self.register_buffer("indices", torch.empty(total, device=device, dtype=torch.int32), persistent=False)
-        self.register_buffer("signs", torch.empty(total, device=device, dtype=torch.int8), persistent=False)
+        self.constants = ("indices", "signs")
+        self.indices = torch.empty(total, device="meta", dtype=torch.int32)
+        self.signs = torch.empty(total, device="meta", dtype=torch.int8)
         paths = self.options.levels if self.options.depth_by == "step" else 1
         self.register_buffer("scales", torch.empty(paths, len(self.slots), device=device, dtype=dtype))
-        self.kept = VersionedCache()
+        self.kept = Kept()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -94,21 +97,28 @@ class Puppeteer(nn.Module):
                 nn.init.normal_(mix, std=len(mix) ** -0.5)
         if self.gain is not None:
             nn.init.zeros_(self.gain)
+        self.rebuild_constants()
         if self.state.is_meta:
             return
-        seed = self.options.seed
-        if self.options.read == "channels":
-            indices, signs = channel_indices(list(self.slots.values()), self.state_shape, seed=seed)
-        else:
-            indices, signs = kernels.ring_indices(list(self.sizes.values()), math.prod(self.state_shape), seed=seed)
-        self.indices.copy_(indices)
-        self.signs.copy_(signs)
         with torch.no_grad():
             self.scales.fill_(1)
             for path in () if is_filled_later() else range(len(self.scales)):
                 made = self._generate(None, path)
                 stds = [made[slot].std(correction=0) / self.stds[slot] if slot in made else 1.0 for slot in self.slots]
                 self.scales[path] = 1 / torch.tensor(stds)
+
+    def where(self) -> torch.device:
+        """Device of the state."""
+        return self.state.device
+
+    def make_constants(self) -> dict[str, Tensor]:
+        """Makes the places that kernels are read from, and their signs, from the seed."""
+        seed = self.options.seed
+        if self.options.read == "channels":
+            indices, signs = channel_indices(list(self.slots.values()), self.state_shape, seed=seed)
+        else:
+            indices, signs = kernels.ring_indices(list(self.sizes.values()), math.prod(self.state_shape), seed=seed)
+        return {"indices": indices.int(), "signs": signs.to(torch.int8)}
 
     def key(self, level: int) -> tuple[float | None, int]:
         """Start of the state and number of its path for a level: levels with equal keys share their kernels."""
@@ -119,13 +129,18 @@ class Puppeteer(nn.Module):
         """Generates the kernels of one level, by (stage, block, number in the block).
 
         Each is [out_channels, in_channels // groups, kernel_height, kernel_width]. In evaluation mode without gradients
-        they are generated once and kept until a parameter changes. A change that torch does not count
-        (`parameter.data.mul_(2)`) goes unnoticed; `eval()` clears the cache.
+        they are generated once and kept until a value of the state, the field or the scales changes, in whatever way.
         """
+        return self(level)  # a call, so that hooks run: some of torch's pruning and norms are hooks
+
+    def forward(self, level: int) -> Mapping[Slot, Tensor]:
+        """Generates the kernels of one level, as `kernels` does."""
         key = self.key(level)
         if self.training or torch.is_grad_enabled() or tracing() or self.state.is_meta:
             return self._generate(*key)
-        return self.kept.get(key, [*self.parameters(), *self.buffers()], lambda: self._generate(*key))
+        made_of = [self.state, self.mix_rows, self.mix_columns, self.gain, self.scales]
+        sources = [tensor for tensor in made_of if tensor is not None]
+        return self.kept.get(key, sources, lambda: self._generate(*key), (self.indices, self.signs))
 
     def trajectory(self, level: int) -> list[Tensor]:
         """Computes the states off which the kernels of one level are read, in order.
@@ -167,6 +182,7 @@ class Puppeteer(nn.Module):
         }
 
     def _generate(self, start: float | None, path: int) -> dict[Slot, Tensor]:
+        self.settle()  # a replica or a swapped parameter may be on another device
         device = self.state.device.type
         with torch.autocast(device, enabled=False) if device != "meta" else contextlib.nullcontext():
             times = self._times(path)
@@ -210,34 +226,6 @@ def _numbered(stages: Any) -> dict[Slot, Any]:
         for b, block in enumerate(stage)
         for k, value in enumerate(block)
     }
-
-
-class VersionedCache:
-    """A cache of results that holds as long as the tensors they were made from stay unchanged; copies start empty."""
-
-    def __init__(self) -> None:
-        self._stamp: Any = None
-        self._made: dict[Any, Any] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "VersionedCache":
-        return VersionedCache()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return VersionedCache, ()
-
-    def clear(self) -> None:
-        """Empties the cache."""
-        self._stamp, self._made = None, {}
-
-    def get(self, key: Any, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-        """Returns the result under a key; makes it if there is none or the sources have changed since."""
-        stamp = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in sources]
-        if stamp != self._stamp:
-            self._stamp, self._made = stamp, {}
-        made = self._made  # another thread may empty the cache meanwhile
-        if key not in made:
-            made[key] = make()
-        return made[key]
 
 
 def puppeteers_of(model: nn.Module) -> list[Puppeteer]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn import kernels
-from pocketcnn.methods._call_value import CallValue
+from pocketcnn.methods._call_value import CallValue, is_repeatable, repeating
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments
 from pocketcnn.methods.puppet.gauge import Calls, Gauge, OneLevel, TracedLevels
 from pocketcnn.methods.puppet.options import PuppetOptions
@@ -18,10 +18,11 @@ from pocketcnn.methods.puppet.puppeteer import Puppeteer, Shape, Slot
 
 
 class Part(NamedTuple):
-    """Neighbouring images of a batch that share their kernels."""
+    """Neighbouring images of a batch that share their kernels; `level` is one that has these kernels."""
 
     kernels: Mapping[Slot, Tensor]
     images: int
+    level: int
 
 
 class Mixed(NamedTuple):
@@ -57,7 +58,7 @@ class GeneratedConv2d(AbstractConv2d):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        given = self._batch.get()
+        given = self._given(x)
         x, padding = self.pad(x)
         how = (self.stride, padding, self.dilation, self.groups)
         if isinstance(given, Mixed):
@@ -67,9 +68,28 @@ class GeneratedConv2d(AbstractConv2d):
             )
             return y if self.bias is None else y + self.bias[:, None, None]
         if given is None or len(given) == 1:
-            return F.conv2d(x, self.dense_weight(), self.bias, *how)
+            kernel = self.dense_weight() if given is None else given[0].kernels[self.slot]
+            return F.conv2d(x, kernel, self.bias, *how)
         parts = zip(x.split([part.images for part in given]), given, strict=True)
         return torch.cat([F.conv2d(rows, part.kernels[self.slot], self.bias, *how) for rows, part in parts])
+
+    def _given(self, x: Tensor) -> list[Part] | Mixed | None:
+        """Returns the kernels for a batch: those that the stage has set.
+
+        In a part of the stage that activation checkpointing repeats without the stage, the layer generates them itself,
+        both times: gradients then reach the puppeteer, and both passes save the same tensors.
+        """
+        given = self._batch.current()
+        if given is None:
+            return self._generated(self._batch.noted(x, "the levels of its images")) if repeating() else None
+        if not is_repeatable(given) or isinstance(given.value, Mixed):
+            return given.value
+        groups = tuple((part.level, part.images) for part in given.value)
+        self._batch.note(x, groups, groups)
+        return self._generated(groups)
+
+    def _generated(self, groups: Sequence[tuple[int, int]]) -> list[Part]:
+        return [Part(self._puppeteer[0].kernels(level), images, level) for level, images in groups]
 
 
 class PuppetStage(nn.Module):
@@ -254,12 +274,14 @@ class PuppetStage(nn.Module):
     def _parts(self, groups: Sequence[tuple[int, int]], made: dict[Any, Any]) -> list[Part]:
         """Joins groups that share their kernels, and makes the kernels, once a call."""
         counts: dict[Any, int] = {}
+        levels: dict[Any, int] = {}
         for level, count in groups:
             key = self._key(level)
             counts[key] = counts.get(key, 0) + count
+            levels.setdefault(key, level)
             if key not in made:
                 made[key] = self.puppeteer.kernels(level) if self.puppeteer is not None else {}
-        return [Part(made[key], count) for key, count in counts.items()]
+        return [Part(made[key], count, levels[key]) for key, count in counts.items()]
 
 
 def _rows(x: Tensor, order: Tensor) -> Tensor:

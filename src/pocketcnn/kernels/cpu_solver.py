@@ -7,6 +7,7 @@ Coefficients that depthwise convolutions make of the image are formed inside of 
 shared out among as many threads as torch uses. `pocketcnn bench` measures what this earns.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from pocketcnn.kernels.cpu_solver_loops import (
     moment_tiles_back,
     solver,
 )
+from pocketcnn.kernels.torch_ops import defined_gradients
+from pocketcnn.numerics import stencil
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.stencil import BOUNDARIES
 
@@ -154,6 +157,14 @@ def _(grad, *arguments):
     ]  # fmt: skip
 
 
+def _definition(uses: Any, rectified: bool, *arguments: Any) -> Tensor:
+    """Computes the operator by its definition: settings first, then the tensors."""
+    settings, (source, *coefficients, initial, previous, formed) = arguments[:5], arguments[5:]
+    if formed is not None:
+        coefficients = stencil.form(source, formed, uses, coefficients, rectified)
+    return stencil.march(source, *coefficients, initial, previous, *settings)
+
+
 def _save_for_backward(ctx, inputs, output):
     ctx.settings, ctx.finished = inputs[8:-1], inputs[-1] is not None
     ctx.save_for_backward(*inputs[:8])
@@ -163,6 +174,9 @@ def _backward(ctx, grad):
     if ctx.finished:
         raise RuntimeError("what is done after the steps has no gradient here; leave `after` out")
     wanted = list(ctx.needs_input_grad[:8])
+    if torch.is_grad_enabled():
+        found = defined_gradients(partial(_definition, *ctx.settings), ctx.saved_tensors, wanted, grad)
+        return *found, *[None] * (len(ctx.settings) + 1)
     grads = _advect_diffuse_backward(grad, *ctx.saved_tensors, *ctx.settings, wanted)
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (len(ctx.settings) + 1)
 
@@ -262,6 +276,9 @@ def _save_moments(ctx, inputs, output):
 
 
 def _moments_backward(ctx, grad_mean, grad_variance):
+    if torch.is_grad_enabled():
+        tensors, wanted = ctx.saved_tensors[1:], ctx.needs_input_grad
+        return defined_gradients(stencil.depthwise_moments, tensors, wanted, (grad_mean, grad_variance))
     return _depthwise_moments_backward(grad_mean, grad_variance, *ctx.saved_tensors)
 
 

@@ -3,6 +3,8 @@
 `pocketcnn bench` measures what each earns.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pocketcnn import numerics
 from pocketcnn.numerics import stencil
 from pocketcnn.numerics._shapes import Pair, accumulation_dtype, pair
 from pocketcnn.numerics.involution import check_involution
@@ -109,7 +112,27 @@ def _save_for_backward(ctx, inputs, output):
     ctx.save_for_backward(x, kernels)
 
 
+def defined_gradients(
+    definition: Callable[..., Any], tensors: Sequence[Tensor | None], wanted: Sequence[bool], grads: Any
+) -> tuple[Tensor | None, ...]:
+    """Computes gradients of a definition that have gradients themselves, for tensors where they are wanted.
+
+    An operator's backward pass calls it where `create_graph=True` asks for gradients of its gradients.
+    """
+    own = [
+        t if t is None else t.view_as(t) for t in tensors
+    ]  # one tensor may be given twice, and has a gradient for each
+    asked = [t for t, want in zip(own, wanted, strict=True) if want]
+    found = iter(torch.autograd.grad(definition(*own), asked, grads, create_graph=True, allow_unused=True))
+    return tuple(next(found) if want else None for want in wanted)
+
+
 def _backward(ctx, grad):
+    if torch.is_grad_enabled():
+        size, (stride, padding, dilation) = ctx.geometry[:2], map(tuple, ctx.geometry[2:])
+        geometry: Any = {"kernel_size": tuple(size), "stride": stride, "padding": padding, "dilation": dilation}
+        definition = partial(numerics.involution2d, **geometry)
+        return *defined_gradients(definition, ctx.saved_tensors, ctx.needs_input_grad[:2], grad), *[None] * 5
     return *involution2d_backward_operator(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None
 
 

@@ -1,4 +1,4 @@
-"""Sizes of kernels and maps, and the dtype of sums."""
+"""Sizes of kernels and maps, the dtype of sums, and whether operations are recorded."""
 
 import torch
 from torch import Tensor
@@ -37,3 +37,8 @@ def output_size(
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """Chooses the dtype of sums: float32 for lower precisions, else that of `x`."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def is_recorded() -> bool:
+    """Tells whether operations are recorded to run again with other batches, by `torch.export` or `torch.jit.trace`."""
+    return torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch.jit.is_tracing())

@@ -1,11 +1,10 @@
 """CondConv: a kernel for every image, mixed from experts."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketcnn.numerics._shapes import Pair, accumulation_dtype, output_size
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, is_recorded, output_size
 
 COMPUTATIONS = ("auto", "mix_kernels", "mix_outputs", "unfold")
 
@@ -31,7 +30,7 @@ def condconv2d(
     all images with all experts. `"auto"` chooses `"mix_outputs"` for few experts and small maps, where a kernel for every
     image costs much to make and is used little, else `"mix_kernels"`.
 
-    While a net is exported `"auto"` and `"mix_kernels"` unfold: a number of groups cannot depend on the batch.
+    While a net is exported or traced `"auto"` and `"mix_kernels"` unfold: a number of groups cannot depend on the batch.
 
     Args:
         x: the images.
@@ -63,7 +62,7 @@ def condconv2d(
     if computation not in COMPUTATIONS:
         raise ValueError(f"no computation {computation!r}; known: {', '.join(COMPUTATIONS)}")
     height, width = output_size((size[0], size[1]), (kernel_size[0], kernel_size[1]), stride, padding, dilation)
-    if torch.compiler.is_exporting():
+    if is_recorded():
         computation = "mix_outputs" if computation == "mix_outputs" else "unfold"
     elif batch == 0:  # no groups to convolve in, nothing to unfold
         computation = "mix_outputs"

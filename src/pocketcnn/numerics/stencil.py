@@ -303,7 +303,11 @@ def check_advect_diffuse(
                 )
             if tracing or not values or value.numel() == 0:
                 continue
-        if name.startswith("diffusivity") and not (lowest := float(torch.as_tensor(value).detach().min())) >= 0:
+        if not name.startswith("diffusivity"):
+            continue
+        # A plain number is compared as it is, which the compiler can follow.
+        lowest = float(value.detach().min()) if isinstance(value, Tensor) else value
+        if not lowest >= 0:
             raise ValueError(f"{name} must not be negative, got {lowest:.4g}: the problem would be ill-posed")
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from pocketcnn import numerics
 from pocketcnn.kernels import torch_ops
 from pocketcnn.numerics import condconv2d, ring_indices, ring_kernel, stencil
-from pocketcnn.numerics._shapes import Pair, accumulation_dtype, is_recorded
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, is_recorded, is_transformed
 from pocketcnn.numerics.stencil import Coefficient, as_field, check_advect_diffuse, check_formed, check_table
 
 __all__ = [
@@ -34,8 +33,8 @@ _COEFFICIENTS = ("velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y")
 
 
 def _defined() -> bool:
-    """Tells whether only the definition will do: operations are recorded, or a transform or tangent meets each of them."""
-    return is_recorded() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Tells whether only the definition will do."""
+    return is_recorded() or is_transformed()
 
 
 def compiled(x: Tensor) -> bool:

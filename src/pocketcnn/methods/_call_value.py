@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from pocketcnn.numerics._shapes import is_recorded, is_transformed
+
 
 def tracing() -> bool:
-    """Tells whether the pass is being traced, compiled or exported, to run again with other images."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    """Tells whether no values can be read or kept: the pass is traced, compiled, exported or transformed by `torch.func`."""
+    return torch.compiler.is_compiling() or is_recorded() or is_transformed()
 
 
 def _thread() -> int:

@@ -28,6 +28,7 @@ from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._call_value import CallValue
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
+from pocketcnn.methods._leaf import AbstractLeaf, proxy_in
 from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.methods._sites import conv_sites
 from pocketcnn.numerics._shapes import Pair
@@ -75,7 +76,7 @@ class CondConvOptions:
                 raise ValueError(f"no {name} {value!r}; known: {', '.join(known)}")
 
 
-class Router(nn.Linear):
+class Router(AbstractLeaf, nn.Linear):
     """Looks at an image and weighs the experts for it.
 
     Args:
@@ -121,7 +122,7 @@ class Router(nn.Linear):
     def _look(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._of_block.clear()  # left by a call that failed
         x = arguments[0]
-        if x.shape[1] != self.in_features:
+        if proxy_in(x) is None and x.shape[1] != self.in_features:
             raise ValueError(
                 f"routing='block': {self.block} is given {x.shape[1]} channels, its first condensed layer {self.in_features}; "
                 "take routing='layer' there"
@@ -245,10 +246,25 @@ class CondConv2d(AbstractConv2d):
         """Lists the experts and the router's parameters."""
         return [self.experts, *self.router.parameters()]
 
-    def forward(
-        self, x: Float[Tensor, "batch in_channels height width"]
+    def given_by_caller(self, x: Any, routing_weights: Any = None) -> dict[str, Any]:
+        """Hands over the block's routing: a recorded call of the layer is not part of a call of the block."""
+        return (
+            {"routing_weights": self.router.weights_of_block()}
+            if self.router_shared and routing_weights is None
+            else {}
+        )
+
+    def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
+        """Filters images, or one image without a batch; `routing_weights` [batch, num_experts] replace the router's."""
+        return super().forward(x, routing_weights)
+
+    def filtered(
+        self,
+        x: Float[Tensor, "batch in_channels height width"],
+        routing_weights: Float[Tensor, "batch num_experts"] | None = None,
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        routing_weights = self.routing_weights(x)
+        """Filters each image with its own mixture of the experts."""
+        routing_weights = self.routing_weights(x) if routing_weights is None else routing_weights
         x, padding = self.pad(x)
         return kernels.condconv2d(
             x,

@@ -51,6 +51,11 @@ def condconv2d(
         those of num_experts convolutions.
     Source: Yang et al., CondConv: Conditionally Parameterized Convolutions for Efficient Inference, section 3.
     """
+    if x.dim() != 4 or experts.dim() != 5:
+        raise ValueError(
+            f"images must be [batch, channels, height, width] and experts [num_experts, out_channels, group_channels, height, "
+            f"width], got {list(x.shape)} and {list(experts.shape)}"
+        )
     batch, in_channels, *size = x.shape
     num_experts, out_channels, group_channels, *kernel_size = experts.shape
     if in_channels != group_channels * groups or out_channels % groups:
@@ -88,6 +93,7 @@ def condconv2d(
         y = F.conv2d(images, kernels, biases, stride, padding, dilation, batch * groups)
         return y.reshape(batch, out_channels, height, width)
     patches = F.unfold(x, tuple(kernel_size), dilation, padding, stride)  # [batch, channels * taps, pixels]
-    kernels = kernels.reshape(batch, groups, out_channels // groups, -1)
-    y = (kernels @ patches.reshape(batch, groups, -1, height * width)).reshape(batch, out_channels, height, width)
+    taps = group_channels * kernel_size[0] * kernel_size[1]
+    kernels = kernels.reshape(batch, groups, out_channels // groups, taps)
+    y = (kernels @ patches.reshape(batch, groups, taps, height * width)).reshape(batch, out_channels, height, width)
     return y if bias is None else y + (routing_weights @ bias).to(y.dtype)[:, :, None, None]

@@ -29,7 +29,7 @@ from pocketcnn.kernels.cpu_solver_loops import (
     moment_tiles_back,
     solver,
 )
-from pocketcnn.kernels.torch_ops import defined_gradients
+from pocketcnn.kernels.torch_ops import defined_gradients, differentiated, refuse_tangents
 from pocketcnn.numerics import stencil
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.stencil import BOUNDARIES
@@ -61,6 +61,7 @@ def advect_diffuse(
     without gradients only.
     """
     coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
+    refuse_tangents("advect_diffuse", source, *coefficients, initial, previous, formed, after)
     given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
     out = given.like_source()
     grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
@@ -174,7 +175,7 @@ def _backward(ctx, grad):
     if ctx.finished:
         raise RuntimeError("what is done after the steps has no gradient here; leave `after` out")
     wanted = list(ctx.needs_input_grad[:8])
-    if torch.is_grad_enabled():
+    if differentiated():
         found = defined_gradients(partial(_definition, *ctx.settings), ctx.saved_tensors, wanted, grad)
         return *found, *[None] * (len(ctx.settings) + 1)
     grads = _advect_diffuse_backward(grad, *ctx.saved_tensors, *ctx.settings, wanted)
@@ -231,6 +232,7 @@ class _Given:
 @torch.library.custom_op("pocketcnn::depthwise_moments", mutates_args=(), device_types="cpu")
 def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `kernels.depthwise_moments`."""
+    refuse_tangents("depthwise_moments", x, weights)
     image, table, grid, tiles = _of_convolutions(x, weights)
     sums = np.zeros((torch.get_num_threads(), len(weights), 3, x.shape[1]))
     share(
@@ -276,7 +278,7 @@ def _save_moments(ctx, inputs, output):
 
 
 def _moments_backward(ctx, grad_mean, grad_variance):
-    if torch.is_grad_enabled():
+    if differentiated():
         tensors, wanted = ctx.saved_tensors[1:], ctx.needs_input_grad
         return defined_gradients(stencil.depthwise_moments, tensors, wanted, (grad_mean, grad_variance))
     return _depthwise_moments_backward(grad_mean, grad_variance, *ctx.saved_tensors)

@@ -146,9 +146,9 @@ def check_images(x: Any, channels: int, *, alone: bool = False) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"the input must be a tensor of images, not a {type(x).__name__}")
-    if x.dim() == 4 or (alone and x.dim() == 3):
-        if is_recorded() or (x.shape[-3] == channels and 0 not in x.shape[-2:]):
-            return
+    axes = x.dim() == 4 or (alone and x.dim() == 3)
+    if axes and (is_recorded() or (x.shape[-3] == channels and 0 not in x.shape[-2:])):
+        return
     one = " or one image without the batch" if alone else ""
     raise ValueError(
         f"this layer is for images of {channels} channels, the input is {list(x.shape)}; it takes [batch, {channels}, height, "

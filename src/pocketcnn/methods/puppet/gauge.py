@@ -17,6 +17,7 @@ from torch.fx import Proxy
 
 from pocketcnn.methods._call_value import CallValue, tracing
 from pocketcnn.methods._leaf import AbstractLeaf, proxy_in
+from pocketcnn.numerics._shapes import is_recorded
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
 _log = logging.getLogger(__name__)
@@ -229,6 +230,12 @@ class Gauge(AbstractLeaf):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
         """Rates the complexity of each image between 0 and 1."""
+        if not is_recorded():
+            return self._rate(x)
+        # Runtimes fail at the operations of an empty batch; with a blank image more there is none.
+        return self._rate(torch.cat([x, x.new_zeros(1, *x.shape[1:])]))[:-1]
+
+    def _rate(self, x: Tensor) -> Tensor:
         pixels = self._pixels(x)
         value = self.MEASURES[self.measure][0](pixels)
         if self.measure == "features" and self.training and len(x) and not (tracing() or x.is_meta):

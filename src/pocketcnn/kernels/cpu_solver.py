@@ -160,10 +160,12 @@ def _(grad, *arguments):
 
 def _definition(uses: Any, rectified: bool, *arguments: Any) -> Tensor:
     """Computes the operator by its definition: settings first, then the tensors."""
-    settings, (source, *coefficients, initial, previous, formed) = arguments[:5], arguments[5:]
+    settings: Any = arguments[:5]
+    source, *coefficients, initial, previous, formed = arguments[5:]
     if formed is not None:
         coefficients = stencil.form(source, formed, uses, coefficients, rectified)
-    return stencil.march(source, *coefficients, initial, previous, *settings)
+    tensors: Any = (source, *coefficients, initial, previous)
+    return stencil.march(*tensors, *settings)
 
 
 def _save_for_backward(ctx, inputs, output):

@@ -124,7 +124,7 @@ def defined_gradients(
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, because one tensor may be given twice and has a gradient for each.
-        own = [t if t is None else t.view_as(t) for t in tensors]
+        own: list[Any] = [t if t is None else t.view_as(t) for t in tensors]
         asked = [t for t, want in zip(own, wanted, strict=True) if want]
         outputs = definition(*own)
     found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=again, allow_unused=True))

@@ -88,7 +88,8 @@ class Calls:
         Raises:
             ValueError: the net takes no or several inputs, so that nobody knows which are the images.
         """
-        tracer, gauge, found = x.tracer, self.gauge, self._batch.get()
+        tracer: Any = x.tracer
+        gauge, found = self.gauge, self._batch.get()
         if gauge is None or isinstance(found, Proxy):
             return found if isinstance(found, Proxy) else None
         if found is UNMEASURED:
@@ -203,10 +204,8 @@ class Gauge(AbstractLeaf):
         self.measure, self.levels = measure, levels
         self._pinned, self._record = CallValue(), CallValue()
         self._warned = False
-        self.register_buffer("mean", torch.empty(channels))
-        self.register_buffer("std", torch.empty(channels))
-        self.register_buffer("value_range", torch.empty(2))
-        self.register_buffer("quantiles", torch.empty(self.POINTS))
+        for name, size in (("mean", channels), ("std", channels), ("value_range", 2), ("quantiles", self.POINTS)):
+            self.register_buffer(name, torch.empty(size, dtype=torch.float32))  # whatever the default is
         self.register_buffer("calibrated", torch.tensor(False))
         self.reset_parameters()
 

@@ -357,6 +357,65 @@ def test_a_file_that_disagrees_is_not_left_behind(tmp_path, monkeypatch):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["what was there"]
 
 
+class Cancelling(nn.Module):
+    """A net whose last digits are rounded away: float32 keeps three or four of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.BatchNorm2d(6).eval()
+
+    def forward(self, x):
+        return (self.norm(self.conv(x)) + 3000.0) - 3000.0
+
+
+CHANGES = {
+    "nothing": lambda net: None,
+    "a kernel": lambda net: net.conv.weight[2].mul_(1.1),
+    "a weight": lambda net: net.conv.weight[0, 0, 0, 0].add_(0.1),
+    "a bias": lambda net: net.norm.bias[3].add_(0.1),
+    "swapped channels": lambda net: net.conv.weight.copy_(net.conv.weight.flip(0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_files_are_held_against_the_rounding_of_the_net(change):
+    net = Cancelling()
+    wide = Cancelling().double().requires_grad_(False)
+    wide.load_state_dict(net.state_dict())
+    CHANGES[change](wide)
+    inputs = _check.probes(SIZE, NOTES, (1, 3), None)
+
+    def run(x):
+        return wide(x.double()).float()
+
+    if change == "nothing":
+        found = _check.differences(run, net, inputs)
+        assert 1e-5 < found["batch 3"] < 1e-3
+    else:
+        with pytest.raises(
+            Disagreement, match=r"^batch 1: the file's outputs are up to .* is allowed; nothing was written"
+        ):
+            _check.differences(run, net, inputs)
+
+
+def test_rounding_is_no_excuse_where_nothing_is_left_to_check():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return (x + 1e6) - 1e6
+
+    inputs = _check.probes(SIZE, NOTES, (2,), None)
+    with pytest.raises(Disagreement, match="batch 2"):
+        _check.differences(lambda x: x, Noise(), inputs)
+
+
+def test_nets_are_exported_however_their_weights_lie(tmp_path):
+    net = made("ring").to(memory_format=torch.channels_last)
+    net.head.weight = nn.Parameter(net.head.weight.detach().T.contiguous().T, requires_grad=False)
+    assert written(net, tmp_path, "onnx_compact").max_difference <= 1e-5
+    assert written(net.bfloat16(), tmp_path, "torch_export").max_difference <= 1e-5
+
+
 def test_what_overflows_in_the_net_must_overflow_in_the_file():
     class Cube(nn.Module):
         def forward(self, x):

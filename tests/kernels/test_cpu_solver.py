@@ -292,11 +292,22 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(kernels.depthwise_moments, (source, formed[:, :9].detach().requires_grad_()))
 
 
-def test_there_is_no_second_derivative():
-    inputs = fields(1, 1, 3, 3)
-    (grad,) = torch.autograd.grad(kernels.advect_diffuse(*inputs).square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="advect_diffuse_backward"):
-        grad.sum().backward()
+def test_second_derivatives():
+    source, u, v, along_x, along_y = fields(1, 1, 3, 3)
+
+    def solve(f, u, along_x):  # the same coefficients along both axes
+        return kernels.advect_diffuse(f, u, u, along_x, along_x, initial=2 * f, num_steps=2)
+
+    assert torch.autograd.gradgradcheck(solve, (source, u, along_x))
+    assert torch.autograd.gradgradcheck(lambda *given: kernels.advect_diffuse(*given), (source, u, v, along_x, along_y))
+    source, formed, uses = convolved(2, 3, 3, 4)
+
+    def solve_formed(f, formed):
+        return kernels.advect_diffuse_formed(f, formed, uses, (0.0, 0.1, 0.0, 0.0), num_steps=2)
+
+    assert torch.autograd.gradgradcheck(solve_formed, (source, formed))
+    weights = formed[:, :9].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(kernels.depthwise_moments, (source, weights))
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4)])

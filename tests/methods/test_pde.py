@@ -146,7 +146,7 @@ def test_a_limited_constant_velocity_is_no_mistake():
 
 def test_another_number_of_channels_is_named(unchecked_shapes):
     for options in ({}, {"velocity": 0.5, "diffusivity": "constant"}):
-        with pytest.raises(ValueError, match=r"this layer solves for 4 channels, the input is \[1, 5, 6, 6\]"):
+        with pytest.raises(ValueError, match=r"this layer is for images of 4 channels, the input is \[1, 5, 6, 6\]"):
             GlobalLayer(4, **options)(torch.randn(1, 5, 6, 6))
 
 

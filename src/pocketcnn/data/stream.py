@@ -25,11 +25,12 @@ from pocketcnn.data.decode import RawImage, Reading, decode_all, decode_image, i
 from pocketcnn.data.sets import Images
 from pocketcnn.data.tables import column_of, no_path, opened, raw_image
 from pocketcnn.errors import BadData, BadImage, PocketError, WorkerDied
+from pocketcnn.support.signals import STOP, present
 
 _log = logging.getLogger(__name__)
 _WINDOW = 4  # row groups whose rows are mixed, and that a worker holds at a time
 _SAMPLED = 64  # at most so many row groups are read for a sample
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # users and schedulers ask a program to stop by these
+_CHILD_ENDED = present("SIGCHLD")  # how torch hears of dead workers, where there is such a signal
 _PlacedPixels = tuple[int, np.ndarray | BadImage]  # an image's place in the split, and its pixels or why it has none
 _ReadBatch = tuple[Tensor, Tensor, list[str]]  # images, labels, and the errors of images that were left out
 _Producer = Callable[[int, Tensor], Iterator[_ReadBatch]]  # the batches of a worker, which notes the place it reads
@@ -280,12 +281,14 @@ class Stream:
             collate_fn=_identity,
             generator=torch.Generator(),  # by default the loader draws from the global one, which dropout uses
         )
-        before = signal.getsignal(signal.SIGCHLD)
+        before = {number: signal.getsignal(number) for number in _CHILD_ENDED}
         running = iter(loader)
         # If a worker dies, torch's signal handler raises RuntimeError wherever the program is. Without the handler the
         # error waits until a batch is asked for (5 seconds at most); there we can tell what the worker was reading.
-        if threading.current_thread() is threading.main_thread() and before is not None:
-            signal.signal(signal.SIGCHLD, before)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)
         return running
 
     def _worker_death(self, workers: list[Any], current: Tensor) -> WorkerDied | None:
@@ -317,7 +320,7 @@ class _Workers(IterableDataset):
 
     def __iter__(self) -> Iterator[_ReadBatch | PocketError]:
         info: Any = get_worker_info()
-        for number in _STOP_SIGNALS:  # sent to all processes, but the main one needs batches until it stops
+        for number in STOP:  # sent to all processes, but the main one needs batches until it stops
             signal.signal(number, signal.SIG_IGN)
         torch.set_num_threads(1)  # torch's threads do not survive a fork, and waiting for them would never end
         try:

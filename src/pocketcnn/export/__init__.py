@@ -113,6 +113,8 @@ def export(
     size = _input_size(model, input_size, notes)
     notes["input_size"] = list(size)
     net = copy.deepcopy(uncompiled(model)).cpu().float().eval().requires_grad_(False)
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.data = tensor.contiguous()  # files hold rows, and the exporters do not lay out anew what lies otherwise
     check_input_size(size, 1 if batch is None else batch)
     _check_output(net, size)
     wanted = net if entropy is None else materialize(net, entropy=entropy, partly=True)

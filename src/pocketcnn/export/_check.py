@@ -1,5 +1,7 @@
 """The check that every exported file must pass: it gives the net's outputs, on ordinary images and on strange ones."""
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,10 @@ BATCHES = (1, 3, 17)
 TOLERANCE, STRANGE_TOLERANCE = 1e-5, 1e-4
 """The largest difference allowed on images, and on inputs that are no images: this, times the largest output of the batch
 where that is above 1."""
+_ROUNDING, _MOST = 8, 1e-2
+"""A difference is allowed too up to so many times the net's own rounding error, which in deep or badly scaled nets is more;
+on ordinary images never above this share of the largest output, because nothing would be checked then."""
+_AT_ONCE = 4  # images that go through the net in float64 together, to bound its memory
 _STRANGE = ("zeros", "black", "white", "large")
 
 Run = Callable[[Tensor], Tensor]
@@ -66,10 +72,11 @@ def probes(
 def differences(run: Run, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, float]:
     """Compares the outputs of a file with those of the net, and returns the largest difference for each batch.
 
-    Where the net overflows, as some nets do on inputs that are no images, the file must overflow too.
+    Where the net overflows, as some nets do on inputs that are no images, the file must overflow too. Where the file differs
+    by more than `TOLERANCE`, the net is compared with itself in float64: a file cannot be nearer to it than its own rounding.
 
     Raises:
-        Disagreement: a difference is more than `TOLERANCE` allows.
+        Disagreement: a difference is more than `TOLERANCE` or the net's rounding allows.
     """
     found = {}
     for name, x in inputs.items():
@@ -84,10 +91,34 @@ def differences(run: Run, model: nn.Module, inputs: Mapping[str, Tensor]) -> dic
         apart = (got - wanted)[finite].abs()
         found[name] = float(apart.max()) if len(apart) else 0.0
         tolerance = STRANGE_TOLERANCE if name in _STRANGE else TOLERANCE
-        allowed = tolerance * max(1.0, float(wanted[finite].abs().max()) if len(apart) else 1.0)
+        scale = max(1.0, float(wanted[finite].abs().max()) if len(apart) else 1.0)
+        allowed = tolerance * scale
+        if not found[name] <= allowed:
+            most = _MOST * scale if name.startswith("batch") else math.inf
+            allowed = max(allowed, min(_ROUNDING * rounding(model, x, wanted), most))
         if not found[name] <= allowed or got[~finite].isfinite().any():
             raise Disagreement(
                 f"{name}: the file's outputs are up to {found[name]:.3g} from the net's, {allowed:.3g} is allowed; nothing "
                 "was written"
             )
     return found
+
+
+def rounding(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
+    """Measures how far the outputs of a net in float32 are from those in float64; 0 if it cannot run in float64.
+
+    Args:
+        model: in float32; it is left alone.
+        x: the images.
+        wanted: the net's outputs for them.
+    Cost: a copy of the net in float64, and a pass of all images through it.
+    """
+    try:
+        with torch.no_grad(), quiet():
+            wide = copy.deepcopy(model).double()
+            exact = torch.cat([wide(rows.double()) for rows in x.split(_AT_ONCE)])
+    except Exception:  # a foreign net may make tensors of its own, in float32
+        return 0.0
+    finite = wanted.isfinite() & exact.isfinite()
+    apart = (wanted.double() - exact)[finite].abs()
+    return float(apart.max()) if len(apart) else 0.0

@@ -1,6 +1,7 @@
 """The functions of `pocketcnn.numerics` offered fast: a fast twin where one pays, else the definition.
 
-While a model is exported (`torch.export`) the definition is used: it holds for every batch size and backend.
+The definition is used wherever only it will do: while a model is exported or traced, for every batch size and backend; and
+for derivatives that no twin has (forward-mode, those of `torch.func`, and gradients of gradients).
 """
 
 import functools
@@ -14,7 +15,7 @@ from torch import Tensor
 from pocketcnn import numerics
 from pocketcnn.kernels import torch_ops
 from pocketcnn.numerics import condconv2d, ring_indices, ring_kernel, stencil
-from pocketcnn.numerics._shapes import Pair, accumulation_dtype
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, is_recorded, is_transformed
 from pocketcnn.numerics.stencil import Coefficient, as_field, check_advect_diffuse, check_formed, check_table
 
 __all__ = [
@@ -31,13 +32,18 @@ __all__ = [
 _COEFFICIENTS = ("velocity_x", "velocity_y", "diffusivity_x", "diffusivity_y")
 
 
+def _defined() -> bool:
+    """Tells whether only the definition will do."""
+    return is_recorded() or is_transformed()
+
+
 def compiled(x: Tensor) -> bool:
-    """Tells whether there are compiled kernels for tensors like this one; while a net is exported there are none.
+    """Tells whether there are compiled kernels for tensors like this one; where only the definition will do there are none.
 
     The first call imports numba, which takes half a second. If it is missing or broken, one warning says so and the
     definitions are used.
     """
-    return x.device.type == "cpu" and not torch.compiler.is_exporting() and _has_numba()
+    return x.device.type == "cpu" and not _defined() and _has_numba()
 
 
 def _has_numba() -> bool:
@@ -80,14 +86,14 @@ def advect_diffuse(
     dy: float = 1.0,
     boundary: str = "periodic",
 ) -> Tensor:
-    """Computes `pocketcnn.numerics.advect_diffuse` with three differences: values of tensors are not checked; the backward
-    pass takes the steps again, so memory does not grow with their number; and there is no second derivative."""
+    """Computes `pocketcnn.numerics.advect_diffuse` with two differences: values of tensors are not checked; and the backward
+    pass takes the steps again, so memory does not grow with their number. Gradients of gradients are the definition's."""
     coefficients = dict(zip(_COEFFICIENTS, (velocity_x, velocity_y, diffusivity_x, diffusivity_y), strict=True))
     check_advect_diffuse(source, coefficients, initial, previous, num_steps, dt, dx, dy, boundary, values=False)
     fields = (as_field(value, source, accumulation_dtype(source)) for value in coefficients.values())
     tensors: Any = (source, *fields, initial, previous)
     settings: Any = (num_steps, dt, dx, dy, boundary)
-    if torch.compiler.is_exporting():
+    if _defined():
         return stencil.march(*tensors, *settings)
     if compiled(source):
         return torch.ops.pocketcnn.advect_diffuse(*tensors, None, [-1] * 4, False, *settings)
@@ -142,5 +148,5 @@ def involution2d(
 ) -> Tensor:
     """Computes `pocketcnn.numerics.involution2d`."""
     compiled(x)  # registers the operator's compiled form
-    compute = numerics.involution2d if torch.compiler.is_exporting() else torch_ops.involution2d
+    compute = numerics.involution2d if _defined() else torch_ops.involution2d
     return compute(x, kernels, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)

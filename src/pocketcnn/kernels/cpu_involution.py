@@ -41,6 +41,7 @@ def _involution2d(
     geometry = (kernel_height, kernel_width, stride, padding, dilation)
     if x.shape[1] // max(1, kernels.shape[1]) < _LEAST or not kernels.numel():
         return torch_ops.shifted(x, kernels, *geometry)
+    torch_ops.refuse_tangents("involution2d", x, kernels)
     given = _Given(x, kernels, *geometry)
     y = torch.empty_like(torch_ops.laid_out_like(x, kernels), dtype=given.stored)
     share(_forward, given.table(_forward_tiles), given.tiles, x.numel(), *given.arguments, flat_of(y), strides_of(y))

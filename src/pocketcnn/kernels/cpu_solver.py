@@ -7,6 +7,7 @@ Coefficients that depthwise convolutions make of the image are formed inside of 
 shared out among as many threads as torch uses. `pocketcnn bench` measures what this earns.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from pocketcnn.kernels.cpu_solver_loops import (
     moment_tiles_back,
     solver,
 )
+from pocketcnn.kernels.torch_ops import defined_gradients, differentiated, refuse_tangents
+from pocketcnn.numerics import stencil
 from pocketcnn.numerics._shapes import accumulation_dtype
 from pocketcnn.numerics.stencil import BOUNDARIES
 
@@ -58,6 +61,7 @@ def advect_diffuse(
     without gradients only.
     """
     coefficients = (velocity_x, velocity_y, diffusivity_x, diffusivity_y)
+    refuse_tangents("advect_diffuse", source, *coefficients, initial, previous, formed, after)
     given = _Given(source, coefficients, initial, previous, formed, uses, rectified)
     out = given.like_source()
     grid = _grid(given.source, num_steps, dt, dx, dy, boundary)
@@ -154,6 +158,16 @@ def _(grad, *arguments):
     ]  # fmt: skip
 
 
+def _definition(uses: Any, rectified: bool, *arguments: Any) -> Tensor:
+    """Computes the operator by its definition: settings first, then the tensors."""
+    settings: Any = arguments[:5]
+    source, *coefficients, initial, previous, formed = arguments[5:]
+    if formed is not None:
+        coefficients = stencil.form(source, formed, uses, coefficients, rectified)
+    tensors: Any = (source, *coefficients, initial, previous)
+    return stencil.march(*tensors, *settings)
+
+
 def _save_for_backward(ctx, inputs, output):
     ctx.settings, ctx.finished = inputs[8:-1], inputs[-1] is not None
     ctx.save_for_backward(*inputs[:8])
@@ -163,6 +177,9 @@ def _backward(ctx, grad):
     if ctx.finished:
         raise RuntimeError("what is done after the steps has no gradient here; leave `after` out")
     wanted = list(ctx.needs_input_grad[:8])
+    if differentiated():
+        found = defined_gradients(partial(_definition, *ctx.settings), ctx.saved_tensors, wanted, grad)
+        return *found, *[None] * (len(ctx.settings) + 1)
     grads = _advect_diffuse_backward(grad, *ctx.saved_tensors, *ctx.settings, wanted)
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (len(ctx.settings) + 1)
 
@@ -217,6 +234,7 @@ class _Given:
 @torch.library.custom_op("pocketcnn::depthwise_moments", mutates_args=(), device_types="cpu")
 def depthwise_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `kernels.depthwise_moments`."""
+    refuse_tangents("depthwise_moments", x, weights)
     image, table, grid, tiles = _of_convolutions(x, weights)
     sums = np.zeros((torch.get_num_threads(), len(weights), 3, x.shape[1]))
     share(
@@ -262,6 +280,9 @@ def _save_moments(ctx, inputs, output):
 
 
 def _moments_backward(ctx, grad_mean, grad_variance):
+    if differentiated():
+        tensors, wanted = ctx.saved_tensors[1:], ctx.needs_input_grad
+        return defined_gradients(stencil.depthwise_moments, tensors, wanted, (grad_mean, grad_variance))
     return _depthwise_moments_backward(grad_mean, grad_variance, *ctx.saved_tensors)
 
 

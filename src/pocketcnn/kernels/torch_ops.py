@@ -3,15 +3,19 @@
 `pocketcnn bench` measures what each earns.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pocketcnn import numerics
 from pocketcnn.numerics import stencil
-from pocketcnn.numerics._shapes import Pair, accumulation_dtype, pair
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, is_transformed, pair
 from pocketcnn.numerics.involution import check_involution
 
 
@@ -56,6 +60,7 @@ def shifted(
     stride: list[int], padding: list[int], dilation: list[int],
 ) -> Tensor:  # fmt: skip
     """Involution as a sum over taps of shifted images."""
+    refuse_tangents("involution2d", x, kernels)
     dtype, groups, out = accumulation_dtype(x), kernels.shape[1], laid_out_like(x, kernels)
     padded, kernels = _grouped(_planes(x, padding), groups), kernels.contiguous()
     y = torch.zeros(out.shape, dtype=dtype, device=x.device)
@@ -109,7 +114,48 @@ def _save_for_backward(ctx, inputs, output):
     ctx.save_for_backward(x, kernels)
 
 
+def defined_gradients(
+    definition: Callable[..., Any], tensors: Sequence[Tensor | None], wanted: Sequence[bool], grads: Any
+) -> tuple[Tensor | None, ...]:
+    """Computes gradients of a definition that have gradients themselves, for tensors where they are wanted.
+
+    An operator's backward pass calls it where `differentiated` says so.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, because one tensor may be given twice and has a gradient for each.
+        own: list[Any] = [t if t is None else t.view_as(t) for t in tensors]
+        asked = [t for t, want in zip(own, wanted, strict=True) if want]
+        outputs = definition(*own)
+    found = iter(torch.autograd.grad(outputs, asked, grads, create_graph=again, allow_unused=True))
+    return tuple(next(found) if want else None for want in wanted)
+
+
+def differentiated() -> bool:
+    """Tells whether gradients are differentiated themselves: `create_graph=True`, or forward-mode over a backward pass."""
+    return torch.is_grad_enabled() or is_transformed()
+
+
+def refuse_tangents(name: str, *tensors: Tensor | None) -> None:
+    """Checks that no tensor of an operator carries a tangent, which the operator would lose.
+
+    Raises:
+        NotImplementedError: one does.
+    """
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError(
+            f"the operator pocketcnn::{name} has no forward-mode derivative; the function pocketcnn.kernels.{name} has"
+        )
+
+
 def _backward(ctx, grad):
+    if differentiated():
+        size, (stride, padding, dilation) = ctx.geometry[:2], map(tuple, ctx.geometry[2:])
+        geometry: Any = {"kernel_size": tuple(size), "stride": stride, "padding": padding, "dilation": dilation}
+        definition = partial(numerics.involution2d, **geometry)
+        return *defined_gradients(definition, ctx.saved_tensors, ctx.needs_input_grad[:2], grad), *[None] * 5
     return *involution2d_backward_operator(grad, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None
 
 

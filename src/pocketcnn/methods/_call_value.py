@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pocketcnn.numerics._shapes import is_recorded, is_transformed
+
 _NOTES = 1024  # values that are remembered for repetitions, the newest ones
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def tracing() -> bool:
-    """Tells whether the pass is being traced, compiled or exported, to run again with other images."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    """Tells whether no values can be read or kept: the pass is traced, compiled, exported or transformed by `torch.func`."""
+    return torch.compiler.is_compiling() or is_recorded() or is_transformed()
 
 
 def _thread() -> int:

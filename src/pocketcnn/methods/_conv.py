@@ -6,17 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.numerics._shapes import Pair, divisors_of, pair
+from pocketcnn.methods._leaf import AbstractLeaf
+from pocketcnn.numerics._shapes import Pair, divisors_of, is_recorded, pair
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 LARGEST_KERNEL = 999  # pixels, of an option that sets a kernel's extent: far beyond any image's use
 
 
-class AbstractConv2d(nn.Module, abc.ABC):
+class AbstractConv2d(AbstractLeaf, abc.ABC):
     """A layer with `nn.Conv2d`'s arguments and input that makes its kernel instead of storing it.
 
     It offers what `MakesKernel`, `Condensed` and `HasDense` of `pocketcnn.support.protocols` ask for.
@@ -72,6 +74,26 @@ class AbstractConv2d(nn.Module, abc.ABC):
             raise ValueError(f"padding must not be negative, got {self.padding}")
         return self.padding, self.padding
 
+    def forward(self, x: Tensor, *given: Any) -> Tensor:
+        """Filters a batch of images, or one image without a batch, as `nn.Conv2d` does.
+
+        Args:
+            x: [batch, in_channels, height, width], or [in_channels, height, width].
+            *given: passed on to `filtered`.
+        Raises:
+            ValueError: an input with other axes or channels, or without pixels.
+            TypeError: an input that is no tensor.
+        """
+        check_images(x, self.in_channels, alone=True)
+        return self.filtered(x, *given) if x.dim() == 4 else self.filtered(x[None], *given)[0]
+
+    def filtered(
+        self, x: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Filters a batch of images with the layer's kernel."""
+        x, padding = self.pad(x)
+        return F.conv2d(x, self.dense_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
+
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pads the input where `F.conv2d` could not; returns it and the zero padding left for `F.conv2d`, (height, width)."""
         if self.padding_mode == "zeros" and self._before == self._after:
@@ -115,6 +137,25 @@ class AbstractConv2d(nn.Module, abc.ABC):
         if getattr(self, "bias", None) is None:
             shown.append("bias=False")
         return ", ".join(shown)
+
+
+def check_images(x: Any, channels: int, *, alone: bool = False) -> None:
+    """Checks that a layer's input is a batch of images with so many channels or, with `alone`, one image without a batch.
+
+    Raises:
+        ValueError: other axes or channels, or no pixels.
+        TypeError: no tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the input must be a tensor of images, not a {type(x).__name__}")
+    axes = x.dim() == 4 or (alone and x.dim() == 3)
+    if axes and (is_recorded() or (x.shape[-3] == channels and 0 not in x.shape[-2:])):
+        return
+    one = " or one image without the batch" if alone else ""
+    raise ValueError(
+        f"this layer is for images of {channels} channels, the input is {list(x.shape)}; it takes [batch, {channels}, height, "
+        f"width]{one}, with at least one pixel"
+    )
 
 
 def fan_out(weight_shape: tuple[int, ...], groups: int) -> int:

@@ -29,6 +29,7 @@ from pocketcnn.errors import NotEnoughMemory
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._call_value import CallValue, fingerprint, is_repeatable, repeating, tracing
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
+from pocketcnn.methods._leaf import AbstractLeaf, proxy_in
 from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.methods._shared import AbstractShared
 from pocketcnn.methods._sites import conv_sites
@@ -118,7 +119,7 @@ class _Debt:
         return grad
 
 
-class Router(AbstractShared, nn.Linear):
+class Router(AbstractLeaf, AbstractShared, nn.Linear):
     """Looks at an image and weighs the experts for it.
 
     Args:
@@ -168,12 +169,13 @@ class Router(AbstractShared, nn.Linear):
     def _look(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
         self._of_block.clear()  # left by a call that failed
         x = arguments[0]
-        if x.shape[1] != self.in_features:
+        recorded = proxy_in(x) is not None
+        if not recorded and x.shape[1] != self.in_features:
             raise ValueError(
                 f"routing='block': {self.block} is given {x.shape[1]} channels, its first condensed layer {self.in_features}; "
                 "take routing='layer' there"
             )
-        version = x._version if torch.is_grad_enabled() and not tracing() else 0
+        version = x._version if torch.is_grad_enabled() and not (recorded or tracing()) else 0
         self._of_block.push(_Routing(self(x), x, version))
 
     def _forget(self, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -324,10 +326,22 @@ class CondConv2d(AbstractConv2d):
         """Lists the experts and the router's parameters."""
         return [self.experts, *self.router.parameters()]
 
-    def forward(
-        self, x: Float[Tensor, "batch in_channels height width"]
+    def given_by_caller(self, x: Any, routing_weights: Any = None) -> dict[str, Any]:
+        """Hands over the block's routing: a recorded call of the layer is not part of a call of the block."""
+        needed = self.router_shared and routing_weights is None
+        return {"routing_weights": self.router.weights_of_block(x)} if needed else {}
+
+    def forward(self, x: Tensor, routing_weights: Tensor | None = None) -> Tensor:
+        """Filters images, or one image without a batch; `routing_weights` [batch, num_experts] replace the router's."""
+        return super().forward(x, routing_weights)
+
+    def filtered(
+        self,
+        x: Float[Tensor, "batch in_channels height width"],
+        routing_weights: Float[Tensor, "batch num_experts"] | None = None,
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        routing_weights = self.routing_weights(x)
+        """Filters each image with its own mixture of the experts."""
+        routing_weights = self.routing_weights(x) if routing_weights is None else routing_weights
         x, padding = self.pad(x)
         return kernels.condconv2d(
             x,

@@ -164,9 +164,10 @@ class Involution2d(AbstractConv2d):
         """Counts the multiply-adds of the weighted sum, which operator counters do not see."""
         return {"involution": y.numel() * self.kernel_size[0] * self.kernel_size[1]}
 
-    def forward(
+    def filtered(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Filters every pixel's neighbourhood with the kernel that the pixel makes."""
         weight = self.dense_weight(x)
         x, padding = self.pad(x)
         y = kernels.involution2d(

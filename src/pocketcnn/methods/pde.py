@@ -37,7 +37,8 @@ from pocketcnn.methods._blocks import (
     owners_of_parameters,
     structure,
 )
-from pocketcnn.methods._conv import LARGEST_KERNEL, fan_out
+from pocketcnn.methods._conv import LARGEST_KERNEL, check_images, fan_out
+from pocketcnn.methods._leaf import AbstractLeaf
 from pocketcnn.methods._method import Method, Range, Site
 from pocketcnn.methods._norms import as_line, fold_, is_plain, is_watched, remember_statistics
 from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
@@ -132,7 +133,7 @@ class PdeOptions:
 _OR_NUMBER = {"velocity": ", or a finite number", "diffusivity": ", or a finite number"}
 
 
-class GlobalLayer(nn.Module):
+class GlobalLayer(AbstractLeaf):
     """Solves an advection-diffusion equation whose coefficients are made from the layer's input.
 
     With h the input: u, v = act(norm(c(h))) and Dx, Dy = relu(norm(c(h))), where `velocity` and `diffusivity` name c;
@@ -267,13 +268,12 @@ class GlobalLayer(nn.Module):
         Raises:
             ValueError: the input has another number of channels than the layer, or too few pixels for the boundary.
         """
+        check_images(x, self.channels)
         return self._solve(x, num_steps, self._convolutions(x), None)
 
     def _solve(self, x: Tensor, num_steps: int, parts: list[nn.Sequential], after: Tensor | None) -> Tensor:
         """Solves; compiled kernels run the convolutions in `parts`, and multiply and add `after` the steps, if given."""
         options = self.options
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"this layer solves for {self.channels} channels, the input is {list(x.shape)}")
         initial = self.initial(x) if self.initial is not None else None if options.source else x
         settings: dict[str, Any] = {n: getattr(options, n) for n in ("dt", "dx", "dy", "boundary")}
         settings |= {"initial": initial, "num_steps": num_steps}
@@ -325,6 +325,7 @@ class GlobalLayer(nn.Module):
                 fold_(conv, norm)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        check_images(x, self.channels)
         parts, num_steps = self._convolutions(x), self.options.num_steps
         if parts and not torch.is_grad_enabled() and not self.bn.training and is_plain(self.bn):
             return self._solve(x, num_steps, parts, as_line(self.bn))

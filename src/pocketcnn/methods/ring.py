@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
@@ -325,12 +323,6 @@ class RingConv2d(AbstractConv2d):
     def generator_parameters(self) -> Iterable[nn.Parameter]:
         """Lists the ring and, if the layers have them, their factors."""
         return list(self.ring.parameters())
-
-    def forward(
-        self, x: Float[Tensor, "batch in_channels height width"]
-    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        x, padding = self.pad(x)
-        return F.conv2d(x, self.dense_weight(), self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, slot={self.slot}"

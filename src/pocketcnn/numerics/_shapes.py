@@ -1,7 +1,8 @@
-"""Sizes of kernels and maps, and the dtype of sums."""
+"""Sizes of kernels and maps, the dtype of sums, and what else sees the operations."""
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Pair = int | tuple[int, int]
 
@@ -37,3 +38,13 @@ def output_size(
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """Chooses the dtype of sums: float32 for lower precisions, else that of `x`."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def is_recorded() -> bool:
+    """Tells whether operations are recorded to run again with other batches, by `torch.export` or `torch.jit.trace`."""
+    return torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch.jit.is_tracing())
+
+
+def is_transformed() -> bool:
+    """Tells whether a transform of `torch.func` or a tangent of forward-mode differentiation may meet each operation."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -1,11 +1,10 @@
 """CondConv: a kernel for every image, mixed from experts."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketcnn.numerics._shapes import Pair, accumulation_dtype, output_size
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, is_recorded, output_size
 
 COMPUTATIONS = ("auto", "mix_kernels", "mix_outputs", "unfold")
 
@@ -31,7 +30,7 @@ def condconv2d(
     all images with all experts. `"auto"` chooses `"mix_outputs"` for few experts and small maps, where a kernel for every
     image costs much to make and is used little, else `"mix_kernels"`.
 
-    While a net is exported `"auto"` and `"mix_kernels"` unfold: a number of groups cannot depend on the batch.
+    While a net is exported or traced `"auto"` and `"mix_kernels"` unfold: a number of groups cannot depend on the batch.
 
     Args:
         x: the images.
@@ -52,6 +51,11 @@ def condconv2d(
         those of num_experts convolutions.
     Source: Yang et al., CondConv: Conditionally Parameterized Convolutions for Efficient Inference, section 3.
     """
+    if x.dim() != 4 or experts.dim() != 5:
+        raise ValueError(
+            f"images must be [batch, channels, height, width] and experts [num_experts, out_channels, group_channels, height, "
+            f"width], got {list(x.shape)} and {list(experts.shape)}"
+        )
     batch, in_channels, *size = x.shape
     num_experts, out_channels, group_channels, *kernel_size = experts.shape
     if in_channels != group_channels * groups or out_channels % groups:
@@ -63,7 +67,7 @@ def condconv2d(
     if computation not in COMPUTATIONS:
         raise ValueError(f"no computation {computation!r}; known: {', '.join(COMPUTATIONS)}")
     height, width = output_size((size[0], size[1]), (kernel_size[0], kernel_size[1]), stride, padding, dilation)
-    if torch.compiler.is_exporting():
+    if is_recorded():
         computation = "mix_outputs" if computation == "mix_outputs" else "unfold"
     elif batch == 0:  # no groups to convolve in, nothing to unfold
         computation = "mix_outputs"
@@ -89,6 +93,7 @@ def condconv2d(
         y = F.conv2d(images, kernels, biases, stride, padding, dilation, batch * groups)
         return y.reshape(batch, out_channels, height, width)
     patches = F.unfold(x, tuple(kernel_size), dilation, padding, stride)  # [batch, channels * taps, pixels]
-    kernels = kernels.reshape(batch, groups, out_channels // groups, -1)
-    y = (kernels @ patches.reshape(batch, groups, -1, height * width)).reshape(batch, out_channels, height, width)
+    taps = group_channels * kernel_size[0] * kernel_size[1]
+    kernels = kernels.reshape(batch, groups, out_channels // groups, taps)
+    y = (kernels @ patches.reshape(batch, groups, taps, height * width)).reshape(batch, out_channels, height, width)
     return y if bias is None else y + (routing_weights @ bias).to(y.dtype)[:, :, None, None]

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from pocketcnn.numerics._shapes import is_recorded, is_transformed
+
 TERMS = ("both", "pixel", "frequency")
 Images = Float[Tensor, "batch channels height width"]
 Values = Float[Tensor, "batch"]
@@ -99,7 +101,8 @@ def _checked(x: Tensor, value_range: tuple[float, float]) -> Tensor:
         raise ValueError(f"value_range is (lowest, highest), not {value_range}")
     if x.shape[2] * x.shape[3] < 2:
         raise ValueError(f"an image of one pixel has no structure to measure, got {list(x.shape)}")
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.is_meta) and not x.isfinite().all():
+    unread = torch.compiler.is_compiling() or is_recorded() or is_transformed() or x.is_meta
+    if not unread and not x.isfinite().all():
         which = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         raise ValueError(f"pixels that are infinite or not a number in images {which[:5]} of the batch")
     return x if x.dtype == torch.float64 else x.float()

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketcnn.numerics._shapes import Pair, accumulation_dtype, divisors_of, output_size, pair
+from pocketcnn.numerics._shapes import Pair, accumulation_dtype, divisors_of, is_recorded, output_size, pair
 
 
 def involution2d(
@@ -37,8 +37,10 @@ def involution2d(
     Source: Li et al., Involution: Inverting the Inherence of Convolution for Visual Recognition, equation 4.
     """
     batch, channels, groups, (height, width) = check_involution(x, kernels, kernel_size, stride, padding, dilation)
+    if not is_recorded() and batch == 0:  # nothing to unfold
+        return x.new_zeros(0, channels, height, width) + 0 * (x.sum() + kernels.sum()).to(x.dtype)
     patches = F.unfold(x, pair(kernel_size), dilation, padding, stride)
-    patches = patches.reshape(batch, groups, channels // groups, -1, height, width)
+    patches = patches.reshape(batch, groups, channels // groups, kernels.shape[2], height, width)
     dtype = accumulation_dtype(x)
     y = (patches.to(dtype) * kernels.to(dtype).unsqueeze(2)).sum(dim=3)
     return y.reshape(batch, channels, height, width).to(x.dtype)
@@ -52,6 +54,11 @@ def check_involution(
     Raises:
         ValueError: as in `involution2d`.
     """
+    if x.dim() != 4 or kernels.dim() != 5:
+        raise ValueError(
+            f"images must be [batch, channels, height, width] and kernels [batch, groups, taps, height, width], got "
+            f"{list(x.shape)} and {list(kernels.shape)}"
+        )
     batch, channels, *size = x.shape
     groups = kernels.shape[1]
     if min(*pair(kernel_size), *pair(stride), *pair(dilation)) < 1 or min(pair(padding)) < 0:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocketcnn.numerics._shapes import accumulation_dtype
+from pocketcnn.numerics._shapes import accumulation_dtype, is_recorded
 
 BOUNDARIES = ("periodic", "replicate", "reflect", "zero")
 Coefficient = Float[Tensor, "..."] | float | int
@@ -160,12 +160,15 @@ def depthwise_moments(
         x: the images, padded with zeros.
         weights: of the convolutions, row by row.
     Returns:
-        Means and variances (divided by the count, not by one less), in at least float32.
+        Means and variances (divided by the count, not by one less), in at least float32; 0 without images.
     Raises:
         ValueError: the weights are not nine for each channel of the images.
     Cost: 11 multiply-adds a number for each convolution.
     """
     check_table(x, weights, 9)
+    if not is_recorded() and not len(x):
+        none = 0 * (weights.sum(1) + x.sum()).to(accumulation_dtype(x))
+        return none, none.clone()
     variance, mean = torch.var_mean(torch.stack(_convolved(x, weights)), dim=(1, 3, 4), correction=0)
     return mean, variance
 
@@ -303,7 +306,11 @@ def check_advect_diffuse(
                 )
             if tracing or not values or value.numel() == 0:
                 continue
-        if name.startswith("diffusivity") and not (lowest := float(torch.as_tensor(value).detach().min())) >= 0:
+        if not name.startswith("diffusivity"):
+            continue
+        # A plain number is compared as it is, which the compiler can follow.
+        lowest = float(value.detach().min()) if isinstance(value, Tensor) else value
+        if not lowest >= 0:
             raise ValueError(f"{name} must not be negative, got {lowest:.4g}: the problem would be ill-posed")
 
 
@@ -350,7 +357,8 @@ def courant(
         1.4
     """
     u, v = (torch.as_tensor(velocity).detach().abs() for velocity in (velocity_x, velocity_y))
-    return float((u * (dt / dx) + v * (dt / dy)).max())
+    numbers = u * (dt / dx) + v * (dt / dy)
+    return float(numbers.max()) if numbers.numel() else 0.0
 
 
 def limit_velocity(

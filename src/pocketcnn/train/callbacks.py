@@ -16,11 +16,11 @@ import torch
 from pocketcnn.errors import Interrupted, NonFiniteLoss, Preempted
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.runs import LAST, METRICS, PREVIOUS
+from pocketcnn.support.signals import STOP
 from pocketcnn.train.engine import WeightAveraging, pl
 from pocketcnn.train.module import Classifier
 
 _log = logging.getLogger(__name__)
-_STOP = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
     "train_seconds", "train_images_per_second",
@@ -146,7 +146,7 @@ class Safeguard(pl.Callback):
 
     def __enter__(self) -> "Safeguard":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, *_STOP)}
+            self._before = {number: signal.signal(number, self._on_signal) for number in STOP}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from pocketcnn.methods._call_value import CallValue, in_a_part, is_repeatable, repeating, tracing
+from pocketcnn.methods._leaf import AbstractLeaf, proxy_in
 from pocketcnn.methods._shared import AbstractConstants, AbstractShared
+from pocketcnn.numerics._shapes import is_recorded
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
 _log = logging.getLogger(__name__)
@@ -83,8 +86,33 @@ class Calls:
             for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                 del hooks[key]
 
-    def levels_for(self, x: Tensor) -> "OneLevel | MixedLevels | TracedLevels":
-        """Returns the levels of the images whose features a stage is given.
+    def recorded_shares(self, x: Proxy) -> Proxy | None:
+        """Finds the gauge's output in a graph that `torch.fx` records, for the images whose features a stage is given.
+
+        None if nothing depends on the images, or the stage is recorded outside of the net.
+
+        Raises:
+            ValueError: the net takes no or several inputs, so that nobody knows which are the images.
+        """
+        tracer: Any = x.tracer
+        gauge, found = self.gauge, self._batch.get()
+        if gauge is None or isinstance(found, Proxy):
+            return found if isinstance(found, Proxy) else None
+        if found is UNMEASURED:
+            self._batch.replace(gauge(x))
+            return self._batch.get()
+        # Hooks of the net that is traced do not run.
+        if Calls.of(tracer.root) is not self:
+            return None
+        nodes = tracer.graph.nodes
+        for node in nodes:
+            if node.op == "call_module" and tracer.root.get_submodule(node.target) is gauge:
+                return Proxy(node, tracer)
+        images = [Proxy(node, tracer) for node in nodes if node.op == "placeholder"]
+        return gauge(x if gauge.measure == "features" else _only(images))
+
+    def levels_for(self, x: Tensor, shares: Tensor | None = None) -> "OneLevel | MixedLevels | TracedLevels":
+        """Returns the levels of the images whose features a stage is given; `shares` are the gauge's output if it is known.
 
         Raises:
             ValueError: the stage is given another number of images than the net.
@@ -92,9 +120,11 @@ class Calls:
         given = self._batch.current()
         if self.gauge is None:
             return given.value if given is not None and not is_repeatable(given) else OneLevel(None, {})
-        if given is None and repeating():
+        if shares is not None:
+            found, repeatable = self.gauge.sort(shares), False
+        elif given is None and repeating():
             return _sorted(self._batch.noted(x, "the levels of its images"), x)
-        if given is None:
+        elif given is None:
             found, repeatable = OneLevel(self._level_alone(), {}), in_a_part()
         else:
             if given.value is UNMEASURED:
@@ -141,13 +171,11 @@ class Calls:
             return
         found: Any = OneLevel(None, {})
         if self.gauge is not None:
-            images = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4]
-            if len(images) != 1:
-                raise ValueError(
-                    f"the net's depth depends on its images, [batch, channels, height, width], and it got {len(images)} such "
-                    "tensors instead of one"
-                )
-            found = self.gauge.see(images[0])
+            given = (*args, *kwargs.values())
+            if proxy_in(*given) is not None:
+                found = self.gauge(_only([a for a in given if isinstance(a, Proxy)]))
+            else:
+                found = self.gauge.see(_only([a for a in given if isinstance(a, Tensor) and a.dim() == 4]))
         self._batch.pop()
         self._batch.push(found)
 
@@ -155,7 +183,17 @@ class Calls:
         self._batch.clear()
 
 
-class Gauge(AbstractShared, AbstractConstants):
+def _only(images: Sequence[Any]) -> Any:
+    """Returns the one batch of images that a net is given."""
+    if len(images) != 1:
+        raise ValueError(
+            f"the net's depth depends on its images, [batch, channels, height, width], and it got {len(images)} such "
+            "tensors instead of one"
+        )
+    return images[0]
+
+
+class Gauge(AbstractLeaf, AbstractShared, AbstractConstants):
     """Measures how complex each image is that a net is given.
 
     The gauge undoes the normalisation it was calibrated for, measures, and maps the measure to [0, 1]: the share of the
@@ -195,10 +233,8 @@ class Gauge(AbstractShared, AbstractConstants):
         self.measure, self.levels = measure, levels
         self._pinned, self._record = CallValue(), CallValue()
         self._warned = False
-        self.register_buffer("mean", torch.empty(channels))
-        self.register_buffer("std", torch.empty(channels))
-        self.register_buffer("value_range", torch.empty(2))
-        self.register_buffer("quantiles", torch.empty(self.POINTS))
+        for name, size in (("mean", channels), ("std", channels), ("value_range", 2), ("quantiles", self.POINTS)):
+            self.register_buffer(name, torch.empty(size, dtype=torch.float32))  # whatever the default is
         self.constants = self.stored_constants = ("calibrated",)  # no buffer, because torch averages no booleans
         self.calibrated = torch.empty((), dtype=torch.bool, device="meta")
         self.reset_parameters()
@@ -231,16 +267,25 @@ class Gauge(AbstractShared, AbstractConstants):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
         """Rates the complexity of each image between 0 and 1."""
+        if not is_recorded():
+            return self._rate(x)
+        # Runtimes fail at the operations of an empty batch; with a blank image more there is none.
+        return self._rate(torch.cat([x, x.new_zeros(1, *x.shape[1:])]))[:-1]
+
+    def _rate(self, x: Tensor) -> Tensor:
         pixels = self._pixels(x)
         value = self.MEASURES[self.measure][0](pixels)
-        if self.measure == "features":
-            if self.training and len(x) and not (tracing() or x.is_meta):
-                self._learn(value, momentum=0.1)
-            return self.share_of(value)
-        strange = (pixels.flatten(1) - 1 / 2).abs().amax(1) > 0.52
-        if not (tracing() or x.is_meta or self._warned) and len(x):
-            self._warn_of(pixels[strange], pixels)
-        return torch.where(strange, 1.0, self.share_of(value))
+        if self.measure == "features" and self.training and len(x) and not (tracing() or x.is_meta):
+            self._learn(value, momentum=0.1)
+        share = self.share_of(value)
+        if self.measure != "features":
+            strange = (pixels.flatten(1) - 1 / 2).abs().amax(1) > 0.52
+            if not (tracing() or x.is_meta or self._warned) and len(x):
+                self._warn_of(pixels[strange], pixels)
+            share = torch.where(strange, 1.0, share)
+        if (record := self._record.get()) is not None:
+            record.append((self.level_of(share), value.detach()))
+        return share
 
     def share_of(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Maps the measure to [0, 1]; the map rises and is piecewise linear between the quantiles."""
@@ -337,14 +382,16 @@ class Gauge(AbstractShared, AbstractConstants):
 
     def see(self, x: Tensor) -> OneLevel | MixedLevels | TracedLevels:
         """Sorts a batch into levels."""
-        pin = self.pin
-        levels = self.levels_of(x)
-        if (record := self._record.get()) is not None:
-            record.append((levels, self.value(x).detach()))
-        if pin is not None:
+        with torch.no_grad():
+            return self.sort(self(x))
+
+    def sort(self, shares: Float[Tensor, " batch"]) -> OneLevel | MixedLevels | TracedLevels:
+        """Sorts a batch into levels by the complexity of its images, as the gauge gives it."""
+        levels = self.level_of(shares)
+        if (pin := self.pin) is not None:
             return OneLevel(pin, {})
         # Batch norm in training must not see images that have stopped, so there the compiler has to break its graph.
-        if x.is_meta or (tracing() and not (self.training and not torch.compiler.is_exporting())):
+        if shares.is_meta or (tracing() and not (self.training and not torch.compiler.is_exporting())):
             return TracedLevels(levels, {})
         mixed = MixedLevels(levels)
         return mixed if len(mixed.groups) > 1 else OneLevel(mixed.groups[0][0] if mixed.groups else 0, {})

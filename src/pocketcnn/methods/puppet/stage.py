@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pocketcnn import kernels
 from pocketcnn.methods._call_value import CallValue, is_repeatable, repeating
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments
+from pocketcnn.methods._leaf import AbstractLeaf
 from pocketcnn.methods.puppet.gauge import Calls, Gauge, OneLevel, TracedLevels
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.methods.puppet.puppeteer import Puppeteer, Shape, Slot
@@ -55,9 +56,10 @@ class GeneratedConv2d(AbstractConv2d):
         """Lists the puppeteer's parameters."""
         return list(self._puppeteer[0].parameters())
 
-    def forward(
+    def filtered(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """Filters images with the kernels that the stage has set, or that of the highest level."""
         given = self._given(x)
         x, padding = self.pad(x)
         how = (self.stride, padding, self.dilation, self.groups)
@@ -92,7 +94,7 @@ class GeneratedConv2d(AbstractConv2d):
         return [Part(self._puppeteer[0].kernels(level), images, level) for level, images in groups]
 
 
-class PuppetStage(nn.Module):
+class PuppetStage(AbstractLeaf):
     """Blocks with generated kernels that follow each other; the more complex an image, the more of them it passes.
 
     In training mode a block sees all images that reach it at once, for its batch norm's statistics. In evaluation mode
@@ -167,10 +169,15 @@ class PuppetStage(nn.Module):
         """Number of blocks that an image of a level passes."""
         return self.options.depth_of(level, len(self.blocks))
 
+    def given_by_caller(self, x: Any, shares: Any = None) -> dict[str, Any]:
+        """Hands over the complexity of the images: a recorded call of the stage is not part of a call of the net."""
+        found = self.calls.recorded_shares(x) if shares is None else None
+        return {} if found is None else {"shares": found}
+
     def forward(
-        self, x: Float[Tensor, "batch channels height width"]
+        self, x: Float[Tensor, "batch channels height width"], shares: Float[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch out out_height out_width"]:
-        found = self.calls.levels_for(x)
+        found = self.calls.levels_for(x, shares)
         if isinstance(found, OneLevel):
             return self._straight(x, self.options.levels - 1 if found.level is None else found.level, found.made)
         if isinstance(found, TracedLevels):

@@ -50,6 +50,13 @@ def with_compiled_stage(net):
     return net
 
 
+def with_checkpointed_stage(net):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    net.layer1 = checkpoint_wrapper(net.layer1)
+    return net
+
+
 def lightning(net):
     pl = pytest.importorskip("lightning.pytorch")
 
@@ -82,6 +89,8 @@ FORMS = {
     "compiled larger net": lambda net: torch.compile(Detector(net), backend="eager"),
     "compiled stage": with_compiled_stage,
     "compiled stage in a larger net": lambda net: Detector(with_compiled_stage(net)),
+    "compiled twice": lambda net: torch.compile(Detector(torch.compile(net, backend="eager")), backend="eager"),
+    "checkpointed stage": with_checkpointed_stage,
     "the same net twice": twice,
     "beside a plain one": lambda net: Both(net, plain()),
     "deep copy": lambda net: copy.deepcopy(Detector(net)),

@@ -36,7 +36,7 @@ from pocketcnn.errors import (
 )
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.files import write_atomically
-from pocketcnn.support.modules import bare, filled_later, uncompiled
+from pocketcnn.support.modules import bare, filled_later, unwrapped
 from pocketcnn.support.version import __version__
 from pocketcnn.surgery import (
     Step,
@@ -126,7 +126,7 @@ def check_savable(model: nn.Module, where: str = "") -> None:
     """
     if provenance(model).folded:
         raise CannotWrite(
-            f"{where}this {type(uncompiled(model)).__name__} has batch norms folded into its convolutions, and could not be "
+            f"{where}this {type(unwrapped(model)).__name__} has batch norms folded into its convolutions, and could not be "
             "rebuilt from a file; save the net it was made of, and fold what load gives, by fold_norm or "
             "materialize(..., fold_norm=True)"
         )
@@ -150,7 +150,7 @@ def load(
         path: a file written by `save`, or a folder that holds one: of a run, or written by `pocketcnn.hub`.
         base: if `create_model` did not make the saved net: a fresh net of the same form, with plain layers in the place of
             condensed ones; it is not changed. Parts that are condensed already must be condensed as in the file. Wrappers
-            of `torch.compile` make no difference, and the loaded net has none.
+            of `torch.compile` and of activation checkpointing make no difference, and the loaded net has none.
         device: where the net is put.
         passphrase: the one that the file was saved with. A wrong one is not noticed: the net then has other places and
             signs, and is right no more often than by chance.

@@ -151,7 +151,9 @@ def _fresh(name: str, options: dict[str, Any]) -> nn.Module:
         return create_model(name, **options)
     path = next(zoo.path_of(card) for card in zoo.cards(name))
     header = checkpoint.read_header(path)
-    steps = [Step(step["method"], step["options"], tuple(step["sites"])) for step in header["steps"]]
+    steps = [
+        Step(step["method"], step["options"], tuple(step["sites"]), step.get("part", "")) for step in header["steps"]
+    ]
     return rebuild(create_model(header["base"]["name"], **{**header["base"]["options"], **options}), steps)
 
 

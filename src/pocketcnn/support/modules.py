@@ -27,27 +27,37 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")  # the only child of a module that runs it as it is
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Returns the module itself, if `torch.compile` or torch's activation checkpointing wraps it, even several times."""
+    while (name := next((name for name in _WRAPPERS if name in module._modules), None)) is not None:
+        module = module.get_submodule(name)
+    return module
+
+
 def bare_name(name: str) -> str:
-    """The dotted name of a module or tensor in a net without the wrappers of `torch.compile`.
+    """The dotted name of a module or tensor in a net without the wrappers that `unwrapped` knows.
 
     Example:
         >>> bare_name("layer1._orig_mod.0.conv1.weight")
         'layer1.0.conv1.weight'
     """
-    return ".".join(word for word in name.split(".") if word != "_orig_mod")
+    return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
 
 
 @contextlib.contextmanager
 def bare(model: nn.Module) -> Iterator[nn.Module]:
-    """Takes the wrappers of `torch.compile` out of a net and its parts inside a `with`, so that all names are bare."""
+    """Takes the wrappers that `unwrapped` knows out of a net and its parts inside a `with`, so that all names are bare."""
     taken = []
-    for parent in list(model.modules()):
+    for parent in [module for module in model.modules() if unwrapped(module) is module]:
         for name, child in parent._modules.items():
-            if child is not None and uncompiled(child) is not child and uncompiled(parent) is parent:
+            if child is not None and (inner := unwrapped(child)) is not child:
                 taken.append((parent, name, child))
-                parent._modules[name] = uncompiled(child)
+                parent._modules[name] = inner
     try:
-        yield uncompiled(model)
+        yield unwrapped(model)
     finally:
         for parent, name, child in taken:
             parent._modules[name] = child

@@ -14,7 +14,7 @@ from torch import nn
 
 from pocketcnn.errors import CannotWrite
 from pocketcnn.methods import METHODS
-from pocketcnn.support.modules import bare_name, uncompiled
+from pocketcnn.support.modules import bare_name, unwrapped
 from pocketcnn.support.protocols import is_condensed
 
 
@@ -61,13 +61,13 @@ _NOTHING = Provenance(base=None, steps=())
 
 def record_of(module: nn.Module) -> Provenance:
     """Returns a module's own record, without those of its parts; a foreign module has no base and no steps."""
-    found = vars(uncompiled(module)).get("provenance")
+    found = vars(unwrapped(module)).get("provenance")
     return found if isinstance(found, Provenance) else _NOTHING
 
 
 def remember(model: nn.Module, made: Provenance) -> nn.Module:
     """Records in a net how it was made; deepcopy and `save` keep the record."""
-    vars(uncompiled(model))["provenance"] = made
+    vars(unwrapped(model))["provenance"] = made
     return model
 
 
@@ -82,7 +82,7 @@ def forget_steps_(model: nn.Module, *, keep_base: bool) -> nn.Module:
 def provenance(model: nn.Module) -> Provenance:
     """Collects how a net and its parts were made: the net's own base, and all steps in the order they were taken.
 
-    Names leave out the wrappers of `torch.compile`.
+    Names leave out the wrappers of `torch.compile` and of activation checkpointing.
     """
     records = {id(made): (bare_name(name), made) for name, made in _records(model)}.values()
     steps = [step.inside(part) for part, made in records for step in made.steps]
@@ -128,7 +128,7 @@ def check_describable(model: nn.Module) -> None:
             raise CannotWrite(
                 f"{places[0] or type(layer).__name__}: this {layer.condensed_by} layer was taken out of the net that was "
                 "condensed, where the record of its options and its seed stayed, so no file can describe it here; save that "
-                f"net, or condense this {type(uncompiled(model)).__name__} itself"
+                f"net, or condense this {type(unwrapped(model)).__name__} itself"
             )
     methods: dict[str, set[str]] = {}
     for step in steps:
@@ -157,10 +157,10 @@ def _condensed_without(model: nn.Module, steps: Iterable[Step]) -> list[tuple[An
 
 
 def _places(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """All names of each module in a net, without the wrappers of `torch.compile`."""
+    """All names of each module in a net, bare of wrappers."""
     found: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        found.setdefault(uncompiled(module), []).append(bare_name(name))
+        found.setdefault(unwrapped(module), []).append(bare_name(name))
     return found
 
 

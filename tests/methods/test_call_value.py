@@ -33,11 +33,9 @@ NETS = {
     "involution": ("involution", {"group_channels": 1, "reduction": 1}),
 }
 PLACES = {
-    "a convolution": ["layer2.{b}conv2"],
-    "two convolutions": ["layer1.{b}conv1", "layer1.{b}conv2"],
+    "convolutions": ["layer1.{b}conv1", "layer1.{b}conv2", "layer2.{b}conv2"],
     "a block": ["layer2.{b}"],
-    "a stage": ["layer2"],
-    "all stages": ["layer1", "layer2", "layer3"],
+    "stages": ["layer1", "layer2", "layer3"],
     "the net": [""],
 }
 
@@ -81,6 +79,8 @@ def assert_alike(found, right):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", NETS)
 def test_gradients_are_right_wherever_a_checkpoint_is(name, place, form):
+    if name in ("ring", "condconv", "involution", "stored") and place != "stages":
+        pytest.skip("nothing in it depends on the call")
     if name == "pde" and "{b}" in PLACES[place][0]:
         pytest.skip("its runs are single layers")
     net = made(name)

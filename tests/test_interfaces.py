@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, jacfwd, jvp, linearize, vmap
 
 import pocketcnn as pc
 from pocketcnn import kernels, numerics
+from pocketcnn.methods._conv import check_images
 from pocketcnn.methods.condconv import CondConv2d
 from pocketcnn.methods.involution import Involution2d
 from pocketcnn.methods.pde import GlobalLayer
@@ -103,6 +104,15 @@ def test_a_symbolic_trace_keeps_the_gauge():
 
     with pytest.raises(ValueError, match="it got 2 such tensors instead of one"):
         torch.fx.symbolic_trace(pc.condense(Two(), "puppet", depth="entropy"))
+
+
+def test_a_layer_cannot_be_traced_alone():
+    tracer = torch.fx.Tracer()
+    tracer.graph = torch.fx.Graph()
+    image = tracer.create_proxy("placeholder", "x", (), {})
+    with pytest.raises(TypeError, match=r"cannot trace it alone; trace nn\.Sequential\(layer\)"):
+        check_images(image, 4)
+    assert torch.fx.symbolic_trace(nn.Sequential(RingConv2d(4, 4, 3)))(torch.rand(2, 4, 5, 5)).shape == (2, 4, 3, 3)
 
 
 @pytest.mark.parametrize("name", ["ring", "condconv", "involution"])

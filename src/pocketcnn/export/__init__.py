@@ -112,9 +112,7 @@ def export(
     _check_target(path, format, opset)
     size = _input_size(model, input_size, notes)
     notes["input_size"] = list(size)
-    net = copy.deepcopy(uncompiled(model)).cpu().float().eval().requires_grad_(False)
-    for tensor in (*net.parameters(), *net.buffers()):
-        tensor.data = tensor.contiguous()  # files hold rows, and the exporters do not lay out anew what lies otherwise
+    net = _as_written(model)
     check_input_size(size, 1 if batch is None else batch)
     _check_output(net, size)
     wanted = net if entropy is None else materialize(net, entropy=entropy, partly=True)
@@ -157,6 +155,14 @@ def export(
         speeds,
         threads,
     )
+
+
+def _as_written(model: nn.Module) -> nn.Module:
+    """Copies a net to the CPU, in float32 and evaluation mode, with its weights in rows: exporters lay out nothing anew."""
+    net = copy.deepcopy(uncompiled(model)).cpu().float().eval().requires_grad_(False)
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.data = tensor.contiguous()
+    return net
 
 
 def _check_target(path: Path, format: str, opset: int | None) -> None:

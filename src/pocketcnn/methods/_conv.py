@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.methods._leaf import AbstractLeaf
+from pocketcnn.methods._leaf import AbstractLeaf, proxy_in
 from pocketcnn.numerics._shapes import Pair, divisors_of, is_recorded, pair
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -144,8 +144,12 @@ def check_images(x: Any, channels: int, *, alone: bool = False) -> None:
 
     Raises:
         ValueError: other axes or channels, or no pixels.
-        TypeError: no tensor.
+        TypeError: no tensor; or a symbolic trace of the layer alone.
     """
+    if proxy_in(x) is not None:
+        raise TypeError(
+            "torch.fx records a call of this layer in a net, but cannot trace it alone; trace nn.Sequential(layer)"
+        )
     if not isinstance(x, Tensor):
         raise TypeError(f"the input must be a tensor of images, not a {type(x).__name__}")
     axes = x.dim() == 4 or (alone and x.dim() == 3)

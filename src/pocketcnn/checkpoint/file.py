@@ -6,7 +6,6 @@ number that `hashlib.scrypt` derives from the passphrase and the file's salt. Al
 without the seed nobody knows where each belongs.
 """
 
-import copy
 import dataclasses
 import json
 import logging
@@ -33,6 +32,7 @@ from pocketcnn.errors import (
     PocketError,
 )
 from pocketcnn.models.recipes import create_model
+from pocketcnn.support.copying import copied
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.modules import uncompiled
 from pocketcnn.support.version import __version__
@@ -151,7 +151,7 @@ def load(
     try:
         with torch.random.fork_rng():
             net = base if base is not None else create_model(header["base"]["name"], **header["base"]["options"])
-            model = rebuild(net, steps) if steps else copy.deepcopy(net)
+            model = rebuild(net, steps) if steps else copied(net)
     except NotEnoughMemory:
         raise
     except (ValueError, PocketError) as error:

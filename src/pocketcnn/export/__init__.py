@@ -4,7 +4,6 @@ Before a file is written, its outputs are compared with the net's: on ordinary i
 several sizes. `docs/export.md` says what each format costs.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from pocketcnn.export._check import BATCHES, differences, ordinary_images, probe
 from pocketcnn.export._trace import summary, trace
 from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.measure import OnnxCost, measure_onnx
+from pocketcnn.support.copying import copied
 from pocketcnn.support.files import write_atomically
-from pocketcnn.support.modules import check_input_size, uncompiled
+from pocketcnn.support.modules import check_input_size, check_weights, uncompiled
 from pocketcnn.support.timing import in_turns
 from pocketcnn.surgery import materialize
 
@@ -112,7 +112,7 @@ def export(
     _check_target(path, format, opset)
     size = _input_size(model, input_size, notes)
     notes["input_size"] = list(size)
-    net = copy.deepcopy(uncompiled(model)).cpu().float().eval().requires_grad_(False)
+    net = copied(uncompiled(model)).cpu().float().eval().requires_grad_(False)
     check_input_size(size, 1 if batch is None else batch)
     _check_output(net, size)
     wanted = net if entropy is None else materialize(net, entropy=entropy, partly=True)
@@ -192,6 +192,7 @@ def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, 
 
 def _check_output(net: nn.Module, size: tuple[int, int, int]) -> None:
     """Checks that a net takes an image of that size and returns one tensor."""
+    check_weights(net)
     try:
         with torch.no_grad():
             y = net(torch.zeros(1, *size))

@@ -186,13 +186,13 @@ def _speed(run: Any, net: nn.Module, x: Tensor) -> Speed:
 
 def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, int, int]:
     """The size of an image: the given one, else that of the notes, else that of the net, else 3x32x32."""
+    check_weights(model)
     channels, height, width = given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32)
     return channels, height, width
 
 
 def _check_output(net: nn.Module, size: tuple[int, int, int]) -> None:
     """Checks that a net takes an image of that size and returns one tensor."""
-    check_weights(net)
     try:
         with torch.no_grad():
             y = net(torch.zeros(1, *size))

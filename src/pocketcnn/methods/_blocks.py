@@ -120,16 +120,19 @@ def block_of(model: nn.Module, name: str) -> str:
 
 
 def structure(block: nn.Module) -> dict[str, Any]:
-    """Describes a block; equal for blocks that differ only in their weights and in dropout probabilities."""
+    """Describes a block; equal for blocks that differ only in weights, dropout probabilities and what is attached to them."""
     found: dict[str, Any] = {}
     for name, module in block.named_modules():
         found[f"{name}'s type"] = type(module)
+        attached = ("p", "drop_prob", "training", "_is_full_backward_hook", *patched_methods(module))
         for key, value in vars(module).items():
-            if isinstance(value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType):
+            if key not in attached and isinstance(
+                value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType
+            ):
                 found[f"{name}.{key}".removeprefix(".")] = value
         for key, parameter in module.named_parameters(recurse=False):
             found[f"{name}.{key}".removeprefix(".")] = None if is_lazy(parameter) else tuple(parameter.shape)
-    return {key: value for key, value in found.items() if key.rpartition(".")[2] not in ("p", "drop_prob", "training")}
+    return found
 
 
 def difference(one: nn.Module, other: nn.Module) -> str:
@@ -150,6 +153,8 @@ def obstacle_to(blocks: Sequence[nn.Module], references: int, ties: Ties) -> str
     parts = [*modules, *(parameter for block in blocks for parameter in block.parameters())]
     if path := next((ties.kept[id(part)] for part in parts if id(part) in ties.kept), ""):
         return f"a part of its blocks is kept in {path} too{STAYS}"
+    if odd := next((p.dtype for block in blocks for p in block.parameters() if not p.is_floating_point()), None):
+        return f"its blocks have {odd} weights, not floating-point ones"
     own = Counter(id(p) for block in blocks for _, p in block.named_parameters(remove_duplicate=False))
     if any(ties.owners[parameter] > references * count for parameter, count in own.items()):
         return "its blocks share weights with other parts of the net"

@@ -20,6 +20,7 @@ from pocketcnn.support.protocols import MakesKernel, SetsDepth, TakesImages, gau
 
 _log = logging.getLogger(__name__)
 SIZES = (32, 28, 64, 224)  # pixels, tried on a net without an `input_size`
+_MOST = 6  # numbers of channels tried
 _structural = contextvars.ContextVar("structural", default=False)
 
 
@@ -101,13 +102,13 @@ def _listened(bare: nn.Module, origins: dict[nn.Module, nn.Module], gauge: SetsD
 def image_sizes(model: nn.Module) -> list[tuple[int, int, int]]:
     """Lists sizes of images to try: the net's own, if it has one, then usual ones, with the channels of its convolutions.
 
-    The first convolution need not be the stem; an image may have as many channels as no other layer puts out.
+    The first convolution need not be the stem. Likely channels are those that no layer puts out.
     """
     own: Any = model.input_size if isinstance(model, TakesImages) else None
     layers: list[Any] = [module for module in model.modules() if isinstance(module, _ConvNd | MakesKernel)]
     made = {layer.out_channels for layer in layers if hasattr(layer, "out_channels")}
     taken = [layer.in_channels for layer in layers if hasattr(layer, "in_channels")]
-    channels = dict.fromkeys([*taken[:1], 3, 1, *(count for count in taken if count not in made)])
+    channels = list(dict.fromkeys([*taken[:1], 3, 1, *sorted(taken, key=made.__contains__)]))[:_MOST]
     sizes = [(count, size, size) for count in channels for size in SIZES]
     return [own] * (isinstance(own, tuple) and len(own) == 3) + sizes
 

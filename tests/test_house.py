@@ -24,13 +24,7 @@ ARROWS = {
 }
 LAZY = {**pc._NAMES, **pc._NAMES_OF_EXTRAS, **pc._MODULES}
 OPEN = {"errors", "support"}
-CORE = {
-    "torch",
-    "msgspec",
-    "numpy",
-    "safetensors",
-    "jaxtyping",
-}  # and numba with its llvmlite, in the compiled kernels only
+CORE = {"torch", "msgspec", "numpy", "safetensors", "jaxtyping"}  # and numba with its llvmlite, in the compiled kernels only
 OPTIONAL = {
     "kernels": {"numba", "llvmlite"},
     "experiments": {"numba"},

@@ -126,3 +126,12 @@ def test_fitting_leaves_the_given_net_as_it_was(method, monkeypatch):
     small = condense(plain, method, **options)
     torch.testing.assert_close(state(), before, rtol=0, atol=0)
     assert {id(p) for p in small.parameters()}.isdisjoint(map(id, plain.parameters()))
+
+
+@pytest.mark.parametrize("method", ["ring", "condconv", "involution"])
+def test_notes_in_attributes_are_kept(method):
+    plain = net()
+    plain[1][1].conv.scale, plain[1][1].conv.slot = 3.0, "taken"
+    layer = condense(plain, method)[1][1].conv
+    assert layer.scale == 3.0
+    assert method != "ring" or layer.slot != "taken", "an attribute of the new layer's own stays"

@@ -1,4 +1,4 @@
-"""What new layers keep of those that they replace: frozen parameters one by one, and training mode."""
+"""What new layers keep of those that they replace: frozen parameters one by one, training mode, and notes in attributes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ from pocketcnn.methods import Site
 from pocketcnn.support.protocols import MakesKernel
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+_PLAIN = frozenset(vars(nn.Conv2d(1, 1, 1)))  # attributes of every convolution
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,12 @@ class Before:
 
 
 def keep_flags_(sites: Sequence[Before], built: Mapping[str, nn.Module | None]) -> None:
-    """Gives new modules the training mode and the `requires_grad` of what they replace.
+    """Gives new modules the training mode, the `requires_grad` and the attributes of what they replace.
 
     A new bias is trained if the old one was, parameters of new norms if some of the old norms were, and the others if some
     of the old weights were. If a layer had none of a kind, all its parameters decide. A parameter that several new layers
-    share is frozen only if all that it replaces was. Parameters and modules that stay keep their own.
+    share is frozen only if all that it replaces was. Parameters and modules that stay keep their own. What somebody wrote
+    into an attribute of a convolution, such as `conv.scale = 2`, is in the new layer too.
     """
     old = {id(parameter) for before in sites for _, parameter in before.parameters}
     trained: dict[nn.Parameter, bool] = {}
@@ -40,6 +44,9 @@ def keep_flags_(sites: Sequence[Before], built: Mapping[str, nn.Module | None]) 
         if (new := built[before.site.name]) is None:
             continue
         _keep_modes_(before, new)
+        if type(before.site.module) is nn.Conv2d:
+            notes = {key: value for key, value in vars(before.site.module).items() if key not in _PLAIN}
+            vars(new).update({key: value for key, value in notes.items() if not hasattr(new, key)})
         stay = set(map(id, new.parameters()))
         gone: dict[str, bool] = {}
         for kind, parameter in before.parameters:

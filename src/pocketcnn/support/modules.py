@@ -103,9 +103,12 @@ def patched_methods(module: nn.Module) -> list[str]:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Tells whether a module has hooks or methods of its own instance, which a pass around the module would skip."""
+    """Tells whether a module has hooks or a `forward` of its own instance, which a pass around the module would skip.
+
+    It is asked in every pass, and the compiler must be able to trace it.
+    """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or bool(patched_methods(module))
+    return any(hooks) or "forward" in vars(module) or "_conv_forward" in vars(module)
 
 
 def _is_ours(hook: Any) -> bool:

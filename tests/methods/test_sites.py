@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
-from pocketcnn.errors import NothingToCondense, UnsupportedLayer
+from pocketcnn.errors import CannotMaterialize, NothingToCondense, UnsupportedLayer
 from pocketcnn.support.protocols import is_condensed
 
 OPTIONS = {"involution": {"layers": "all", "group_channels": 4}, "puppet": {"depth": "fixed"}}
@@ -285,3 +285,31 @@ def test_wrapped_nets(wrap, method):
     assert any(is_condensed(module) for module in small.modules())
     assert not hasattr(small, "_orig_mod")
     assert small(X).shape == (2, 4)
+
+
+def test_the_log_names_only_layers_that_were_asked_for(caplog):
+    net = Net()
+    net.blocks[1].conv1.register_forward_hook(lambda *_: None)
+    pc.condense(net, "ring", include="blocks.0")
+    assert not caplog.messages
+    pc.condense(net, "ring", include="blocks.1.*")
+    (line,) = caplog.messages
+    assert line == "ring leaves blocks.1.conv1 as before: it has forward hooks, which would be lost"
+
+
+@pytest.mark.parametrize("watch", sorted(WATCHES.keys() - {"hook of the weight", "hook after gathering"}))
+def test_materializing_and_folding_keep_what_watches_too(watch):
+    """`patched inside` calls what a ring layer does not have, and is for convolutions only."""
+    words, attach = WATCHES[watch]
+    net, seen = Net(), []
+    attach(net.blocks[1].conv1, seen)
+    folded = pc.fold_norm(net)
+    assert isinstance(folded.blocks[0].norm, nn.Identity)
+    assert isinstance(folded.blocks[1].norm, nn.BatchNorm2d)
+    if watch != "patched inside":
+        small = pc.condense(Net(), "ring")
+        attach(small.blocks[1].conv1, seen)
+        with pytest.raises(CannotMaterialize, match=f"blocks.1.conv1: ring: it has {words}"):
+            pc.materialize(small)
+        partly = pc.materialize(small, partly=True)
+        assert [name for name, module in partly.named_modules() if is_condensed(module)] == ["blocks.1.conv1"]

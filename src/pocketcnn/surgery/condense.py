@@ -15,7 +15,7 @@ from torch import nn
 from pocketcnn.errors import NothingToCondense, UnsupportedLayer
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._passes import by_structure
-from pocketcnn.methods._sites import KEPT
+from pocketcnn.methods._sites import KEPT, matches
 from pocketcnn.support.copying import copied
 from pocketcnn.support.modules import uncompiled
 from pocketcnn.surgery.fitting import start_from_trained_
@@ -81,18 +81,19 @@ def condense(
             f"{method!r} found no {record.places[0]} to work on in {type(model).__name__} ({reasons}{more}); "
             f"plan(model, {method!r}) lists every one and why it was left alone"
         )
-    _say_what_stays(record, sites)
+    _say_what_stays(record, sites, include)
     small = apply_step(model, record, settings, chosen)
     if initialize == "fit":
         start_from_trained_(small, model, record, [site for site in sites if not site.reason], images)
     return small
 
 
-def _say_what_stays(record: Method, sites: Sequence[Site]) -> None:
-    """Logs the names of layers that are left alone because they carry something of their own."""
+def _say_what_stays(record: Method, sites: Sequence[Site], include: Patterns | None) -> None:
+    """Logs the names of layers asked for that are left alone because they carry something of their own."""
+    patterns = ["*"] if include is None else [include] if isinstance(include, str) else include
     names: dict[str, list[str]] = {}
     for site in sites:
-        if site.reason.endswith(KEPT):
+        if site.reason.endswith(KEPT) and any(matches(site, pattern) for pattern in patterns):
             names.setdefault(site.reason, []).append(site.name)
     for reason, those in names.items():
         _log.warning("%s leaves %s as before: %s", record.name, ", ".join(those), reason)

@@ -61,6 +61,11 @@ class UnsupportedLayer(PocketError):
     """Raised when a method cannot replace a layer it was asked to; leave out the layer that the message names."""
 
 
+class UnsupportedNet(PocketError, ValueError):
+    """Raised when a net cannot be copied or run as it is, because a part has no weights yet or cannot be copied; do what
+    the message says about that part."""
+
+
 class NothingToCondense(PocketError):
     """Raised when a method finds nothing to replace in the net; `plan` tells why it skipped each place."""
 

@@ -6,7 +6,6 @@ number that `hashlib.scrypt` derives from the passphrase and the file's salt. Al
 without the seed nobody knows where each belongs.
 """
 
-import copy
 import dataclasses
 import json
 import logging
@@ -35,6 +34,7 @@ from pocketcnn.errors import (
     PocketError,
 )
 from pocketcnn.models.recipes import create_model
+from pocketcnn.support.copying import copied
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.modules import bare, filled_later, unwrapped
 from pocketcnn.support.version import __version__
@@ -228,7 +228,7 @@ def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: 
             net = create_model(header.base.name, **header.base.options)
         else:
             with bare(base) as plain:
-                net = copy.deepcopy(plain)
+                net = copied(plain)
         return rebuild_(net.to("meta") if light else net, steps)
 
     for light in (True, False):

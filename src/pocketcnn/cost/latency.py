@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pocketcnn.cost.macs import most_complex
-from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating
+from pocketcnn.support.modules import check_input_size, check_weights, device_and_dtype, evaluating
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def measure_latency(
         ValueError: a number below 1.
     """
     check_input_size(input_size, batch)
+    check_weights(model)
     if runs < 1 or warmup < 0 or (threads is not None and threads < 1):
         raise ValueError(f"runs and threads must be at least 1, got {runs}, {threads}")
     device, dtype = device_and_dtype(model)

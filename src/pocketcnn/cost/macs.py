@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pocketcnn.cost.params import count_params, serialized_bytes
-from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating, hooked
+from pocketcnn.support.modules import check_input_size, check_weights, device_and_dtype, evaluating, hooked
 from pocketcnn.support.protocols import CountsMacs, MakesKernel, gauge_of
 
 
@@ -54,6 +54,7 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
         model: any net that takes an image; it is run once in evaluation mode and left as it was.
         input_size: (channels, height, width) of the image.
     Raises:
+        UnsupportedNet: a part of the net has no weights yet.
         ValueError: not three sizes of at least 1, or a net that cannot take an image of that size.
     """
     watch, operators = _counted(model, input_size)
@@ -117,6 +118,7 @@ def _counted(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", C
 def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", FlopCounterMode]:
     """Runs a net once under the counters."""
     check_input_size(input_size)
+    check_weights(model)
     device, dtype = device_and_dtype(model)
     x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
     counter = FlopCounterMode(display=False)

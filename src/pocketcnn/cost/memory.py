@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from pocketcnn.support.modules import check_input_size, device_and_dtype, evaluating, in_mode
+from pocketcnn.support.modules import check_input_size, check_weights, device_and_dtype, evaluating, in_mode
 
 
 def measure_memory(
@@ -26,6 +26,7 @@ def measure_memory(
         training: True for forward and backward in training mode, gradients counted; else forward in evaluation mode.
     """
     check_input_size(input_size, batch)
+    check_weights(model)
     device, dtype = device_and_dtype(model)
     x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     with _training(model) if training else evaluating(model):

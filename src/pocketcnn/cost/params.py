@@ -3,9 +3,13 @@
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from pocketcnn.errors import UnsupportedNet
+from pocketcnn.support.modules import ON_META, refuse_lazy
+
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Lists the tensors that a file must hold: the state dict, with shared tensors only under their first name."""
+    refuse_lazy(model)
     seen: set[tuple] = set()
     distinct: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -52,6 +56,8 @@ def separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     storages: set[int] = set()
     separated = {}
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise UnsupportedNet(f"{name}: {ON_META}")
         tensor = tensor.cpu().contiguous()
         if tensor.untyped_storage().data_ptr() in storages or tensor.untyped_storage().nbytes() > tensor.nbytes:
             tensor = tensor.clone()  # it was a view of another one

@@ -4,7 +4,6 @@ Before a file is written, its outputs are compared with the net's: on ordinary i
 several sizes. `docs/export.md` says what each format costs.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from pocketcnn.export._check import BATCHES, differences, ordinary_images, probe
 from pocketcnn.export._trace import summary, trace
 from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.measure import OnnxCost, measure_onnx
+from pocketcnn.support.copying import copied
 from pocketcnn.support.files import write_atomically
-from pocketcnn.support.modules import check_input_size, uncompiled
+from pocketcnn.support.modules import check_input_size, check_weights, uncompiled
 from pocketcnn.support.timing import in_turns
 from pocketcnn.surgery import materialize
 
@@ -159,7 +159,7 @@ def export(
 
 def _as_written(model: nn.Module) -> nn.Module:
     """Copies a net to the CPU, in float32 and evaluation mode, with its weights in rows: exporters lay out nothing anew."""
-    net = copy.deepcopy(uncompiled(model)).cpu().float().eval().requires_grad_(False)
+    net = copied(uncompiled(model)).cpu().float().eval().requires_grad_(False)
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = tensor.contiguous()
     return net
@@ -194,6 +194,7 @@ def _speed(run: Any, net: nn.Module, x: Tensor) -> Speed:
 
 def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, int, int]:
     """The size of an image: the given one, else that of the notes, else that of the net, else 3x32x32."""
+    check_weights(model)
     channels, height, width = given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32)
     return channels, height, width
 

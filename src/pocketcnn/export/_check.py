@@ -1,6 +1,5 @@
 """The check that every exported file must pass: it gives the net's outputs, on ordinary images and on strange ones."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from pocketcnn.errors import Disagreement
 from pocketcnn.export._trace import quiet
+from pocketcnn.support.copying import copied
 
 BATCHES = (1, 3, 17)
 TOLERANCE, STRANGE_TOLERANCE = 1e-5, 1e-4
@@ -115,7 +115,7 @@ def rounding(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
     """
     try:
         with torch.no_grad(), quiet():
-            wide = copy.deepcopy(model).double()
+            wide = copied(model).double()
             exact = torch.cat([wide(rows.double()) for rows in x.split(_AT_ONCE)])
     except Exception:  # a foreign net may make tensors of its own, in float32
         return 0.0

@@ -6,12 +6,15 @@ from itertools import groupby, pairwise
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pocketcnn.methods._method import Site
-from pocketcnn.support.modules import evaluating
-from pocketcnn.support.protocols import is_condensed
+from pocketcnn.methods._sites import LOST, STAYS, Ties
+from pocketcnn.support.copying import skeleton
+from pocketcnn.support.modules import carried_by, device_and_dtype, evaluating, lazy_parts, patched_methods
+from pocketcnn.support.protocols import MakesKernel, is_condensed
 
 RUNS = (
     "run of equal blocks of convolutions in an nn.Sequential",
@@ -32,7 +35,7 @@ def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn
         paths.setdefault(module, []).append(f"{name}." if name else "")
     inside: set[nn.Module] = set()
     for stage, prefixes in paths.items():
-        if type(stage) is not nn.Sequential or stage in inside:
+        if not in_order(stage) or stage in inside:
             continue
         children = [(name, child) for name, child in stage._modules.items() if child is not None]
         inside.update(part for _, child in children if is_block(child) for part in child.modules())
@@ -55,41 +58,41 @@ def elsewhere(model: nn.Module) -> list[Site]:
     found: list[Site] = []
     inside: set[nn.Module] = set()
     for prefix, parent in model.named_modules():
-        if type(parent) is nn.Sequential or parent in inside:
+        if in_order(parent) or parent in inside:
             continue
         children = [(f"{prefix}.{name}".removeprefix("."), child) for name, child in parent.named_children()]
         for equal, run in groupby(children, lambda named: structure(named[1]) if is_block(named[1]) else None):
             (name, first), *rest = run
             if equal and rest:
                 inside.update(part for child in (first, *(block for _, block in rest)) for part in child.modules())
-                reason = (
-                    f"in {type(parent).__name__}, which need not call them one after the other as an nn.Sequential does"
-                )
+                kind = type(parent).__name__ + " with a forward of its own" * (type(parent) is nn.Sequential)
+                reason = f"in {kind}, which need not call them one after the other as an nn.Sequential does"
                 words = f"{1 + len(rest)} x {type(first).__name__}"
                 found.append(Site((name,), first, reason, False, tuple(rest), words))
     return found
 
 
 def kept_channels(block: nn.Module) -> tuple[int, str]:
-    """Finds the number of channels that a block takes and returns, by running it.
+    """Finds the number of channels that a block takes and returns, by running a copy that shares its weights.
 
     The first convolution's channels are tried, then twice as many: a block of ShuffleNet V2 gives it half of them.
 
     Returns:
         The number and an empty string; or, if the block changes the channels or the image's size, 0 and what was wrong.
     """
-    first = next(module for module in block.modules() if isinstance(module, nn.Conv2d))
+    first: Any = next((m for m in block.modules() if isinstance(m, nn.Conv2d | MakesKernel)), None)
+    if first is None:
+        return 0, "its blocks are layers that are condensed already"
+    try:
+        bare, _ = skeleton(block, weights=True)
+    except Exception as error:  # as in `tried_out`
+        return 0, f"its blocks cannot be tried out{_in_brackets(error)}"
     problem = ""
     for channels in (first.in_channels, 2 * first.in_channels):
-        if not (wrong := tried_out(block, first.weight, channels)):
+        if not (wrong := tried_out(bare, channels)):
             return channels, ""
         problem = problem or f"its blocks do not turn {channels} channels into as many of the same size{wrong}"
     return 0, problem
-
-
-def owners_of_parameters(model: nn.Module) -> Counter[int]:
-    """Counts the names of a net that lead to each parameter, by the parameter's id."""
-    return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
 
 def names_of(prefixes: Sequence[str], name: str) -> tuple[str, ...]:
@@ -117,16 +120,19 @@ def block_of(model: nn.Module, name: str) -> str:
 
 
 def structure(block: nn.Module) -> dict[str, Any]:
-    """Describes a block; equal for blocks that differ only in their weights and in dropout probabilities."""
+    """Describes a block; equal for blocks that differ only in weights, dropout probabilities and what is attached to them."""
     found: dict[str, Any] = {}
     for name, module in block.named_modules():
         found[f"{name}'s type"] = type(module)
+        attached = ("p", "drop_prob", "training", "_is_full_backward_hook", *patched_methods(module))
         for key, value in vars(module).items():
-            if isinstance(value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType):
+            if key not in attached and isinstance(
+                value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType
+            ):
                 found[f"{name}.{key}".removeprefix(".")] = value
         for key, parameter in module.named_parameters(recurse=False):
             found[f"{name}.{key}".removeprefix(".")] = None if is_lazy(parameter) else tuple(parameter.shape)
-    return {key: value for key, value in found.items() if key.rpartition(".")[2] not in ("p", "drop_prob", "training")}
+    return found
 
 
 def difference(one: nn.Module, other: nn.Module) -> str:
@@ -135,25 +141,42 @@ def difference(one: nn.Module, other: nn.Module) -> str:
     return next((key for key in {**first, **second} if first.get(key) != second.get(key)), "nothing")
 
 
-def obstacle_to(blocks: Sequence[nn.Module], references: int, owners: Counter[int]) -> str:
+def obstacle_to(blocks: Sequence[nn.Module], references: int, ties: Ties) -> str:
     """Gives the reason why blocks must not be taken out of a net; an empty string if there is none."""
     modules = [module for block in blocks for module in block.modules()]
     if any(is_condensed(module) for module in modules):
         return "its blocks hold layers that are condensed already"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
-        return "its blocks have forward hooks, which would be lost"
+    if lazy := next((why for block in blocks for why in lazy_parts(block).values()), ""):
+        return f"in its blocks, {lazy}"
+    if words := next(filter(None, map(carried_by, modules)), ""):
+        return f"its blocks have {words}{LOST}"
+    parts = [*modules, *(parameter for block in blocks for parameter in block.parameters())]
+    if path := next((ties.kept[id(part)] for part in parts if id(part) in ties.kept), ""):
+        return f"a part of its blocks is kept in {path} too{STAYS}"
+    if odd := next((p.dtype for block in blocks for p in block.parameters() if not p.is_floating_point()), None):
+        return f"its blocks have {odd} weights, not floating-point ones"
     own = Counter(id(p) for block in blocks for _, p in block.named_parameters(remove_duplicate=False))
-    if any(owners[parameter] > references * count for parameter, count in own.items()):
+    if any(ties.owners[parameter] > references * count for parameter, count in own.items()):
         return "its blocks share weights with other parts of the net"
     return ""
 
 
-def tried_out(block: nn.Module, weight: Tensor, channels: int) -> str:
-    """Runs a block on a small image and says what is wrong if the output's shape differs; the block is left as it was."""
-    x = weight.new_zeros(1, channels, 16, 16)
+def tried_out(block: nn.Module, channels: int) -> str:
+    """Runs a block on a small image and says what is wrong if the output's shape differs."""
+    device, dtype = device_and_dtype(block)
+    x = torch.zeros(1, channels, 16, 16, device=device, dtype=dtype)
     try:
-        with evaluating(block):
+        with torch.random.fork_rng(devices=[]), evaluating(block):
             y = block(x)
     except Exception as error:  # a block may raise anything
-        return f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        return _in_brackets(error)
     return "" if isinstance(y, Tensor) and y.shape == x.shape else ", tried with 16 x 16 pixels"
+
+
+def _in_brackets(error: Exception) -> str:
+    return f" ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+
+
+def in_order(stage: nn.Module) -> bool:
+    """Tells whether a module calls its parts one after the other, as `nn.Sequential` does."""
+    return type(stage) is nn.Sequential and not patched_methods(stage)

@@ -122,8 +122,10 @@ class AbstractConv2d(AbstractLeaf, abc.ABC):
             conv.weight.copy_(weight)
             if conv.bias is not None and bias is not None:
                 conv.bias.copy_(bias)
-        sources = (*self.parameters(), *self.generator_parameters())
-        return conv.train(self.training).requires_grad_(any(p.requires_grad for p in sources))
+        conv.weight.requires_grad_(any(p.requires_grad for p in self.generator_parameters()))
+        if conv.bias is not None and bias is not None:
+            conv.bias.requires_grad_(bias.requires_grad)
+        return conv.train(self.training)
 
     @abc.abstractmethod
     def generator_parameters(self) -> Iterable[nn.Parameter]:

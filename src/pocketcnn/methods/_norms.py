@@ -6,12 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn.numerics._shapes import accumulation_dtype
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Tells whether a module has hooks or a `forward` of its own instance, which a pass around the module would skip."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
+from pocketcnn.support.modules import is_watched
 
 
 @torch.no_grad()

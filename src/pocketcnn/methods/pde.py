@@ -10,7 +10,6 @@ features towards larger coordinates, rows and columns both interact, and batch n
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
@@ -34,14 +33,16 @@ from pocketcnn.methods._blocks import (
     names_of,
     neighbours,
     obstacle_to,
-    owners_of_parameters,
     structure,
 )
 from pocketcnn.methods._conv import LARGEST_KERNEL, check_images, fan_out
 from pocketcnn.methods._leaf import AbstractLeaf
 from pocketcnn.methods._method import Method, Range, Site
-from pocketcnn.methods._norms import as_line, fold_, is_plain, is_watched, remember_statistics
+from pocketcnn.methods._norms import as_line, fold_, is_plain, remember_statistics
+from pocketcnn.methods._passes import called_in_order
+from pocketcnn.methods._sites import Ties
 from pocketcnn.numerics.stencil import check_grid, courant, limit_velocity, perona_malik
+from pocketcnn.support.modules import carried_by, is_watched
 
 Velocity = Literal["depthwise", "conv", "identity", "residual", "zero"]
 Diffusivity = Literal["depthwise", "conv", "constant", "residual", "perona_malik", "zero"]
@@ -321,7 +322,7 @@ class GlobalLayer(AbstractLeaf):
             if isinstance(block, ResidualBlock):
                 pairs += [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         for conv, norm in pairs:
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and not (is_watched(conv) or is_watched(norm)):
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and not (carried_by(conv) or carried_by(norm)):
                 fold_(conv, norm)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
@@ -434,17 +435,17 @@ def sites(model: nn.Module, options: PdeOptions) -> list[Site]:
     Blocks of one type that follow each other form one stage or several: a block that changes stride or width begins a new
     one. The first block of a stage is kept.
     """
-    owners = owners_of_parameters(model)
-    found = [site for prefixes, blocks in neighbours(model) for site in _sites(prefixes, blocks, owners)]
+    ties = Ties.of(model)
+    found = [site for prefixes, blocks in neighbours(model) for site in _sites(prefixes, blocks, ties)]
     found = found or elsewhere(model)
     runs = [number for number, site in enumerate(found) if site.possible]
     if runs:
         last = found[runs[-1]]
         found[runs[-1]] = replace(last, detail=replace(last.detail, last=True))
-    return found
+    return called_in_order(model, found)
 
 
-def _sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], owners: Counter[int]) -> Iterator[Site]:
+def _sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], ties: Ties) -> Iterator[Site]:
     """Lists the runs among neighbours of one type."""
     if not is_block(blocks[0][1]):
         yield from condensed_sites(prefixes, blocks, GlobalLayer)
@@ -457,7 +458,7 @@ def _sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], own
         name, first = (replaced or run)[0]
         modules = [block for _, block in replaced]
         rest = tuple((f"{prefixes[0]}{other}", block) for other, block in replaced[1:])
-        detail, obstacle = None, obstacle_to(modules, len(prefixes), owners)
+        detail, obstacle = None, obstacle_to(modules, len(prefixes), ties)
         if len(replaced) < 2:
             obstacle = (
                 f"{len(replaced) or 'no'} equal block{'' if len(replaced) == 1 else 's'} after the first; it takes 2"

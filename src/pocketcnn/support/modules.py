@@ -4,10 +4,29 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
+
+from pocketcnn.errors import UnsupportedNet
+from pocketcnn.support.protocols import Listener
+
+_WORDS = {
+    "_forward_hooks": "forward hooks",
+    "_forward_pre_hooks": "forward hooks",
+    "_backward_hooks": "backward hooks",
+    "_backward_pre_hooks": "backward hooks",
+    "_state_dict_hooks": "state-dict hooks",
+    "_state_dict_pre_hooks": "state-dict hooks",
+    "_load_state_dict_pre_hooks": "state-dict hooks",
+    "_load_state_dict_post_hooks": "state-dict hooks",
+}
+ON_META = "on the meta device, without values; give the net some first, by to_empty and load_state_dict"
+HOOKS = tuple(_WORDS)  # attributes of an `nn.Module` that hold its hooks
 
 
 def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
@@ -20,6 +39,37 @@ def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
         raise ValueError(f"input_size is (channels, height, width), each at least 1, not {tuple(input_size)}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
+
+
+def lazy_parts(model: nn.Module) -> dict[str, str]:
+    """Names the modules of a net that have no weights before their first batch, such as `nn.LazyLinear`, and says so."""
+    return {
+        name: f"a {type(module).__name__} has no weights before its first batch; run one through the net first"
+        for name, module in model.named_modules()
+        if any(is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+    }
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Checks that the parameters of a net have shapes.
+
+    Raises:
+        UnsupportedNet: a part gets its parameters with its first batch; the message names it.
+    """
+    for name, why in lazy_parts(model).items():
+        raise UnsupportedNet(f"{name or 'the net'}: {why}")
+
+
+def check_weights(model: nn.Module) -> None:
+    """Checks that all parts of a net have weights, so that it can be run.
+
+    Raises:
+        UnsupportedNet: a part has none yet; the message names it.
+    """
+    refuse_lazy(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedNet(f"{name}: {ON_META}")
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -87,6 +137,51 @@ def filled_later() -> Iterator[None]:
 def is_filled_later() -> bool:
     """Tells whether modules are being made whose parameters and buffers a file will replace."""
     return _FILLED_LATER.get()
+
+
+def patched_methods(module: nn.Module) -> list[str]:
+    """Names the methods that were replaced in the instance of a module, such as `forward`.
+
+    A module that chooses among the methods of its own class, as in `self.forward = self.forward_fast`, replaced none.
+    """
+
+    def is_chosen(name: str, value: Any) -> bool:
+        function = value.__func__ if isinstance(value, MethodType) and value.__self__ is module else None
+        other = getattr(function, "__name__", name)
+        return other != name and getattr(type(module), other, None) is function
+
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and callable(getattr(type(module), name, None)) and not is_chosen(name, value)
+    ]
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Tells whether a module has hooks or a `forward` of its own instance, which a pass around the module would skip.
+
+    It is asked in every pass, and the compiler must be able to trace it.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module) or "_conv_forward" in vars(module)
+
+
+def _is_ours(hook: Any) -> bool:
+    owner = getattr(hook, "__self__", None)  # of a bound method
+    return isinstance(owner, Listener) and not isinstance(owner, Tensor)
+
+
+def carried_by(module: nn.Module) -> str:
+    """Says what was attached to a module, or to its own parameters, and would be lost with it; empty if nothing was."""
+    for hooks, words in _WORDS.items():
+        if any(not _is_ours(hook) for hook in getattr(module, hooks).values()):
+            return words
+    for name in patched_methods(module):
+        return f"a {name} of its own"
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return f"hooks on its {name}"
+    return ""
 
 
 @contextlib.contextmanager

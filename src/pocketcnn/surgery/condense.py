@@ -1,21 +1,29 @@
 """Putting condensed layers into a net, and applying recorded steps again.
 
 Works on any `nn.Module`: a shared module is replaced wherever it is referenced, and the new one keeps device, dtype,
-training mode and `requires_grad` of the old. A net carries the record of its steps, so that a file can rebuild it.
+training mode and, parameter by parameter, `requires_grad` of the old. A layer that carries something of its own, such as
+hooks, is left alone, and the log names it. A net carries the record of its steps, so that a file can rebuild it.
 """
 
-import copy
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from pocketcnn.errors import NothingToCondense, UnsupportedLayer
-from pocketcnn.methods import Method
+from pocketcnn.methods import Method, Site
+from pocketcnn.methods._passes import by_structure
+from pocketcnn.methods._sites import KEPT, matches
+from pocketcnn.support.copying import copied
+from pocketcnn.support.modules import uncompiled
 from pocketcnn.surgery.fitting import start_from_trained_
+from pocketcnn.surgery.keeping import Before, keep_flags_
 from pocketcnn.surgery.provenance import Step, mark_made_, record_of, remember
 from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_sites
+
+_log = logging.getLogger(__name__)
 
 
 def condense(
@@ -48,11 +56,12 @@ def condense(
             fit.
         **options: the fields of the method's options, as in `METHODS[method].options`.
     Returns:
-        A new net on the same device, in the same mode.
+        A new net on the same device, in the same mode; of a net that `torch.compile` wraps, the net inside, condensed.
     Raises:
         UnknownMethod: no such method.
         NothingToCondense: the method found no place to work.
         UnsupportedLayer: `on_unsupported="error"`, and a layer asked for cannot be replaced.
+        UnsupportedNet: a part of the net cannot be copied.
         ValueError: an option out of range, a pattern that matches nothing, or images missing or useless.
     """
     if initialize not in ("fresh", "fit"):
@@ -62,6 +71,7 @@ def condense(
     record, settings = resolve_method(method, options)
     if initialize == "fit":
         settings = dataclasses.replace(settings, **record.match_options)
+    model = uncompiled(model)
     sites = select_sites(record, record.sites(model, settings), include, exclude, where, on_unsupported)
     chosen = tuple(site.name for site in sites if not site.reason)
     if not chosen:
@@ -71,10 +81,22 @@ def condense(
             f"{method!r} found no {record.places[0]} to work on in {type(model).__name__} ({reasons}{more}); "
             f"plan(model, {method!r}) lists every one and why it was left alone"
         )
+    _say_what_stays(record, sites, include)
     small = apply_step(model, record, settings, chosen)
     if initialize == "fit":
         start_from_trained_(small, model, record, [site for site in sites if not site.reason], images)
     return small
+
+
+def _say_what_stays(record: Method, sites: Sequence[Site], include: Patterns | None) -> None:
+    """Logs the names of layers asked for that are left alone because they carry something of their own."""
+    patterns = ["*"] if include is None else [include] if isinstance(include, str) else include
+    names: dict[str, list[str]] = {}
+    for site in sites:
+        if site.reason.endswith(KEPT) and any(matches(site, pattern) for pattern in patterns):
+            names.setdefault(site.reason, []).append(site.name)
+    for reason, those in names.items():
+        _log.warning("%s leaves %s as before: %s", record.name, ", ".join(those), reason)
 
 
 def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
@@ -84,7 +106,7 @@ def rebuild(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
         UnknownMethod: a method that this version does not have.
         ValueError: the net has no part or layer of a recorded name, or the layer does not fit.
     """
-    return rebuild_(copy.deepcopy(model), steps)
+    return rebuild_(copied(model), steps)
 
 
 def rebuild_(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
@@ -105,13 +127,14 @@ def rebuild_(model: nn.Module, steps: Sequence[Step]) -> nn.Module:
 
 def apply_step(model: nn.Module, record: Method, settings: Any, names: tuple[str, ...]) -> nn.Module:
     """Copies the net, replaces the named sites in the copy, and records the step in it."""
-    return apply_step_(copy.deepcopy(model), record, settings, names)
+    return apply_step_(copied(model), record, settings, names)
 
 
 def apply_step_(small: nn.Module, record: Method, settings: Any, names: tuple[str, ...]) -> nn.Module:
     """Replaces the named sites in the net itself, and records the step in it; returns the net, or its only layer's heir."""
     made = record_of(small)
-    by_name = {name: site for site in record.sites(small, settings) for name in site.names}
+    with by_structure():
+        by_name = {name: site for site in record.sites(small, settings) for name in site.names}
     sites = []
     for name in names:
         if name not in by_name:
@@ -119,33 +142,17 @@ def apply_step_(small: nn.Module, record: Method, settings: Any, names: tuple[st
         if not by_name[name].possible:
             raise UnsupportedLayer(f"{name}: {by_name[name].reason}")
         sites.append(by_name[name])
-    old = {id(parameter) for site in sites for module in site.modules for parameter in module.parameters()}
-    frozen = {site.name: all(map(_is_frozen, site.modules)) for site in sites}
+    before = list(map(Before.of, sites))
     built = record.build(sites, settings)
-    # A parameter that several new layers share is frozen only if all the layers they replace were.
-    trained: set[int] = set()
+    keep_flags_(before, built)
     for site in sites:
-        if (new := built[site.name]) is not None and not frozen[site.name]:
-            trained.update(map(id, new.parameters()))
-    for site in sites:
-        if (new := built[site.name]) is not None:
-            kept = {part for module in site.modules for part in module.modules()}
-            for part in new.modules():
-                part.training = part.training if part in kept else site.module.training
-            for parameter in new.parameters():
-                if id(parameter) not in old:
-                    parameter.requires_grad_(id(parameter) in trained)
-        small = put_in_place(small, site.names, new)
+        small = put_in_place(small, site.names, built[site.name])
         for rest, _ in site.rest:
             put_in_place(small, [rest], None)
     record.finish(small, built)
     mark_made_(built.values())
     step = Step.now(record.name, dataclasses.asdict(settings), names)
     return remember(small, dataclasses.replace(made, steps=(*made.steps, step)))
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    return not any(p.requires_grad for p in module.parameters())
 
 
 def put_in_place(model: nn.Module, names: Sequence[str], new: nn.Module | None) -> nn.Module:

@@ -6,24 +6,22 @@ of the net, and every operation is watched.
 """
 
 import contextlib
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import TensorWeakRef
 
 from pocketcnn.cost.macs import most_complex
-from pocketcnn.methods._norms import fold_, is_watched
-from pocketcnn.support.modules import check_input_size, device_and_dtype
-from pocketcnn.support.protocols import FoldsNorms, MakesKernel, TakesImages
-
-SIZES = (32, 28, 64, 224)  # pixels, tried on a net without an `input_size`
+from pocketcnn.methods._norms import fold_
+from pocketcnn.methods._passes import image_sizes
+from pocketcnn.support.copying import copied
+from pocketcnn.support.modules import carried_by, check_input_size, device_and_dtype
+from pocketcnn.support.protocols import FoldsNorms
 
 
 def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> list[str]:
@@ -67,11 +65,12 @@ def _pairs(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tu
     if not {nn.Conv2d, nn.BatchNorm2d} <= set(map(type, _seen(model))):
         return []
     failed: Exception | None = None
-    for size in [input_size] if input_size is not None else _sizes(model):
+    sizes = [input_size] if input_size is not None else image_sizes(model)
+    for size in sizes:
         try:
             return _watched(model, size)
         except Exception as error:  # a foreign net may raise anything about an image that it cannot take
-            failed = error
+            failed = error if failed is None or size[0] == sizes[0][0] else failed
     name = type(model).__name__
     if input_size is not None:
         raise ValueError(f"{name} cannot take an image of {input_size}: {failed}") from failed
@@ -87,17 +86,9 @@ def _seen(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if module not in own)
 
 
-def _sizes(model: nn.Module) -> list[tuple[int, int, int]]:
-    """Lists sizes of images to try: the net's own, if it has one, then some usual ones."""
-    own: Any = model.input_size if isinstance(model, TakesImages) else None
-    layers: Iterator[Any] = (module for module in model.modules() if isinstance(module, _ConvNd | MakesKernel))
-    channels = next(layers).in_channels
-    return [own] * (isinstance(own, tuple) and len(own) == 3) + [(channels, size, size) for size in SIZES]
-
-
 def _watched(model: nn.Module, size: tuple[int, int, int]) -> list[tuple[str, str]]:
     """Sends an image through a copy of the net, so that the pass leaves no trace in the net itself."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     device, dtype = device_and_dtype(model)
     x = torch.rand(1, *size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
     watch = _Watch(model)
@@ -127,7 +118,7 @@ class _Watch(TorchDispatchMode):
                 if tensor is not None and self._owners.setdefault(_place(tensor), module) is not module:
                     self.barred |= {module, self._owners[_place(tensor)]}
         for module in _seen(model):
-            if is_watched(module):
+            if carried_by(module):
                 continue
             if type(module) is nn.Conv2d:
                 module.register_forward_pre_hook(self._enter_conv)

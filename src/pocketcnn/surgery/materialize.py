@@ -1,14 +1,14 @@
 """Ordinary convolutions in the place of condensed layers, and nets as they are served."""
 
-import copy
 import math
 from typing import Any
 
 from torch import Tensor, nn
 
 from pocketcnn.errors import CannotMaterialize
-from pocketcnn.support.modules import uncompiled
-from pocketcnn.support.protocols import Listener, LooksAtEntropy, is_condensed
+from pocketcnn.support.copying import copied
+from pocketcnn.support.modules import carried_by, uncompiled
+from pocketcnn.support.protocols import Listener, LooksAtEntropy, MakesKernel, is_condensed
 from pocketcnn.surgery.condense import put_in_place
 from pocketcnn.surgery.folding import fold_norms_
 from pocketcnn.surgery.provenance import Provenance, forget_steps_, record_of, remember
@@ -52,7 +52,9 @@ def materialize(
     Returns:
         A new net with equal outputs, as large and as fast as the plain one.
     Raises:
-        CannotMaterialize: a layer's kernel depends on the image, so that no ordinary convolution equals it.
+        CannotMaterialize: a layer's kernel depends on the image, so that no ordinary convolution equals it, or hooks or the
+            like are attached to it.
+        UnsupportedNet: a part of the net cannot be copied.
         ValueError: an entropy for a net that does not use it, or one that is not a number; an input_size without
             `fold_norm`; or as in `pocketcnn.fold_norm`.
     """
@@ -67,9 +69,9 @@ def materialize(
     if entropy is not None and not math.isfinite(entropy):
         raise ValueError(f"entropy is a number of bits, not {entropy}")
     obstacles = {
-        name: f"{module.condensed_by}: {module.why_not_dense}"
+        name: f"{module.condensed_by}: {why}"
         for name, module in condensed.items()
-        if module.why_not_dense and (entropy is None or name not in looking)
+        if (why := ("" if entropy is not None and name in looking else module.why_not_dense) or _attached(module))
     }
     if obstacles and not partly:
         name, why = next(iter(obstacles.items()))
@@ -77,7 +79,7 @@ def materialize(
         raise CannotMaterialize(
             f"{name}{others}: {why}, so no ordinary convolution equals it; run or export the net as it is"
         )
-    dense = copy.deepcopy(model)
+    dense = copied(model)
     same_form = not obstacles
     layer: Any
     for layer, names in paths_of(dense).items():
@@ -94,6 +96,12 @@ def materialize(
                 owner.detach(layer)
     dense = forget_steps_(remember(dense, record_of(model)), keep_base=same_form)
     return _folded(dense, input_size) if fold_norm else dense
+
+
+def _attached(layer: nn.Module) -> str:
+    """Says what hooks or methods of its own a condensed layer has, which would not be called in an ordinary one."""
+    own = (part for part in layer.modules() if part is layer or isinstance(part, MakesKernel))
+    return next((f"it has {words}" for part in own if (words := carried_by(part))), "")
 
 
 def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
@@ -128,7 +136,7 @@ def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = Non
           (2): ReLU()
         )
     """
-    return _folded(copy.deepcopy(uncompiled(model)), input_size)
+    return _folded(copied(uncompiled(model)), input_size)
 
 
 def _folded(model: nn.Module, input_size: tuple[int, int, int] | None) -> nn.Module:

@@ -1,6 +1,7 @@
 """The plan of a condensing: the layers it would change, those it leaves alone and why, and the savings."""
 
 import dataclasses
+import logging
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from pocketcnn.cost import Cost, count_params, macs_by_module, measure
+from pocketcnn.cost import Cost, macs_by_module, measure
+from pocketcnn.support.modules import lazy_parts, uncompiled
 from pocketcnn.support.tables import columns
 from pocketcnn.surgery.condense import apply_step
 from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_sites
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def plan(
         ValueError: an option out of range, or a pattern that matches nothing.
     """
     record, settings = resolve_method(method, options)
+    model = uncompiled(model)
     sites = select_sites(record, record.sites(model, settings), include, exclude, where, on_unsupported)
     chosen = {site.name for site in sites if not site.reason}
     with torch.random.fork_rng():
@@ -136,16 +142,22 @@ def plan(
         says = site.says or describe(site.module)
         costs = (macs, new_macs) if input_size else (None, None)
         rows.append(PlanRow(site.name, says, becomes, params, new_params, site.reason, *costs))
-    shared = {id(p): p.numel() for p in after.parameters() if len(owners.get(id(p), ())) > 1}
-    totals = [count_params(m)[0] if input_size is None else measure(m, input_size) for m in (model, after)]
-    return Plan(
-        method, dataclasses.asdict(settings), tuple(rows), sum(shared.values()), totals[0], totals[1], record.places[1]
-    )
+    shared = _params([after], lambda p: len(owners.get(id(p), ())) > 1)
+    totals = [_trainable(m) if input_size is None else measure(m, input_size) for m in (model, after)]
+    if lazy := lazy_parts(model):
+        _log.warning("not counted: %s: %s", ", ".join(lazy), next(iter(lazy.values())))
+    return Plan(method, dataclasses.asdict(settings), tuple(rows), shared, totals[0], totals[1], record.places[1])
 
 
 def _params(modules: Sequence[nn.Module], counts: Callable[[nn.Parameter], bool] = lambda p: True) -> int:
     """Counts the distinct parameters of some modules."""
-    return sum({id(p): p.numel() for module in modules for p in module.parameters() if counts(p)}.values())
+    found = {id(p): p for module in modules for p in module.parameters() if not is_lazy(p) and counts(p)}
+    return sum(parameter.numel() for parameter in found.values())
+
+
+def _trainable(model: nn.Module) -> int:
+    """Counts the trainable parameters of a net that may have lazy parts, whose parameters have no shape yet."""
+    return _params([model], lambda parameter: parameter.requires_grad)
 
 
 def describe(module: Any) -> str:

@@ -1,6 +1,5 @@
 """Resolving `auto`: short trials of a real training step on the device; the fastest setting wins."""
 
-import copy
 import dataclasses
 import time
 from statistics import median
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pocketcnn.data import DataSet
+from pocketcnn.support.copying import copied
 from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.images import Normalize
 
@@ -33,7 +33,7 @@ def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.de
     with torch.random.fork_rng():
         for candidate in candidates:
             layout = LAYOUTS[candidate[1]]
-            trial = to_layout(copy.deepcopy(net).to(device), layout).train()
+            trial = to_layout(copied(net).to(device), layout).train()
             runs[candidate] = (trial, images.contiguous(memory_format=layout))
         times: dict[tuple[str, str], list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(4):

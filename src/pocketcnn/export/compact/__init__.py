@@ -9,7 +9,6 @@ the kernels that a layer reads; `source(origin, slots)`, the module that makes t
 in the net that are stored in few bits. Layers of a method without a file are exported as `materialize` leaves them.
 """
 
-import copy
 import logging
 from types import ModuleType
 from typing import Any
@@ -20,6 +19,7 @@ from torch.func import functional_call
 
 from pocketcnn.export.compact.readings import Reading
 from pocketcnn.methods import METHODS
+from pocketcnn.support.copying import copied
 from pocketcnn.support.wings import part_of
 from pocketcnn.surgery import materialize
 from pocketcnn.surgery.folding import fold_norms_
@@ -38,7 +38,7 @@ class ReadingNet(nn.Module):
 
     def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, int, int]) -> None:
         super().__init__()
-        model = copy.deepcopy(model)
+        model = copied(model)
         self.net = materialize(model, entropy=entropy, partly=True)
         found = _readings(model, self.net, entropy)
         slots: dict[Any, set[Any]] = {}

@@ -28,11 +28,12 @@ from pocketcnn.methods._blocks import (
     names_of,
     neighbours,
     obstacle_to,
-    owners_of_parameters,
     structure,
 )
 from pocketcnn.methods._conv import AbstractConv2d
 from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._passes import called_in_order
+from pocketcnn.methods._sites import Ties
 from pocketcnn.methods.puppet.gauge import Calls, Gauge
 from pocketcnn.methods.puppet.options import PuppetOptions
 from pocketcnn.methods.puppet.puppeteer import Puppeteer, Slot, puppeteers_of
@@ -64,7 +65,7 @@ def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
 
     The first may change size and width. A block that holds the net's first convolution, the stem, is left alone.
     """
-    owners = owners_of_parameters(model)
+    ties = Ties.of(model)
     stem = first_conv(model)
     found = []
     for prefixes, blocks in neighbours(model):
@@ -78,14 +79,14 @@ def sites(model: nn.Module, options: PuppetOptions) -> list[Site]:
             name, first = (chosen or stage)[0]
             rest = tuple((f"{prefixes[0]}{other}", block) for other, block in chosen[1:])
             modules = [block for _, block in chosen]
-            obstacle = obstacle_to(modules, len(prefixes), owners)
+            obstacle = obstacle_to(modules, len(prefixes), ties)
             if not chosen:
                 obstacle = 'no block after the first; generate="all" takes that too'
             elif not obstacle and options.generator != "stored" and not any(map(convolutions_of, modules)):
                 obstacle = f"its blocks have no convolutions larger than 1x1 to generate{_subclasses_in(modules)}"
             words = f"{len(chosen) or 1} x {type(first).__name__}"
             found.append(Site(names_of(prefixes, name), first, obstacle, not obstacle, rest, words))
-    return found or elsewhere(model)
+    return called_in_order(model, found or elsewhere(model))
 
 
 def _stages(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[tuple[str, nn.Module]]]:

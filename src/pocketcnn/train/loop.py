@@ -12,13 +12,14 @@ from torch import nn
 from pocketcnn import checkpoint
 from pocketcnn.data import DataSet
 from pocketcnn.support.files import make_folder, remove_partials
+from pocketcnn.support.layouts import to_layout
 from pocketcnn.support.memory import keep_memory
 from pocketcnn.support.runs import MODEL, RESULT, read_result
-from pocketcnn.train.auto import to_layout
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
-from pocketcnn.train.devices import cluster, count_devices, is_first_process, norms_of, restore_norms
+from pocketcnn.train.crashes import without_crash
+from pocketcnn.train.devices import cluster, count_devices, device_of, is_first_process, norms_of, restore_norms
 from pocketcnn.train.engine import pl, quiet_lightning, tracker
 from pocketcnn.train.evaluation import check_input
 from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
@@ -94,15 +95,24 @@ def fit(
         check_input(model, data, share=SMALL)
     teacher = _teacher_of(config, data)
     settings = settings_of(model, data, hardware, teacher, label)
-    earlier = earlier_config(folder, settings, config)
+    device = device_of(hardware.accelerator)
+    safe = without_crash(config, model, data, device)
+    earlier = earlier_config(
+        folder, settings, config if safe is config else dataclasses.replace(config, channels_last="auto")
+    )
     if earlier is not None and (folder / RESULT).exists():
+        result = read_result(folder)
+        checkpoint.read_header(folder / MODEL)  # its errors say what is wrong with a damaged file
         checkpoint.fill_from_(model, folder / MODEL)
-        return read_result(folder)
+        return result
     with Safeguard(folder, 60 * hardware.save_minutes) as guard, quiet_lightning():
         if is_first_process():
             remove_partials(folder)
         calibrate(model, data)
-        config = earlier or begin_run(config, model, data, hardware, folder, settings)
+        if earlier is None:
+            config = begin_run(safe, model, data, hardware, folder, settings)
+        else:
+            config = without_crash(earlier, model, data, device)
         if not model.training:
             model.train()
         module = Classifier(model, data, config, teacher)

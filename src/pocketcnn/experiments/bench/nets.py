@@ -21,8 +21,10 @@ from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.methods import METHODS
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.recipes import create_model
+from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
 from pocketcnn.surgery import as_served, condense, provenance
+from pocketcnn.train.crashes import convolutions_of, crash_in
 
 _log = logging.getLogger(__name__)
 NUM_CLASSES = 10
@@ -199,12 +201,22 @@ def _try_out(
 
 
 def _trial(net: nn.Module, images: Tensor, mode: str, configuration: Configuration) -> Trial:
+    if reason := _crash(net, images, mode, configuration):
+        return Trial(configuration, None, f"not tried: {reason}")
     torch._dynamo.reset()
     try:
         turns = in_turns({"net": runner(net, images, mode, configuration)}, seconds=0, least=5)
     except Exception as error:  # any failure of the compiler is a finding
         return Trial(configuration, None, first_line(error))
     return Trial(configuration, 1e3 * min(turns.seconds["net"]))
+
+
+def _crash(net: nn.Module, images: Tensor, mode: str, configuration: Configuration) -> str:
+    """Says why a configuration would end the process in training; "" if it would not."""
+    if mode != "training" or not configuration.channels_last:
+        return ""
+    calls = convolutions_of(net, tuple(images.shape[1:]))
+    return crash_in(calls, getattr(torch, configuration.dtype), configuration.layout, len(images))
 
 
 def _milliseconds(trial: Trial) -> float:
@@ -220,8 +232,8 @@ def runner(net: nn.Module, images: Tensor, mode: str, configuration: Configurati
 
     A net is compiled as a whole or not at all: if the compiler would split it, the call raises.
     """
-    x = images.contiguous(memory_format=configuration.layout)
-    net = net.to(memory_format=configuration.layout).train(mode == "training")  # type: ignore[call-overload]
+    x = in_layout(images, configuration.layout)
+    net = to_layout(net, configuration.layout).train(mode == "training")
     callee = torch.compile(net, dynamic=False, fullgraph=True) if configuration.compiled else net
 
     @torch.inference_mode()

@@ -21,11 +21,11 @@ from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.crashes import without_crash
 from pocketcnn.train.devices import cluster, count_devices, device_of, is_first_process, norms_of, restore_norms
 from pocketcnn.train.engine import pl, quiet_lightning, tracker
-from pocketcnn.train.evaluation import check_input
 from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
 from pocketcnn.train.hardware import ONE_DEVICE, Hardware, with_changes
 from pocketcnn.train.images import calibrate
 from pocketcnn.train.module import SMALL, Classifier
+from pocketcnn.train.outputs import check_input
 from pocketcnn.train.teacher import Teacher
 
 OnEpoch = Callable[[Sequence[Mapping[str, float]]], None]
@@ -75,7 +75,7 @@ def fit(
         The content of `result.json`: accuracy and loss on test and validation, training images per second, cost, cost of
         the test images where it depends on the image, latency, file size, configuration.
     Raises:
-        BadData: the net does not fit the images or the classes.
+        BadData: the net does not fit the images or the classes, or returns several outputs, if only in training.
         NonFiniteLoss: training diverged; the last good checkpoint is in the folder.
         Interrupted: Ctrl-C was pressed; the run can be resumed.
         Preempted: a scheduler sent SIGTERM or SIGUSR1; the run can be resumed.
@@ -90,9 +90,9 @@ def fit(
     keep_memory()
     folder = make_folder(Path(folder))
     label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
-    check_input(model, data)
+    check_input(model, data, training=True)
     if config.small_epochs:
-        check_input(model, data, share=SMALL)
+        check_input(model, data, share=SMALL, training=True)
     teacher = _teacher_of(config, data)
     settings = settings_of(model, data, hardware, teacher, label)
     device = device_of(hardware.accelerator)

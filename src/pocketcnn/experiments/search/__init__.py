@@ -27,7 +27,7 @@ from pocketcnn.models.recipes import create_model
 from pocketcnn.models.spec import PLAIN_METHOD
 from pocketcnn.support.files import make_folder
 from pocketcnn.train import TrainConfig
-from pocketcnn.train.evaluation import check_input
+from pocketcnn.train.outputs import check_input
 
 __all__ = ["METHODS_TRIED", "Budgets", "Candidate", "Found", "Part", "Space", "parse_size", "search", "stops"]
 

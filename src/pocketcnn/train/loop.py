@@ -11,10 +11,12 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.data import DataSet
+from pocketcnn.errors import BrokenFile
 from pocketcnn.support.files import make_folder, remove_partials
 from pocketcnn.support.layouts import to_layout
 from pocketcnn.support.memory import keep_memory
 from pocketcnn.support.runs import MODEL, RESULT, read_result
+from pocketcnn.support.timing import first_line
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
@@ -117,9 +119,9 @@ def fit(
             model.train()
         module = Classifier(model, data, config, teacher)
         epochs = EpochLog(folder, label["name"])
-        last, norms, start = newest_checkpoint(folder), norms_of(model), time.perf_counter()
+        last, norms, start = newest_checkpoint(folder, module), norms_of(model), time.perf_counter()
         trainer = _trainer(config, hardware, folder, _callbacks(config, epochs, guard, progress, on_epoch), progress)
-        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
+        _train(trainer, module, last, guard)
         scores: dict[str, float] = {}
         if test:
             trainer.test(module, verbose=False)
@@ -129,6 +131,18 @@ def fit(
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
         result = finish_run(model, data, config, folder, label, {**scores, **epochs.summary()}, start=start)
         return trainer.strategy.broadcast(result, src=0)
+
+
+def _train(trainer: Any, module: Classifier, last: Path | None, guard: Safeguard) -> None:
+    """Trains from a checkpoint on, if there is one; says so if it cannot be restored."""
+    try:
+        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if last is None or guard.began:
+            raise
+        raise BrokenFile(
+            f"{last}: the run cannot resume from it ({first_line(error)}); delete it to start this run afresh"
+        ) from error
 
 
 def _teacher_of(config: TrainConfig, data: DataSet) -> Teacher | None:

@@ -274,7 +274,10 @@ def read_curve(folder: Path) -> list[float]:
         return []
     try:
         text = _content(path, _REMEDY).decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        table = csv.DictReader(io.StringIO(text, newline=""))
+        if not {"epoch", "validation_accuracy"} <= set(table.fieldnames or ()):
+            raise ValueError(f"its first line is {text[:60].splitlines()[:1]}")
+        rows = list(table)
         epochs = [int(row["epoch"]) for row in rows]
         curve = [float(row["validation_accuracy"]) for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error) as error:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pocketcnn.errors import BrokenFile
+from pocketcnn.errors import BrokenFile, ForeignFile
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.runs import LAST, PREVIOUS, Count
 from pocketcnn.support.schema import shaped
@@ -69,8 +69,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomically(path, content + hashlib.sha256(content).digest(), keep=path.with_name(PREVIOUS))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        if not Path(path).is_file():
-            raise BrokenFile(f"{path}: damaged checkpoint (not a plain file); {_REMEDY}")
         try:
             written = Path(path).read_bytes()
             content, digest = written[:-_DIGEST], written[-_DIGEST:]
@@ -126,9 +124,12 @@ def newest_checkpoint(folder: Path, module: nn.Module | None = None) -> Path | N
         module: the module that is trained; its tensors must have the names and shapes of those in the checkpoint.
     Raises:
         BrokenFile: all checkpoints there are damaged.
+        ForeignFile: something else than a file has the name of a checkpoint.
     """
     found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
     errors = []
+    if other := next((path for path in found if not path.is_file()), None):
+        raise ForeignFile(f"{other}: not a plain file, as checkpoints are; move it away")
     for path in found:
         try:
             kept = AtomicCheckpointIO().load_checkpoint(path)

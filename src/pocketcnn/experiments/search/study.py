@@ -118,8 +118,14 @@ def open_study(url: str, name: str) -> Any:
     if re.fullmatch(r"sqlite(\+\w+)?:/{0,3}(:memory:)?(\?.*)?", url):
         raise BadStorage(f"{shown}: a database in memory is lost when the process ends; give sqlite:///FILE")
     study = _open(url, name, shown)
-    with storage_errors(url):
+    try:
         _check_study(study, f"{shown}: study {name!r}")
+    except BadStorage:
+        raise
+    except Exception as error:  # rows that Optuna itself cannot read raise errors of all kinds
+        raise BadStorage(
+            f"{shown}: study {name!r} cannot be read ({_cause(error, url)}); restore the database, or {_REMEDY}"
+        ) from error
     return study
 
 
@@ -144,6 +150,12 @@ def _shown(url: str) -> str:
     return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
+def _cause(error: Exception, url: str) -> str:
+    """The first line of the driver's own error, without the password."""
+    cause = error.__cause__ or error
+    return next(iter(str(cause).replace(url, _shown(url)).splitlines()), type(cause).__name__)
+
+
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
     """Turns an error of the database in the midst of a search into one line.
@@ -154,9 +166,8 @@ def storage_errors(url: str) -> Iterator[None]:
     try:
         yield
     except import_optuna().exceptions.StorageInternalError as error:
-        cause = str(error.__cause__ or error).replace(url, _shown(url)).splitlines()
         raise BadStorage(
-            f"{_shown(url)}: this database cannot be used ({cause[0] if cause else type(error).__name__}); it must be "
+            f"{_shown(url)}: this database cannot be used ({_cause(error, url)}); it must be "
             "writable and not locked by another program; then the same command resumes the search"
         ) from error
 
@@ -177,10 +188,8 @@ def _open(url: str, name: str, shown: str) -> Any:
             return optuna.create_study(storage=database, study_name=name, directions=_DIRECTIONS, load_if_exists=True)
         except Exception as error:  # each driver has errors of its own
             if not left or time.monotonic() - begun > _OPENING_SECONDS:
-                first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                first = first.replace(url, shown)
                 raise BadStorage(
-                    f"{shown}: this database cannot be opened ({first}); give sqlite:///FILE in a folder that can be "
+                    f"{shown}: this database cannot be opened ({_cause(error, url)}); give sqlite:///FILE in a folder that can be "
                     "written to, or postgresql+psycopg://HOST/DATABASE of a server that runs"
                 ) from error
             time.sleep(POLL / 2)

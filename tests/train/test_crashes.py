@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pocketcnn.errors import BadData
 from pocketcnn.models.recipes import create_model
 from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.surgery import condense
@@ -110,6 +111,22 @@ def test_images_of_one_channel_train_in_the_layout_that_was_asked_for(few):
     for channels_last in ("on", "off"):
         Classifier(net, few, TrainConfig(channels_last=channels_last))(images)
     assert seen == [(64, 1, 8, 1), (64, 64, 8, 1)]
+
+
+class ChoosesItsLayout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 5, 3), nn.Conv2d(5, 10, 1, stride=2)
+
+    def forward(self, x):
+        return self.second(self.first(x).contiguous(memory_format=LAST)).mean((2, 3))
+
+
+@pytest.mark.usefixtures("known")
+def test_a_net_that_chooses_the_layout_itself_is_refused(few, tmp_path):
+    config = TrainConfig(epochs=1, batch_size=32, precision="float32", channels_last="off")
+    with pytest.raises(BadData, match="the net itself puts its features in this layout"):
+        fit(ChoosesItsLayout(), few, config, tmp_path / "run")
 
 
 def call(**changes):

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pocketcnn.data import DataSet
+from pocketcnn.errors import BadData
+from pocketcnn.support.layouts import in_layout
 from pocketcnn.support.modules import device_and_dtype, evaluating
 from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.trials import first_failure
@@ -37,6 +39,7 @@ class Convolution:
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+    is_last: bool  # its input or its kernel had the channels last
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.kernel[2:]))
@@ -101,10 +104,15 @@ class _Convolutions(TorchDispatchMode):
             x, kernel, bias, stride, padding, dilation, transposed, output_padding, groups = args
             call = Convolution(
                 tuple(x.shape), tuple(kernel.shape), bias is not None, tuple(stride), tuple(padding), tuple(dilation),
-                transposed, tuple(output_padding), groups,
+                transposed, tuple(output_padding), groups, _is_last(x) or _is_last(kernel),
             )  # fmt: skip
             self.found[call] = None
         return func(*args, **(kwargs or {}))
+
+
+def _is_last(x: Tensor) -> bool:
+    """Tells whether torch takes a tensor for channels last, by its strides."""
+    return x.dim() == 4 and in_layout(x, torch.channels_last) is x and in_layout(x, torch.contiguous_format) is not x
 
 
 def convolutions_of(model: nn.Module, input_size: tuple[int, ...]) -> tuple[Convolution, ...]:
@@ -156,6 +164,23 @@ def crash_in(
         dataclasses.replace(call, input=(call.input[0] * batch // _BATCH or 1, *call.input[1:])) for call in calls
     ]
     return first_failure([dataclasses.asdict(call) for call in scaled], dtype, layout)
+
+
+def refuse_crash(config: TrainConfig, model: nn.Module, data: DataSet, device: torch.device) -> None:
+    """Checks that a net, put in the plain layout, does not itself choose the layout in which it would end the process.
+
+    Raises:
+        BadData: it does.
+    """
+    if config.channels_last != "off" or device.type != "cpu":
+        return
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else device_and_dtype(model)[1]
+    calls = [call for call in convolutions_of(model, data.input_size) if call.is_last]
+    if reason := known_crash(calls, dtype, torch.channels_last):
+        raise BadData(
+            f"{reason}; the net itself puts its features in this layout; let its forward leave the layout alone, or give "
+            "these convolutions 16 channels or more"
+        )
 
 
 def without_crash(config: TrainConfig, model: nn.Module, data: DataSet, device: torch.device) -> TrainConfig:

@@ -20,7 +20,7 @@ from pocketcnn.support.timing import first_line
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
-from pocketcnn.train.crashes import without_crash
+from pocketcnn.train.crashes import refuse_crash, without_crash
 from pocketcnn.train.devices import cluster, count_devices, device_of, is_first_process, norms_of, restore_norms
 from pocketcnn.train.engine import pl, quiet_lightning, tracker
 from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
@@ -77,7 +77,8 @@ def fit(
         The content of `result.json`: accuracy and loss on test and validation, training images per second, cost, cost of
         the test images where it depends on the image, latency, file size, configuration.
     Raises:
-        BadData: the net does not fit the images or the classes, or returns several outputs, if only in training.
+        BadData: the net does not fit the images or the classes, or returns several outputs, if only in training; or it
+            would end the process, see `pocketcnn.train.crashes`.
         NonFiniteLoss: training diverged; the last good checkpoint is in the folder.
         Interrupted: Ctrl-C was pressed; the run can be resumed.
         Preempted: a scheduler sent SIGTERM or SIGUSR1; the run can be resumed.
@@ -118,6 +119,7 @@ def fit(
         if not model.training:
             model.train()
         module = Classifier(model, data, config, teacher)
+        refuse_crash(config, model, data, device)
         epochs = EpochLog(folder, label["name"])
         last, norms, start = newest_checkpoint(folder, module), norms_of(model), time.perf_counter()
         trainer = _trainer(config, hardware, folder, _callbacks(config, epochs, guard, progress, on_epoch), progress)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn.cost import measure_memory
+from pocketcnn.errors import BadData
 from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.methods import METHODS
 from pocketcnn.methods.pde import GlobalLayer
@@ -201,22 +202,12 @@ def _try_out(
 
 
 def _trial(net: nn.Module, images: Tensor, mode: str, configuration: Configuration) -> Trial:
-    if reason := _crash(net, images, mode, configuration):
-        return Trial(configuration, None, f"not tried: {reason}")
     torch._dynamo.reset()
     try:
         turns = in_turns({"net": runner(net, images, mode, configuration)}, seconds=0, least=5)
     except Exception as error:  # any failure of the compiler is a finding
         return Trial(configuration, None, first_line(error))
     return Trial(configuration, 1e3 * min(turns.seconds["net"]))
-
-
-def _crash(net: nn.Module, images: Tensor, mode: str, configuration: Configuration) -> str:
-    """Says why a configuration would end the process in training; "" if it would not."""
-    if mode != "training" or not configuration.channels_last:
-        return ""
-    calls = convolutions_of(net, tuple(images.shape[1:]))
-    return crash_in(calls, getattr(torch, configuration.dtype), configuration.layout, len(images))
 
 
 def _milliseconds(trial: Trial) -> float:
@@ -231,7 +222,14 @@ def runner(net: nn.Module, images: Tensor, mode: str, configuration: Configurati
     """Makes the call of a training step or of inference; the net is converted to the layout.
 
     A net is compiled as a whole or not at all: if the compiler would split it, the call raises.
+
+    Raises:
+        BadData: training in this configuration would end the process.
     """
+    if mode == "training" and configuration.channels_last:
+        calls = convolutions_of(net, tuple(images.shape[1:]))
+        if reason := crash_in(calls, getattr(torch, configuration.dtype), configuration.layout, len(images)):
+            raise BadData(f"not tried: {reason}")
     x = in_layout(images, configuration.layout)
     net = to_layout(net, configuration.layout).train(mode == "training")
     callee = torch.compile(net, dynamic=False, fullgraph=True) if configuration.compiled else net

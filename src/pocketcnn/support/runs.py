@@ -103,6 +103,18 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class PartialResult:
+    """A `result.json` that anybody may have written: every entry may be missing, and those here have their types."""
+
+    data: str = ""
+    test_accuracy: Share | None = None
+    validation_accuracy: Share | None = None
+    seed: Count | None = None
+    epochs: Count | None = None
+    file_bytes: Count | None = None
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """`config.json`: what was asked for, and on what."""
 
@@ -177,12 +189,12 @@ def read_result(folder: Path) -> Record:
     Raises:
         FileNotFoundError: the run is not finished, or the folder holds none.
         BrokenFile: the record is damaged.
-        ForeignFile: `result.json` was not written by a run.
+        ForeignFile: `result.json` is not a plain file.
     """
     path = folder / RESULT
     if not path.exists():
         raise FileNotFoundError(f"{folder}: not the folder of a finished run: there is no {RESULT}")
-    return _result(path)
+    return read_record(path, PartialResult)
 
 
 def _result(path: Path) -> Record:

@@ -15,7 +15,7 @@ from pocketcnn.errors import BrokenFile
 from pocketcnn.support.files import make_folder, remove_partials
 from pocketcnn.support.layouts import to_layout
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.runs import MODEL, RESULT, read_result
+from pocketcnn.support.runs import MODEL, RESULT, RunResult, read_record
 from pocketcnn.support.timing import first_line
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
@@ -104,7 +104,7 @@ def fit(
         folder, settings, config if safe is config else dataclasses.replace(config, channels_last="auto")
     )
     if earlier is not None and (folder / RESULT).exists():
-        result = read_result(folder)
+        result = read_record(folder / RESULT, RunResult)
         checkpoint.read_header(folder / MODEL)  # its errors say what is wrong with a damaged file
         checkpoint.fill_from_(model, folder / MODEL)
         return result

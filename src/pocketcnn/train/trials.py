@@ -63,6 +63,7 @@ def _tried(task: str) -> str:
 def _end(done: subprocess.CompletedProcess[str]) -> str:
     """Says how a process ended: by which signal, or with which error."""
     if done.returncode < 0:
-        return f"died by {signal.Signals(-done.returncode).name}"
+        known = {number.value: number.name for number in signal.Signals}
+        return f"died by {known.get(-done.returncode, f'signal {-done.returncode}')}"
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return f"failed ({last[:200]})"

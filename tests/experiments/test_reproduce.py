@@ -10,7 +10,7 @@ import torch
 
 from pocketcnn.cli import main
 from pocketcnn.cost import count_params
-from pocketcnn.errors import CannotWrite, UnknownTable
+from pocketcnn.errors import BrokenFile, CannotWrite, UnknownTable
 from pocketcnn.experiments import reproduce as package
 from pocketcnn.experiments.compare import folder_of
 from pocketcnn.experiments.reproduce import measure_rates, published, read_tables, reproduce
@@ -350,6 +350,51 @@ def test_rows_without_published_figures_are_compared_with_the_first(results, tab
     assert row(found, "ring of half")["published %"] == "-"
     assert row(found, "ring of half")["difference"] == "-3.10 to first row"
     assert row(found, "plain net")["difference"] == "-"
+
+
+@pytest.mark.parametrize(("place", "value", "match"), [
+    (("tables", "sizes", "rows"), [], "at tables"),
+    (("tables", "sizes", "rows", 0, "key"), None, "Expected str, got null at tables"),
+    (("tables", "sizes", "rows", 0, "published"), {"report": 640}, "100"),
+    (("tables", "sizes", "rows", 0, "trainable"), -3, "trainable"),
+    (("tables", "sizes", "data"), "birds", "tables.sizes: no data 'birds'; known: digits"),
+    (("tables", "sizes", "source"), "rumour", "tables.sizes: no source 'rumour'; known: "),
+    (("tables", "sizes", "validation"), 1, "validation"),
+    (("data", "digits", "input_size"), [1, 8], "input_size"),
+    (("data", "digits", "classes"), 10**30, "classes"),
+    (("recipes",), {"long": {"epochs": "many"}}, "recipes.long: Expected int, got str at epochs"),
+    (("recipes",), {"long": {"lr": -1}}, "recipes.long: .*lr must be positive"),
+    (("sources",), None, "Expected object, got null at sources"),
+])  # fmt: skip
+@pytest.mark.usefixtures("tables")
+def test_published_tables_with_other_entries(place, value, match):
+    content = json.loads(published.FILE.read_text())
+    holder = content
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    published.FILE.write_text(json.dumps(content))
+    with pytest.raises(BrokenFile, match=match):
+        read_tables()
+
+
+@pytest.mark.usefixtures("tables")
+def test_rows_that_would_share_a_folder_on_two_data_sets_are_refused(tmp_path):
+    content = json.loads(published.FILE.read_text())
+    content["data"]["figures"] = content["data"]["digits"]
+    content["tables"]["figures"] = {**content["tables"]["sizes"], "data": "figures"}
+    published.FILE.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="one on digits, the other on figures: their runs would share a folder"):
+        reproduce("all", minutes=1, results=tmp_path / "results", docs=tmp_path / "page.md")
+
+
+@pytest.mark.parametrize("text", ['{"images_per_second": {"long": {"net": 0}}}', "[]", '{"images_per_second": 3}', "{"])
+def test_damaged_rates(tables, tmp_path, text):
+    path = tmp_path / "results" / "reproduce" / "rates.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(BrokenFile, match=r"rates\.json: .*; delete it; --rates measures them again"):
+        reproduce("all", results=tmp_path / "results", docs=tmp_path / "page.md")
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

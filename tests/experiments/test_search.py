@@ -629,3 +629,104 @@ def test_the_figure(done):
     assert marks[TIGHT] > marks[Budgets()]  # the line of the budget
     points = [(3, 0.5), (1, 0.2), (2, 0.4), (2, 0.3), (4, 0.45)]
     assert _staircase(points) == [(1, 0.2), (2, 0.2), (2, 0.4), (3, 0.4), (3, 0.5)]
+
+
+# --- databases that no search wrote ----------------------------------------------------------------------------------
+
+
+RECORD = {"label": "plain", "outcome": "trained", "folder": "trials/0", "parts": [], "file_bytes": 9, "macs": 9,
+          "latency_ms": 1.0, "validation_accuracy": 0.5, "curve": [0.5]}  # fmt: skip
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Makes a study with one trial, and opens it again as a search does."""
+    monkeypatch.setattr(database, "_OPENINGS", 1)
+
+    def make(record=None, settings=None, directions=("maximize", "minimize", "minimize"), **attributes):
+        url = f"sqlite:///{tmp_path / 'other.db'}"
+        with quiet_optuna():
+            study = optuna.create_study(storage=url, study_name="pocketcnn", directions=directions)
+            if settings is not None:
+                study.set_user_attr("settings", settings)
+            values = [0.5] * len(directions)
+            attributes = attributes if record is None else {**attributes, "record": record}
+            study.add_trial(optuna.trial.create_trial(values=values, user_attrs=attributes))
+            return open_study(url, "pocketcnn")
+
+    return make
+
+
+def test_a_whole_record_is_read(opened):
+    assert record_of(opened(RECORD).get_trials()[0]) == RECORD
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    ({"outcome": "famous"}, "trial 0: Invalid enum value 'famous' at record.outcome"),
+    ({"outcome": None}, "trial 0: "),
+    ({"label": 7}, "Expected str, got int at record.label"),
+    ({"folder": "../../etc"}, "record.folder"),
+    ({"folder": "/etc"}, "record.folder"),
+    ({"parts": {}}, "record.parts"),
+    ({"parts": [{}]}, "missing required field method"),
+    ({"file_bytes": None}, "file_bytes"),
+    ({"file_bytes": -1}, "file_bytes"),
+    ({"latency_ms": 0}, "latency_ms"),
+    ({"curve": ["high"]}, "curve"),
+    ({"validation_accuracy": 2}, "validation_accuracy"),
+])  # fmt: skip
+def test_records_of_trials_with_another_shape(opened, change, match):
+    with pytest.raises(BadStorage, match=match) as refused:
+        opened({**RECORD, **change})
+    assert str(refused.value).endswith("give another database (storage) or study")
+
+
+def test_studies_that_no_search_made(opened, tmp_path):
+    with pytest.raises(BadStorage, match="is no search of pocketcnn: it has other objectives"):
+        opened(directions=("minimize",))
+    (tmp_path / "other.db").unlink()
+    with pytest.raises(BadStorage, match="trial 0: Expected int, got str at takes_up"):
+        opened(takes_up="one")
+    with pytest.raises(BadStorage, match="settings: Object missing required field train"):
+        check_settings(Study({"mode": 1}), {"train": {}})
+    with pytest.raises(BadStorage, match="settings: Expected object, got array"):
+        check_settings(Study([1]), {"train": {}})
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///:memory:?x=1"])
+def test_a_database_in_memory_is_refused(url):
+    with pytest.raises(BadStorage, match="lost when the process ends"):
+        open_study(url, "name")
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE alembic_version SET version_num = 'v9.9.9'", "DELETE FROM study_directions", "ALTER TABLE trials DROP COLUMN state",
+    "UPDATE trial_user_attributes SET value_json = '{'", "UPDATE trials SET state = 'ASLEEP'",
+    "UPDATE trial_values SET value_type = 'HIGH'",
+])  # fmt: skip
+def test_a_damaged_database(few, space, opened, tmp_path, statement):
+    import sqlite3
+
+    opened(RECORD, json.loads(json.dumps(searching._settings(few, QUICK, space, TIGHT))))
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+    with pytest.raises(BadStorage) as refused:
+        search(few, QUICK, tmp_path, trials=1, space=space, budgets=TIGHT, storage=f"sqlite:///{path}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_database_that_cannot_be_written(few, space, tmp_path, opened):
+    opened(RECORD, json.loads(json.dumps(searching._settings(few, QUICK, space, TIGHT))))
+    path = tmp_path / "other.db"
+    with pytest.raises(BadStorage, match="attempt to write a readonly database"):
+        search(
+            few,
+            QUICK,
+            tmp_path,
+            trials=2,
+            space=space,
+            budgets=TIGHT,
+            storage=f"sqlite:///file:{path}?mode=ro&uri=true",
+        )

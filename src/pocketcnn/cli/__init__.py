@@ -3,6 +3,8 @@
 torch is imported only when a verb needs it, so `pocketcnn --help` answers at once.
 """
 
+import contextlib
+import faulthandler
 import importlib
 import sys
 import traceback
@@ -19,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     The codes are 0 done, 1 failed while running, 2 bad input, 130 interrupted, 75 told to stop: start it again later.
     """
+    with contextlib.suppress(RuntimeError, ValueError, OSError):  # a program without stderr has nowhere to write
+        if sys.__stderr__ is not None and not faulthandler.is_enabled():
+            faulthandler.enable(sys.__stderr__)  # a crash in a native library shows where it happened
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     sys.exit(_run([word for word in words if word != "--debug"], debug))

@@ -144,8 +144,11 @@ def trained_notes(title: str, path: Path) -> "ImageNotes":
     from pocketcnn.checkpoint.notes import ImageNotes
 
     notes = ImageNotes.read(path)
-    if notes.lacks():
-        raise BadUsage(f"{title}: not a trained net's file: it does not say what its images and classes are")
+    if lacking := notes.lacks():
+        raise BadUsage(
+            f"{title}: not a trained net's file: it does not say what its images and classes are (it lacks "
+            f"{', '.join(lacking)})"
+        )
     return notes
 
 
@@ -203,8 +206,10 @@ def common_notes(notes_of: Mapping[str, Mapping[str, Any]]) -> "ImageNotes":
 
     known = {title: ImageNotes.from_notes(notes) for title, notes in notes_of.items()}
     for title, notes in known.items():
-        if notes.lacks("data", "input_size", "mean", "std"):
-            raise BadUsage(f"{title}: not a trained net's file: it does not say what its images look like")
+        if lacking := notes.lacks("data", "input_size", "mean", "std"):
+            raise BadUsage(
+                f"{title}: not a trained net's file: it does not say what its images look like (it lacks {', '.join(lacking)})"
+            )
     first, notes = next(iter(known.items()))
     looks = (notes.input_size, notes.mean, notes.std)
     if other := next((title for title, n in known.items() if (n.input_size, n.mean, n.std) != looks), None):

@@ -46,9 +46,10 @@ def measure_memory(
 
 def _run(model: nn.Module, x: Tensor, training: bool) -> None:
     """Runs one pass, backward too in training."""
-    y = model(x)
-    if training:
-        y.sum().backward()
+    outputs = tree_iter(model(x))  # some nets return several
+    learning = [y.sum() for y in outputs if training and isinstance(y, Tensor) and y.requires_grad]
+    if learning:
+        torch.stack(learning).sum().backward()
 
 
 @contextlib.contextmanager

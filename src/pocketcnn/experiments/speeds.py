@@ -11,10 +11,13 @@ from pocketcnn import checkpoint
 from pocketcnn.cost import gauge_of, measure_latency
 from pocketcnn.cost.images import levels_of_images
 from pocketcnn.data import DataSet
-from pocketcnn.support.files import read_json, write_json
-from pocketcnn.support.runs import CONFIG, MODEL, SPEEDS
+from pocketcnn.support.files import write_json
+from pocketcnn.support.layouts import in_layout, to_layout
+from pocketcnn.support.runs import MODEL, SPEEDS, read_config
 from pocketcnn.surgery import as_served
-from pocketcnn.train.auto import LAYOUTS, step_seconds, to_layout, trial_batch
+from pocketcnn.train.auto import LAYOUTS, step_seconds, trial_batch
+from pocketcnn.train.crashes import without_crash
+from pocketcnn.train.folder import train_config
 from pocketcnn.train.images import normalized
 
 
@@ -38,7 +41,11 @@ def measure_speeds(
     data_of = data if isinstance(data, Mapping) else dict.fromkeys(folders, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nets = {label: checkpoint.load(folder / MODEL, device=device) for label, folder in folders.items()}
-    settings = {label: read_json(folder / CONFIG)["train"] for label, folder in folders.items()}
+    settings = {label: train_config(read_config(folder)["train"], folder) for label, folder in folders.items()}
+    layouts = {
+        label: LAYOUTS[without_crash(settings[label], net, data_of[label], device).channels_last]
+        for label, net in nets.items()
+    }
     served = {label: as_served(net) for label, net in nets.items()}
     shares = {label: level_shares(net, data_of[label]) for label, net in nets.items()}
     latencies: dict[str, list[float]] = {label: [] for label in nets}
@@ -46,12 +53,10 @@ def measure_speeds(
     for _ in range(rounds + 1):  # the first round warms up
         for label, net in nets.items():
             latencies[label].append(_mean_latency(served[label], data_of[label].input_size, shares[label]))
-            layout = LAYOUTS[settings[label]["channels_last"]]
-            images, labels = trial_batch(data_of[label], settings[label]["batch_size"], device)
+            layout = layouts[label]
+            images, labels = trial_batch(data_of[label], settings[label].batch_size, device)
             to_layout(net.train(), layout)
-            seconds = step_seconds(
-                net, images.contiguous(memory_format=layout), labels, settings[label]["precision"] == "bfloat16"
-            )
+            seconds = step_seconds(net, in_layout(images, layout), labels, settings[label].precision == "bfloat16")
             rates[label].append(len(labels) / seconds)
     speeds = {
         label: {"latency_ms": median(latencies[label][1:]), "train_images_per_second": median(rates[label][1:])}

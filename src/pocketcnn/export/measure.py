@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,13 @@ import numpy as np
 import torch
 
 from pocketcnn.cost import Latency
-from pocketcnn.errors import BrokenFile
+from pocketcnn.errors import BrokenFile, PocketError
 from pocketcnn.export.onnx import package, session
-from pocketcnn.support.timing import in_turns
+from pocketcnn.support.timing import first_line, in_turns
+
+_MOST_BYTES = 2 << 30  # of a file; protobuf reads no more
+_MOST_NUMBERS = 1 << 29  # in one value of the graph: 2 GiB in float32
+_UNBOUNDED = ("Loop", "Scan")  # nodes whose work no shape bounds
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def measure_onnx(
         warmup: how many passes run before.
     Raises:
         FileNotFoundError: there is no such file.
-        BrokenFile: it is no ONNX file, or its input is not a batch of images.
+        BrokenFile: it is no ONNX file, its input is not a batch of images, onnxruntime cannot run it, it keeps weights in
+            other files, or it asks for more memory or work than any net here.
         ValueError: a number below 1.
         MissingExtra: onnx or onnxruntime is not installed.
     """
@@ -59,25 +64,37 @@ def measure_onnx(
         raise FileNotFoundError(f"{path}: no such file")
     if min(batch, runs, threads or 1) < 1 or warmup < 0:
         raise ValueError(f"batch, threads and runs must be at least 1, got {batch}, {threads}, {runs}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise BrokenFile(f"{path}: {path.stat().st_size:,} bytes; an ONNX file has at most {_MOST_BYTES:,}")
     content = path.read_bytes()
     model = _parsed(path, content)
+    try:
+        return _measured(path, content, model, batch, threads, runs, warmup)
+    except PocketError:
+        raise
+    except Exception as error:  # onnxruntime, numpy and onnx have their own
+        raise BrokenFile(f"{path}: onnxruntime cannot run it ({first_line(error)}); export it again") from error
+
+
+def _measured(
+    path: Path, content: bytes, model: Any, batch: int, threads: int | None, runs: int, warmup: int
+) -> OnnxCost:
+    """Counts and times a file that was parsed and checked."""
     graph = model.graph
+    given, shape = _input_of(path, graph)
+    batch, size = shape[0] or batch, shape[1:]
+    if math.prod((batch, *size)) > _MOST_NUMBERS:
+        raise BrokenFile(f"{path}: takes {batch} images of {list(size)}, more than fit in memory here; export it again")
+    _check_values(path, model, given)
     stored, table_bytes = _stored(graph)
-    known = {tensor.name for tensor in graph.initializer}
-    given = [value for value in graph.input if value.name not in known]
-    shape = given[0].type.tensor_type.shape.dim if len(given) == 1 else []
-    if len(shape) != 4 or not all(side.dim_value for side in shape[1:]):
-        raise BrokenFile(f"{path}: its input is not [batch, channels, height, width] of images of one size")
-    size = tuple(side.dim_value for side in shape[1:])
-    batch = shape[0].dim_value or batch
     x = np.random.default_rng(0).random((batch, *size), dtype=np.float32)
-    macs, generating, generating_macs = _count(model, x[: shape[0].dim_value or 1])
+    macs, generating, generating_macs = _count(model, given, x[: shape[0] or 1])
     threads = torch.get_num_threads() if threads is None else threads
     opened = session(content, threads)
-    turns = in_turns({"file": lambda: opened.run(None, {given[0].name: x})}, seconds=60.0, most=runs, warmup=warmup)
+    turns = in_turns({"file": lambda: opened.run(None, {given: x})}, seconds=60.0, most=runs, warmup=warmup)
     times = [1e3 * second for second in turns.seconds["file"]]
     median, p95 = (float(np.percentile(times, q)) for q in (50, 95))
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     latency = Latency(median, p95, batch, threads, "float32", "onnxruntime on the CPU", turns.rounds)
     return OnnxCost(
         size, len(content), stored, table_bytes, sum(macs.values()), macs, generating, generating_macs, opset,
@@ -85,11 +102,70 @@ def measure_onnx(
     )  # fmt: skip
 
 
+def _input_of(path: Path, graph: Any) -> tuple[str, tuple[int, ...]]:
+    """The name of the input, and its batch, 0 if it may be any, channels, height and width."""
+    known = {tensor.name for tensor in graph.initializer}
+    given = [value for value in graph.input if value.name not in known]
+    shape = given[0].type.tensor_type.shape.dim if len(given) == 1 else []
+    if len(shape) != 4 or not all(side.dim_value > 0 for side in shape[1:]) or shape[0].dim_value < 0:
+        raise BrokenFile(f"{path}: its input is not [batch, channels, height, width] of images of one size")
+    return given[0].name, tuple(side.dim_value for side in shape)
+
+
+def _check_tensors(path: Path, model: Any, length: int) -> None:
+    """Checks that the file itself holds its weights.
+
+    Raises:
+        BrokenFile: a tensor lies in another file, or is longer than this one.
+    """
+    onnx = package("onnx")
+    for tensor in _messages(model, "TensorProto"):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise BrokenFile(
+                f"{path}: keeps {tensor.name or 'a weight'} in another file, which is not opened; export it with its weights "
+                "inside"
+            )
+        if math.prod(tensor.dims) > 8 * length:
+            raise BrokenFile(f"{path}: {tensor.name or 'a tensor'} is longer than the file; copy or export it again")
+
+
+def _check_values(path: Path, model: Any, given: str) -> None:
+    """Checks that shapes bound what a run takes.
+
+    Raises:
+        BrokenFile: a value is too large, or there is a loop.
+    """
+    if found := next((node.op_type for node in _messages(model, "NodeProto") if node.op_type in _UNBOUNDED), None):
+        raise BrokenFile(f"{path}: has a {found}, whose work nothing bounds; export it without loops")
+    inferred = package("onnx.shape_inference").infer_shapes(model, data_prop=True)
+    for value in _messages(inferred, "ValueInfoProto"):
+        sides = [side.dim_value for side in value.type.tensor_type.shape.dim]
+        if value.name != given and math.prod(side or 1 for side in sides) > _MOST_NUMBERS:
+            raise BrokenFile(
+                f"{path}: its value {value.name} is {sides}, more than fits in memory here; export it again"
+            )
+
+
+def _messages(message: Any, kind: str) -> Iterator[Any]:
+    """Yields all parts of a protobuf message that are of some kind, wherever they are nested."""
+    if type(message).__name__ == kind:
+        yield message
+    for _, value in message.ListFields():
+        if hasattr(value, "ListFields"):
+            yield from _messages(value, kind)
+        elif not isinstance(value, str | bytes | int | float) and len(value) and hasattr(value[0], "ListFields"):
+            for part in value:
+                yield from _messages(part, kind)
+
+
 def _parsed(path: Path, content: bytes) -> Any:
     onnx = package("onnx")
     try:
         model = onnx.load_model_from_string(content)
+        _check_tensors(path, model, len(content))
         onnx.checker.check_model(model)
+    except PocketError:
+        raise
     except Exception as error:  # protobuf and the checker have their own
         raise BrokenFile(f"{path}: not an ONNX file that can be read ({' '.join(str(error).split())[:120]})") from error
     return model
@@ -103,7 +179,7 @@ def _stored(graph: Any) -> tuple[int, int]:
     return sum(a.size for a in floats), sum(a.nbytes for a in arrays) - sum(a.nbytes for a in floats)
 
 
-def _count(model: Any, x: np.ndarray) -> tuple[dict[str, int], dict[str, int], int]:
+def _count(model: Any, given: str, x: np.ndarray) -> tuple[dict[str, int], dict[str, int], int]:
     """Counts by operator the multiply-adds of one image and the nodes that depend on no image, and the multiply-adds of the latter.
 
     Shapes are those of a run, because they may depend on values that the graph computes.
@@ -113,7 +189,7 @@ def _count(model: Any, x: np.ndarray) -> tuple[dict[str, int], dict[str, int], i
     macs: Counter[str] = Counter()
     generating: Counter[str] = Counter()
     generating_macs = 0
-    sizes = _sizes(model, x)
+    sizes = _sizes(model, given, x)
     for node in graph.node:
         depends = not seen.isdisjoint(node.input)
         if depends:
@@ -130,10 +206,10 @@ def _count(model: Any, x: np.ndarray) -> tuple[dict[str, int], dict[str, int], i
     return dict(macs), dict(generating), generating_macs
 
 
-def _sizes(model: Any, x: np.ndarray) -> dict[str, tuple[int, ...]]:
+def _sizes(model: Any, given: str, x: np.ndarray) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs and outputs of operators that multiply, by name."""
     graph = model.graph
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer} | {graph.input[0].name: x.shape}
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer} | {given: x.shape}
     multiplying = [node for node in graph.node if node.op_type in _INNER]
     names = sorted({name for node in multiplying for name in (*node.input[:2], node.output[0])} - sizes.keys())
     watched = type(model)()
@@ -141,7 +217,7 @@ def _sizes(model: Any, x: np.ndarray) -> dict[str, tuple[int, ...]]:
     del watched.graph.output[:]
     for name in names:
         watched.graph.output.add().name = name
-    found = session(watched.SerializeToString(), 1).run(names, {graph.input[0].name: x}) if names else []
+    found = session(watched.SerializeToString(), 1).run(names, {given: x}) if names else []
     return sizes | {name: array.shape for name, array in zip(names, found, strict=True)}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ from pocketcnn import zoo
 from pocketcnn.checkpoint import FILE
 from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.methods import METHODS
-from pocketcnn.support.files import read_json
-from pocketcnn.support.runs import RESULT
+from pocketcnn.support.runs import RESULT, Count, Record, Share, read_record
 from pocketcnn.support.tables import markdown_table
 
 TASK = "image-classification"
@@ -22,7 +22,44 @@ _COSTS = {
 }
 
 
-def record_of(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CardCost:
+    """The entry `cost` of a record."""
+
+    trainable_params: Count | None = None
+    generated_params: Count | None = None
+    macs: Count | None = None
+
+
+@dataclass(frozen=True)
+class CardLatency:
+    """The entry `latency` of a record."""
+
+    median_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class CardTraining:
+    """The entry `train` of a record; of all others any value is shown."""
+
+    teacher: str = ""
+
+
+@dataclass(frozen=True)
+class CardRecord:
+    """What a card shows of a record, which anybody may write: every entry may be missing."""
+
+    data: str = ""
+    test_accuracy: Share | None = None
+    stored_accuracy: Share | None = None
+    epochs: Count | None = None
+    seed: Count | None = None
+    cost: CardCost = field(default_factory=CardCost)
+    latency: CardLatency = field(default_factory=CardLatency)
+    train: CardTraining = field(default_factory=CardTraining)
+
+
+def record_of(path: Path) -> Record:
     """Finds the record of a model file: that of its run, or the card of a net of the package.
 
     Args:
@@ -36,7 +73,9 @@ def record_of(path: Path) -> dict[str, Any]:
         measured = {"test_accuracy": card.trained_accuracy, "stored_accuracy": card.test_accuracy}
         return {**known, **measured, "cost": {"trainable_params": card.trainable_params}}
     beside = path.with_name(RESULT)
-    return read_json(beside) if path.name == FILE and beside.is_file() else {}
+    if path.name != FILE or not beside.is_file():
+        return {}
+    return read_record(beside, CardRecord, remedy="correct or remove it")
 
 
 def write_card(
@@ -87,7 +126,7 @@ def _file_rows(
     stored = header["storage"]["weights"] if "storage" in header else ""
     if accuracy is not None:
         yield f"test accuracy of this file{f', on {measured}' if measured else ''}", f"{100 * accuracy:.2f} %"
-    if stored and "test_accuracy" in record:
+    if stored and record.get("test_accuracy") is not None:
         yield f"test accuracy before the weights were stored as {stored}", f"{100 * record['test_accuracy']:.2f} %"
     yield "file", f"{size:,} bytes, {f'weights as {stored}' if stored else 'weights as they were trained'}"
 
@@ -95,9 +134,11 @@ def _file_rows(
 def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     cost, latency = record.get("cost", {}), record.get("latency", {})
     for key, name in _COSTS.items():
-        if key in cost:
+        if cost.get(key) is not None:
             yield name, f"{cost[key]:,}"
-    if {"runs", "batch", "threads", "dtype", "median_ms", "device"} <= latency.keys():
+    if {"runs", "batch", "threads", "dtype", "median_ms", "device"} <= latency.keys() and latency[
+        "median_ms"
+    ] is not None:
         how = f"median of {latency['runs']}, batch {latency['batch']}, {latency['threads']} threads, {latency['dtype']}"
         yield "latency in the run", f"{latency['median_ms']:.2f} ms ({how} on {latency['device']})"
 

@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.errors import BadData
+from pocketcnn.errors import BadData, BrokenFile
 from pocketcnn.report import figures, tables
-from pocketcnn.support.files import read_json, write_atomically
+from pocketcnn.support.files import write_atomically
 from pocketcnn.support.optional import optional_import
-from pocketcnn.support.runs import ENVIRONMENT, METRICS, planned, read_curve, read_results, read_speeds
+from pocketcnn.support.runs import METRICS, planned, read_curve, read_environment, read_results, read_speeds
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -21,7 +21,9 @@ def write_report(folder: str | Path) -> Path:
     Returns:
         The path of the page.
     Raises:
-        BadData: the folder holds no finished run, or a run without its `metrics.csv`.
+        BadData: the folder holds no finished run, or a run without its `metrics.csv` or `environment.json`.
+        BrokenFile: a record is damaged, or records of one run contradict each other.
+        ForeignFile: a record was not written by a run.
         MissingExtra: matplotlib or jinja2 is missing.
     """
     jinja2 = optional_import("jinja2", extra="train", purpose="the report")
@@ -34,12 +36,17 @@ def write_report(folder: str | Path) -> Path:
             raise BadData(
                 f"{result['folder']}: no {METRICS}, which a finished run has; restore it or move the run away"
             )
+        if len(curve) != result["epochs"]:
+            raise BrokenFile(
+                f"{result['folder'] / METRICS}: {len(curve)} epochs, but the run had {result['epochs']}; restore it or move "
+                "the run away"
+            )
         curves.setdefault(result["identity"].get("label") or result["name"], []).append(curve)
     drawn = dict(zip(("bytes", "macs", "latency"), figures.tradeoffs(summaries), strict=True))
     drawn["learning"] = figures.learning_curves(summaries, curves)
     for name, svg in drawn.items():
         write_atomically(folder / f"{name}.svg", svg)
-    environment = read_json(results[0]["folder"] / ENVIRONMENT)
+    environment = read_environment(results[0]["folder"])
     first = results[0]
     environments = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environments.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
@@ -56,7 +63,7 @@ def write_report(folder: str | Path) -> Path:
             for key in first["train"]
             if key not in ("seed", "precision", "channels_last")
         },
-        settings=sorted({f"{r['train']['precision']}, channels_last {r['train']['channels_last']}" for r in results}),
+        settings=sorted({_arithmetic(result["train"]) for result in results}),
         environment={key: value for key, value in environment.items() if key != "packages" and value is not None},
         packages=environment["packages"],
         records=json.dumps([{k: v for k, v in result.items() if k != "folder"} for result in results]),
@@ -86,6 +93,10 @@ def findings(summaries: Sequence[tables.Summary]) -> list[str]:
             sentence += f"; {_points(gap)} against the plain net of equal size{_doubt(small, rival, gap)}"
         sentences.append(sentence + ".")
     return sentences
+
+
+def _arithmetic(train: Mapping[str, Any]) -> str:
+    return f"{train.get('precision', 'unknown')}, channels_last {train.get('channels_last', 'unknown')}"
 
 
 def _spoken(values: set[Any]) -> str:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.errors import BrokenFile, CannotWrite, ExportedFile
+from pocketcnn.errors import BrokenFile, CannotWrite, ExportedFile, ForeignFile
 
 EXPORTED = (".onnx", ".pte", ".pt2")
 """Suffixes of files that are exported for serving."""
@@ -88,8 +88,11 @@ def read_json(path: Path) -> Any:
 
     Raises:
         BrokenFile: the file is not JSON.
+        ForeignFile: it is not a plain file.
     """
+    if path.exists() and not path.is_file():
+        raise ForeignFile(f"{path}: not a plain file; move it away")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BrokenFile(f"{path}: not readable as JSON ({error}); delete it to start that run afresh") from error
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BrokenFile(f"{path}: not readable as JSON ({error}); restore or delete it") from error

@@ -1,9 +1,9 @@
 """Resolving `auto`: short trials of a real training step on the device; the fastest setting wins."""
 
 import dataclasses
+import logging
 import time
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +11,14 @@ from torch.nn import functional as F
 
 from pocketcnn.data import DataSet
 from pocketcnn.support.copying import copied
+from pocketcnn.support.layouts import in_layout, to_layout
+from pocketcnn.support.modules import device_and_dtype
 from pocketcnn.train.config import TrainConfig
+from pocketcnn.train.crashes import convolutions_of, crash_in
 from pocketcnn.train.images import Normalize
 
+_log = logging.getLogger(__name__)
+Setting = tuple[str, str]  # precision and channels_last
 LAYOUTS = {"on": torch.channels_last, "off": torch.contiguous_format}
 
 
@@ -21,20 +26,25 @@ def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.de
     """Returns the configuration with each `auto` replaced by the fastest setting for this net on this device.
 
     All candidates train the same batch a few times, in turns. So that noise does not decide, a candidate replaces the
-    first one (float32 in the plain layout, if both are `auto`) only if it is a tenth faster.
+    first one (float32 in the plain layout, if both are `auto`) only if it is a tenth faster. On the CPU, candidates that
+    would end the process are left out, see `pocketcnn.train.crashes`.
     """
     if "auto" not in (config.precision, config.channels_last):
         return config
     precisions = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
     layouts = ("off", "on") if config.channels_last == "auto" else (config.channels_last,)
-    candidates = [(precision, layout) for precision in precisions for layout in layouts]
+    candidates = _safe(
+        [(precision, layout) for precision in precisions for layout in layouts], config, net, data, device
+    )
+    if len(candidates) == 1:
+        return _with(config, candidates[0])
     images, labels = trial_batch(data, config.batch_size, device)
     runs = {}
     with torch.random.fork_rng():
         for candidate in candidates:
             layout = LAYOUTS[candidate[1]]
             trial = to_layout(copied(net).to(device), layout).train()
-            runs[candidate] = (trial, images.contiguous(memory_format=layout))
+            runs[candidate] = (trial, in_layout(images, layout))
         times: dict[tuple[str, str], list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(4):
             for candidate, (trial, batch) in runs.items():
@@ -43,12 +53,28 @@ def resolve(config: TrainConfig, net: nn.Module, data: DataSet, device: torch.de
     best = min(candidates, key=seconds.__getitem__)
     if seconds[best] > 0.9 * seconds[candidates[0]]:
         best = candidates[0]
-    return dataclasses.replace(config, precision=best[0], channels_last=best[1])  # type: ignore[arg-type]
+    return _with(config, best)
 
 
-def to_layout(net: Any, layout: torch.memory_format) -> nn.Module:
-    """Puts a net's kernels into a memory layout, in place."""
-    return net.to(memory_format=layout)
+def _safe(
+    candidates: list[Setting], config: TrainConfig, net: nn.Module, data: DataSet, device: torch.device
+) -> list[Setting]:
+    """Leaves out the candidates after the first that would end the process, and logs why."""
+    if device.type != "cpu" or len(candidates) == 1:
+        return candidates
+    kept = candidates[:1]
+    calls = convolutions_of(net, data.input_size)
+    for precision, layout in candidates[1:]:
+        dtype = torch.bfloat16 if precision == "bfloat16" else device_and_dtype(net)[1]
+        if reason := crash_in(calls, dtype, LAYOUTS[layout], config.batch_size, always_try=True):
+            _log.warning("auto leaves out %s with channels_last %s: %s", precision, layout, reason)
+        else:
+            kept.append((precision, layout))
+    return kept
+
+
+def _with(config: TrainConfig, setting: Setting) -> TrainConfig:
+    return dataclasses.replace(config, precision=setting[0], channels_last=setting[1])  # type: ignore[arg-type]
 
 
 def trial_batch(data: DataSet, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -143,6 +143,7 @@ class Safeguard(pl.Callback):
         self._saved = time.monotonic()
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
+        self.began = False  # True from the moment on when a checkpoint, if there is one, has been restored
 
     def __enter__(self) -> "Safeguard":
         if threading.current_thread() is threading.main_thread():
@@ -161,6 +162,7 @@ class Safeguard(pl.Callback):
         _log.warning("stopping after this step%s", hint)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.began = True
         self._listen()
         if trainer.is_global_zero and str(trainer.ckpt_path).endswith(PREVIOUS):
             (self.folder / LAST).unlink(missing_ok=True)  # it is damaged, and must not replace the good one

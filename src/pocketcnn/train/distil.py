@@ -18,7 +18,8 @@ from pocketcnn.errors import BadData
 from pocketcnn.methods import METHODS
 from pocketcnn.models.recipes import create_model
 from pocketcnn.models.spec import PLAIN_METHOD, parse_method, parse_options
-from pocketcnn.support.files import make_folder, read_json, write_json
+from pocketcnn.support.files import make_folder, write_json
+from pocketcnn.support.runs import Share, read_record
 from pocketcnn.surgery import condense, provenance
 from pocketcnn.surgery.fitting import recalibrate_
 from pocketcnn.train import TrainConfig, evaluate, fit
@@ -89,7 +90,7 @@ def distil(
     if not start.is_file() and not is_first_process():
         _wait_for(start)
     if start.is_file():
-        found = read_json(folder / "start.json")
+        found = _start_of(folder)
         if other := [key for key, value in began.items() if found.get(key) != value]:
             raise ValueError(
                 f"{folder}: holds a student that began differently ({other[0]} was {found.get(other[0])!r}, now "
@@ -107,7 +108,7 @@ def distil(
         hold_zeros_(net)
     identity = _identity(net, student, initialize)
     result = fit(net, data, config, folder, name=identity["label"], identity=identity, **settings)
-    return {**result, "start": read_json(folder / "start.json")}
+    return {**result, "start": _start_of(folder)}
 
 
 def condensed(
@@ -134,6 +135,20 @@ def condensed(
     if initialize == "fresh" or gauge_of(net) is not None:  # only now is it known how deep each image goes
         recalibrate_(net, shown)
     return net
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """`start.json`: how a student began, and its accuracy before the first step."""
+
+    student: str
+    initialize: str
+    seed: int
+    validation_accuracy: Share
+
+
+def _start_of(folder: Path) -> dict[str, Any]:
+    return read_record(folder / "start.json", Start, remedy="restore it, or delete the run's folder to start afresh")
 
 
 def _wait_for(path: Path) -> None:

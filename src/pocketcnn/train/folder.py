@@ -14,10 +14,11 @@ from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency, names_and_shapes
 from pocketcnn.data import DataSet
-from pocketcnn.errors import BadData, ForeignFile
+from pocketcnn.errors import BadData
 from pocketcnn.support.environment import environment
-from pocketcnn.support.files import read_json, write_json
-from pocketcnn.support.runs import CONFIG, ENVIRONMENT, MODEL, RESULT
+from pocketcnn.support.files import write_json
+from pocketcnn.support.runs import CONFIG, ENVIRONMENT, MODEL, RESULT, read_config
+from pocketcnn.support.schema import shaped
 from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import resolve
 from pocketcnn.train.config import TrainConfig
@@ -87,15 +88,13 @@ def earlier_config(folder: Path, settings: Mapping[str, Any], config: TrainConfi
     """Returns the configuration of the run in the folder, with what `auto` chose then; None where there is no run.
 
     Raises:
+        BrokenFile: `config.json` is damaged.
         ForeignFile: `config.json` was not written by a run.
         ValueError: the run has other settings, or its data changed.
     """
-    path = folder / CONFIG
-    if not path.exists():
+    if not (folder / CONFIG).exists():
         return None
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
-        raise ForeignFile(f"{path}: not written by a run of pocketcnn; give another output folder")
+    found = read_config(folder)
     asked = {**settings, **as_read(dataclasses.asdict(config))}
     defaults = as_read(dataclasses.asdict(TrainConfig()))  # for fields that are younger than the run
     had = {**defaults, **found, **found.pop("train")}
@@ -114,7 +113,17 @@ def earlier_config(folder: Path, settings: Mapping[str, Any], config: TrainConfi
             f"{folder}: holds a run with other settings ({', '.join(differing)}; {key} was {had.get(key)!r}, now "
             f"{asked.get(key)!r}); give another output folder, or delete this one"
         )
-    return TrainConfig(**{field.name: had[field.name] for field in dataclasses.fields(TrainConfig)})
+    return train_config({field.name: had[field.name] for field in dataclasses.fields(TrainConfig)}, folder)
+
+
+def train_config(settings: Mapping[str, Any], folder: Path) -> TrainConfig:
+    """Turns the entry `train` of a run's record into a configuration; settings that it lacks are at their defaults.
+
+    Raises:
+        BrokenFile: a setting has another type or is out of range.
+    """
+    remedy = "restore it, or delete the run's folder to start afresh"
+    return shaped(dict(settings), TrainConfig, f"{folder / CONFIG}: train", remedy=remedy)
 
 
 def finish_run(

@@ -11,20 +11,23 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.data import DataSet
+from pocketcnn.errors import BrokenFile
 from pocketcnn.support.files import make_folder, remove_partials
+from pocketcnn.support.layouts import to_layout
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.runs import MODEL, RESULT, read_result
-from pocketcnn.train.auto import to_layout
+from pocketcnn.support.runs import MODEL, RESULT, RunResult, read_record
+from pocketcnn.support.timing import first_line
 from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
-from pocketcnn.train.devices import cluster, count_devices, is_first_process, norms_of, restore_norms
+from pocketcnn.train.crashes import refuse_crash, without_crash
+from pocketcnn.train.devices import cluster, count_devices, device_of, is_first_process, norms_of, restore_norms
 from pocketcnn.train.engine import pl, quiet_lightning, tracker
-from pocketcnn.train.evaluation import check_input
 from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
 from pocketcnn.train.hardware import ONE_DEVICE, Hardware, with_changes
 from pocketcnn.train.images import calibrate
 from pocketcnn.train.module import SMALL, Classifier
+from pocketcnn.train.outputs import check_input
 from pocketcnn.train.teacher import Teacher
 
 OnEpoch = Callable[[Sequence[Mapping[str, float]]], None]
@@ -74,7 +77,8 @@ def fit(
         The content of `result.json`: accuracy and loss on test and validation, training images per second, cost, cost of
         the test images where it depends on the image, latency, file size, configuration.
     Raises:
-        BadData: the net does not fit the images or the classes.
+        BadData: the net does not fit the images or the classes, or returns several outputs, if only in training; or it
+            would end the process, see `pocketcnn.train.crashes`.
         NonFiniteLoss: training diverged; the last good checkpoint is in the folder.
         Interrupted: Ctrl-C was pressed; the run can be resumed.
         Preempted: a scheduler sent SIGTERM or SIGUSR1; the run can be resumed.
@@ -91,27 +95,37 @@ def fit(
     folder = make_folder(Path(folder))
     label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
     checkpoint.check_savable(model)
-    check_input(model, data)
+    check_input(model, data, training=True)
     if config.small_epochs:
-        check_input(model, data, share=SMALL)
+        check_input(model, data, share=SMALL, training=True)
     teacher = _teacher_of(config, data)
     settings = settings_of(model, data, hardware, teacher, label)
-    earlier = earlier_config(folder, settings, config)
+    device = device_of(hardware.accelerator)
+    safe = without_crash(config, model, data, device)
+    earlier = earlier_config(
+        folder, settings, config if safe is config else dataclasses.replace(config, channels_last="auto")
+    )
     if earlier is not None and (folder / RESULT).exists():
+        result = read_record(folder / RESULT, RunResult)
+        checkpoint.read_header(folder / MODEL)  # its errors say what is wrong with a damaged file
         checkpoint.fill_from_(model, folder / MODEL, allow_nonfinite=True)
-        return read_result(folder)
+        return result
     with Safeguard(folder, 60 * hardware.save_minutes) as guard, quiet_lightning():
         if is_first_process():
             remove_partials(folder)
         calibrate(model, data)
-        config = earlier or begin_run(config, model, data, hardware, folder, settings)
+        if earlier is None:
+            config = begin_run(safe, model, data, hardware, folder, settings)
+        else:
+            config = without_crash(earlier, model, data, device)
         if not model.training:
             model.train()
         module = Classifier(model, data, config, teacher)
+        refuse_crash(config, model, data, device)
         epochs = EpochLog(folder, label["name"])
-        last, norms, start = newest_checkpoint(folder), norms_of(model), time.perf_counter()
+        last, norms, start = newest_checkpoint(folder, module), norms_of(model), time.perf_counter()
         trainer = _trainer(config, hardware, folder, _callbacks(config, epochs, guard, progress, on_epoch), progress)
-        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
+        _train(trainer, module, last, guard)
         scores: dict[str, float] = {}
         if test:
             trainer.test(module, verbose=False)
@@ -121,6 +135,18 @@ def fit(
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
         result = finish_run(model, data, config, folder, label, {**scores, **epochs.summary()}, start=start)
         return trainer.strategy.broadcast(result, src=0)
+
+
+def _train(trainer: Any, module: Classifier, last: Path | None, guard: Safeguard) -> None:
+    """Trains from a checkpoint on, if there is one; says so if it cannot be restored."""
+    try:
+        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if last is None or guard.began:
+            raise
+        raise BrokenFile(
+            f"{last}: the run cannot resume from it ({first_line(error)}); delete it to start this run afresh"
+        ) from error
 
 
 def _teacher_of(config: TrainConfig, data: DataSet) -> Teacher | None:

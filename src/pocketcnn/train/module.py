@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from pocketcnn.data import DataSet, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.modules import device_and_dtype, hooked, maps_of
 from pocketcnn.support.protocols import is_condensed
-from pocketcnn.train.auto import LAYOUTS, to_layout
+from pocketcnn.train.auto import LAYOUTS
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
 from pocketcnn.train.features import common_stages, map_distance
@@ -69,7 +70,7 @@ class Classifier(pl.LightningModule):
     def _prepared(self, images: Tensor) -> Tensor:
         # In the dtype of the weights; under autocast the layers convert images themselves.
         x = self.normalize(images).to(self._dtype)
-        return x.contiguous(memory_format=self.memory_format)
+        return in_layout(x, self.memory_format)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch

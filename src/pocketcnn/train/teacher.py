@@ -12,6 +12,7 @@ from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData
 from pocketcnn.train.images import Normalize
+from pocketcnn.train.outputs import check_input
 
 
 class Teacher(nn.Module):
@@ -38,9 +39,10 @@ class Teacher(nn.Module):
         """
         path = checkpoint.file_in(Path(name))
         notes = ImageNotes.read(path)
-        if notes.lacks("classes", "input_size", "mean", "std"):
+        if lacking := notes.lacks("classes", "input_size", "mean", "std"):
             raise BadData(
-                f"teacher {name}: its file does not say what it was trained on; take the file that a training wrote"
+                f"teacher {name}: its file does not say what it was trained on (it lacks {', '.join(lacking)}); take the file "
+                "that a training wrote"
             )
         return cls(checkpoint.load(path), notes, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
@@ -60,6 +62,7 @@ class Teacher(nn.Module):
                 f"teacher {name}: takes images of {list(notes.input_size)}, those of {data.name} are "
                 f"{list(data.input_size)}"
             )
+        check_input(teacher.net, data, who=f"teacher {name}")
         return teacher
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from pocketcnn.cli import main
 from pocketcnn.experiments import bench
@@ -9,6 +10,8 @@ from pocketcnn.experiments.bench import goals, nets
 from pocketcnn.experiments.bench.goals import Goal
 from pocketcnn.experiments.bench.nets import Configuration
 from pocketcnn.methods import METHODS
+from pocketcnn.models.recipes import create_model
+from pocketcnn.train import crashes
 
 TINY = dataclasses.replace(
     bench.QUICK, shapes=((2, 16, 4, 4),), solver_shape=(2, 16, 4, 4), deep_batch=4, wide_batch=2, ring_batch=2,
@@ -73,3 +76,13 @@ def test_what_fails_in_a_trial_is_written_down(monkeypatch):
     late = list(nets._try_out(None, None, "training", thorough=False, settings=settings, late=0.0))
     assert [t.failure for t in late] == ["", "", "not tried: no time was left"]
     assert str(Configuration("bfloat16", True, True)) == "bfloat16, channels last, compiled"
+
+
+def test_a_configuration_that_would_end_the_process_is_written_down(monkeypatch):
+    monkeypatch.setattr(crashes.KnownCrash, "applies", lambda row: True)
+    net = create_model("resnet20", width=0.25)
+    last = nets.Configuration(channels_last=True)
+    trial = nets._trial(net, torch.randn(2, 3, 8, 8), "training", last)
+    assert trial.milliseconds is None
+    assert "not tried: a 1x1 convolution of stride 2 on 4 channels" in trial.failure
+    assert nets._trial(net.eval(), torch.randn(2, 3, 8, 8), "inference", last).milliseconds

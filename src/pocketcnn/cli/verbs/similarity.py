@@ -88,12 +88,13 @@ def _table(grams: dict[str, Any], filters: dict[str, Any], threshold: float) -> 
 def _accuracies(files: dict[str, Path], nets: dict[str, Any], rings: dict[str, float | None]) -> dict[str, Any]:
     """Parameters and test accuracies of nets whose run has left its record beside them; nets with rings are a series apart."""
     from pocketcnn.cost import count_params
-    from pocketcnn.support.files import read_json
-    from pocketcnn.support.runs import RESULT
+    from pocketcnn.support.runs import RESULT, read_result
 
     found: dict[str, Any] = {}
     for title, path in files.items():
-        if (record := path.with_name(RESULT)).is_file():
-            point = count_params(nets[title])[1], read_json(record)["test_accuracy"]
+        if not path.with_name(RESULT).is_file():
+            continue
+        if (accuracy := read_result(path.parent).get("test_accuracy")) is not None:
+            point = count_params(nets[title])[1], accuracy
             found.setdefault("ring" if rings[title] else "others", []).append(point)
     return found

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketcnn.cost import measure_memory
+from pocketcnn.errors import BadData
 from pocketcnn.experiments.bench.settings import Settings
 from pocketcnn.methods import METHODS
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models.recipes import create_model
+from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.timing import Spread, Turns, first_line, in_turns
 from pocketcnn.surgery import as_served, condense, provenance
+from pocketcnn.train.crashes import convolutions_of, crash_in
 
 _log = logging.getLogger(__name__)
 NUM_CLASSES = 10
@@ -219,9 +222,16 @@ def runner(net: nn.Module, images: Tensor, mode: str, configuration: Configurati
     """Makes the call of a training step or of inference; the net is converted to the layout.
 
     A net is compiled as a whole or not at all: if the compiler would split it, the call raises.
+
+    Raises:
+        BadData: training in this configuration would end the process.
     """
-    x = images.contiguous(memory_format=configuration.layout)
-    net = net.to(memory_format=configuration.layout).train(mode == "training")  # type: ignore[call-overload]
+    if mode == "training" and configuration.channels_last:
+        calls = convolutions_of(net, tuple(images.shape[1:]))
+        if reason := crash_in(calls, getattr(torch, configuration.dtype), configuration.layout, len(images)):
+            raise BadData(f"not tried: {reason}")
+    x = in_layout(images, configuration.layout)
+    net = to_layout(net, configuration.layout).train(mode == "training")
     callee = torch.compile(net, dynamic=False, fullgraph=True) if configuration.compiled else net
 
     @torch.inference_mode()

@@ -23,11 +23,14 @@ from pocketcnn.experiments.reproduce.published import Preset, Row, Table, read_t
 from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
 from pocketcnn.experiments.speeds import measure_speeds
 from pocketcnn.support.environment import environment
-from pocketcnn.support.files import make_folder, read_json, write_json
+from pocketcnn.support.files import make_folder, write_json
+from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.runs import MODEL, RESULT, read_curve
+from pocketcnn.support.runs import MODEL, RESULT, Amount, read_curve
+from pocketcnn.support.schema import read_shaped
 from pocketcnn.train import fit
-from pocketcnn.train.auto import step_seconds, to_layout, trial_batch
+from pocketcnn.train.auto import LAYOUTS, step_seconds, trial_batch
+from pocketcnn.train.crashes import without_crash
 from pocketcnn.train.images import calibrate
 
 __all__ = ["Reproduced", "measure_rates", "read_tables", "reproduce"]
@@ -100,7 +103,7 @@ def reproduce(
 
 
 def measure_rates(work: Work, results: Path, data_folder: str | Path | None = None, *, steps: int = 3) -> Path:
-    """Times training steps of each net with the batch of its preset, in bfloat16 and channels last.
+    """Times training steps of each net with the batch of its preset, in bfloat16 and, unless that crashes, channels last.
 
     A rate is the median over the steps, after one step to warm up. It replaces the net's earlier rate; others are kept.
 
@@ -115,9 +118,11 @@ def measure_rates(work: Work, results: Path, data_folder: str | Path | None = No
     for row, preset in work:
         net, data = row.spec().build(seed=0), _load(row, preset, data_folder, loaded)
         calibrate(net, data)
-        net = to_layout(net.to(device), torch.channels_last).train()
+        wanted = dataclasses.replace(preset.train, precision="bfloat16", channels_last="on")
+        layout = LAYOUTS[without_crash(wanted, net, data, device).channels_last]
+        net = to_layout(net.to(device), layout).train()
         images, labels = trial_batch(data, preset.train.batch_size, device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = in_layout(images, layout)
         seconds = [step_seconds(net, images, labels, bfloat16=True) for _ in range(steps + 1)][1:]
         rates.setdefault(preset.name, {})[row.spec().label] = round(len(labels) / median(seconds), 1)
         write_json(path, {"images_per_second": rates, "environment": environment()})
@@ -139,17 +144,34 @@ def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -
         measure_speeds(finished, data[name], results / "reproduce" / name)
 
 
+@dataclass(frozen=True)
+class _RatesFile:
+    images_per_second: dict[str, dict[str, Amount]]
+
+
 def _rates(results: Path) -> Rates:
     path = results / "reproduce" / "rates.json"
-    return read_json(path)["images_per_second"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    return read_shaped(path, _RatesFile, remedy="delete it; --rates measures them again").images_per_second
 
 
 def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Preset]]:
-    """The rows to train in the order of the tables: each net once under each preset."""
+    """Lists the rows to train in the order of the tables: each net once under each preset.
+
+    Raises:
+        ValueError: rows of two data sets would share the folder of a run.
+    """
     work: dict[tuple[str, str], tuple[Row, Preset]] = {}
     for row in (row for table in tables for row in table.rows if not row.command):
         if preset := row.preset if column == "table" else row.quick:
-            work.setdefault((preset.name, row.spec().label), (row, preset))
+            first, _ = work.setdefault((preset.name, row.spec().label), (row, preset))
+            if first.data != row.data:
+                raise ValueError(
+                    f"rows {first.key} and {row.key} train {row.spec().label} under preset {preset.name}, one on "
+                    f"{first.data.name}, the other on {row.data.name}: their runs would share a folder; give one of them a "
+                    "preset with a name of its own"
+                )
     return list(work.values())
 
 

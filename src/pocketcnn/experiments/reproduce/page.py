@@ -13,9 +13,9 @@ from pocketcnn.experiments.reproduce.runs import Run, Size, is_of, latency_of, r
 from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
 from pocketcnn.pictures import draw_law
 from pocketcnn.report import markdown, read_speeds, summarize
-from pocketcnn.support.files import make_folder, read_json, write_atomically
+from pocketcnn.support.files import make_folder, write_atomically
 from pocketcnn.support.plots import svg
-from pocketcnn.support.runs import ENVIRONMENT, read_curve
+from pocketcnn.support.runs import ENVIRONMENT, read_curve, read_environment
 from pocketcnn.support.tables import markdown_table
 
 Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by preset and label of the net
@@ -216,11 +216,11 @@ def _opening(found: Mapping[str, Sequence[Found]], used: Iterable[Run]) -> str:
         f"{counts[word]} {word}" for word in ("reproduced", "above", "below", "not run") if counts[word]
     )
     machines = set()
-    for path in {run.folder / ENVIRONMENT for run in used}:
-        if path.exists():
-            e = read_json(path)
+    for folder in {run.folder for run in used}:
+        if (folder / ENVIRONMENT).exists():
+            e = read_environment(folder)
             machines.add(
-                f"{e['gpu'] or e['processor']}, {_counted(e['threads'], 'thread')}, torch {e['packages']['torch']}"
+                f"{e['gpu'] or e['processor']}, {_counted(e['threads'], 'thread')}, torch {e['packages'].get('torch', 'unknown')}"
             )
     made_on = f"\nThe runs were made on: {'; '.join(sorted(machines))}.\n" if machines else ""
     return (

@@ -5,19 +5,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pocketcnn.errors import PocketError
+from msgspec import Meta
+
+from pocketcnn.errors import BrokenFile, PocketError
 from pocketcnn.methods import get_method
 from pocketcnn.models.recipes import RECIPES
 from pocketcnn.models.spec import PLAIN_METHOD, NetSpec, parse_method, parse_options
-from pocketcnn.support.files import read_json
+from pocketcnn.support.schema import read_shaped, shaped
 from pocketcnn.train.config import PRESETS, TrainConfig
 
 FILE = Path(__file__).with_name("published.json")
 _OF_DATA = ("in_channels", "num_classes")
 _OF_RUN = ("seed", "precision", "channels_last", "compile")  # settings in which two runs of one preset may differ
 _PATTERNS = ("include", "exclude")
+_REMEDY = "correct the entry"
+Side = Annotated[int, Meta(ge=1, le=1 << 31)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+ShareOfImages = Annotated[float, Meta(gt=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -89,34 +95,81 @@ class Table:
         return list(dict.fromkeys(source for row in self.rows for source in row.published))
 
 
+@dataclass(frozen=True)
+class _DataEntry:
+    input_size: tuple[Side, Side, Side]
+    classes: Side
+    train_images: Side
+    test_images: Side
+
+
+@dataclass(frozen=True)
+class _RowEntry:
+    key: str
+    label: str
+    model: str
+    method: str = PLAIN_METHOD
+    recipe: str = ""
+    published: dict[str, Percent] = field(default_factory=dict)
+    printed: str = ""
+    trainable: Side | None = None
+    goal: dict[str, float | str] = field(default_factory=dict)
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class _TableEntry:
+    title: str
+    source: str
+    data: str
+    about: str
+    recipe: str
+    rows: Annotated[list[_RowEntry], Meta(min_length=1)]
+    quick: str | None = None
+    validation: ShareOfImages = 0.1
+    figure: str = ""
+
+
+@dataclass(frozen=True)
+class _Content:
+    sources: dict[str, str]
+    data: dict[str, _DataEntry]
+    recipes: dict[str, dict[str, Any]]
+    tables: dict[str, _TableEntry]
+
+
 def read_tables() -> dict[str, Table]:
     """Reads all tables, by name.
 
     Raises:
+        BrokenFile: an entry of the file is missing, has another type or is out of range.
         ValueError: a preset that exists neither in the file nor in the library.
     """
-    content = read_json(FILE)
-    tables = {}
-    for name, given in content["tables"].items():
-        data = Data(given["data"], **content["data"][given["data"]])
-        share = given.get("validation", 0.1)
-        quick = Preset(given["quick"], _train(given["quick"], content, name)) if given.get("quick") else None
-        preset = Preset(given["recipe"], _train(given["recipe"], content, name), share)
-        rows = []
-        for row in given["rows"]:
-            own = {"preset": preset, "quick": quick, "data": data}
-            if own_preset := row.pop("recipe", ""):  # quick runs are not comparable with this row
-                own |= {"preset": Preset(own_preset, _train(own_preset, content, name), share), "quick": None}
-            rows.append(Row(**{**row, **own}))
-        source = content["sources"][given["source"]]
-        figure = given.get("figure", "")
-        tables[name] = Table(name, given["title"], source, data, given["about"], figure, preset, quick, rows)
-    return tables
+    content = read_shaped(FILE, _Content, remedy=_REMEDY)
+    return {name: _table(name, given, content) for name, given in content.tables.items()}
 
 
-def _train(name: str, content: Mapping[str, Any], table: str) -> TrainConfig:
-    if name in content["recipes"]:
-        return TrainConfig(**content["recipes"][name])
+def _table(name: str, given: _TableEntry, content: _Content) -> Table:
+    for kind, word, known in (("data", given.data, content.data), ("source", given.source, content.sources)):
+        if word not in known:
+            raise BrokenFile(f"{FILE}: tables.{name}: no {kind} {word!r}; known: {', '.join(known)}; {_REMEDY}")
+    data = Data(given.data, **vars(content.data[given.data]))
+    quick = Preset(given.quick, _train(given.quick, content, name)) if given.quick else None
+    preset = Preset(given.recipe, _train(given.recipe, content, name), given.validation)
+    rows = []
+    for entry in given.rows:
+        own, quickly = preset, quick
+        if entry.recipe:  # quick runs are not comparable with this row
+            own, quickly = Preset(entry.recipe, _train(entry.recipe, content, name), given.validation), None
+        said = {key: value for key, value in vars(entry).items() if key != "recipe"}
+        rows.append(Row(**said, data=data, preset=own, quick=quickly))
+    source = content.sources[given.source]
+    return Table(name, given.title, source, data, given.about, given.figure, preset, quick, rows)
+
+
+def _train(name: str, content: _Content, table: str) -> TrainConfig:
+    if name in content.recipes:
+        return shaped(content.recipes[name], TrainConfig, f"{FILE}: recipes.{name}", remedy=_REMEDY)
     if name not in PRESETS:
         raise ValueError(f"{table} is made by preset {name!r}, which does not exist; known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -8,9 +8,14 @@ from statistics import median
 from typing import Any
 
 from pocketcnn.cost import measure
+from pocketcnn.errors import BrokenFile
 from pocketcnn.experiments.reproduce.published import Data, Preset, Row, comparable_settings, net_of
 from pocketcnn.support.files import read_json
-from pocketcnn.support.runs import CONFIG, RESULT
+from pocketcnn.support.runs import CONFIG, RESULT, Count, RunResult, Share, read_config
+from pocketcnn.support.schema import shaped
+from pocketcnn.train.config import TrainConfig
+
+_REMEDY = "restore it, or move it out of the folder of results"
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,38 @@ class Size:
     written: bool
 
 
+@dataclass(frozen=True)
+class _RowRecord:
+    """`result.json` of a row with all its seeds, as examples/mnist_illustrative.py writes it."""
+
+    row: str
+    seeds: list[Count]
+    test_accuracy: list[Share]
+    train_images: Count | None = None
+
+
 def read_runs(folder: Path) -> list[Run]:
-    """Reads all finished runs in a folder, in the order of their paths; other records are skipped."""
+    """Reads all finished runs in a folder, in the order of their paths; other records are skipped.
+
+    Raises:
+        BrokenFile: a record of a run is damaged.
+        ForeignFile: a `config.json` beside a result was not written by a run.
+    """
     runs: list[Run] = []
     for path in sorted(folder.rglob(RESULT)):
         found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("train"), dict):
             continue
+        shaped(found["train"], TrainConfig, f"{path}: train", remedy=_REMEDY)
         train = comparable_settings(found["train"])
         if isinstance(found.get("identity"), dict) and {"data", "seed", "test_accuracy", "epochs"} <= found.keys():
+            shaped(found, RunResult, str(path), remedy=_REMEDY)
+            if found["test_accuracy"] is None:
+                continue
             identity = found["identity"]
             fields = ("model", "method", "options", "model_options")
             net = net_of(*(identity[key] for key in fields)) if identity.keys() >= set(fields) else None
-            config = path.with_name(CONFIG)
-            settings = read_json(config) if config.exists() else {}
+            settings = read_config(path.parent) if path.with_name(CONFIG).exists() else {}
             images = settings.get("train_images")
             world = [number for number in settings.get("world", []) if isinstance(number, int)]
             # Images of a step on all devices together.
@@ -61,7 +84,11 @@ def read_runs(folder: Path) -> list[Run]:
             shared = (path.parent, identity.get("label") or found["name"], data, net, train)
             runs.append(Run(*shared, found["seed"], 100 * found["test_accuracy"], found["epochs"], images, found))
         elif {"row", "seeds", "test_accuracy"} <= found.keys():
-            # A row with all its seeds, by examples/mnist_illustrative.py.
+            rows = shaped(found, _RowRecord, str(path), remedy=_REMEDY)
+            if len(rows.seeds) != len(rows.test_accuracy):
+                raise BrokenFile(
+                    f"{path}: {len(rows.seeds)} seeds, but {len(rows.test_accuracy)} accuracies; {_REMEDY}"
+                )
             shared = (path.parent, found["row"], "mnist", found["row"], train)
             for seed, accuracy in zip(found["seeds"], found["test_accuracy"], strict=True):
                 epochs, images = found["train"]["epochs"], found.get("train_images")

@@ -13,6 +13,7 @@ the trial, so workers that share a database propose different candidates.
 The test images are used for the nets of the front only, whenever a search ends; nothing is chosen by them.
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -21,13 +22,13 @@ from typing import Any
 from pocketcnn.data import DataSet
 from pocketcnn.experiments.search.findings import Found, write_findings
 from pocketcnn.experiments.search.space import Budgets, Candidate, Part, Record, Space, methods_tried, parse_size
-from pocketcnn.experiments.search.study import check_settings, is_counted, open_study, quiet_optuna
+from pocketcnn.experiments.search.study import check_settings, is_counted, open_study, quiet_optuna, storage_errors
 from pocketcnn.experiments.search.worker import Worker, stops
 from pocketcnn.models.recipes import create_model
 from pocketcnn.models.spec import PLAIN_METHOD
 from pocketcnn.support.files import make_folder
 from pocketcnn.train import TrainConfig
-from pocketcnn.train.evaluation import check_input
+from pocketcnn.train.outputs import check_input
 
 __all__ = ["METHODS_TRIED", "Budgets", "Candidate", "Found", "Part", "Space", "parse_size", "search", "stops"]
 
@@ -77,7 +78,7 @@ def search(
         accelerator: as in Lightning; each worker uses one device.
     Raises:
         NothingFits: no candidate meets the budgets; the nearest is named.
-        BadStorage: the database cannot be opened.
+        BadStorage: the database cannot be opened, written or is not that of a search.
         BadData: the net does not fit the images or the classes.
         ValueError: fewer than one trial, or fewer than were trained; or the database holds a search with other settings.
         MissingExtra: Optuna is missing.
@@ -87,8 +88,10 @@ def search(
     check_input(create_model(space.model, **space.model_options), data)
     output = make_folder(Path(output))
     settings = _settings(data, config, space, budgets)
-    with quiet_optuna():
-        shared = open_study(storage or f"sqlite:///{output / 'search.db'}", study)
+    with quiet_optuna(), contextlib.ExitStack() as stack:
+        url = storage or f"sqlite:///{output / 'search.db'}"
+        shared = open_study(url, study)
+        stack.enter_context(storage_errors(url))
         check_settings(shared, settings)
         done = sum(map(is_counted, shared.get_trials(deepcopy=False)))
         if done > trials:

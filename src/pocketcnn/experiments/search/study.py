@@ -8,18 +8,77 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from pocketcnn.errors import BadStorage
 from pocketcnn.experiments.search.space import Record
 from pocketcnn.support.optional import optional_import
+from pocketcnn.support.runs import Amount, Count, Share
+from pocketcnn.support.schema import shaped
 from pocketcnn.train import TrainConfig
 
 _log = logging.getLogger(__name__)
 _HEARTBEAT, _GRACE = 15, 60  # seconds between a worker's signs of life; seconds without one until it counts as dead
 _RETRIES = 3  # how often a trial that broke off is resumed
 _OPENINGS = 5  # attempts to open a database: workers that start together make its tables at the same moment
+_OPENING_SECONDS = 60  # after which no further attempt is made
+_DIRECTIONS = ("maximize", "minimize", "minimize")  # accuracy, bytes, milliseconds
+_REMEDY = "give another database (storage) or study"
 POLL = 1.0  # seconds between queries for the progress of other workers
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of a search, an attribute of its study."""
+
+    train: Record
+
+
+@dataclass(frozen=True)
+class _Part:
+    method: str
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """The record of a proposal, an attribute of its trial."""
+
+    label: str
+    outcome: Literal[
+        "running", "trained", "stopped early", "diverged", "over budget", "impossible", "repeated", "surplus"
+    ]
+    folder: Annotated[str, Meta(pattern=r"^trials/[0-9]+$")]
+    parts: list[_Part]
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What the record of a candidate has as soon as it was measured."""
+
+    file_bytes: Count
+    macs: Count
+    latency_ms: Amount
+    curve: list[Share] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What the record of a trained candidate has too."""
+
+    curve: list[Share]
+    validation_accuracy: Share
+
+
+@dataclass(frozen=True)
+class _Attributes:
+    """The attributes of a trial."""
+
+    record: _Proposal | None = None
+    takes_up: Count = 0
+    tries: Count = 0
 
 
 def _flat(record: Any, name: str = "") -> dict[str, Any]:
@@ -53,10 +112,69 @@ def open_study(url: str, name: str) -> Any:
     """Opens the study of this name in a database; makes whichever of the two is missing.
 
     Raises:
-        BadStorage: the database cannot be opened.
+        BadStorage: the database cannot be opened, or holds something else by this name; or it is kept in memory only.
     """
+    shown = _shown(url)
+    if re.fullmatch(r"sqlite(\+\w+)?:/{0,3}(:memory:)?(\?.*)?", url):
+        raise BadStorage(f"{shown}: a database in memory is lost when the process ends; give sqlite:///FILE")
+    study = _open(url, name, shown)
+    try:
+        _check_study(study, f"{shown}: study {name!r}")
+    except BadStorage:
+        raise
+    except Exception as error:  # rows that Optuna itself cannot read raise errors of all kinds
+        raise BadStorage(
+            f"{shown}: study {name!r} cannot be read ({_cause(error, url)}); restore the database, or {_REMEDY}"
+        ) from error
+    return study
+
+
+def _check_study(study: Any, where: str) -> None:
+    """Checks that a study is a search, and the shape of what is read from its trials."""
+    if tuple(direction.name.lower() for direction in study.directions) != _DIRECTIONS:
+        raise BadStorage(f"{where} is no search of pocketcnn: it has other objectives; {_REMEDY}")
+    for trial in study.get_trials(deepcopy=False):
+        place = f"{where}, trial {trial.number}"
+        found = shaped(trial.user_attrs, _Attributes, place, error=BadStorage, remedy=_REMEDY)
+        if found.record is None or found.record.outcome == "impossible":
+            continue
+        record = trial.user_attrs["record"]
+        if found.record.outcome != "running" or "file_bytes" in record:
+            shaped(record, _Costs, f"{place}: record", error=BadStorage, remedy=_REMEDY)
+        if found.record.outcome == "trained":
+            shaped(record, _Scores, f"{place}: record", error=BadStorage, remedy=_REMEDY)
+
+
+def _shown(url: str) -> str:
+    """The URL of a database without its password."""
+    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def _cause(error: Exception, url: str) -> str:
+    """The first line of the driver's own error, without the password."""
+    cause = error.__cause__ or error
+    return next(iter(str(cause).replace(url, _shown(url)).splitlines()), type(cause).__name__)
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turns an error of the database in the midst of a search into one line.
+
+    Raises:
+        BadStorage: the database can no longer be read or written.
+    """
+    try:
+        yield
+    except import_optuna().exceptions.StorageInternalError as error:
+        raise BadStorage(
+            f"{_shown(url)}: this database cannot be used ({_cause(error, url)}); it must be "
+            "writable and not locked by another program; then the same command resumes the search"
+        ) from error
+
+
+def _open(url: str, name: str, shown: str) -> Any:
     optuna = import_optuna()
-    shown = re.sub(r"(//[^:/@]*):[^@]*@", r"\1:***@", url)
+    begun = time.monotonic()
     waiting = {"timeout": 60} if url.startswith("sqlite") else {}  # for the lock that one writer holds
     for left in reversed(range(_OPENINGS)):
         try:
@@ -67,14 +185,11 @@ def open_study(url: str, name: str) -> Any:
                 grace_period=_GRACE,
                 heartbeat_stale_trial_callback=requeue,
             )
-            directions = ("maximize", "minimize", "minimize")
-            return optuna.create_study(storage=database, study_name=name, directions=directions, load_if_exists=True)
+            return optuna.create_study(storage=database, study_name=name, directions=_DIRECTIONS, load_if_exists=True)
         except Exception as error:  # each driver has errors of its own
-            if not left:
-                first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                first = first.replace(url, shown)
+            if not left or time.monotonic() - begun > _OPENING_SECONDS:
                 raise BadStorage(
-                    f"{shown}: this database cannot be opened ({first}); give sqlite:///FILE in a folder that can be "
+                    f"{shown}: this database cannot be opened ({_cause(error, url)}); give sqlite:///FILE in a folder that can be "
                     "written to, or postgresql+psycopg://HOST/DATABASE of a server that runs"
                 ) from error
             time.sleep(POLL / 2)
@@ -84,12 +199,15 @@ def check_settings(study: Any, settings: Record) -> None:
     """Writes the settings into a new study, or checks that the study has the same.
 
     Raises:
+        BadStorage: what the study has as its settings is something else.
         ValueError: the settings differ; the first three differences are named.
     """
     had = study.user_attrs.get("settings")
     if had is None:
         study.set_user_attr("settings", settings)
         return
+    where = f"study {study.study_name!r}: settings"
+    shaped(had, _Settings, where, error=BadStorage, remedy=_REMEDY)
     # A field that did not exist when the study began had its default.
     had = {**had, "train": {**dataclasses.asdict(TrainConfig()), **had["train"]}}
     was, now = _flat(json.loads(json.dumps(had))), _flat(settings)

@@ -1,0 +1,131 @@
+"""The check before a net meets a data set: what it takes, and what it returns, in the modes in which it will be used."""
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pocketcnn.data import DataSet, shrink
+from pocketcnn.errors import BadData, PocketError
+from pocketcnn.support.modules import device_and_dtype, evaluating, in_mode
+
+_IMAGES = 2  # batch norms in training need more than one
+
+
+def check_input(
+    model: nn.Module, data: DataSet, *, share: float = 1.0, training: bool = False, who: str = "the net"
+) -> None:
+    """Checks that a net accepts the images of a data set and returns one tensor of outputs, with one for each class.
+
+    The net is shown two random images. It is left as it was, running statistics and random states included.
+
+    Args:
+        model: any net.
+        data: the data set.
+        share: factor by which the sides of the images are shrunk.
+        training: check the net in training mode too, where some nets return more.
+        who: name of the net in the message.
+    Raises:
+        BadData: the net does not fit, or returns several outputs.
+    """
+    device, dtype = device_and_dtype(model)
+    x = torch.randn(_IMAGES, *data.input_size, generator=torch.Generator().manual_seed(0))
+    x = shrink(x, share).to(device=device, dtype=dtype)
+    with _unchanged(model):
+        with evaluating(model):
+            _check(model, x, data, who)
+        if not training:
+            return
+        with in_mode(model, training=True) if not model.training else contextlib.nullcontext(), torch.enable_grad():
+            # Hooks on the net itself, which may count its steps, are called only if it does not fit without them.
+            try:
+                _check(model.forward, x, data, who)
+            except BadData:
+                _check(model, x, data, who)
+
+
+def _check(call: Any, x: Tensor, data: DataSet, who: str) -> None:
+    """Calls a net, and checks its output."""
+    mode = "in training mode" if torch.is_grad_enabled() else "in evaluation mode"
+    channels, height, width = x.shape[1:]
+    try:
+        output = call(x)
+    except PocketError:
+        raise
+    except Exception as error:  # other people's nets raise errors of all kinds
+        said = " ".join(str(error).split())[:300]
+        raise BadData(
+            f"{data.name}: images are {channels} x {height} x {width} (channels x height x width) and {who} cannot take "
+            f"them ({said or type(error).__name__}); make the net with in_channels={channels}, or load the data with "
+            "channels= or image_size="
+        ) from error
+    if not isinstance(output, Tensor):
+        what, entry = _described(output)
+        raise BadData(
+            f"{data.name}: {who} returns {what} {mode}, but one tensor of outputs, [batch, classes], is needed; wrap it in "
+            f"an nn.Module whose forward is: y = self.net(x); return y if isinstance(y, torch.Tensor) else y{entry}"
+        )
+    classes = len(data.classes)
+    if output.dim() != 2 or output.shape[1] < classes:
+        raise BadData(
+            f"{data.name}: has {classes} classes, {_whose(who)} output for an image is {list(output.shape[1:])}; make the "
+            f"net with num_classes={classes}"
+        )
+    if len(output) != len(x):
+        raise BadData(
+            f"{data.name}: {_whose(who)} output for {len(x)} images is {list(output.shape)}; it must have a row for each image"
+        )
+    if not output.is_floating_point():
+        raise BadData(
+            f"{data.name}: {_whose(who)} output is of {output.dtype} {mode}; return the scores of the classes, not their numbers"
+        )
+    if torch.is_grad_enabled() and not output.requires_grad:
+        raise BadData(
+            f"{data.name}: {_whose(who)} output depends on no weight that learns; unfreeze some (requires_grad_), and "
+            "detach nothing in forward"
+        )
+
+
+def _whose(who: str) -> str:
+    return f"{who}'s"
+
+
+def _described(output: Any) -> tuple[str, str]:
+    """Describes what a net returned in place of a tensor, and how its logits are probably reached."""
+    name = type(output).__name__
+    if isinstance(output, Mapping):
+        keys = list(output)
+        key = "logits" if "logits" in keys else keys[0] if keys else "logits"
+        return f"a {name} of {', '.join(map(repr, keys[:4])) or 'nothing'}", f"[{key!r}]"
+    fields = list(getattr(output, "_fields", ())) or (
+        [field.name for field in dataclasses.fields(output)] if dataclasses.is_dataclass(output) else []
+    )
+    if "logits" in fields or hasattr(output, "logits"):
+        return f"an object {name} with .logits", ".logits"
+    if fields:
+        return f"an object {name} with {', '.join(f'.{field}' for field in fields[:4])}", f".{fields[0]}"
+    if isinstance(output, list | tuple):
+        return f"a {name} of {len(output)}", "[0]"
+    return f"a {name}", ".logits"
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Puts buffers, the states of random generators back as they were."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

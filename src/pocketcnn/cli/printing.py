@@ -1,11 +1,17 @@
 """Output of the verbs: tables, sizes, log messages and exit codes."""
 
 import contextlib
+import importlib
+import io
 import logging
+import os
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+FLAGS: dict[str, str] = {}  # the flags of the verb that runs, by the names of the library's arguments
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
@@ -20,10 +26,13 @@ def with_commas(value: Any) -> str:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints to the current `sys.stderr`, which a live table redirects so that messages appear above it."""
+    """Prints to the current `sys.stderr`, which a live table or a progress bar redirects so that messages appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        try:
+            complain(spoken(self.format(record)))
+        except OSError:  # nobody reads any more; that is no reason to stop
+            return
 
 
 def log_to_stderr(debug: bool) -> None:
@@ -32,6 +41,83 @@ def log_to_stderr(debug: bool) -> None:
     if not logger.handlers:
         logger.addHandler(_StderrHandler())
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def complain(line: str) -> None:
+    """Prints a line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def spoken(message: str, most: int = 1000) -> str:
+    """A message of the library as the command line says it: in one line, its arguments spelled as flags.
+
+    What cannot be seen is escaped, and a very long message is cut.
+    """
+    text = as_flags(" ".join(message.split()))
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
+def open_streams() -> None:
+    """Makes the standard streams safe to print to: letters that they cannot write are escaped, closed ones lead nowhere."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which a file of ours would take otherwise
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+_BEFORE, _AFTER = r"(?<![\w.:=/\\'\"`*-])", r"(?![\w.=/\\'\"`*-])"  # no part of a path, a label or a quotation
+_WITH_VALUE = re.compile(_BEFORE + r"([a-z][a-z0-9_]*)=(\([^()]*\)|\"[^\"]*\"|'[^']*'|[\w+-]*(?:\.\w+)*)")
+_BARE = re.compile(_BEFORE + r"([a-z][a-z0-9_]*)" + _AFTER + r"(?=( must |(?:, \w+)*,? and \w+ must )?)")
+
+
+def as_flags(message: str) -> str:
+    """Spells the library's arguments in a message as flags of the verb that runs: `image_size=64` as `--image-size 64`.
+
+    Arguments are recognised where they have a value or an underscore, or where the message says what they must be. The
+    place that a message begins with, up to a colon, stays as it is: labels of nets look like arguments.
+    """
+
+    def with_value(found: re.Match[str]) -> str:
+        name, value = found[1], " ".join(re.sub(r"[()\"',]", " ", found[2]).split())
+        if name not in FLAGS:
+            return found[0]
+        return FLAGS[name] if value in ("", "True") else f"{FLAGS[name]} {value}"
+
+    def bare(found: re.Match[str]) -> str:
+        return FLAGS.get(found[1], found[0]) if "_" in found[1] or found[2] else found[0]
+
+    where, colon, rest = message.partition(": ") if ": " in message else ("", "", message)
+    spelled = _BARE.sub(bare, _WITH_VALUE.sub(with_value, rest))
+    return where + colon + re.sub(r"(--[\w-]+) \(\1\)", r"\1", spelled)  # where a message names both
+
+
+@contextlib.contextmanager
+def doing(what: str, patience: float = 3.0) -> Iterator[None]:
+    """Says on stderr what the command does, if that takes longer than `patience`, in seconds."""
+    timer = threading.Timer(patience, complain, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def import_lightning() -> None:
+    """Imports what trains, which takes seconds.
+
+    Raises:
+        MissingExtra: the packages of the `train` extra are not installed.
+    """
+    with doing("importing Lightning", 0.1):
+        importlib.import_module("pocketcnn.train.loop")
 
 
 @contextlib.contextmanager

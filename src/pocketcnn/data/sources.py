@@ -15,6 +15,7 @@ from pocketcnn.data.decode import SUFFIXES, RawImage, Reading, decode_all
 from pocketcnn.data.dividing import class_index, is_label
 from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.errors import BadData, UnknownData
+from pocketcnn.support.memory import require_memory
 from pocketcnn.support.optional import optional_import
 
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "testing")
@@ -183,6 +184,9 @@ def read_digits(reading: Reading) -> Decoded:
     images = torch.from_numpy(pixels)
     if reading.image_size:
         size = (reading.image_size, reading.image_size)
+        require_memory(
+            5 * len(images) * size[0] * size[1], f"digits of {size[0]}x{size[1]} pixels", "give a smaller image_size"
+        )
         resized = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
         images = resized.round().to(torch.uint8)
     if reading.channels == 3:

@@ -9,6 +9,7 @@ from typing import Literal
 from pocketcnn.cli.parsing import parse
 from pocketcnn.cli.printing import DONE, FAILED
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.ranges import Count
 from pocketcnn.support.tables import columns
 
 
@@ -21,8 +22,8 @@ def reproduce(words: Sequence[str]) -> int:
         """Published table: report_table1, report_table2, compare_table, ring_curve, puppet, or all."""
         budget: str = "0"
         """Minutes to spend on runs, or full for all that are missing; 0 only reads the records and writes the page."""
-        seeds: int = 1
-        """Number of runs of each row."""
+        seeds: Count = 1
+        """Number of runs of each row, 1 or more."""
         recipe: Literal["table", "quick"] = "table"
         """Train rows by the table's own preset, or by the quick one, which only compares them with each other."""
         rates: bool = False

@@ -10,7 +10,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from pocketcnn.cli.printing import BAD_INPUT, DONE, FAILED, STOPPED, complain, log_to_stderr, open_streams, spoken
+from pocketcnn.cli.printing import (
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    STOPPED,
+    complain,
+    log_to_stderr,
+    open_streams,
+    somebody_waits,
+    spoken,
+)
 from pocketcnn.cli.verbs import VERBS
 from pocketcnn.errors import BadUsage, NotEnoughMemory, PocketError
 from pocketcnn.support.version import __version__
@@ -24,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     open_streams()
+    if argv is None:
+        somebody_waits()
     sys.exit(_flushed(_run([word for word in words if word != "--debug"], debug)))
 
 

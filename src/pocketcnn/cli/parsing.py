@@ -58,7 +58,7 @@ def parse(
         raise BadUsage(_one_line(captured.getvalue(), verb)) from None
     if bad := [fault for record in _records_of(given) for fault in out_of_range(record)]:
         raise BadUsage("; ".join(bad))
-    with doing("importing torch", 0.1):
+    with doing("importing torch"):
         importlib.import_module("torch")  # whatever a verb does next needs it
     return given
 

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+_PATIENCE = 0.1  # seconds
+_waited_for: list[bool] = []  # not empty if this process was started for one command
 FLAGS: dict[str, str] = {}  # the flags of the verb that runs, by the names of the library's arguments
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -98,10 +100,18 @@ def as_flags(message: str) -> str:
     return where + colon + re.sub(r"(--[\w-]+) \(\1\)", r"\1", spelled)  # where a message names both
 
 
+def somebody_waits() -> None:
+    """Notes that this process was started for one command, so that somebody looks at an empty line until it speaks."""
+    _waited_for.append(True)
+
+
 @contextlib.contextmanager
-def doing(what: str, patience: float = 3.0) -> Iterator[None]:
-    """Says on stderr what the command does, if that takes longer than `patience`, in seconds."""
-    timer = threading.Timer(patience, complain, [f"{what} ..."])
+def doing(what: str) -> Iterator[None]:
+    """Says on stderr what the command does, if somebody waits for it."""
+    if not _waited_for:
+        yield
+        return
+    timer = threading.Timer(_PATIENCE, complain, [f"{what} ..."])
     timer.daemon = True
     timer.start()
     try:
@@ -116,7 +126,7 @@ def import_lightning() -> None:
     Raises:
         MissingExtra: the packages of the `train` extra are not installed.
     """
-    with doing("importing Lightning", 0.1):
+    with doing("importing Lightning"):
         importlib.import_module("pocketcnn.train.loop")
 
 

@@ -5,8 +5,10 @@ import dataclasses
 import importlib
 import io
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -40,9 +42,11 @@ def parse(
     _refuse_repeated(words)
     asks = any(word in ("-h", "--help") for word in words)
     settings: dict[str, Any] = {"default": kind(**defaults)} if defaults else {}
+    # Help needs some room. Lines of a message are joined, so they may be long and break inside of no word.
+    columns = max(shutil.get_terminal_size().columns, 40) if asks else 2000
     captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), _columns(columns):
             given = tyro.cli(
                 kind,
                 args=list(words),
@@ -61,6 +65,20 @@ def parse(
     with doing("importing torch"):
         importlib.import_module("torch")  # whatever a verb does next needs it
     return given
+
+
+@contextlib.contextmanager
+def _columns(count: int) -> Iterator[None]:
+    """Makes the terminal look as wide as so many letters."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _names_of(kind: Any) -> list[str]:
@@ -149,6 +167,7 @@ def _shown(word: str) -> str:
 def _one_line(box: str, verb: str) -> str:
     """Extracts the message from the box that tyro draws, with the flag that it suggests."""
     border = "│╭╮╰╯─|+- "  # drawn in ASCII where the terminal has no box characters
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours, on a terminal
     rules = [number for number, line in enumerate(box.splitlines()) if re.search("[─-]{6}", line)]
     lines = [line.strip("│| ") for line in box.splitlines()]
     # The first rule is under or around the title; the message goes from there to the next one.

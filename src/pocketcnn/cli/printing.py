@@ -28,11 +28,11 @@ def with_commas(value: Any) -> str:
 
 
 class _StderrHandler(logging.Handler):
-    """Prints to the current `sys.stderr`, which a live table or a progress bar redirects so that messages appear above it."""
+    """Prints to the current `sys.stderr`, which a live table redirects so that messages appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            complain(spoken(self.format(record)))
+            write_above_bars(spoken(self.format(record)))
         except OSError:  # nobody reads any more; that is no reason to stop
             return
 
@@ -48,6 +48,19 @@ def log_to_stderr(debug: bool) -> None:
 def complain(line: str) -> None:
     """Prints a line on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def can_redraw() -> bool:
+    """Tells whether stderr is a terminal on which a line can be drawn again."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def write_above_bars(line: str) -> None:
+    """Prints a line on stderr, above the progress bars that are drawn there."""
+    if can_redraw() and "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+    else:
+        complain(line)
 
 
 def spoken(message: str, most: int = 1000) -> str:
@@ -72,6 +85,8 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("NO_COLOR"):
+        os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"  # tyro, which draws the help, reads this when it is imported
 
 
 _BEFORE, _AFTER = r"(?<![\w.:=/\\'\"`*-])", r"(?![\w.=/\\'\"`*-])"  # no part of a path, a label or a quotation
@@ -164,9 +179,29 @@ def print_table(summaries: Any) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(_rich_table(summaries, ""))
+        console, table = Console(), _rich_table(summaries, "")
+        if _fits(table, console):
+            console.print(table)
+        else:
+            _print_blocks(summaries)
     else:
         print(markdown(summaries))
+
+
+def _fits(table: Any, console: Any) -> bool:
+    """Tells whether a terminal is wide enough for a table with no cell broken."""
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
+
+
+def _print_blocks(summaries: Any) -> None:
+    """Prints a table as blocks of lines, one for each row: it fits into a narrow terminal."""
+    from pocketcnn.report.tables import cells, header
+    from pocketcnn.support.tables import columns
+
+    for summary in summaries:
+        first, *others = cells(summary)
+        print(first)
+        print(columns([(f"  {title}", cell) for title, cell in zip(header()[1:], others, strict=True)], "ll"))
 
 
 def _rich_table(summaries: Any, title: str) -> Any:

@@ -15,10 +15,10 @@ from pocketcnn.support.files import make_folder, remove_partials
 from pocketcnn.support.memory import keep_memory
 from pocketcnn.support.runs import MODEL, RESULT, read_result
 from pocketcnn.train.auto import to_layout
-from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
+from pocketcnn.train.callbacks import Averaging, EpochLog, Progress, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
-from pocketcnn.train.devices import cluster, count_devices, is_first_process, norms_of, restore_norms
+from pocketcnn.train.devices import check_machines, cluster, count_devices, is_first_process, norms_of, restore_norms
 from pocketcnn.train.engine import pl, quiet_lightning, tracker
 from pocketcnn.train.evaluation import check_input
 from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
@@ -108,6 +108,7 @@ def fit(
         module = Classifier(model, data, config, teacher)
         epochs = EpochLog(folder, label["name"])
         last, norms, start = newest_checkpoint(folder), norms_of(model), time.perf_counter()
+        check_machines(hardware)
         trainer = _trainer(config, hardware, folder, _callbacks(config, epochs, guard, progress, on_epoch), progress)
         trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
         scores: dict[str, float] = {}
@@ -136,7 +137,7 @@ def _callbacks(
     if config.ema_decay:
         callbacks.insert(0, Averaging(config.ema_decay))  # before the step is saved
     if progress:
-        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
+        callbacks.append(Progress())
     if on_epoch is not None:
         callbacks.append(pl.callbacks.LambdaCallback(on_train_epoch_end=lambda *_: on_epoch(epochs.rows)))
     return callbacks

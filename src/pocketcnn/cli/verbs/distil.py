@@ -1,7 +1,6 @@
 """`pocketcnn distil`: makes a small net from a trained one, and trains it to give the same outputs."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 from pocketcnn.cli.arguments import DataOptions, DeviceArguments, hardware_of, load_data
 from pocketcnn.cli.nets import model_path, reading_for, trained_notes
 from pocketcnn.cli.parsing import method_help, parse, preset_of
-from pocketcnn.cli.printing import import_lightning, print_table
+from pocketcnn.cli.printing import can_redraw, import_lightning, print_table
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count
 from pocketcnn.support.runs import MODEL
@@ -69,7 +68,7 @@ def distil(words: Sequence[str]) -> None:
         initialize=given.initialize,
         images=given.images,
         hold_zeros=given.hold_zeros,
-        progress=sys.stderr.isatty(),
+        progress=can_redraw(),
         hardware=hardware_of(given),
     )
     print_table(summarize([result]))

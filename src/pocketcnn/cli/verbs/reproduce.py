@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pocketcnn.cli.parsing import parse
-from pocketcnn.cli.printing import DONE, FAILED
+from pocketcnn.cli.printing import DONE, FAILED, can_redraw
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count
 from pocketcnn.support.tables import columns
@@ -43,7 +43,7 @@ def reproduce(words: Sequence[str]) -> int:
     minutes = float("inf") if given.budget == "full" else int(given.budget)
     found = run(
         given.table, minutes=minutes, seeds=given.seeds, recipe=given.recipe, rates=given.rates,
-        data_folder=given.data_folder, results=given.results, docs=given.docs, progress=sys.stderr.isatty(),
+        data_folder=given.data_folder, results=given.results, docs=given.docs, progress=can_redraw(),
     )  # fmt: skip
     for name, cells in found.cells.items():
         print("\n".join([name, columns(cells), *found.sentences[name], ""]))

@@ -1,7 +1,6 @@
 """`pocketcnn train`: trains one net, plain or condensed, and writes its run folder."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pocketcnn.cli.arguments import (
     model_options_of,
 )
 from pocketcnn.cli.parsing import method_help, parse, preset_of
-from pocketcnn.cli.printing import import_lightning, print_table
+from pocketcnn.cli.printing import can_redraw, import_lightning, print_table
 from pocketcnn.support.runs import MODEL
 
 
@@ -53,7 +52,7 @@ def train(words: Sequence[str]) -> None:
         given.output,
         name=row.label,
         identity={**dataclasses.asdict(row), "label": row.label},
-        progress=sys.stderr.isatty(),
+        progress=can_redraw(),
         hardware=hardware_of(given),
     )
     print_table(summarize([result]))

@@ -111,6 +111,8 @@ def as_flags(message: str) -> str:
         return FLAGS.get(found[1], found[0]) if "_" in found[1] or found[2] else found[0]
 
     where, colon, rest = message.partition(": ") if ": " in message else ("", "", message)
+    if _WITH_VALUE.fullmatch(where):
+        where = _WITH_VALUE.sub(with_value, where)
     spelled = _BARE.sub(bare, _WITH_VALUE.sub(with_value, rest))
     return where + colon + re.sub(r"(--[\w-]+) \(\1\)", r"\1", spelled)  # where a message names both
 

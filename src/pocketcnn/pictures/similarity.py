@@ -11,7 +11,7 @@ from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlat
 from pocketcnn.pictures.panels import BATCH, MAPS, colour_bar, name_ticks
 from pocketcnn.pictures.stations import feature_maps
 from pocketcnn.support.modules import evaluating
-from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot
+from pocketcnn.support.plots import INK, arranged, colour, log_axis, marker, pyplot, shortened
 from pocketcnn.support.protocols import MakesKernel
 
 _FEW = 14  # the most points that have their values beside them
@@ -93,7 +93,7 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
             shared = same_stations(grams[reference], grams[title])
             lines.plot(
                 [stations.index(name) for name in shared], list(shared.values()), f"{marker(place)}-",
-                color=colour(place), markersize=4, linewidth=1.2, label=title,
+                color=colour(place), markersize=4, linewidth=1.2, label=shortened(title),
             )  # fmt: skip
         name_ticks(lines.xaxis, stations)
         lines.tick_params(axis="x", labelrotation=90, labelsize=7)
@@ -109,7 +109,7 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
         axis.set_ylabel(reference, fontsize=8)
         axis.set_xlabel(title, fontsize=8)
     colour_bar(figure, drawn, axes, "right", "linear CKA")
-    return figure
+    return arranged(figure)
 
 
 def _matrix(axis: Any, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Any:
@@ -189,7 +189,7 @@ def draw_correlated(
     axes.set_xlabel("size of the ring, as a share of the weights read off it")
     axes.set_ylabel(f"% of filters with |r| ≥ {threshold:g}\nto another one of the layer")
     axes.legend(fontsize=8, frameon=False)
-    return figure
+    return arranged(figure)
 
 
 def draw_law(
@@ -237,4 +237,4 @@ def draw_law(
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy in %")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
-    return figure
+    return arranged(figure)

@@ -85,7 +85,7 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
     )  # fmt: skip
     for axis, title in zip(axes[0], titles, strict=True):
         drawn = _matrix(axis, grams[title], grams[title])
-        axis.set_title(f"{title} with itself", fontsize=9)
+        axis.set_title(f"{shortened(title)} with itself", fontsize=9)
     if others:
         lines = axes[1, 0]
         stations = list(grams[reference])
@@ -101,13 +101,13 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
         lines.set_xlim(-0.5, len(stations) - 0.5)
         lines.set_ylim(top=1.01)
         lines.set_box_aspect(1)
-        lines.set_title(f"the same place as in {reference}", fontsize=9)
+        lines.set_title(f"the same place as in {shortened(reference)}", fontsize=9)
         lines.legend(fontsize=7, frameon=False, loc="best")
     for axis, title in zip(axes[-1, 1:], others, strict=True):
         _matrix(axis, grams[reference], grams[title])
-        axis.set_title(f"{title} with {reference}", fontsize=9)
-        axis.set_ylabel(reference, fontsize=8)
-        axis.set_xlabel(title, fontsize=8)
+        axis.set_title(f"{shortened(title)} with {shortened(reference)}", fontsize=9)
+        axis.set_ylabel(shortened(reference), fontsize=8)
+        axis.set_xlabel(shortened(title), fontsize=8)
     colour_bar(figure, drawn, axes, "right", "linear CKA")
     return arranged(figure)
 

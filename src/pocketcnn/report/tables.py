@@ -111,8 +111,8 @@ def row_labels(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def _essence(result: Mapping[str, Any]) -> str:
     """All in which the runs of a row are alike, as text."""
-    train = {key: value for key, value in result["train"].items() if key not in _CHOSEN}
-    return repr((result["data"], sorted(train.items()), result["cost"]["total_params"]))
+    train = {key: value for key, value in result.get("train", {}).items() if key not in _CHOSEN}
+    return repr((result.get("data"), sorted(train.items()), result["cost"].get("total_params")))
 
 
 def _common(folders: Sequence[Path]) -> Path:

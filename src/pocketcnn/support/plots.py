@@ -75,7 +75,7 @@ _LONGEST = 34  # letters of a name beside an axis or in a legend
 
 
 def shortened(name: str, most: int = _LONGEST) -> str:
-    """A name without its middle, if it is too long to stand beside a picture."""
+    """A name without its middle, if it is too long to stand beside a picture: lists name the nets in full."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - most // 2 + 1 :]}"
 
 

@@ -18,7 +18,23 @@ from collections.abc import Iterator
 from pocketcnn.cli import main
 from pocketcnn.cli.verbs import VERBS
 
-NUMBERS = ["nan", "inf", "-inf", "-1", "1e400", "1e-400", "٣", "−1", "1\u200b", "0x10", "1,5", "1__0", "--1", "1 2", "9" * 400]
+NUMBERS = [
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "1e400",
+    "1e-400",
+    "٣",
+    "−1",
+    "1\u200b",
+    "0x10",
+    "1,5",
+    "1__0",
+    "--1",
+    "1 2",
+    "9" * 400,
+]
 HUGE = ["2147483648", "9223372036854775808", "1000000000000000000000"]
 WORDS = [
     "", " ", "\0", "a\udc80b", "\ud800", "💥", "é́", "\u202e", "x" * 5000, "../" * 40, "'", '"', "a b", "a\nb", "\x1b[31m", "%s%n",
@@ -45,21 +61,50 @@ FLAGS = {
                 "save-minutes", "decay", "label-smoothing", "feature-weight", "small-epochs", "teacher-weight", "devices"],
 }  # fmt: skip
 VALUES: dict[str, dict[str, list[str]]] = {
-    "train": {f"--{flag}": NUMBERS for flag in FLAGS["numbers"]} | {"--method": SPECS, "--model": MODELS[:19], "--preset": WORDS},
-    "compare": {f"--{flag}": NUMBERS for flag in FLAGS["numbers"]} | {"--seeds": NUMBERS, "--preset": WORDS, "--milestones": NUMBERS},
+    "train": {f"--{flag}": NUMBERS for flag in FLAGS["numbers"]}
+    | {"--method": SPECS, "--model": MODELS[:19], "--preset": WORDS},
+    "compare": {f"--{flag}": NUMBERS for flag in FLAGS["numbers"]}
+    | {"--seeds": NUMBERS, "--preset": WORDS, "--milestones": NUMBERS},
     "distil": {f"--{flag}": NUMBERS for flag in FLAGS["numbers"][:12]} | {"--teacher": WORDS, "--images": NUMBERS},
-    "search": {"--trials": NUMBERS, "--max-bytes": NUMBERS + WORDS, "--max-macs": NUMBERS, "--max-ms": NUMBERS, "--preset": WORDS},
+    "search": {
+        "--trials": NUMBERS,
+        "--max-bytes": NUMBERS + WORDS,
+        "--max-macs": NUMBERS,
+        "--max-ms": NUMBERS,
+        "--preset": WORDS,
+    },
     "evaluate": {"--model": WORDS + MODELS, "--image-size": NUMBERS + HUGE, "--channels": NUMBERS},
     "classify": {"--top": NUMBERS, "--model": WORDS + MODELS, "": WORDS},
-    "measure": {"": WORDS + MODELS, "--method": SPECS, "--batch": NUMBERS + HUGE, "--runs": NUMBERS, "--threads": NUMBERS + HUGE},
+    "measure": {
+        "": WORDS + MODELS,
+        "--method": SPECS,
+        "--batch": NUMBERS + HUGE,
+        "--runs": NUMBERS,
+        "--threads": NUMBERS + HUGE,
+    },
     "bench": {"--only": WORDS},
-    "condense": {"--method": SPECS, "--model": MODELS + WORDS, "--size": NUMBERS[:-1], "--seed": NUMBERS, "--images": NUMBERS},
-    "plan": {"--method": SPECS, "--model": MODELS + WORDS, "--include": WORDS, "--num-classes": NUMBERS + HUGE, "--width": NUMBERS},
+    "condense": {
+        "--method": SPECS,
+        "--model": MODELS + WORDS,
+        "--size": NUMBERS[:-1],
+        "--seed": NUMBERS,
+        "--images": NUMBERS,
+    },
+    "plan": {
+        "--method": SPECS,
+        "--model": MODELS + WORDS,
+        "--include": WORDS,
+        "--num-classes": NUMBERS + HUGE,
+        "--width": NUMBERS,
+    },
     "pack": {"": WORDS + MODELS, "--prune": NUMBERS, "--storage": WORDS, "--lock": WORDS},
     "publish": {"": WORDS + MODELS, "--output": ["", "\0"], "--record": WORDS},
     "export": {"": WORDS + MODELS, "--format": WORDS, "--opset": NUMBERS, "--batch": NUMBERS, "--entropy": NUMBERS},
     "models": {"": [word for word in WORDS if word not in ("*", "-")]},
-    "data": {"": [word for word in WORDS if not word.startswith(("http", "/", ".", "~"))], "--image-size": NUMBERS + HUGE},
+    "data": {
+        "": [word for word in WORDS if not word.startswith(("http", "/", ".", "~"))],
+        "--image-size": NUMBERS + HUGE,
+    },
     "report": {"": [word for word in WORDS if word not in ("/", ".", "~", "../" * 40)]},
     "reproduce": {"": WORDS, "--budget": NUMBERS, "--seeds": NUMBERS, "--recipe": WORDS},
     "picture": {"": WORDS + MODELS, "--images": NUMBERS, "--channel": NUMBERS},
@@ -128,7 +173,12 @@ def outcome(words: list[str]) -> Outcome:
 
 def campaign(count: int, seed: int) -> list[Outcome]:
     """Runs lines in an empty folder, and returns those that end badly."""
-    for module in ("lightning", "sklearn.datasets", "pocketcnn.experiments.search.study", "pocketcnn.experiments.compare"):
+    for module in (
+        "lightning",
+        "sklearn.datasets",
+        "pocketcnn.experiments.search.study",
+        "pocketcnn.experiments.compare",
+    ):
         importlib.import_module(module)  # not to be counted as the time of a line
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         return [found for words in lines(count, seed) if (found := outcome(words)).fault]

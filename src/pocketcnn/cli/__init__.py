@@ -3,6 +3,7 @@
 torch is imported only when a verb needs it, so `pocketcnn --help` answers at once.
 """
 
+import errno
 import faulthandler
 import importlib
 import os
@@ -67,6 +68,8 @@ def _run(words: list[str], debug: bool) -> int:
 
 def _explained(error: Exception) -> int:
     """Prints one line about an error, and returns the exit code."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        return _output_lost(error)
     if isinstance(error, PocketError | ValueError | OSError) and not isinstance(error, UnicodeError):
         complain(f"{type(error).__name__}: {spoken(str(error))}")
         return error.exit_code if isinstance(error, PocketError) else BAD_INPUT
@@ -109,10 +112,14 @@ def _flushed(code: int) -> int:
     except BrokenPipeError:
         _let_go(sys.stdout)
     except OSError as error:
-        _let_go(sys.stdout)
-        complain(f"CannotWrite: standard output: {error.strerror or error}; what was printed is lost")
-        return code or FAILED
+        return code or _output_lost(error)
     return code
+
+
+def _output_lost(error: OSError) -> int:
+    _let_go(sys.stdout)
+    complain(f"CannotWrite: standard output: {error.strerror or error}; what was printed is lost")
+    return FAILED
 
 
 def _let_go(stream: object) -> None:

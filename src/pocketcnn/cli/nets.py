@@ -239,7 +239,8 @@ def model_path(name: str | Path) -> Path:
             return usual
         if (path / CONFIG).is_file():
             raise FileNotFoundError(f"{path}: the run in this folder is not finished; repeat its command to finish it")
-        found = sorted(path.glob("*.safetensors")) or sorted(path.glob(f"**/{checkpoint.FILE}"))
+        found = sorted(path.glob("*.safetensors"))
+        found = found or sorted(file for depth in ("*", "*/*") for file in path.glob(f"{depth}/{checkpoint.FILE}"))
         if len(found) == 1:
             complain(f"{path}: taken as {found[0]}, the only net in this folder")
             return found[0]

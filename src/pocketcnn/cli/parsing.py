@@ -143,7 +143,7 @@ def _whole(word: str) -> int:
 
 def _finite(word: str) -> float:
     number = float(word) if re.fullmatch(r"[+-]?[0-9._]+(?:[eE][+-]?[0-9]+)?", word) else math.nan
-    if not math.isfinite(number):
+    if not math.isfinite(number) or (number == 0 and re.search("[1-9]", word.lower().partition("e")[0])):
         raise ValueError(f"a finite number is needed, not {_shown(word)}")
     return number
 

@@ -1,5 +1,6 @@
 """`pocketcnn reproduce`: compares published results with ours, and trains what is missing as far as time allows."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def reproduce(words: Sequence[str]) -> int:
         """The page to write; figures are written beside it."""
 
     given = parse(Reproduce, words, "reproduce")
-    if given.budget != "full" and not given.budget.isdecimal():
+    if given.budget != "full" and not re.fullmatch("[0-9]{1,9}", given.budget):
         raise BadUsage(f"budget is a whole number of minutes, or full, not {given.budget!r}")
     from pocketcnn.experiments.reproduce import reproduce as run
 

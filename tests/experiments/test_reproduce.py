@@ -517,7 +517,7 @@ def test_run_measure_and_read_again(tables, tmp_path, capsys, monkeypatch):
         (["ring"], "UnknownTable: no table 'ring'"),
         (["all", "--budget", "soon"], "BadUsage: budget is a whole number of minutes, or full, not 'soon'"),
         (["all", "--budget", "-3"], "BadUsage: "),
-        (["all", "--seeds", "0"], "ValueError: seeds must be at least 1 and minutes 0 or more, got 0 and 0"),
+        (["all", "--seeds", "0"], "BadUsage: --seeds must lie in [1, 1000000], got 0"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tables, tmp_path, capsys, monkeypatch):

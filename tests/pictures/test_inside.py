@@ -290,9 +290,9 @@ def test_the_rings_law_is_drawn_where_their_runs_left_records(tmp_path):
     [
         ([], "BadUsage: "),
         (["net.safetensors", "--images", "1"], "BadUsage: similarity needs at least 2 images, got 1"),
-        (["net.safetensors", "--threshold", "1.5"], "ValueError: threshold must lie in (0, 1), got 1.5"),
+        (["net.safetensors", "--threshold", "1.5"], "BadUsage: --threshold must lie in (0, 1), got 1.5"),
         (["net.safetensors", "other.safetensors"], "BadUsage: other was trained on other images than net"),
-        (["other.safetensors"], "BadUsage: the images are [1, 8, 8], the nets were trained on [1, 9, 9]"),
+        (["other.safetensors", "--data", "digits"], "BadUsage: digits: images are 1x8x8, the net was trained on 1x9x9"),
         (["bare.safetensors"], "BadUsage: bare: not a trained net's file"),
     ],
 )
@@ -301,6 +301,6 @@ def test_mistakes_about_similarity_are_named(words, message, tmp_path, monkeypat
     net = plain()
     pc.save(net, "bare.safetensors")
     pc.save(net, "net.safetensors", notes=NOTES)
-    pc.save(net, "other.safetensors", notes=NOTES | {"input_size": [1, 9, 9]})
+    pc.save(net, "other.safetensors", notes=NOTES | {"input_size": [1, 9, 9], "data": "elsewhere"})
     assert run("similarity", *words) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)

@@ -115,7 +115,7 @@ def test_picture_from_the_command_line(tmp_path, capsys):
         (["net.safetensors", "--images", "9999"], "BadUsage: images are numbers from 0 to 358, got 9999"),
         (["net.safetensors", "net.safetensors"], "BadUsage: two nets are called 'net'; --titles gives them names"),
         (["net.safetensors", "other.safetensors"], "BadUsage: other was trained on other images than net"),
-        (["other.safetensors"], "BadUsage: the images are [1, 8, 8], the nets were trained on [1, 9, 9]"),
+        (["other.safetensors", "--data", "digits"], "BadUsage: digits: images are 1x8x8, the net was trained on 1x9x9"),
         (["net.safetensors", "--titles", "one", "two"], "BadUsage: 2 titles for 1 nets"),
         (["net.safetensors", "--image-file", "gone.png"], "FileNotFoundError: gone.png: no such image file"),
         (["net.safetensors", "--layer", "layer7"], "ValueError: ResNet has no module 'layer7'"),
@@ -128,7 +128,7 @@ def test_mistakes_are_named(words, message, tmp_path, monkeypatch, capsys):
     pc.save(net, "bare.safetensors")
     notes = {"data": "digits", "input_size": [1, 8, 8], "mean": [0.3], "std": [0.4]}
     pc.save(net, "net.safetensors", notes=notes)
-    pc.save(net, "other.safetensors", notes=notes | {"input_size": [1, 9, 9]})
+    pc.save(net, "other.safetensors", notes=notes | {"input_size": [1, 9, 9], "data": "elsewhere"})
     with pytest.raises(SystemExit) as left:
         main(["picture", *words])
     assert left.value.code == 2

@@ -239,3 +239,19 @@ def test_signals_are_left_as_they_were(few, tmp_path):
     config = TrainConfig(epochs=1, batch_size=32, precision="float32", channels_last="off")
     fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), few, config, tmp_path / "run")
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+
+def test_a_run_on_several_machines_must_know_them(few, tmp_path, monkeypatch, caplog):
+    from pocketcnn.train.devices import check_machines
+
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="num_nodes=2: nothing says where the other machines are; start by torchrun"):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), few, TrainConfig(epochs=1), tmp_path / "run", num_nodes=2)
+    check_machines(Hardware())
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("NODE_RANK", "1")
+    with caplog.at_level("INFO", "pocketcnn"):
+        check_machines(Hardware(num_nodes=2, devices=3))
+    assert "this is machine 1 of 0 to 1; waiting at 10.0.0.1:29500 for 6 processes in all" in caplog.text

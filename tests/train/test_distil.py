@@ -158,7 +158,7 @@ def test_a_student_of_maps_comes_nearer_to_them(teacher, few, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(feature_weight=-1.0), "feature_weight must not be negative"),
+        (dict(feature_weight=-1.0), "feature_weight must be finite and 0 or more, got -1.0"),
         (dict(feature_weight=1.0, compile=True), "leave out compile and small_epochs"),
     ],
 )

@@ -268,11 +268,11 @@ def test_schedules_rise_and_fall():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(epochs=0), "epochs and batch_size must be at least 1"),
-        (dict(lr=-1.0), "lr must be positive"),
+        (dict(epochs=0), r"epochs must lie in \[1, 1000000\], got 0"),
+        (dict(lr=-1.0), "lr must be finite and more than 0, got -1.0"),
         (dict(momentum=1.0), r"momentum must lie in \[0, 1\)"),
         (dict(optimizer="lion"), "no optimizer 'lion'; known: sgd, adamw"),
-        (dict(weight_decay=-1.0), "must not be negative"),
+        (dict(weight_decay=-1.0), "weight_decay must be finite and 0 or more, got -1.0"),
         (dict(seed=-1), "seed must lie in"),
     ],
 )

@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from pocketcnn.checkpoint.header import read_header
-from pocketcnn.data import DataSet
+from pocketcnn.data import DataSet, Images
 from pocketcnn.errors import BrokenFile
 from pocketcnn.support.schema import shaped
 
@@ -98,6 +99,31 @@ class ImageNotes:
         """
         return data if self.lacks("mean", "std") else dataclasses.replace(data, mean=self.mean, std=self.std)
 
+    def knows(self, classes: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Divides the names of classes into those that the net has and the others; letters in any Unicode form are alike."""
+        own = {_one_form(name) for name in self.classes}
+        known = [name for name in classes if _one_form(name) in own]
+        return known, [name for name in classes if _one_form(name) not in own]
+
+    def numbered(self, data: DataSet) -> DataSet:
+        """Gives the labels of a data set the numbers that the net's outputs have, by the names of the classes.
+
+        Raises:
+            ValueError: the net does not know a class.
+        """
+        places = {_one_form(name): number for number, name in enumerate(self.classes)}
+        if unknown := self.knows(data.classes)[1]:
+            raise ValueError(f"{data.name}: the net does not know its class {unknown[0]!r}")
+        numbers = torch.tensor([places[_one_form(name)] for name in data.classes])
+        train, validation, test = (
+            Images(split.images, numbers[split.labels]) for split in (data.train, data.validation, data.test)
+        )
+        return dataclasses.replace(data, classes=self.classes, train=train, validation=validation, test=test)
+
     def as_dict(self) -> dict[str, Any]:
         """The notes as a model file holds them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+def _one_form(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from pocketcnn.cli.printing import doing
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.ranges import Channels, Count, InputSize, OpenFraction, Pixels, Width, Workers
 from pocketcnn.train.hardware import Hardware
 
 if TYPE_CHECKING:
-    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.data import DataSet
 
 
@@ -27,20 +28,20 @@ class TableOptions:
 class DataOptions(TableOptions):
     """Flags for reading images."""
 
-    image_size: int | None = None
-    """Resize images by their shorter side and crop the centre to a square of this side, in pixels."""
+    image_size: Pixels | None = None
+    """Resize images by their shorter side and crop the centre to a square of this side, in pixels, up to 16,384."""
     channels: Literal[1, 3] | None = None
     """Convert all images to grey (1) or RGB (3)."""
     skip_bad_images: bool = False
     """Skip and count images that cannot be decoded, instead of stopping at the first."""
-    validation: float = 0.1
-    """Share of the training images set aside for making choices; the test split is used once, at the end."""
-    limit: int | None = None
-    """Use at most this many training images."""
+    validation: OpenFraction = 0.1
+    """Share of the training images set aside for making choices, in (0, 1); the test split is used once, at the end."""
+    limit: Count | None = None
+    """Use at most this many training images, 1 or more."""
     stream: bool = False
     """Decode the images of a folder of parquet files during training instead of before it; needs --image-size."""
-    workers: int = 0
-    """Processes per device that decode a stream."""
+    workers: Workers = 0
+    """Processes per device that decode a stream, up to 1,024."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,13 @@ class DataArguments(DataOptions):
 class ModelArguments:
     """Flags for making a net by name."""
 
-    width: float = 1.0
-    """Factor for the channels of every layer."""
+    width: Width = 1.0
+    """Factor for the channels of every layer, in [0.001, 1000]."""
     stem: Literal["imagenet", "small", "deep"] | None = None
     """First layers of the net; by default the net's own."""
-    in_channels: int | None = None
+    in_channels: Channels | None = None
     """Channels of an image; by default those of the data, or 3."""
-    num_classes: int | None = None
+    num_classes: Count | None = None
     """Outputs of the net; by default the classes of the data, or the net's own."""
 
 
@@ -69,7 +70,7 @@ class ModelArguments:
 class DeviceArguments(Hardware):
     """Flags for the machines that a training runs on: the fields of `Hardware`."""
 
-    devices: int = 1
+    devices: Count = 1
     """Number of devices per machine; several train by distributed data parallel."""
 
 
@@ -78,14 +79,14 @@ class SurgeryArguments(ModelArguments):
     """Flags for the net to condense, and the layers in it."""
 
     model: str = "resnet20"
-    """A net by name, or a model file."""
+    """A net by name, a model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
     method: str = "ring"
-    """Method that condenses the net; its options follow as flags."""
+    """Method that condenses the net; its options are flags, or follow its name: ring:size=0.1"""
     include: tuple[str, ...] | None = None
     """Dotted-name patterns of the layers to condense: "layer3.*" "*.conv2"."""
     exclude: tuple[str, ...] | None = None
     """Dotted-name patterns of the layers to leave as they are."""
-    input_size: tuple[int, int, int] | None = None
+    input_size: InputSize | None = None
     """Channels, height and width of an image, for counting multiply-adds and depth; by default the file's, or 3 32 32."""
 
 
@@ -96,26 +97,28 @@ def load_data(given: Any) -> "DataSet":
     if given.stream:
         if given.image_size is None or given.limit is not None:
             raise BadUsage("a stream needs --image-size, and takes no --limit")
-        return open_stream(
+        with doing(f"looking through {given.data}"):
+            return open_stream(
+                given.data,
+                validation=given.validation,
+                image_size=given.image_size,
+                channels=given.channels or 3,
+                workers=given.workers,
+                skip_bad_images=given.skip_bad_images,
+                **table_options_of(given),
+            )
+    if given.workers:
+        raise BadUsage("--workers read a stream; add --stream, or leave --workers out")
+    with doing(f"reading {given.data}"):
+        return load(
             given.data,
             validation=given.validation,
             image_size=given.image_size,
-            channels=given.channels or 3,
-            workers=given.workers,
+            channels=given.channels,
             skip_bad_images=given.skip_bad_images,
+            limit=given.limit,
             **table_options_of(given),
         )
-    if given.workers:
-        raise BadUsage("--workers read a stream; add --stream, or leave --workers out")
-    return load(
-        given.data,
-        validation=given.validation,
-        image_size=given.image_size,
-        channels=given.channels,
-        skip_bad_images=given.skip_bad_images,
-        limit=given.limit,
-        **table_options_of(given),
-    )
 
 
 def table_options_of(given: TableOptions) -> dict[str, Any]:
@@ -139,9 +142,3 @@ def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> di
 def hardware_of(given: DeviceArguments) -> Hardware:
     """The flags as `pocketcnn.train.fit` takes them."""
     return Hardware(**{field.name: getattr(given, field.name) for field in fields(Hardware)})
-
-
-def input_size_of(given: Any, notes: "ImageNotes") -> tuple[int, int, int]:
-    """(channels, height, width) as given, else as the net's file says, else of 32x32 pixels."""
-    channels, height, width = given.input_size or notes.input_size or (given.in_channels or 3, 32, 32)
-    return channels, height, width

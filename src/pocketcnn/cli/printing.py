@@ -1,11 +1,19 @@
 """Output of the verbs: tables, sizes, log messages and exit codes."""
 
 import contextlib
+import importlib
+import io
 import logging
+import os
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+_PATIENCE = 0.1  # seconds
+_waited_for: list[bool] = []  # not empty if this process was started for one command
+FLAGS: dict[str, str] = {}  # the flags of the verb that runs, by the names of the library's arguments
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
@@ -23,7 +31,10 @@ class _StderrHandler(logging.Handler):
     """Prints to the current `sys.stderr`, which a live table redirects so that messages appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        try:
+            write_above_bars(spoken(self.format(record)))
+        except OSError:  # nobody reads any more; that is no reason to stop
+            return
 
 
 def log_to_stderr(debug: bool) -> None:
@@ -32,6 +43,108 @@ def log_to_stderr(debug: bool) -> None:
     if not logger.handlers:
         logger.addHandler(_StderrHandler())
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def complain(line: str) -> None:
+    """Prints a line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def can_redraw() -> bool:
+    """Tells whether stderr is a terminal on which a line can be drawn again."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def write_above_bars(line: str) -> None:
+    """Prints a line on stderr, above the progress bars that are drawn there."""
+    if can_redraw() and "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+    else:
+        complain(line)
+
+
+def spoken(message: str, most: int = 1000) -> str:
+    """A message of the library as the command line says it: in one line, its arguments spelled as flags.
+
+    What cannot be seen is escaped, and a very long message is cut.
+    """
+    text = as_flags(" ".join(message.split()))
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
+def open_streams() -> None:
+    """Makes the standard streams safe to print to: letters that they cannot write are escaped, closed ones lead nowhere."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which a file of ours would take otherwise
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("NO_COLOR"):
+        os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"  # tyro, which draws the help, reads this when it is imported
+
+
+_BEFORE, _AFTER = r"(?<![\w.:=/\\'\"`*-])", r"(?![\w.=/\\'\"`*-])"  # no part of a path, a label or a quotation
+_WITH_VALUE = re.compile(_BEFORE + r"([a-z][a-z0-9_]*)=(\([^()]*\)|\"[^\"]*\"|'[^']*'|[\w+-]*(?:\.\w+)*)")
+_BARE = re.compile(_BEFORE + r"([a-z][a-z0-9_]*)" + _AFTER + r"(?=( must |(?:, \w+)*,? and \w+ must )?)")
+
+
+def as_flags(message: str) -> str:
+    """Spells the library's arguments in a message as flags of the verb that runs: `image_size=64` as `--image-size 64`.
+
+    Arguments are recognised where they have a value or an underscore, or where the message says what they must be. The
+    place that a message begins with, up to a colon, stays as it is: labels of nets look like arguments.
+    """
+
+    def with_value(found: re.Match[str]) -> str:
+        name, value = found[1], " ".join(re.sub(r"[()\"',]", " ", found[2]).split())
+        if name not in FLAGS:
+            return found[0]
+        return FLAGS[name] if value in ("", "True") else f"{FLAGS[name]} {value}"
+
+    def bare(found: re.Match[str]) -> str:
+        return FLAGS.get(found[1], found[0]) if "_" in found[1] or found[2] else found[0]
+
+    where, colon, rest = message.partition(": ") if ": " in message else ("", "", message)
+    if _WITH_VALUE.fullmatch(where):
+        where = _WITH_VALUE.sub(with_value, where)
+    spelled = _BARE.sub(bare, _WITH_VALUE.sub(with_value, rest))
+    return where + colon + re.sub(r"(--[\w-]+) \(\1\)", r"\1", spelled)  # where a message names both
+
+
+def somebody_waits() -> None:
+    """Notes that this process was started for one command, so that somebody looks at an empty line until it speaks."""
+    _waited_for.append(True)
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Says on stderr what the command does, if somebody waits for it."""
+    if not _waited_for:
+        yield
+        return
+    timer = threading.Timer(_PATIENCE, complain, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def import_lightning() -> None:
+    """Imports what trains, which takes seconds.
+
+    Raises:
+        MissingExtra: the packages of the `train` extra are not installed.
+    """
+    with doing("importing Lightning"):
+        importlib.import_module("pocketcnn.train.loop")
 
 
 @contextlib.contextmanager
@@ -68,9 +181,29 @@ def print_table(summaries: Any) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(_rich_table(summaries, ""))
+        console, table = Console(), _rich_table(summaries, "")
+        if _fits(table, console):
+            console.print(table)
+        else:
+            _print_blocks(summaries)
     else:
         print(markdown(summaries))
+
+
+def _fits(table: Any, console: Any) -> bool:
+    """Tells whether a terminal is wide enough for a table with no cell broken."""
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
+
+
+def _print_blocks(summaries: Any) -> None:
+    """Prints a table as blocks of lines, one for each row: it fits into a narrow terminal."""
+    from pocketcnn.report.tables import cells, header
+    from pocketcnn.support.tables import columns
+
+    for summary in summaries:
+        first, *others = cells(summary)
+        print(first)
+        print(columns([(f"  {title}", cell) for title, cell in zip(header()[1:], others, strict=True)], "ll"))
 
 
 def _rich_table(summaries: Any, title: str) -> Any:

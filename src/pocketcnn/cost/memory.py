@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from pocketcnn.support.memory import require_memory
 from pocketcnn.support.modules import check_input_size, check_weights, device_and_dtype, evaluating, in_mode
 
 
@@ -42,6 +43,29 @@ def measure_memory(
         with _Live({storage._cdata for storage in known}) as live:
             _run(model, x, training)
         return live.peak
+
+
+_SIDE, _SMALL = 64, 4 << 20  # pixels: of the image that stands for larger ones, and of batches that need no check
+
+
+def check_room(model: nn.Module, input_size: tuple[int, ...], *, batch: int = 1) -> None:
+    """Checks that the machine can hold a training pass of a large batch or image, estimated by a small one.
+
+    Maps grow as the number of pixels does, so one image of at most 64x64 pixels tells what larger ones take.
+
+    Raises:
+        NotEnoughMemory: it cannot.
+    """
+    channels, height, width = input_size
+    if batch * height * width <= _SMALL:
+        return
+    small = channels, min(height, _SIDE), min(width, _SIDE)
+    times = batch * height * width / (small[1] * small[2])
+    require_memory(
+        int(times * (measure_memory(model, small, training=True) + 4 * channels * small[1] * small[2])),
+        f"a pass of {batch:,} images of {channels}x{height}x{width}",
+        "give smaller images or fewer at once",
+    )
 
 
 def _run(model: nn.Module, x: Tensor, training: bool) -> None:

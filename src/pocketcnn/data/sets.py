@@ -18,6 +18,14 @@ BUILT_IN = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
 }
+BUILT_IN_SIZES = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+}
+"""(channels, height, width) of the built-in data sets as they are."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pocketcnn.data.sets import BUILT_IN, Images
 from pocketcnn.data.tables import Table, check_hub_file, open_table, raw_image, read_hub_file, split_files
 from pocketcnn.data.walk import stats_of
 from pocketcnn.errors import BadData, PocketError, UnknownData
+from pocketcnn.support.memory import require_memory
 from pocketcnn.support.optional import optional_import
 
 _KINDS = {  # what hub data sets call their splits
@@ -248,6 +249,9 @@ def read_digits(reading: Reading) -> Decoded:
     images = torch.from_numpy(pixels)
     if reading.image_size:
         size = (reading.image_size, reading.image_size)
+        require_memory(
+            5 * len(images) * size[0] * size[1], f"digits of {size[0]}x{size[1]} pixels", "give a smaller image_size"
+        )
         resized = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
         images = resized.round().to(torch.uint8)
     if reading.channels == 3:

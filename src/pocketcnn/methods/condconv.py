@@ -12,11 +12,9 @@ The layers of a block can share one routing, made from the block's input, as in 
 
 import dataclasses
 import math
-import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -35,6 +33,7 @@ from pocketcnn.methods._shared import AbstractShared
 from pocketcnn.methods._sites import conv_sites
 from pocketcnn.numerics._shapes import Pair
 from pocketcnn.numerics.condconv import COMPUTATIONS
+from pocketcnn.support.memory import machine_memory
 
 _APART = 0.1  # standard deviation of the experts' differences after a fit, as a share of the kernel's
 Activation = Literal["sigmoid", "softmax"]
@@ -375,16 +374,11 @@ def check_memory(
     """
     kind = torch.device(device) if device is not None else torch.get_default_device()
     if kind.type == "cuda":
-        memory = torch.cuda.mem_get_info(kind)[1]
-    elif kind.type == "cpu" and hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-        if limit.is_file() and (words := limit.read_text().strip()).isdigit():
-            memory = min(memory, int(words))
+        memory: int | None = torch.cuda.mem_get_info(kind)[1]
     else:
-        return
+        memory = machine_memory() if kind.type == "cpu" else None
     each = sum(sizes) * (dtype or torch.get_default_dtype()).itemsize
-    if each * num_experts > memory:
+    if memory is not None and each * num_experts > memory:
         raise NotEnoughMemory(
             f"{num_experts:,} experts take {each * num_experts / 1e9:,.1f} GB, {kind} has {memory / 1e9:,.1f} GB in all; "
             f"{memory // each:,} would fit, and training takes about four times as much"

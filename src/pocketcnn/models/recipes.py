@@ -3,18 +3,23 @@
 import dataclasses
 import fnmatch
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
-from pocketcnn.errors import UnknownModel
+from pocketcnn.errors import NotEnoughMemory, UnknownModel
 from pocketcnn.methods import get_method
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.models import PLAIN, mnist_net
 from pocketcnn.models.equilibrium import EquilibriumNet
 from pocketcnn.support.files import refuse_exported
+from pocketcnn.support.kinds import in_words, is_a
+from pocketcnn.support.memory import require_memory
 from pocketcnn.surgery import Provenance, condense, remember
 
 
@@ -108,21 +113,20 @@ def create_model(name: str, **options: Any) -> nn.Module:
     Raises:
         UnknownModel: no net has that name; the message offers the nearest.
         ExportedFile: the name is that of a file exported for serving.
-        ValueError: an option is unknown or out of range.
+        ValueError: an option is unknown, of another type or out of range.
+        NotEnoughMemory: the net is larger than the machine's memory.
     Example:
         >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
         11173962
     """
     if name in BUILDERS:
-        _check_range(name, options)
+        _check_options(name, options)
         try:
             model = BUILDERS[name](**options)
         except TypeError as error:
             raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
         return remember(model, Provenance(base={"name": name, "options": options}, steps=()))
-    if name not in RECIPES:
-        refuse_exported(name)
-        raise UnknownModel(name, (*BUILDERS, *RECIPES))
+    check_name(name)
     recipe = RECIPES[name]
     steps = [(method, dict(step_options)) for method, step_options in recipe.steps]
     fields = {field.name for method, _ in steps for field in dataclasses.fields(get_method(method).options)}
@@ -134,14 +138,46 @@ def create_model(name: str, **options: Any) -> nn.Module:
     return model
 
 
+def check_name(name: str) -> None:
+    """Checks that a net has this name.
+
+    Raises:
+        UnknownModel: none has; the message offers the nearest.
+        ExportedFile: the name is that of a file exported for serving.
+    """
+    if name not in (*BUILDERS, *RECIPES):
+        refuse_exported(name)
+        raise UnknownModel(name, (*BUILDERS, *RECIPES))
+
+
 # The largest values of options: far beyond use, but small enough that nothing overflows or runs for hours.
 _MOST = {"num_classes": 10**6, "in_channels": 10**6, "width": 10**3, "max_steps": 10**4, "train_steps": 10**4}
+_USUAL = {
+    "width": 4
+}  # nets of options up to this, or else up to 4096, are small; others are counted before they are made
 
 
-def _check_range(name: str, options: Mapping[str, Any]) -> None:
-    for option, value in options.items():
-        if isinstance(value, int | float) and not abs(value) <= (most := _MOST.get(option, 2**31)):
-            raise ValueError(f"{name}: {option} may be at most {most:,}, not {value!r}")
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Checks the types and sizes of a plain net's options, and that the machine can hold the net."""
+    builder = BUILDERS[name]
+    maker: Any = builder.func if isinstance(builder, partial) else builder
+    hints = typing.get_type_hints(vars(maker)["__init__"] if isinstance(maker, type) else maker)
+    for key, value in options.items():
+        if key in hints and not is_a(value, hints[key]):
+            raise ValueError(f"{name}: {key} must be {in_words(hints[key])}, not {value!r}")
+        if isinstance(value, int | float) and not abs(value) <= (most := _MOST.get(key, 2**31)):
+            raise ValueError(f"{name}: {key} may be at most {most:,}, not {value!r}")
+    if all(value <= _USUAL.get(key, 4096) for key, value in options.items() if isinstance(value, int | float)):
+        return
+    what, remedy = f"{name} with {', '.join(f'{k}={v}' for k, v in options.items())}", "make a smaller net"
+    try:
+        with torch.device("meta"):  # where no memory is taken
+            net = builder(**options)
+    except (RuntimeError, OverflowError) as error:
+        raise NotEnoughMemory(f"{what}: more weights than can be counted; {remedy}") from error
+    except TypeError:
+        return  # an unknown option, which the builder reports
+    require_memory(4 * sum(p.numel() for p in net.parameters()), what, remedy)
 
 
 def list_models(pattern: str = "*") -> list[str]:

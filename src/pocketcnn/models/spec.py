@@ -45,13 +45,17 @@ def parse_options(text: str) -> tuple[str, dict[str, Any]]:
     """Reads a name and the options behind it; `spell` writes them.
 
     Raises:
-        ValueError: an option has no value.
+        ValueError: an option has no value or is given twice, or the text is longer than any that has a meaning.
     Example:
         >>> parse_options("mnist_net:feature=pde,width=8")
         ('mnist_net', {'feature': 'pde', 'width': 8})
         >>> parse_options("ring:level={'layer1': 'early', 'layer[23]': 'late'}")
         ('ring', {'level': {'layer1': 'early', 'layer[23]': 'late'}})
     """
+    if len(text) > _LONGEST:
+        raise ValueError(
+            f"{text[:40]!r}...: {len(text):,} characters; a name with its options has at most {_LONGEST:,}"
+        )
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
     while rest:
@@ -62,6 +66,11 @@ def parse_options(text: str) -> tuple[str, dict[str, Any]]:
                 raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")
             continue
         end = _value_end(after)
+        if not key.isidentifier() or end == 0:
+            lacking = f"option {key!r} has no value" if key.isidentifier() else f"{key!r} cannot be an option's name"
+            raise ValueError(f"{text!r}: {lacking}; write {name}:OPTION=VALUE,OPTION=VALUE")
+        if key in options:
+            raise ValueError(f"{text!r}: gives {key} twice; give it once")
         options[key], rest = _read_value(after[:end]), after[end + 1 :]
     return name, options
 
@@ -80,6 +89,8 @@ def spell(name: str, options: Mapping[str, Any]) -> str:
     return ":".join(filter(None, (name, ",".join(f"{key}={_spell_value(value)}" for key, value in options.items()))))
 
 
+_LONGEST = 2000  # characters; more would keep Python's parser busy, which reads nested literals
+_UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # the last two: nested too deeply
 _OPENING = ("(", "[", "{", "'", '"')  # what a Python literal that may hold commas begins with
 _BARE = re.compile(r"(?:\{[^{}]*\}|[^,])*")  # another value: up to a comma, but not inside of braces
 
@@ -90,7 +101,7 @@ def _value_end(text: str) -> int:
         for end in (*(found.start() for found in re.finditer(",", text)), len(text)):
             try:
                 ast.literal_eval(text[:end])
-            except (ValueError, SyntaxError):
+            except _UNREADABLE:
                 continue
             return end
     bare = _BARE.match(text)
@@ -100,14 +111,14 @@ def _value_end(text: str) -> int:
 def _read_value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except _UNREADABLE:
         return text
 
 
 def _spell_value(value: Any) -> str:
     """A value in words; a string is quoted only where it would not be read back as itself."""
     if isinstance(value, str) and (
-        value.startswith(_OPENING) or re.search("[,{}]", value) or _read_value(value) != value
+        not value or value.startswith(_OPENING) or re.search("[,{}]", value) or _read_value(value) != value
     ):
         return repr(value)
     return str(value)

@@ -10,7 +10,7 @@ from pocketcnn.methods.condconv import CondConv2d
 from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import BATCH, MAPS, NAMES, PANEL, colour_bar, name_ticks, spread_over
 from pocketcnn.support.modules import at_inputs
-from pocketcnn.support.plots import BLUE, pyplot
+from pocketcnn.support.plots import BLUE, arranged, pyplot
 
 _ROUTERS = 6  # the most that are drawn
 _MANY = 1000  # images
@@ -110,4 +110,4 @@ def draw_routing(net: nn.Module, x: Tensor, labels: Tensor, classes: Sequence[st
     axis.set_xlabel("router, from the first to the last")
     axis.set_ylabel("% of variance\nbetween classes")
     axis.legend(fontsize=8, frameon=False)
-    return figure
+    return arranged(figure)

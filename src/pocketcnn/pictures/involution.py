@@ -17,7 +17,7 @@ from pocketcnn.pictures.panels import (
     spread_over,
 )
 from pocketcnn.support.modules import at_inputs
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import arranged, pyplot
 
 _LAYERS, _GROUPS = 4, 4  # the most that are drawn
 
@@ -85,4 +85,4 @@ def draw_pixel_kernels(net: nn.Module, image: Tensor, x: Tensor, *, title: str =
     axes[0, 0].set_title("image", fontsize=8, pad=2)
     axes[0, 1].set_title("norm", fontsize=8, pad=2)
     figure.suptitle(f"{title}{': ' if title else ''}norm and sum of each pixel's kernel", fontsize=10)
-    return figure
+    return arranged(figure)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pocketcnn.pictures.panels import MAPS, PANEL, colour_bar, limits_of, plane_of, show_image, show_plane
 from pocketcnn.pictures.stations import feature_maps, stations
-from pocketcnn.support.plots import pyplot
+from pocketcnn.support.plots import arranged, pyplot
 
 
 def draw_maps(
@@ -57,4 +57,4 @@ def draw_maps(
         for place, last in enumerate(drawn, start=1):
             colour_bar(figure, last, axes[:, place], "bottom")
         figure.supxlabel(label, fontsize=9)
-    return figure
+    return arranged(figure)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pocketcnn.support.files import make_folder, write_atomically
-from pocketcnn.support.plots import pyplot, svg
+from pocketcnn.support.plots import arranged, pyplot, shortened, svg
 
 PANEL = 1.55  # inches
 _DPI = 200
@@ -25,8 +25,7 @@ def write_figure(figure: Any, folder: str | Path, name: str) -> list[Path]:
     """
     folder = make_folder(Path(folder))
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=_DPI)
-    figure.set_layout_engine("none")  # arranged by now; doing it again would take most of the time
+    arranged(figure).savefig(png, format="png", dpi=_DPI)
     files: dict[Path, bytes | str] = {
         folder / f"{name}.png": png.getvalue(),
         folder / f"{name}.svg": svg(figure, dpi=_DPI),
@@ -111,4 +110,4 @@ BATCH = 250  # images of a pass
 def name_ticks(axis: Any, names: Sequence[str]) -> None:
     """Writes names along an axis of an image; of many names, every second or third only."""
     places = range(0, len(names), -(-len(names) // NAMES))
-    axis.set_ticks(places, [names[place] for place in places])
+    axis.set_ticks(places, [shortened(names[place]) for place in places])

@@ -24,7 +24,7 @@ from pocketcnn.pictures.panels import (
     spread_over,
 )
 from pocketcnn.support.modules import at_inputs, evaluating
-from pocketcnn.support.plots import VERMILION, pyplot
+from pocketcnn.support.plots import VERMILION, arranged, pyplot
 
 _STRIP = 8  # the most steps that are shown
 
@@ -133,7 +133,7 @@ def draw_fields(image: Tensor, fields: Fields, *, title: str = "", channel: int 
     colour_bar(below, drawn, axes, "right", extend="both")
     several = f", channel {channel} of {fields.before.shape[1]}" if fields.before.shape[1] > 1 else ""
     figure.suptitle(f"{title}{several}".removeprefix(", "), fontsize=10)
-    return figure
+    return arranged(figure)
 
 
 def _quiver(axis: Any, u: Tensor, v: Tensor, behind: Tensor) -> Any:

@@ -13,7 +13,7 @@ from pocketcnn.methods.puppet import Puppeteer, PuppetStage, gauge_of, puppeteer
 from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import MAPS, show_image, spread_over
 from pocketcnn.support.modules import evaluating
-from pocketcnn.support.plots import BLUE, VERMILION, pyplot
+from pocketcnn.support.plots import BLUE, VERMILION, arranged, pyplot, shortened
 
 _MANY = 10_000  # images
 _EXAMPLES = 8
@@ -64,7 +64,7 @@ def draw_levels(
     _draw_depths(right, net, levels, gauge.levels)
     _draw_extremes(below, images, values)
     figure.suptitle(title, fontsize=10)
-    return figure
+    return arranged(figure)
 
 
 def _draw_histograms(axis: Any, values: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
@@ -76,7 +76,9 @@ def _draw_histograms(axis: Any, values: Tensor, labels: Tensor, classes: Sequenc
         heights = torch.histogram(values[labels == place], bins=grid)[0]
         shares = heights / heights.sum().clamp(min=1)
         smooth = F.avg_pool1d(shares[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
-        axis.plot((grid[1:] + grid[:-1]) / 2, 100 * smooth, label=name, linewidth=1.4, color=colours(place % 10))
+        axis.plot(
+            (grid[1:] + grid[:-1]) / 2, 100 * smooth, label=shortened(name), linewidth=1.4, color=colours(place % 10)
+        )
     axis.set_ylabel("% of the class's images")
     axis.legend(fontsize=8, ncols=2 if len(classes) > 5 else 1, frameon=False)
     axis.set_ylim(bottom=0)
@@ -129,7 +131,7 @@ def draw_kernels(puppeteer: Puppeteer, *, title: str = "", channels: int = 6) ->
     left, right = below.subplots(1, 2)
     _draw_steps(left, states.flatten(1), kernels)
     below.colorbar(_draw_alikeness(right, states.flatten(1)), ax=right, shrink=0.85)
-    return figure
+    return arranged(figure)
 
 
 def _limit(states: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
 from pocketcnn.pictures.images import Images
 from pocketcnn.pictures.panels import MAPS, colour_bar, name_ticks, spread_over
-from pocketcnn.support.plots import BLUE, VERMILION, pyplot
+from pocketcnn.support.plots import BLUE, VERMILION, arranged, pyplot
 
 _RINGS = 4  # the most that are drawn
 
@@ -94,7 +94,7 @@ def draw_ring(net: nn.Module, *, title: str = "") -> Any:
             f"{len(ring.values):,} parameters read {sum(ring.sizes):,} times by {layers}",
             fontsize=10,
         )
-    return figure
+    return arranged(figure)
 
 
 def _draw_uses(axis: Any, ring: ParameterRing) -> None:

@@ -11,7 +11,7 @@ from pocketcnn.numerics import centred_gram, correlated_filters, filter_correlat
 from pocketcnn.pictures.panels import BATCH, MAPS, colour_bar, name_ticks
 from pocketcnn.pictures.stations import feature_maps
 from pocketcnn.support.modules import evaluating
-from pocketcnn.support.plots import INK, colour, log_axis, marker, pyplot
+from pocketcnn.support.plots import INK, arranged, colour, log_axis, marker, pyplot, shortened
 from pocketcnn.support.protocols import MakesKernel
 
 _FEW = 14  # the most points that have their values beside them
@@ -85,7 +85,7 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
     )  # fmt: skip
     for axis, title in zip(axes[0], titles, strict=True):
         drawn = _matrix(axis, grams[title], grams[title])
-        axis.set_title(f"{title} with itself", fontsize=9)
+        axis.set_title(f"{shortened(title)} with itself", fontsize=9)
     if others:
         lines = axes[1, 0]
         stations = list(grams[reference])
@@ -93,7 +93,7 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
             shared = same_stations(grams[reference], grams[title])
             lines.plot(
                 [stations.index(name) for name in shared], list(shared.values()), f"{marker(place)}-",
-                color=colour(place), markersize=4, linewidth=1.2, label=title,
+                color=colour(place), markersize=4, linewidth=1.2, label=shortened(title),
             )  # fmt: skip
         name_ticks(lines.xaxis, stations)
         lines.tick_params(axis="x", labelrotation=90, labelsize=7)
@@ -101,15 +101,15 @@ def draw_similarity(grams: Mapping[str, Mapping[str, Tensor]]) -> Any:
         lines.set_xlim(-0.5, len(stations) - 0.5)
         lines.set_ylim(top=1.01)
         lines.set_box_aspect(1)
-        lines.set_title(f"the same place as in {reference}", fontsize=9)
+        lines.set_title(f"the same place as in {shortened(reference)}", fontsize=9)
         lines.legend(fontsize=7, frameon=False, loc="best")
     for axis, title in zip(axes[-1, 1:], others, strict=True):
         _matrix(axis, grams[reference], grams[title])
-        axis.set_title(f"{title} with {reference}", fontsize=9)
-        axis.set_ylabel(reference, fontsize=8)
-        axis.set_xlabel(title, fontsize=8)
+        axis.set_title(f"{shortened(title)} with {shortened(reference)}", fontsize=9)
+        axis.set_ylabel(shortened(reference), fontsize=8)
+        axis.set_xlabel(shortened(title), fontsize=8)
     colour_bar(figure, drawn, axes, "right", "linear CKA")
-    return figure
+    return arranged(figure)
 
 
 def _matrix(axis: Any, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Any:
@@ -189,7 +189,7 @@ def draw_correlated(
     axes.set_xlabel("size of the ring, as a share of the weights read off it")
     axes.set_ylabel(f"% of filters with |r| ≥ {threshold:g}\nto another one of the layer")
     axes.legend(fontsize=8, frameon=False)
-    return figure
+    return arranged(figure)
 
 
 def draw_law(
@@ -237,4 +237,4 @@ def draw_law(
     axes.set_xlabel(unit)
     axes.set_ylabel("test accuracy in %")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
-    return figure
+    return arranged(figure)

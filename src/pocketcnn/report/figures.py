@@ -19,8 +19,10 @@ _AXES = (
 
 
 def method_colour(method: str) -> str:
-    """The colour of a method, by its place in the registry, so that a method added at its end changes no other's."""
-    return INK if method == "plain" else colour(list(METHODS).index(method))
+    """The colour of a method, by its place in the registry, so that a method added at its end changes no other's; grey for others."""
+    if method in METHODS:
+        return colour(list(METHODS).index(method))
+    return INK if method == "plain" else "#999999"
 
 
 def _styles(summaries: Sequence[Summary]) -> dict[str, dict[str, Any]]:

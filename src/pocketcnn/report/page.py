@@ -31,7 +31,7 @@ def write_report(folder: str | Path) -> Path:
     results = read_results(folder)
     summaries = tables.summarize(results, read_speeds(folder))
     curves: dict[str, list[list[float]]] = {}
-    for result in results:
+    for label, result in zip(tables.row_labels(results), results, strict=True):
         if not (curve := read_curve(result["folder"])):
             raise BadData(
                 f"{result['folder']}: no {METRICS}, which a finished run has; restore it or move the run away"
@@ -41,7 +41,7 @@ def write_report(folder: str | Path) -> Path:
                 f"{result['folder'] / METRICS}: {len(curve)} epochs, but the run had {result['epochs']}; restore it or move "
                 "the run away"
             )
-        curves.setdefault(result["identity"].get("label") or result["name"], []).append(curve)
+        curves.setdefault(label, []).append(curve)
     drawn = dict(zip(("bytes", "macs", "latency"), figures.tradeoffs(summaries), strict=True))
     drawn["learning"] = figures.learning_curves(summaries, curves)
     for name, svg in drawn.items():

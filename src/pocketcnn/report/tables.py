@@ -1,10 +1,13 @@
 """The table of a comparison: a row for each net, with means over its seeds and ratios to the plain net."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from pocketcnn.support.labels import labels_of
 from pocketcnn.support.tables import markdown_table
 
 
@@ -45,8 +48,8 @@ def summarize(
         speeds: for each label, figures of nets measured in turns; they replace those that each run measured alone.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(result["identity"].get("label") or result["name"], []).append(result)
+    for label, result in zip(row_labels(results), results, strict=True):
+        groups.setdefault(label, []).append(result)
     values = {label: {**_values(group), **(speeds or {}).get(label, {})} for label, group in groups.items()}
     plain = {
         group[0]["identity"].get("model"): values[label]
@@ -74,6 +77,46 @@ def summarize(
             )
         )
     return summaries
+
+
+_CHOSEN = ("seed", "precision", "channels_last", "teacher")  # settings in which the runs of a row may differ
+
+
+def row_labels(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The label of the row that each result belongs to: of the net; and of the folder, where one label means several rows.
+
+    Runs are seeds of one row if they trained a net of one size on the same data with the same settings, each seed once.
+    """
+    labels = [result["identity"].get("label") or result["name"] for result in results]
+    keys = [(label, _essence(result)) for label, result in zip(labels, results, strict=True)]
+    places = [Path(result.get("folder", "")) for result in results]
+    for part in ("", "parent", "own"):  # what tells two runs with one seed apart
+        rows = [
+            (*key, {"": "", "parent": place.parent, "own": place}[part])
+            for key, place in zip(keys, places, strict=True)
+        ]
+        if len({(row, result["seed"]) for row, result in zip(rows, results, strict=True)}) == len(results):
+            break
+    several = {label for label in labels if len({row for row in rows if row[0] == label}) > 1}
+    folders = {
+        row: _common([p for p, other in zip(places, rows, strict=True) if other == row]) for row in dict.fromkeys(rows)
+    }
+    named: dict[Any, str] = {}
+    for label in several:
+        own = [row for row in folders if row[0] == label]
+        for row, words in zip(own, labels_of([folders[row] for row in own]), strict=True):
+            named[row] = words if label in words.split("/") else f"{label} [{words}]"
+    return [named.get(row, label) for row, label in zip(rows, labels, strict=True)]
+
+
+def _essence(result: Mapping[str, Any]) -> str:
+    """All in which the runs of a row are alike, as text."""
+    train = {key: value for key, value in result.get("train", {}).items() if key not in _CHOSEN}
+    return repr((result.get("data"), sorted(train.items()), result["cost"].get("total_params")))
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
 def _values(group: Sequence[dict[str, Any]]) -> dict[str, float]:

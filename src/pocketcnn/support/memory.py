@@ -1,8 +1,11 @@
-"""Setting the C library to keep freed memory for the next arrays."""
+"""The machine's memory: how much there is, and a setting that keeps what is freed for the next arrays."""
 
 import ctypes
 import os
 import sys
+from pathlib import Path
+
+from pocketcnn.errors import NotEnoughMemory
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 # The values to set; the second one where a version of glibc does not allow the first.
@@ -27,3 +30,33 @@ def keep_memory() -> bool:
         return False
     done = [any(mallopt(setting, value) == 1 for value in values) for setting, values in _SETTINGS.items()]
     return any(done)
+
+
+def machine_memory() -> int | None:
+    """The memory of the machine, or of the container that it lends us, in bytes; None where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.is_file() and (words := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(words))
+    return memory
+
+
+def require_memory(size_bytes: int, what: str, remedy: str) -> None:
+    """Checks before an array is made that the machine's memory can hold it.
+
+    The system promises memory that it does not have, and ends the process that uses it; so this cannot be left to a MemoryError.
+
+    Args:
+        size_bytes: length of the array.
+        what: name of the array, for the message.
+        remedy: end of the message: what the user can do.
+    Raises:
+        NotEnoughMemory: it cannot.
+    """
+    memory = machine_memory()
+    if memory is not None and size_bytes > memory:
+        raise NotEnoughMemory(
+            f"{what}: {size_bytes / 1e9:,.1f} GB, this machine has {memory / 1e9:,.1f} GB in all; {remedy}"
+        )

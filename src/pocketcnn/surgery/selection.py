@@ -10,6 +10,7 @@ from torch import nn
 from pocketcnn.errors import UnstableStep, UnsupportedLayer
 from pocketcnn.methods import METHODS, Method, Site, get_method
 from pocketcnn.methods._sites import matches
+from pocketcnn.support.kinds import in_words, is_a
 from pocketcnn.surgery.provenance import Step
 
 Patterns = str | Sequence[str]
@@ -41,39 +42,12 @@ def resolve_method(method: str, options: Mapping[str, Any]) -> tuple[Method, Any
         hint = f"; it belongs to {' and '.join(holders)}" if holders else ""
         raise ValueError(f"{method} has no option {unknown[0]!r}{hint}; its options: {', '.join(known)}")
     for field, hint in typing.get_type_hints(record.options).items():
-        if field in options and not _is_a(options[field], hint):
-            raise ValueError(f"{method}: {field} must be {_in_words(hint)}, not {options[field]!r}")
+        if field in options and not is_a(options[field], hint):
+            raise ValueError(f"{method}: {field} must be {in_words(hint)}, not {options[field]!r}")
     try:
         return record, record.options(**options)
     except (ValueError, UnstableStep) as error:
         raise type(error)(f"{method}: {error}") from error
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    """Tells whether an option has the type of its field, whole numbers those of 64 bits; the options class checks the words that a field knows."""
-    if typing.get_origin(hint) is typing.Literal:
-        return isinstance(value, str)
-    if typing.get_origin(hint) is dict:
-        of_keys, of_values = typing.get_args(hint)
-        return isinstance(value, dict) and all(_is_a(k, of_keys) and _is_a(v, of_values) for k, v in value.items())
-    if parts := typing.get_args(hint):
-        return any(_is_a(value, part) for part in parts)
-    if isinstance(value, bool):
-        return hint is bool
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        return False
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def _in_words(hint: Any) -> str:
-    """Spells a type for a message."""
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    if typing.get_origin(hint) is dict:
-        return "a mapping of {} to {}".format(*map(_in_words, typing.get_args(hint)))
-    if parts := typing.get_args(hint):
-        return " or ".join(map(_in_words, parts))
-    return {type(None): "None"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def select_sites(

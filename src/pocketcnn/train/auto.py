@@ -79,6 +79,7 @@ def _with(config: TrainConfig, setting: Setting) -> TrainConfig:
 
 def trial_batch(data: DataSet, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns a batch of training images, normalised as a net receives them, and their labels."""
+    size = min(size, len(data.train))  # a larger batch than there are images is never trained
     shown = data.train.sample(size)
     chosen = torch.arange(size) % len(shown)
     images = Normalize(data.mean, data.std)(shown.images[chosen])

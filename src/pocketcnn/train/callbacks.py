@@ -1,10 +1,12 @@
 """Callbacks around the steps: the log of epochs, checkpoints, and a clean stop on Ctrl-C or a scheduler's signal."""
 
+import contextlib
 import csv
 import io
 import logging
 import math
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -68,6 +70,10 @@ class EpochLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._start = time.perf_counter() - self._seconds  # a resumed run has spent part of the epoch
+        if trainer.is_global_zero:
+            done, of = trainer.current_epoch, trainer.max_epochs
+            resumed = f", {done} of them done before" if done else ""
+            _log.info("%s: training for %d epochs of %d steps%s", self.name, of, trainer.num_training_batches, resumed)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._start, self._images = time.perf_counter(), 0
@@ -129,6 +135,25 @@ class EpochLog(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = list(state["rows"])
         self._seconds, self._images = state["seconds"], state["images"]
+
+
+class Progress(pl.callbacks.TQDMProgressBar):
+    """A bar with rate and time left on stderr, where messages go too; stdout may be a file."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10)
+
+    def init_train_tqdm(self) -> Any:
+        with contextlib.redirect_stdout(sys.stderr):
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Any:
+        with contextlib.redirect_stdout(sys.stderr):
+            return super().init_validation_tqdm()
+
+    def init_test_tqdm(self) -> Any:
+        with contextlib.redirect_stdout(sys.stderr):
+            return super().init_test_tqdm()
 
 
 class Safeguard(pl.Callback):

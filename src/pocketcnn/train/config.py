@@ -5,56 +5,58 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin
 
+from pocketcnn.support.ranges import Count, Fraction, NotNegative, Number, Positive, Seed, Share, out_of_range
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Training settings: every choice that changes the result; written to the run's `config.json`."""
 
-    epochs: int = 20
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images per step and device."""
+    epochs: Count = 20
+    """Passes over the training images, 1 or more."""
+    batch_size: Count = 128
+    """Images per step and device, 1 or more."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
-    lr: float = 0.1
-    """Highest learning rate of the schedule."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
+    lr: Positive = 0.1
+    """Highest learning rate of the schedule, more than 0."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD, in [0, 1)."""
     nesterov: bool = True
     """Use Nesterov momentum in SGD."""
-    weight_decay: float = 5e-4
-    """Strength of the decay of all parameters towards zero."""
+    weight_decay: NotNegative = 5e-4
+    """Strength of the decay of all parameters towards zero, 0 or more."""
     schedule: Literal["one_cycle", "cosine", "steps"] = "one_cycle"
     """Course of the learning rate: one_cycle rises and falls; cosine warms up, then falls along a cosine; steps falls at milestones."""
-    warmup: float = 0.25
-    """Share of the training during which the rate rises; unused by schedule steps."""
-    milestones: tuple[int, ...] = ()
-    """Epochs after which schedule steps lowers the learning rate."""
-    decay: float = 0.1
-    """Factor for the learning rate at each milestone."""
-    label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes."""
+    warmup: Fraction = 0.25
+    """Share of the training during which the rate rises, in [0, 1); unused by schedule steps."""
+    milestones: tuple[Count, ...] = ()
+    """Epochs after which schedule steps lowers the learning rate, each 1 or more."""
+    decay: Share = 0.1
+    """Factor for the learning rate at each milestone, in (0, 1]."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target that is spread evenly over all classes, in [0, 1)."""
     teacher: str = ""
     """Model file of a trained net; its outputs are learnt as well as the labels."""
-    teacher_weight: float = 0.7
-    """Share of the loss that compares the outputs with the teacher's; the labels get the rest."""
-    temperature: float = 3.0
-    """Divisor of both nets' outputs before they are compared; a higher one gives wrong classes more weight."""
-    feature_weight: float = 0.0
-    """Weight of the feature loss: mean squared distance between student and teacher feature maps after each stage, where shapes agree."""
-    clip_norm: float = 0.0
+    teacher_weight: Share = 0.7
+    """Share of the loss that compares the outputs with the teacher's, in (0, 1]; the labels get the rest."""
+    temperature: Positive = 3.0
+    """Divisor of both nets' outputs before they are compared, more than 0; a higher one gives wrong classes more weight."""
+    feature_weight: NotNegative = 0.0
+    """Weight of the feature loss, 0 or more: mean squared distance between student and teacher feature maps after each stage, where shapes agree."""
+    clip_norm: NotNegative = 0.0
     """Largest norm of the gradients; larger ones are scaled down to it; 0 for no limit."""
-    ema_decay: float = 0.0
-    """Decay per step of a moving average of the weights, which is evaluated and kept; 0 for no average."""
+    ema_decay: Fraction = 0.0
+    """Decay per step of a moving average of the weights, which is evaluated and kept, in [0, 1); 0 for no average."""
     augment: bool = True
     """Shift and mirror training images as suits the data set."""
-    crop: int | None = None
+    crop: Number | None = None
     """Largest shift of training images in pixels; None for what suits the data set."""
     flip: Literal["auto", "on", "off"] = "auto"
     """Mirror training images left to right at random; auto for what suits the data set."""
-    cutout: int = 0
+    cutout: Number = 0
     """Side in pixels of a black square at a random place in each training image; 0 for none."""
-    small_epochs: int = 0
+    small_epochs: Number = 0
     """First epochs in which images are shrunk to three quarters of their side, for speed; 0 for none."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the forward pass; auto measures which is faster for this net on this device."""
@@ -62,36 +64,16 @@ class TrainConfig:
     """Store images and kernels with channels last; auto measures which layout is faster, together with the precision."""
     compile: bool = False
     """Compile the net with torch.compile: a slow start, then faster steps."""
-    seed: int = 0
-    """Seed of the initial weights, the order of images and the augmentation."""
+    seed: Seed = 0
+    """Seed of the initial weights, the order of images and the augmentation, below 2**32."""
 
     def __post_init__(self) -> None:
-        bad = []
-        if min(self.epochs, self.batch_size) < 1:
-            bad.append(f"epochs and batch_size must be at least 1, got {self.epochs}, {self.batch_size}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            bad.append(f"lr must be positive, got {self.lr}")
-        if min(self.weight_decay, self.clip_norm) < 0:
-            bad.append(f"weight_decay and clip_norm must not be negative, got {self.weight_decay}, {self.clip_norm}")
         object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, where it was read from a file
-        if min(self.milestones, default=1) < 1 or not 0 < self.decay <= 1:
-            bad.append(f"milestones are epochs from 1 on and decay lies in (0, 1], got {self.milestones}, {self.decay}")
-        if not 0 <= self.small_epochs <= self.epochs:
+        bad = out_of_range(self)
+        if self.small_epochs > self.epochs:
             bad.append(f"small_epochs must lie between 0 and epochs, got {self.small_epochs} of {self.epochs}")
-        if not (0 < self.teacher_weight <= 1 and self.temperature > 0):
-            bad.append(
-                f"teacher_weight must lie in (0, 1] and temperature be positive, got {self.teacher_weight}, {self.temperature}"
-            )
-        if self.feature_weight < 0:
-            bad.append(f"feature_weight must not be negative, got {self.feature_weight}")
         if self.feature_weight > 0 and (self.compile or self.small_epochs):
             bad.append("feature_weight reads feature maps at full image size; leave out compile and small_epochs")
-        shares = ("momentum", "warmup", "label_smoothing", "ema_decay")
-        bad += [f"{n} must lie in [0, 1), got {getattr(self, n)}" for n in shares if not 0 <= getattr(self, n) < 1]
-        if self.cutout < 0 or (self.crop is not None and self.crop < 0):
-            bad.append(f"crop and cutout are numbers of pixels, 0 or more, got {self.crop}, {self.cutout}")
-        if not 0 <= self.seed < 2**32:
-            bad.append(f"seed must lie in [0, 2**32), got {self.seed}")
         for field in dataclasses.fields(self):
             choices = get_args(field.type) if get_origin(field.type) is Literal else ()
             if choices and getattr(self, field.name) not in choices:

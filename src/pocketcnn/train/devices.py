@@ -1,5 +1,6 @@
 """The devices of a run and the rank of this process, known before Lightning starts the others; and batch norms."""
 
+import logging
 import os
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.train.engine import environments
 from pocketcnn.train.hardware import Hardware
+
+_log = logging.getLogger(__name__)
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -45,6 +48,28 @@ def count_devices(hardware: Hardware) -> int:
             f"give devices (--devices) and num_nodes (--num-nodes) whose product is {started}"
         )
     return devices
+
+
+def check_machines(hardware: Hardware) -> None:
+    """Checks that a run on several machines knows the others, and says for whom it waits.
+
+    Raises:
+        ValueError: neither torchrun nor SLURM nor the environment tells which machine this is, and where the first one is.
+    """
+    if hardware.num_nodes == 1:
+        return
+    told = {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")}
+    if _started() is None and not (told["MASTER_ADDR"] and (told["NODE_RANK"] or os.environ.get("GROUP_RANK"))):
+        raise ValueError(
+            f"num_nodes={hardware.num_nodes}: nothing says where the other machines are; start by torchrun or srun, or set "
+            "MASTER_ADDR and MASTER_PORT to the first machine's on all, and NODE_RANK to each one's number, from 0 on"
+        )
+    first = f"{told['MASTER_ADDR'] or 'the first machine'}:{told['MASTER_PORT'] or 'its port'}"
+    rank = told["NODE_RANK"] or os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or "?"
+    _log.info(
+        "this is machine %s of 0 to %d; waiting at %s for %d processes in all", rank, hardware.num_nodes - 1, first,
+        hardware.num_nodes * int(hardware.devices),
+    )  # fmt: skip
 
 
 def _started() -> int | None:

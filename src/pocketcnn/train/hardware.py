@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pocketcnn.support.ranges import Count, NotNegative, check_ranges
+
 Logger = Literal["csv", "tensorboard", "wandb"]
 
 
@@ -14,18 +16,21 @@ class Hardware:
 
     devices: int | Literal["auto"] = 1
     """Number of devices per machine, or auto for all; several train by distributed data parallel."""
-    num_nodes: int = 1
-    """Number of machines."""
+    num_nodes: Count = 1
+    """Number of machines; each needs to be told of the others, by torchrun, SLURM or MASTER_ADDR and NODE_RANK."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several devices train together: ddp is distributed data parallel; auto chooses it for more than one device."""
     sync_batchnorm: bool = False
     """Compute the statistics of batch norms over the images of all devices; on GPUs only."""
-    save_minutes: float = 5.0
+    save_minutes: NotNegative = 5.0
     """Minutes between checkpoints within an epoch; each epoch ends with one."""
     logger: Logger = "csv"
     """Tracker that each epoch is sent to; with csv only metrics.csv is written, as always."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 ONE_DEVICE = Hardware()

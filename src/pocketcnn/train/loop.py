@@ -17,11 +17,19 @@ from pocketcnn.support.layouts import to_layout
 from pocketcnn.support.memory import keep_memory
 from pocketcnn.support.runs import MODEL, RESULT, RunResult, read_record
 from pocketcnn.support.timing import first_line
-from pocketcnn.train.callbacks import Averaging, EpochLog, Safeguard
+from pocketcnn.train.callbacks import Averaging, EpochLog, Progress, Safeguard
 from pocketcnn.train.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from pocketcnn.train.config import TrainConfig
 from pocketcnn.train.crashes import refuse_crash, without_crash
-from pocketcnn.train.devices import cluster, count_devices, device_of, is_first_process, norms_of, restore_norms
+from pocketcnn.train.devices import (
+    check_machines,
+    cluster,
+    count_devices,
+    device_of,
+    is_first_process,
+    norms_of,
+    restore_norms,
+)
 from pocketcnn.train.engine import pl, quiet_lightning, tracker
 from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
 from pocketcnn.train.hardware import ONE_DEVICE, Hardware, with_changes
@@ -124,6 +132,7 @@ def fit(
         refuse_crash(config, model, data, device)
         epochs = EpochLog(folder, label["name"])
         last, norms, start = newest_checkpoint(folder, module), norms_of(model), time.perf_counter()
+        check_machines(hardware)
         trainer = _trainer(config, hardware, folder, _callbacks(config, epochs, guard, progress, on_epoch), progress)
         _train(trainer, module, last, guard)
         scores: dict[str, float] = {}
@@ -164,7 +173,7 @@ def _callbacks(
     if config.ema_decay:
         callbacks.insert(0, Averaging(config.ema_decay))  # before the step is saved
     if progress:
-        callbacks.append(pl.callbacks.TQDMProgressBar(refresh_rate=10))
+        callbacks.append(Progress())
     if on_epoch is not None:
         callbacks.append(pl.callbacks.LambdaCallback(on_train_epoch_end=lambda *_: on_epoch(epochs.rows)))
     return callbacks

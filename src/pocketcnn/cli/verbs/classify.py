@@ -11,6 +11,7 @@ from pocketcnn.cli.nets import load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
 from pocketcnn.cli.printing import size_in_words
 from pocketcnn.errors import BadImage, BadUsage
+from pocketcnn.support.ranges import Number
 from pocketcnn.support.tables import columns
 
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
@@ -26,7 +27,7 @@ def classify(words: Sequence[str]) -> None:
         model: str | None = None
         """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
         of a run; by default the package's most accurate net for cifar10."""
-        top: int = 3
+        top: Number = 3
         """Number of classes shown for each image."""
 
     given = parse(Classify, words, "classify")

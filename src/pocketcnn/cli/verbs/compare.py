@@ -15,8 +15,9 @@ from pocketcnn.cli.arguments import (
     model_options_of,
 )
 from pocketcnn.cli.parsing import method_help, parse, preset_of
-from pocketcnn.cli.printing import DONE, FAILED, live_table, print_table
+from pocketcnn.cli.printing import DONE, FAILED, import_lightning, live_table, print_table
 from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.support.ranges import Count
 
 
 def compare(words: Sequence[str]) -> int:
@@ -30,15 +31,16 @@ def compare(words: Sequence[str]) -> int:
         """plain, and methods with their options: ring ring:size=0.1 condconv:num_experts=8"""
         equal_size: bool = False
         """Beside each small net, train the plain net that has as many parameters."""
-        seeds: int = 1
-        """Number of runs of each net, with seeds from --seed on."""
+        seeds: Count = 1
+        """Number of runs of each net, 1 or more, with seeds from --seed on."""
         output: Path = Path("runs/compare")
         """Folder of the runs; the same command resumes where it stopped."""
         preset: str = "default"
         """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
-    given = parse(Compare, words, "compare", method_help(), train=preset_of(words, PRESETS))
+    given = parse(Compare, words, "compare", method_help, train=preset_of(words, PRESETS))
+    import_lightning()
     from pocketcnn.experiments.compare import compare, net_specs
     from pocketcnn.report import summarize, write_report
 

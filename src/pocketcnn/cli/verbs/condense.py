@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pocketcnn.cli.arguments import SurgeryArguments, input_size_of
-from pocketcnn.cli.nets import named_or_file, passphrase_of
+from pocketcnn.cli.arguments import SurgeryArguments
+from pocketcnn.cli.nets import input_size_of, load_for, open_net, passphrase_of
 from pocketcnn.cli.parsing import parse_surgery
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.ranges import Count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,20 +27,19 @@ def condense(words: Sequence[str]) -> None:
         """Draw the weights of the new layers at random (fresh), or fit them to the trained weights that they replace (fit)."""
         data: str | None = None
         """Data set whose training images the fit uses; accuracy on its validation images is shown."""
-        images: int = 2000
-        """Number of training images that the fit uses."""
-
-    import pocketcnn as pc
-    from pocketcnn.checkpoint.notes import ImageNotes
+        images: Count = 2000
+        """Number of training images that the fit uses, 1 or more."""
 
     given, options = parse_surgery(Condense, words, "condense")
-    net, notes = named_or_file(given.model, given)
-    known = ImageNotes.from_notes(notes)
-    small = _condensed(net, known, given, {"include": given.include, "exclude": given.exclude, **options})
-    input_size = input_size_of(given, known)
+    import pocketcnn as pc
+
+    opened = open_net(given.model, given)
+    net = opened.net
+    input_size = input_size_of(given, opened)
+    small = _condensed(net, opened.notes, given, options)
     before, after = pc.measure(net, input_size), pc.measure(small, input_size)
-    passphrase = passphrase_of(Path(given.model)) if Path(given.model).is_file() else None
-    size = pc.save(small, given.output, notes=notes, passphrase=passphrase)
+    passphrase = passphrase_of(opened.path) if opened.path is not None else None
+    size = pc.save(small, given.output, notes=opened.header, passphrase=passphrase)
     for key in ("trainable_params", "macs", "depth", "size_bytes"):
         old, new = getattr(before, key), getattr(after, key)
         print(f"{key:<16} {old:>14,} -> {new:>14,}  ({new / old:.3g}x)")
@@ -62,11 +62,10 @@ def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[
         if given.initialize == "fit":
             print("without --data, batch norms keep the statistics of the net before")
         return pc.condense(net, given.method, initialize=given.initialize, **options)
-    from pocketcnn.data import load
     from pocketcnn.train import evaluate
     from pocketcnn.train.distil import condensed
 
-    data = notes.applied_to(load(given.data))
+    data = load_for(notes, given.data, given.model)
     nets = {"before": net}
     for initialize in dict.fromkeys(("fresh", given.initialize)):
         nets[initialize] = condensed(net, given.method, data, initialize=initialize, images=given.images, **options)

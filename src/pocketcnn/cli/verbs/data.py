@@ -19,7 +19,7 @@ def data(words: Sequence[str]) -> None:
         data: Positional[str]
         """Built-in name, hub id, folder of parquet files or of class folders."""
 
-    given = parse(Data, words, "data", data_help())
+    given = parse(Data, words, "data", data_help)
     import torch
 
     from pocketcnn.data import Images

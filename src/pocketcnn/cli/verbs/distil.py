@@ -1,16 +1,17 @@
 """`pocketcnn distil`: makes a small net from a trained one, and trains it to give the same outputs."""
 
-import sys
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import DataArguments, DeviceArguments, hardware_of, load_data
-from pocketcnn.cli.nets import model_path
-from pocketcnn.cli.parsing import method_help, parse, preset_of, value_of
-from pocketcnn.cli.printing import print_table
+from pocketcnn.cli.arguments import DataOptions, DeviceArguments, hardware_of, load_data
+from pocketcnn.cli.nets import model_path, reading_for, trained_notes
+from pocketcnn.cli.parsing import method_help, parse, preset_of
+from pocketcnn.cli.printing import can_redraw, import_lightning, print_table
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.ranges import Count
 from pocketcnn.support.runs import MODEL
 
 
@@ -18,24 +19,28 @@ def distil(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Distil(DataArguments, DeviceArguments):
+    class Distil(DataOptions, DeviceArguments):
         student: str = "ring:size=0.25,scheme=windows"
         """A method with its options, which condenses the teacher; a model file; or a net by name."""
         initialize: Literal["fit", "fresh"] = "fit"
         """Start a condensed student from the teacher's weights (fit), or from random ones (fresh)."""
         unlabelled: Path | None = None
         """Folder of images without labels to learn from instead, labelled by the teacher; accuracy is agreement with it."""
-        images: int = 2000
-        """Number of training images that the fit to the teacher's weights uses."""
+        images: Count = 2000
+        """Number of training images, 1 or more, that the fit to the teacher's weights uses."""
         hold_zeros: bool = False
         """Keep weights at zero that are zero in the student's file, as pruning leaves them."""
+        data: str | None = None
+        """Built-in name (digits, mnist, fashion-mnist, cifar10, cifar100), hub id, folder of parquet files or of class folders;
+        by default the data that the teacher was trained on, and images of its size."""
         output: Path = Path("runs/distil")
         """Folder of the run; the same command resumes where it stopped."""
         preset: str = "distil"
         """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
-    given = parse(Distil, words, "distil", method_help(), train=preset_of(words, PRESETS, "distil"))
+    given = parse(Distil, words, "distil", method_help, train=preset_of(words, PRESETS, "distil"))
+    import_lightning()
     if not given.train.teacher:
         raise BadUsage(
             "distil needs --teacher: the file of a trained net, the folder of its run, or DATA/NAME of models"
@@ -46,8 +51,11 @@ def distil(words: Sequence[str]) -> None:
 
     teacher = model_path(given.train.teacher)
     if given.unlabelled is None:
-        data = load_data(given)
-    elif value_of("--data", words) is not None:
+        notes, title = trained_notes(given.train.teacher, teacher), given.train.teacher
+        name = given.data or notes.data
+        reading = reading_for(notes, name, title, image_size=given.image_size, channels=given.channels)
+        data = load_data(dataclasses.replace(given, data=name, **reading))
+    elif given.data is not None:
         raise BadUsage("give --data, or --unlabelled with images that the teacher labels, not both")
     else:
         data = pseudo_labelled(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
@@ -60,7 +68,7 @@ def distil(words: Sequence[str]) -> None:
         initialize=given.initialize,
         images=given.images,
         hold_zeros=given.hold_zeros,
-        progress=sys.stderr.isatty(),
+        progress=can_redraw(),
         hardware=hardware_of(given),
     )
     print_table(summarize([result]))

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pocketcnn.cli.arguments import TableOptions, table_options_of
-from pocketcnn.cli.nets import as_trained, load_net, model_path, trained_notes
+from pocketcnn.cli.nets import load_for, load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
+from pocketcnn.support.ranges import Pixels
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -18,27 +19,28 @@ def evaluate(words: Sequence[str]) -> None:
         of a run."""
         data: str | None = None
         """Built-in name, hub id, folder of parquet files or of class folders; by default the data that the net was trained on."""
-        image_size: int | None = None
-        """Resize images by their shorter side and crop the centre to a square of this side, in pixels."""
+        image_size: Pixels | None = None
+        """Resize images by their shorter side and crop the centre to a square of this side, in pixels; by default the net's."""
         channels: Literal[1, 3] | None = None
-        """Convert all images to grey (1) or RGB (3)."""
+        """Convert all images to grey (1) or RGB (3); by default as the net takes them."""
         skip_bad_images: bool = False
         """Skip and count images that cannot be decoded, instead of stopping at the first."""
 
     given = parse(Evaluate, words, "evaluate")
-    from pocketcnn.data import load
     from pocketcnn.train import evaluate
 
     path = model_path(given.model)
     notes, net = trained_notes(given.model, path), load_net(path)
-    data = load(
-        given.data or notes.data,
+    data = load_for(
+        notes,
+        given.data,
+        given.model,
         image_size=given.image_size,
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,
         **table_options_of(given),
+        hint="; --image-size and --channels convert them",
     )
-    data = as_trained(data, notes, "; --image-size and --channels convert them")
     found = evaluate(net, data)
     print(f"{given.model}: {path.stat().st_size:,} bytes, on {len(data.test):,} test images of {data.name}")
     print(f"test accuracy {100 * found['test_accuracy']:.2f} %")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.nets import load_net, model_path, some_test_images, trained_notes
+from pocketcnn.cli.nets import input_size_of, open_net, size_of, some_test_images
 from pocketcnn.cli.parsing import parse
+from pocketcnn.support.ranges import Count, InputSize, NotNegative, Number
 from pocketcnn.support.tables import columns
 
 
@@ -16,45 +17,44 @@ def export(words: Sequence[str]) -> None:
     @dataclass
     class Export:
         model: Positional[str]
-        """A trained net of the package (cifar10/resnet20), a model file, or the folder of a run."""
+        """A trained net of the package (cifar10/resnet20), a model file, the folder of a run, or a net by name."""
         format: Literal["onnx", "onnx_compact", "executorch", "torch_export"] = "onnx"
         """onnx: a kernel for each layer; onnx_compact: shared weights stored once, their places computed in the graph;
         executorch: for small devices; torch_export: for torch."""
         output: Path | None = None
         """The file to write; by default model.onnx, model.pte or model.pt2 here."""
-        opset: int | None = None
+        opset: Number | None = None
         """Version of ONNX; 20 by default."""
-        entropy: float | None = None
+        entropy: NotNegative | None = None
         """Fix the depth of a net whose depth depends on the image: to that for images of this entropy, in bits."""
-        batch: int | None = None
+        batch: Count | None = None
         """Number of images in every batch; by default any number, with executorch up to 32."""
-        input_size: tuple[int, int, int] | None = None
+        input_size: InputSize | None = None
         """Channels, height and width of an image; by default the file's, or 3 32 32."""
         data: str | None = None
         """Check the file with 170 test images of this data set as well."""
 
     given = parse(Export, words, "export")
-    from pocketcnn import checkpoint
     from pocketcnn.export import SUFFIXES
     from pocketcnn.export import export as write
 
-    path = model_path(given.model)
-    net, images = load_net(path), None
+    opened, images = open_net(given.model), None
+    size = input_size_of(given, opened, batch=given.batch or 1)
     if given.data is not None:
-        images = some_test_images(given.data, trained_notes(given.model, path), 170)[1]
+        images = some_test_images(given.data, opened.notes, 170, given.model)[1]
     found = write(
-        net,
+        opened.net,
         given.output or Path(f"model{SUFFIXES[given.format]}"),
         format=given.format,
-        input_size=given.input_size,
+        input_size=size,
         batch=given.batch,
         opset=given.opset,
         entropy=given.entropy,
-        notes=checkpoint.read_header(path)["notes"],
+        notes=opened.header,
         images=images,
     )
-    before = path.stat().st_size
-    cells = [(str(path), f"{before:,} bytes", "")]
+    before = size_of(opened)
+    cells = [(str(opened.path or given.model), f"{before:,} bytes", "")]
     if found.dense_bytes is not None:
         why = ", smaller than a compact file, so this one was written" if found.dense else ""
         cells.append((f"dense ONNX{why}", f"{found.dense_bytes:,} bytes", f"({found.dense_bytes / before:.3f}x)"))

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ModelArguments, input_size_of, model_options_of
-from pocketcnn.cli.nets import named_or_file
+from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.nets import input_size_of, load_for, open_net
 from pocketcnn.cli.parsing import method_help, parse
 from pocketcnn.cli.printing import size_in_words, with_commas
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.ranges import Count, InputSize, Threads
 from pocketcnn.support.tables import columns
 
 if TYPE_CHECKING:
@@ -22,34 +23,34 @@ def measure(words: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Measure(ModelArguments):
         model: Positional[str]
-        """A net by name, with its options (mnist_net:width=8), a model file, or an exported one (.onnx)."""
+        """A net by name, with its options (mnist_net:width=8), a model file, the folder of a run, a trained net of the package
+        (cifar10/resnet20), or an exported file (.onnx)."""
         method: str = "plain"
         """Method that condenses the net first: ring:size=0.1"""
-        input_size: tuple[int, int, int] | None = None
+        input_size: InputSize | None = None
         """Channels, height and width of an image; by default the file's, or 3 32 32."""
-        batch: int = 1
-        """Images in a batch, for latency and memory."""
-        threads: int | None = None
-        """CPU threads; by default all."""
-        runs: int = 50
-        """Number of passes that are timed."""
+        batch: Count = 1
+        """Images in a batch, for latency and memory, 1 or more."""
+        threads: Threads | None = None
+        """CPU threads, 1 to 1,024; by default all."""
+        runs: Count = 50
+        """Number of passes that are timed, 1 or more."""
         data: str | None = None
         """Also show what the test images of this data set cost, where the cost depends on the image."""
 
-    given = parse(Measure, words, "measure", method_help())
+    given = parse(Measure, words, "measure", method_help)
     if given.model.endswith(".onnx"):
         print(_cost_of_onnx(given))
         return
     import pocketcnn as pc
-    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.models.spec import PLAIN_METHOD, parse_method
 
-    net, notes = named_or_file(given.model, given)
+    opened = open_net(given.model, given)
+    net, known = opened.net, opened.notes
     method, options = parse_method(given.method)
     if method != PLAIN_METHOD:
         net = pc.condense(net, method, **options)
-    known = ImageNotes.from_notes(notes)
-    size = input_size_of(given, known)
+    size = input_size_of(given, opened, batch=given.batch)
     cost = pc.measure(net, size)
     latency = pc.measure_latency(net, size, batch=given.batch, threads=given.threads, runs=given.runs)
     rows = [(key, with_commas(value)) for key, value in dataclasses.asdict(cost).items() if isinstance(value, int)]
@@ -66,7 +67,7 @@ def measure(words: Sequence[str]) -> None:
     for key, value in rows:
         print(f"{key:<{width}}  {value:>16}")
     if given.data is not None:
-        print(_costs_by_image(net, given.data, known, given.runs))
+        print(_costs_by_image(net, given.data, known, given.runs, given.model))
 
 
 def _cost_of_onnx(given: Any) -> str:
@@ -97,13 +98,12 @@ def _cost_of_onnx(given: Any) -> str:
     return "\n".join(lines)
 
 
-def _costs_by_image(net: Any, name: str, notes: "ImageNotes", runs: int) -> str:
+def _costs_by_image(net: Any, name: str, notes: "ImageNotes", runs: int, title: str) -> str:
     """Measures test images one by one, and returns a table by level; a net that was never trained is calibrated first."""
     from pocketcnn.cost import measure_images
-    from pocketcnn.data import load
     from pocketcnn.support.protocols import LearnsFromImages
 
-    data = load(name)
+    data = load_for(notes, name, title)
     if notes.lacks("mean"):
         for module in net.modules():
             if isinstance(module, LearnsFromImages):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.nets import load_net, model_files, new_passphrase, passphrase_of
+from pocketcnn.cli.nets import load_for, new_passphrase, open_net, passphrase_of, size_of
 from pocketcnn.cli.parsing import parse
+from pocketcnn.support.ranges import Fraction
 
 
 def pack(words: Sequence[str]) -> None:
@@ -15,40 +16,39 @@ def pack(words: Sequence[str]) -> None:
 
     @dataclass
     class Pack:
-        model: Positional[Path]
-        """A model file, or the folder of a run."""
+        model: Positional[str]
+        """A model file, the folder of a run, a trained net of the package (cifar10/resnet20), or a net by name."""
         output: Path = Path("packed.safetensors")
         """The model file to write."""
         storage: Literal["float32", "float16", "int8"] = "float32"
         """Type of the weights in the file; they are rounded to it."""
-        prune: float = 0.0
-        """Share of each weight tensor that is set to zero, smallest weights first."""
+        prune: Fraction = 0.0
+        """Share of each weight tensor that is set to zero, in [0, 1), smallest weights first."""
         lock: Literal["keep", "new", "none"] = "keep"
         """Passphrase that hides the seeds of rings and puppets: the file's own, if any (keep); a new one, read from
         POCKETCNN_NEW_PASSPHRASE or asked for (new); or none."""
         data: str | None = None
-        """Data set on whose test images the accuracy before and after is measured."""
+        """Data set on whose test images the accuracy before and after is measured, normalised as in the net's training."""
 
     given = parse(Pack, words, "pack")
     from pocketcnn import checkpoint
     from pocketcnn.checkpoint.storage import prune_
 
-    (path,) = model_files((given.model,), ("net",)).values()
-    net, notes = load_net(path), checkpoint.read_header(path)["notes"]
-    nets = [("before", path.stat().st_size, net)]
-    packed = copy.deepcopy(net)
+    opened = open_net(given.model)
+    path = opened.path
+    data = None
+    if given.data is not None:
+        data = load_for(opened.notes, given.data, given.model)
+    nets = [("before", size_of(opened), opened.net)]
+    packed = copy.deepcopy(opened.net)
     if given.prune:
         prune_(packed, given.prune)
     passphrase = None
     if given.lock != "none":
-        passphrase = passphrase_of(path) if given.lock == "keep" else new_passphrase(given.output)
-    size = checkpoint.save(packed, given.output, notes=notes, storage=given.storage, passphrase=passphrase)
+        kept = passphrase_of(path) if path is not None else None
+        passphrase = kept if given.lock == "keep" else new_passphrase(given.output)
+    size = checkpoint.save(packed, given.output, notes=opened.header, storage=given.storage, passphrase=passphrase)
     nets.append(("after", size, checkpoint.load(given.output, passphrase=passphrase)))
-    data = None
-    if given.data is not None:
-        from pocketcnn.data import load
-
-        data = load(given.data)
     for title, length, net in nets:
         accuracy = ""
         if data is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketcnn.cli.nets import common_notes, images_for, load_net, model_files, some_test_images
 from pocketcnn.cli.parsing import parse
+from pocketcnn.support.ranges import Number
 from pocketcnn.support.wings import part_of
 
 if TYPE_CHECKING:
@@ -27,16 +28,16 @@ def picture(words: Sequence[str]) -> None:
         """Model files, or folders of runs."""
         data: str | None = None
         """Data set whose test images are shown; by default that of the first net's training."""
-        images: tuple[int, ...] = (0, 1, 2)
+        images: tuple[Number, ...] = (0, 1, 2)
         """Numbers of the test images that are shown; fields and the kernels of pixels are drawn for the first."""
         image_file: Path | None = None
         """An image file to show instead of test images."""
         layer: str | None = None
         """Dotted name of the module whose map is shown; by default all maps of one net, the last map of several nets."""
-        channel: int | None = None
+        channel: Number | None = None
         """Channel that is shown; by default the mean over channels, and for fields the channel that changes most."""
         titles: tuple[str, ...] = ()
-        """Names of the nets in the pictures; those of their folders by default."""
+        """Names of the nets in the pictures; by default the parts of their paths that tell them apart."""
         output: Path = Path("runs/pictures")
         """Folder for the PNG and SVG files."""
 
@@ -47,8 +48,10 @@ def picture(words: Sequence[str]) -> None:
     files = model_files(given.models, given.titles)
     nets = {title: load_net(path) for title, path in files.items()}
     notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
-    pixels, x = images_for(given, notes)
-    images = Images(pixels, x, given.channel, functools.partial(some_test_images, given.data, notes))
+    first = next(iter(files))
+    pixels, x = images_for(given, notes, first)
+    labelled = functools.cache(functools.partial(some_test_images, given.data, notes, title=first))
+    images = Images(pixels, x, given.channel, labelled)
     written = write_figure(draw_maps(pixels, nets, x, layer=given.layer, channel=given.channel), given.output, "maps")
     for title, net in nets.items():
         for name, figure in _inside(net, images, title):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pocketcnn.cli.arguments import SurgeryArguments, input_size_of
-from pocketcnn.cli.nets import named_or_file
+from pocketcnn.cli.arguments import SurgeryArguments
+from pocketcnn.cli.nets import input_size_of, open_net
 from pocketcnn.cli.parsing import parse_surgery
 
 
@@ -14,11 +14,8 @@ def plan(words: Sequence[str]) -> None:
     class PlanOnly(SurgeryArguments):
         pass
 
-    import pocketcnn as pc
-    from pocketcnn.checkpoint.notes import ImageNotes
-
     given, options = parse_surgery(PlanOnly, words, "plan")
-    net, notes = named_or_file(given.model, given)
-    print(pc.plan(
-        net, given.method, input_size=input_size_of(given, ImageNotes.from_notes(notes)), include=given.include, exclude=given.exclude, **options
-    ))  # fmt: skip
+    import pocketcnn as pc
+
+    opened = open_net(given.model, given)
+    print(pc.plan(opened.net, given.method, input_size=input_size_of(given, opened), **options))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.cli.nets import as_trained, load_net, model_path, trained_notes
+from pocketcnn.cli.nets import load_for, load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
 from pocketcnn.errors import BadUsage
 
@@ -40,11 +40,10 @@ def publish(words: Sequence[str]) -> None:
     path = model_path(given.model)
     record = record_of(path) if given.record is None else read_result(given.record)
     if given.data is not None:
-        from pocketcnn.data import load
         from pocketcnn.train import evaluate
 
         notes = trained_notes(given.model, path)
-        data = as_trained(load(given.data), notes)
+        data = load_for(notes, given.data, given.model)
         record["stored_accuracy"], record["stored_data"] = evaluate(load_net(path), data)["test_accuracy"], data.name
     described: dict[str, Any] = {"record": record, "license": given.license}
     address = ""

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pocketcnn.cli.arguments import DataArguments, ModelArguments, load_data, model_options_of
 from pocketcnn.cli.parsing import method_help, parse, preset_of
+from pocketcnn.cli.printing import import_lightning
+from pocketcnn.support.ranges import Count, Positive
 
 
 def search(words: Sequence[str]) -> None:
@@ -23,10 +25,10 @@ def search(words: Sequence[str]) -> None:
         """Largest file in bytes: 100k, 0.1M, 100_000; k is 1000."""
         max_macs: str | None = None
         """Most multiply-adds per image: 20M."""
-        max_ms: float | None = None
+        max_ms: Positive | None = None
         """Longest time per image on one CPU thread, in milliseconds."""
-        trials: int = 30
-        """Number of candidates that all workers together train; candidates over the budget are not trained."""
+        trials: Count = 30
+        """Number of candidates, 1 or more, that all workers together train; candidates over the budget are not trained."""
         storage: str | None = None
         """Database that workers share: sqlite:///FILE, postgresql+psycopg://HOST/NAME; by default search.db in the output
         folder."""
@@ -40,16 +42,19 @@ def search(words: Sequence[str]) -> None:
         """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
-    given = parse(Search, words, "search", method_help(), train=preset_of(words, PRESETS))
+    given = parse(Search, words, "search", method_help, train=preset_of(words, PRESETS))
+    import_lightning()
     from pocketcnn.experiments.search import search as run
     from pocketcnn.experiments.search.space import Budgets, Space, parse_size
+    from pocketcnn.models.recipes import check_name
     from pocketcnn.models.spec import parse_options
 
     sizes = (given.max_bytes, given.max_macs)
     max_bytes, max_macs = (None if text is None else parse_size(text) for text in sizes)
     budgets = Budgets(max_bytes, max_macs, given.max_ms)
-    data = load_data(given)
     model, model_options = parse_options(given.model)
+    check_name(model)
+    data = load_data(given)
     space = Space.of(model, {**model_options_of(given, data), **model_options}, given.methods)
     found = run(
         data, given.train, given.output, trials=given.trials, space=space, budgets=budgets, storage=given.storage,

@@ -8,6 +8,7 @@ from typing import Any
 from pocketcnn.cli.nets import common_notes, load_net, model_files, some_test_images
 from pocketcnn.cli.parsing import parse
 from pocketcnn.errors import BadUsage
+from pocketcnn.support.ranges import Count, OpenFraction
 from pocketcnn.support.tables import columns
 
 
@@ -20,12 +21,12 @@ def similarity(words: Sequence[str]) -> None:
         """Model files, or folders of runs; the others are compared with the first."""
         data: str | None = None
         """Data set whose test images the nets see; by default that of the first net's training."""
-        images: int = 512
+        images: Count = 512
         """How many images, spread over the test split; the whole split if it has fewer."""
-        threshold: float = 0.3
+        threshold: OpenFraction = 0.3
         """Filters of a layer count as correlated from this |r| on; filters so short that chance could explain it are left out."""
         titles: tuple[str, ...] = ()
-        """Names of the nets; those of their folders by default."""
+        """Names of the nets; by default the parts of their paths that tell them apart."""
         output: Path = Path("runs/similarity")
         """Folder for the PNG and SVG files."""
 
@@ -47,7 +48,7 @@ def similarity(words: Sequence[str]) -> None:
     nets = {title: load_net(path) for title, path in files.items()}
     notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
     filters = {title: filter_similarity(net, given.threshold) for title, net in nets.items()}
-    x = some_test_images(given.data, notes, given.images)[1]
+    x = some_test_images(given.data, notes, given.images, next(iter(files)))[1]
     grams = {title: station_grams(net, x) for title, net in nets.items()}
     print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
     print(_table(grams, filters, given.threshold))

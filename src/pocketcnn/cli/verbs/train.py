@@ -1,7 +1,6 @@
 """`pocketcnn train`: trains one net, plain or condensed, and writes its run folder."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pocketcnn.cli.arguments import (
     model_options_of,
 )
 from pocketcnn.cli.parsing import method_help, parse, preset_of
-from pocketcnn.cli.printing import print_table
+from pocketcnn.cli.printing import can_redraw, import_lightning, print_table
 from pocketcnn.support.runs import MODEL
 
 
@@ -34,14 +33,17 @@ def train(words: Sequence[str]) -> None:
         """Training settings to start from; the flags below change them."""
         train: TrainConfig = field(default_factory=TrainConfig)
 
-    given = parse(Train, words, "train", method_help(), train=preset_of(words, PRESETS))
+    given = parse(Train, words, "train", method_help, train=preset_of(words, PRESETS))
+    import_lightning()
+    from pocketcnn.models.recipes import check_name
     from pocketcnn.models.spec import NetSpec, parse_method, parse_options
     from pocketcnn.report import summarize
     from pocketcnn.train import fit
 
     method, options = parse_method(given.method)
-    data = load_data(given)
     model, model_options = parse_options(given.model)
+    check_name(model)
+    data = load_data(given)
     row = NetSpec(model, method, options, {**model_options_of(given, data), **model_options})
     result = fit(
         row.build(given.train.seed),
@@ -50,7 +52,7 @@ def train(words: Sequence[str]) -> None:
         given.output,
         name=row.label,
         identity={**dataclasses.asdict(row), "label": row.label},
-        progress=sys.stderr.isatty(),
+        progress=can_redraw(),
         hardware=hardware_of(given),
     )
     print_table(summarize([result]))

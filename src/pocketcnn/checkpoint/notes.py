@@ -4,9 +4,9 @@ import dataclasses
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from msgspec import Meta
@@ -26,6 +26,15 @@ _KINDS: dict[str, Any] = {
     "mean": tuple[_Finite, ...],
     "std": tuple[Annotated[float, Meta(gt=0, le=1e30)], ...],
 }
+
+
+class _Reading(TypedDict, total=False):
+    image_column: str
+    label_column: str
+    bits: Literal[8, 10, 12, 14, 16]
+
+
+_KINDS["reading"] = _Reading
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +43,8 @@ class ImageNotes:
     """The facts in a model file about the images that its net was trained on. An entry that the file lacks is empty.
 
     `data` is the name of the data set, `classes` holds its classes in the order of the net's outputs. `input_size` is
-    (channels, height, width); `mean` and `std` are per channel, of images scaled to [0, 1].
+    (channels, height, width); `mean` and `std` are per channel, of images scaled to [0, 1]. `reading` is that of the
+    `DataSet`; most data sets need none, so it counts as no entry where it is empty.
     """
 
     data: str = ""
@@ -42,11 +52,19 @@ class ImageNotes:
     input_size: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: DataSet) -> "ImageNotes":
         """The notes that a net trained on a data set has."""
-        return cls(data.name, tuple(data.classes), tuple(data.input_size), tuple(data.mean), tuple(data.std))
+        return cls(
+            data.name,
+            tuple(data.classes),
+            tuple(data.input_size),
+            tuple(data.mean),
+            tuple(data.std),
+            dict(data.reading),
+        )
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, Any]) -> "ImageNotes":
@@ -122,7 +140,8 @@ class ImageNotes:
 
     def as_dict(self) -> dict[str, Any]:
         """The notes as a model file holds them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        found = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return found if self.reading else {name: value for name, value in found.items() if name != "reading"}
 
 
 def _one_form(name: str) -> str:

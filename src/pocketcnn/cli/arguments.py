@@ -1,5 +1,6 @@
 """Flags that several verbs share, and the library's arguments that they become."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,9 @@ class TableOptions:
     """Column of the labels in parquet files; needed if several columns may hold them."""
     bits: Literal[8, 10, 12, 14, 16] | None = None
     """Bits that pixels of more than 8 bits use; by default the fewest that hold their largest value."""
+
+
+ANY_TABLE = TableOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +125,10 @@ def load_data(given: Any) -> "DataSet":
         )
 
 
-def table_options_of(given: TableOptions) -> dict[str, Any]:
-    """The flags of `TableOptions` as `pocketcnn.data.load` takes them."""
-    return {field.name: getattr(given, field.name) for field in fields(TableOptions)}
+def table_options_of(given: TableOptions, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The flags of `TableOptions` as `pocketcnn.data.load` takes them; where one is not given, the usual value if any."""
+    found = {field.name: getattr(given, field.name) for field in fields(TableOptions)}
+    return {name: (usual or {}).get(name) if value is None else value for name, value in found.items()}
 
 
 def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> dict[str, Any]:

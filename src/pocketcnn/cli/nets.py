@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.arguments import ANY_TABLE, ModelArguments, TableOptions, model_options_of, table_options_of
 from pocketcnn.cli.printing import complain, doing, size_in_words
 from pocketcnn.errors import BadUsage, MissingPassphrase, UnknownPretrained
 from pocketcnn.support.labels import labels_of
@@ -89,7 +89,7 @@ def is_made_by_name(word: str) -> bool:
 
 
 def some_test_images(
-    name: str | None, notes: "ImageNotes", most: int, title: str = "the net"
+    name: str | None, notes: "ImageNotes", most: int, title: str = "the net", tables: TableOptions = ANY_TABLE
 ) -> tuple[Any, Any, Any, Sequence[str]]:
     """Test images spread evenly over the split.
 
@@ -98,6 +98,7 @@ def some_test_images(
         notes: what the net knows of its images.
         most: how many images at most.
         title: name of the net, for messages.
+        tables: flags that say how its tables are read.
     Returns:
         The images as uint8, the same normalised, their labels, and the names of the classes.
     Raises:
@@ -105,7 +106,7 @@ def some_test_images(
     """
     import torch
 
-    data = load_for(notes, name, title)
+    data = load_for(notes, name, title, tables=tables)
     count = len(data.test)
     chosen = torch.arange(min(count, most)) * count // min(count, most)  # a split may be sorted by class
     pixels = data.test.images[chosen]
@@ -149,6 +150,7 @@ def load_for(
     image_size: int | None = None,
     channels: int | None = None,
     skip_bad_images: bool = False,
+    tables: TableOptions = ANY_TABLE,
     hint: str = "",
 ) -> "DataSet":
     """Loads a data set as a trained net expects it: of its size, normalised by its mean and deviation, with its classes.
@@ -162,6 +164,7 @@ def load_for(
         image_size: as given on the command line; by default the net's, see `reading_for`. So is `channels`.
         channels: likewise.
         skip_bad_images: leaves out images that cannot be decoded.
+        tables: flags that say how tables are read; of the net's own data by default as in its training.
         hint: advice to add to the error if the images are of another size.
     Raises:
         BadUsage: the net was trained on other images, or on data that are not here; or what is given contradicts it.
@@ -174,9 +177,10 @@ def load_for(
     own = name is None or name == notes.data
     name = name or notes.data
     reading = reading_for(notes, name, title, image_size=image_size, channels=channels)
+    columns = table_options_of(tables, notes.reading if own else {})
     try:
         with doing(f"reading {name}"):
-            data = load(name, skip_bad_images=skip_bad_images, **reading)
+            data = load(name, skip_bad_images=skip_bad_images, **reading, **columns)
     except UnknownData as error:
         if not own:
             raise
@@ -407,9 +411,11 @@ def images_for(given: Any, notes: "ImageNotes", title: str) -> tuple[Any, Any]:
 
     channels, height, _ = notes.input_size
     if given.image_file is not None:
-        pixels = read_image(given.image_file, image_size=height, channels=channels)[None]
+        pixels = read_image(given.image_file, image_size=height, channels=channels, bits=notes.reading.get("bits"))[
+            None
+        ]
     else:
-        test = load_for(notes, given.data, title).test
+        test = load_for(notes, given.data, title, tables=given).test
         if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
             raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
         pixels = test.images[list(given.images)]

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from pocketcnn.data.found import NOTHING, Found
 from pocketcnn.errors import BadData, BadImage
 from pocketcnn.support.optional import optional_import
 
@@ -86,11 +87,11 @@ class RawImage:
 
 def decode_splits(
     name: str, splits: Mapping[str, Iterable[RawImage]], reading: Reading
-) -> tuple[dict[str, DecodedSplit], tuple[str, ...]]:
+) -> tuple[dict[str, DecodedSplit], Found]:
     """Decodes all splits of a data set, training images first, to one shape and one range.
 
     Returns:
-        The splits, and a line that says how pixels of more than 8 bits were read, if there are any.
+        The splits, and how pixels of more than 8 bits were read, if there are any.
     Raises:
         BadImage: as `decode_all` does.
         BadData: a split without images, or none of which can be decoded.
@@ -105,8 +106,8 @@ def decode_splits(
             why = f"none of {found[split].skipped} images can be decoded" if found[split].skipped else "no images"
             raise BadData(f"{name}: {why} in the split {split!r}; copy it again, or remove it")
         first = found[split].images[0]
-    images, notes = in_one_range([split.images for split in found.values()])
-    return {split: replace(found[split], images=own) for split, own in zip(found, images, strict=True)}, notes
+    images, read = in_one_range([split.images for split in found.values()])
+    return {split: replace(found[split], images=own) for split, own in zip(found, images, strict=True)}, read
 
 
 def _chunks(raw: Iterable[RawImage]) -> Iterator[list[RawImage]]:
@@ -130,17 +131,17 @@ def _noting(raw: Iterable[RawImage], seen: set[Any]) -> Iterator[RawImage]:
         yield item
 
 
-def in_one_range(splits: Sequence[list[np.ndarray]]) -> tuple[list[list[np.ndarray]], tuple[str, ...]]:
+def in_one_range(splits: Sequence[list[np.ndarray]]) -> tuple[list[list[np.ndarray]], Found]:
     """Brings images of 16 bits to 8, all by the fewest bits that hold the largest value of any of them.
 
     Returns:
-        The images, and a line that says which bits were taken, if there are images of 16 bits.
+        The images, and which bits were taken, if there are images of 16 bits.
     """
     bits = bits_of(image for images in splits for image in images)
     if bits is None:
-        return list(splits), ()
+        return list(splits), NOTHING
     note = f"pixels of 16 bits are read as {bits} bits, the fewest that hold the largest value"
-    return [[in_8_bits(image, bits) for image in images] for images in splits], (note,)
+    return [[in_8_bits(image, bits) for image in images] for images in splits], Found(notes=(note,), bits=bits)
 
 
 def bits_of(images: Iterable[np.ndarray]) -> int | None:

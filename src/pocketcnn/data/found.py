@@ -33,7 +33,8 @@ class LeftOut:
 class Found:
     """Splits with their places, columns, entries left out, and lines that say how something was read.
 
-    `doubts` are the lines about places that have a second reading; `notes` are the others.
+    `doubts` are the lines about places that have a second reading; `notes` are the others. `bits` are those that pixels of
+    16 bits were found to use; None if there are no such pixels, or the user said it.
     """
 
     parts: tuple[Part, ...] = ()
@@ -41,6 +42,7 @@ class Found:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    bits: int | None = None
 
     def __add__(self, other: "Found") -> "Found":
         return Found(
@@ -49,6 +51,7 @@ class Found:
             self.left_out + other.left_out,
             self.notes + other.notes,
             self.doubts + other.doubts,
+            self.bits or other.bits,
         )
 
 

@@ -14,8 +14,8 @@ from pocketcnn.data.cache import cache_folder, decoded_once
 from pocketcnn.data.columns import Asked
 from pocketcnn.data.decode import RawImage, Reading, check_bits, check_shape, decode_all, in_one_range
 from pocketcnn.data.dividing import TEST_FRACTION, check_fraction, check_labels, divided, fingerprint_of, moments_of
-from pocketcnn.data.found import Found, log_found, printable
-from pocketcnn.data.sets import BUILT_IN, DataSet, Images
+from pocketcnn.data.found import log_found, printable
+from pocketcnn.data.sets import BUILT_IN, DataSet, Images, reading_of
 from pocketcnn.data.sources import read_digits
 from pocketcnn.data.walk import image_files
 from pocketcnn.errors import BadData
@@ -97,7 +97,10 @@ def load(
     size = min(train.images.shape[2:])
     augmentation = default_augmentation(family, size)
     fingerprint = fingerprint_of(train, held_out, test)
-    return DataSet(name, classes, train, held_out, test, mean, std, augmentation, fingerprint, stored.skipped, found)
+    asked_for = reading_of(image_column, label_column, bits or found.bits)
+    return DataSet(
+        name, classes, train, held_out, test, mean, std, augmentation, fingerprint, stored.skipped, found, asked_for
+    )
 
 
 def load_unlabelled(
@@ -142,8 +145,8 @@ def load_unlabelled(
     files, found = image_files(folder)
     raw = (RawImage(printable(file), file, None) for file in files)
     images, _, skipped = decode_all(raw, Reading(height, channels, skip_bad_images))
-    [decoded], notes = in_one_range([images])
-    found += Found(notes=notes)
+    [decoded], deep = in_one_range([images])
+    found += deep
     log_found(printable(folder), found)
     if len(decoded) < 3:
         raise BadData(f"{printable(folder)}: {len(decoded)} images in it; three or more are needed, one for each split")

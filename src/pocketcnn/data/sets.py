@@ -1,7 +1,7 @@
 """A data set in memory: images, labels, splits, and the mean and deviation that normalise the images."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,8 @@ class DataSet:
     training images scaled to [0, 1]. `augmentation` suits the images. Make choices on `validation`; use `test` only at
     the very end of a training. `skipped` counts images that could not be decoded. `fingerprint` changes when the
     images, the labels or the splits change. `found` says what was read as what, and what was left out.
+    `reading` holds the arguments of `load` without which the same files may be read in another way: `image_column`,
+    `label_column` and `bits`, as far as they matter.
     """
 
     name: str
@@ -107,6 +109,7 @@ class DataSet:
     fingerprint: str
     skipped: int = 0
     found: Found = NOTHING
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: Any) -> "DataSet":
         return self  # immutable and large
@@ -115,6 +118,12 @@ class DataSet:
     def input_size(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return self.train.image_shape
+
+
+def reading_of(image_column: str | None, label_column: str | None, bits: int | None) -> dict[str, Any]:
+    """The `reading` of a data set: those of the arguments that are given."""
+    given = {"image_column": image_column, "label_column": label_column, "bits": bits}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def generator_of(*where: int) -> torch.Generator:

@@ -18,7 +18,7 @@ from pocketcnn.data.decode import Reading, bits_of, check_bits, check_shape, in_
 from pocketcnn.data.dividing import check_fraction, check_labels, class_index, moments_of
 from pocketcnn.data.folders import find_source
 from pocketcnn.data.found import Found, log_found
-from pocketcnn.data.sets import DataSet
+from pocketcnn.data.sets import DataSet, reading_of
 from pocketcnn.data.sources import ParquetFolder, check_training, roles_of
 from pocketcnn.data.stream import RowGroup, Stream
 from pocketcnn.data.tables import Shard, Table
@@ -101,9 +101,12 @@ def open_stream(
     options += [[image_column, label_column]] if source.asked else []
     options += [reading.bits] if reading.bits != 8 else []
     fingerprint = _fingerprint(source, splits, index, options)
-    found = source.found + table.found + Found(notes=notes + deep, doubts=alike(classes))
+    found = source.found + table.found + deep + Found(notes=notes, doubts=alike(classes))
     log_found(name, found)
-    return DataSet(name, classes, train, validated, test, mean, std, augmentation, fingerprint, found=found)
+    asked_for = reading_of(image_column, label_column, bits or found.bits)
+    return DataSet(
+        name, classes, train, validated, test, mean, std, augmentation, fingerprint, found=found, reading=asked_for
+    )
 
 
 @dataclass(frozen=True)

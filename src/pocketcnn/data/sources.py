@@ -61,7 +61,7 @@ class AbstractSource(abc.ABC):
         """Reads and decodes all splits."""
         splits, classes = self.splits()
         check_training(self.label, splits)
-        decoded, notes = decode_splits(self.label, splits, reading)
+        decoded, deep = decode_splits(self.label, splits, reading)
         roles, more = roles_of(self.label, {split: found.labels for split, found in decoded.items()})
         others = [label for split in roles.values() for label in decoded[split].labels]
         seen = [label for label in decoded["train"].seen if label is not None]
@@ -79,7 +79,7 @@ class AbstractSource(abc.ABC):
             classes,
             sum(found.skipped for found in decoded.values()),
             rest.get("validation"),
-            self.read + Found(notes=notes + more, doubts=alike(classes)),
+            self.read + deep + Found(notes=more, doubts=alike(classes)),
         )
 
 

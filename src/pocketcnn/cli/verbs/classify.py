@@ -50,7 +50,7 @@ def classify(words: Sequence[str]) -> None:
         title, path = given.model, model_path(given.model)
     notes, net = trained_notes(title, path), load_net(path)
     images = [image for path in given.images for image in _image_files(path)]
-    read = [_converted_image(image, notes.input_size) for image in images]
+    read = [_converted_image(image, notes.input_size, notes.reading.get("bits")) for image in images]
     x = notes.normalise(torch.stack([pixels for pixels, _ in read])).to(device_and_dtype(net)[1])
     with torch.no_grad():
         logits = torch.cat([net(batch) for batch in x.split(256)])
@@ -86,8 +86,8 @@ def _image_files(path: Path) -> list[Path]:
     return files
 
 
-def _converted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
-    """Reads an image and converts it to the net's size.
+def _converted_image(path: Path, input_size: Sequence[int], bits: int | None) -> tuple[Any, str]:
+    """Reads an image and converts it to the net's size; `bits` are those that pixels of 16 bits use.
 
     Returns:
         The pixels [channels, height, width], and a line that says how they were converted, empty if they were not.
@@ -98,7 +98,7 @@ def _converted_image(path: Path, input_size: Sequence[int]) -> tuple[Any, str]:
     from pocketcnn.support.optional import optional_import
 
     channels, height, width = input_size
-    pixels = read_image(path, image_size=height if height == width else None, channels=channels)
+    pixels = read_image(path, image_size=height if height == width else None, channels=channels, bits=bits)
     with optional_import("PIL.Image", extra="train", purpose="decoding images").open(path) as image:
         had = f"{image.width}x{image.height} {'grey' if image.mode == 'L' else image.mode}"
         turned = ", turned upright" if image.getexif().get(_ORIENTATION, 1) != 1 else ""

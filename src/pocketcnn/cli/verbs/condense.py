@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pocketcnn.cli.arguments import SurgeryArguments
+from pocketcnn.cli.arguments import SurgeryArguments, TableOptions
 from pocketcnn.cli.nets import input_size_of, load_for, open_net, passphrase_of
 from pocketcnn.cli.parsing import parse_surgery
 from pocketcnn.errors import BadUsage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def condense(words: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
-    class Condense(SurgeryArguments):
+    class Condense(SurgeryArguments, TableOptions):
         output: Path = Path("small.safetensors")
         """The model file to write."""
         initialize: Literal["fresh", "fit"] = "fresh"
@@ -65,7 +65,7 @@ def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[
     from pocketcnn.train import evaluate
     from pocketcnn.train.distil import condensed
 
-    data = load_for(notes, given.data, given.model)
+    data = load_for(notes, given.data, given.model, tables=given)
     nets = {"before": net}
     for initialize in dict.fromkeys(("fresh", given.initialize)):
         nets[initialize] = condensed(net, given.method, data, initialize=initialize, images=given.images, **options)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import DataOptions, DeviceArguments, hardware_of, load_data
+from pocketcnn.cli.arguments import DataOptions, DeviceArguments, hardware_of, load_data, table_options_of
 from pocketcnn.cli.nets import model_path, reading_for, trained_notes
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import can_redraw, import_lightning, print_table
@@ -54,7 +54,8 @@ def distil(words: Sequence[str]) -> None:
         notes, title = trained_notes(given.train.teacher, teacher), given.train.teacher
         name = given.data or notes.data
         reading = reading_for(notes, name, title, image_size=given.image_size, channels=given.channels)
-        data = load_data(dataclasses.replace(given, data=name, **reading))
+        columns = table_options_of(given, notes.reading if name == notes.data else {})
+        data = load_data(dataclasses.replace(given, data=name, **reading, **columns))
     elif given.data is not None:
         raise BadUsage("give --data, or --unlabelled with images that the teacher labels, not both")
     else:

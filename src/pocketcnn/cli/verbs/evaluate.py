@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pocketcnn.cli.arguments import TableOptions, table_options_of
+from pocketcnn.cli.arguments import TableOptions
 from pocketcnn.cli.nets import load_for, load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Pixels
@@ -38,7 +38,7 @@ def evaluate(words: Sequence[str]) -> None:
         image_size=given.image_size,
         channels=given.channels,
         skip_bad_images=given.skip_bad_images,
-        **table_options_of(given),
+        tables=given,
         hint="; --image-size and --channels convert them",
     )
     found = evaluate(net, data)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pocketcnn.cli.arguments import TableOptions
 from pocketcnn.cli.nets import input_size_of, open_net, size_of, some_test_images
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Count, InputSize, NotNegative, Number
@@ -14,8 +15,8 @@ from pocketcnn.support.tables import columns
 def export(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
-    class Export:
+    @dataclass(frozen=True)
+    class Export(TableOptions):
         model: Positional[str]
         """A trained net of the package (cifar10/resnet20), a model file, the folder of a run, or a net by name."""
         format: Literal["onnx", "onnx_compact", "executorch", "torch_export"] = "onnx"
@@ -41,7 +42,7 @@ def export(words: Sequence[str]) -> None:
     opened, images = open_net(given.model), None
     size = input_size_of(given, opened, batch=given.batch or 1)
     if given.data is not None:
-        images = some_test_images(given.data, opened.notes, 170, given.model)[1]
+        images = some_test_images(given.data, opened.notes, 170, given.model, given)[1]
     found = write(
         opened.net,
         given.output or Path(f"model{SUFFIXES[given.format]}"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.arguments import ModelArguments, TableOptions, model_options_of
 from pocketcnn.cli.nets import input_size_of, load_for, open_net
 from pocketcnn.cli.parsing import method_help, parse
 from pocketcnn.cli.printing import size_in_words, with_commas
@@ -21,7 +21,7 @@ def measure(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Measure(ModelArguments):
+    class Measure(ModelArguments, TableOptions):
         model: Positional[str]
         """A net by name, with its options (mnist_net:width=8), a model file, the folder of a run, a trained net of the package
         (cifar10/resnet20), or an exported file (.onnx)."""
@@ -67,7 +67,7 @@ def measure(words: Sequence[str]) -> None:
     for key, value in rows:
         print(f"{key:<{width}}  {value:>16}")
     if given.data is not None:
-        print(_costs_by_image(net, given.data, known, given.runs, given.model))
+        print(_costs_by_image(net, known, given))
 
 
 def _cost_of_onnx(given: Any) -> str:
@@ -98,17 +98,17 @@ def _cost_of_onnx(given: Any) -> str:
     return "\n".join(lines)
 
 
-def _costs_by_image(net: Any, name: str, notes: "ImageNotes", runs: int, title: str) -> str:
+def _costs_by_image(net: Any, notes: "ImageNotes", given: Any) -> str:
     """Measures test images one by one, and returns a table by level; a net that was never trained is calibrated first."""
     from pocketcnn.cost import measure_images
     from pocketcnn.support.protocols import LearnsFromImages
 
-    data = load_for(notes, name, title)
+    data = load_for(notes, given.data, given.model, tables=given)
     if notes.lacks("mean"):
         for module in net.modules():
             if isinstance(module, LearnsFromImages):
                 module.calibrate_(batch / 255 for batch in data.train.images[:10_000].split(500))
-    costs = measure_images(net, notes.normalise(data.test.images), runs=runs)
+    costs = measure_images(net, notes.normalise(data.test.images), runs=given.runs)
     cells = [("level", "images", "measure", "depth", "MACs", "ms")]
     for row in costs.levels:
         ends = "-" if row.lowest is None or row.highest is None else f"{row.lowest:.2f} to {row.highest:.2f}"

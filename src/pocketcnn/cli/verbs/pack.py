@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pocketcnn.cli.arguments import TableOptions
 from pocketcnn.cli.nets import load_for, new_passphrase, open_net, passphrase_of, size_of
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Fraction
@@ -14,8 +15,8 @@ from pocketcnn.support.ranges import Fraction
 def pack(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
-    class Pack:
+    @dataclass(frozen=True)
+    class Pack(TableOptions):
         model: Positional[str]
         """A model file, the folder of a run, a trained net of the package (cifar10/resnet20), or a net by name."""
         output: Path = Path("packed.safetensors")
@@ -38,7 +39,7 @@ def pack(words: Sequence[str]) -> None:
     path = opened.path
     data = None
     if given.data is not None:
-        data = load_for(opened.notes, given.data, given.model)
+        data = load_for(opened.notes, given.data, given.model, tables=given)
     nets = [("before", size_of(opened), opened.net)]
     packed = copy.deepcopy(opened.net)
     if given.prune:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pocketcnn.cli.arguments import TableOptions
 from pocketcnn.cli.nets import common_notes, images_for, load_net, model_files, some_test_images
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Number
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 def picture(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
-    class Picture:
+    @dataclass(frozen=True)
+    class Picture(TableOptions):
         models: Positional[tuple[Path, ...]]
         """Model files, or folders of runs."""
         data: str | None = None
@@ -50,7 +51,7 @@ def picture(words: Sequence[str]) -> None:
     notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
     first = next(iter(files))
     pixels, x = images_for(given, notes, first)
-    labelled = functools.cache(functools.partial(some_test_images, given.data, notes, title=first))
+    labelled = functools.cache(functools.partial(some_test_images, given.data, notes, title=first, tables=given))
     images = Images(pixels, x, given.channel, labelled)
     written = write_figure(draw_maps(pixels, nets, x, layer=given.layer, channel=given.channel), given.output, "maps")
     for title, net in nets.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketcnn.cli.arguments import TableOptions
 from pocketcnn.cli.nets import load_for, load_net, model_path, trained_notes
 from pocketcnn.cli.parsing import parse
 from pocketcnn.errors import BadUsage
@@ -13,8 +14,8 @@ from pocketcnn.errors import BadUsage
 def publish(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
-    class Publish:
+    @dataclass(frozen=True)
+    class Publish(TableOptions):
         model: Positional[str]
         """A model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
         output: Path | None = None
@@ -43,7 +44,7 @@ def publish(words: Sequence[str]) -> None:
         from pocketcnn.train import evaluate
 
         notes = trained_notes(given.model, path)
-        data = load_for(notes, given.data, given.model)
+        data = load_for(notes, given.data, given.model, tables=given)
         record["stored_accuracy"], record["stored_data"] = evaluate(load_net(path), data)["test_accuracy"], data.name
     described: dict[str, Any] = {"record": record, "license": given.license}
     address = ""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketcnn.cli.arguments import TableOptions
 from pocketcnn.cli.nets import common_notes, load_net, model_files, some_test_images
 from pocketcnn.cli.parsing import parse
 from pocketcnn.errors import BadUsage
@@ -15,8 +16,8 @@ from pocketcnn.support.tables import columns
 def similarity(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
-    class Similarity:
+    @dataclass(frozen=True)
+    class Similarity(TableOptions):
         models: Positional[tuple[Path, ...]]
         """Model files, or folders of runs; the others are compared with the first."""
         data: str | None = None
@@ -48,7 +49,7 @@ def similarity(words: Sequence[str]) -> None:
     nets = {title: load_net(path) for title, path in files.items()}
     notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
     filters = {title: filter_similarity(net, given.threshold) for title, net in nets.items()}
-    x = some_test_images(given.data, notes, given.images, next(iter(files)))[1]
+    x = some_test_images(given.data, notes, given.images, next(iter(files)), given)[1]
     grams = {title: station_grams(net, x) for title, net in nets.items()}
     print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
     print(_table(grams, filters, given.threshold))

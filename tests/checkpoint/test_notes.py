@@ -76,3 +76,15 @@ def test_a_data_set_is_normalised_by_the_net_that_sees_it(digits):
     assert (seen.mean, seen.std) == ((0.9,), (0.02,))
     assert seen == dataclasses.replace(digits, mean=(0.9,), std=(0.02,))
     assert ImageNotes(mean=(0.9,)).applied_to(digits) is digits, "half of the numbers are none"
+
+
+def test_notes_say_how_ambiguous_files_were_read():
+    """Most data sets are read in one way only; their notes stay as they were."""
+    plain = ImageNotes(data="d", classes=("a", "b"), input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
+    assert "reading" not in plain.as_dict()
+    assert plain.lacks() == []
+    asked = {"image_column": "photo", "bits": 12}
+    notes = dataclasses.replace(plain, reading=asked)
+    assert ImageNotes.from_notes(notes.as_dict()) == notes
+    for damaged in ([1], {"bits": 11}, {"bits": "12"}, {"image_column": 3}):
+        assert ImageNotes.from_notes({**notes.as_dict(), "reading": damaged}) == plain

@@ -117,12 +117,13 @@ def test_one_scale_holds_for_a_data_set(most, shallow):
     raw = [RawImage("x", content, 0) for content in contents]
     if shallow:
         raw.append(RawImage("x", encoded(np.array([[0, 99]], np.uint8)), 0))
-    found, notes = decode_splits("set", {"train": raw[:1], "test": raw[1:]} if raw[1:] else {"train": raw}, Reading())
+    found, read = decode_splits("set", {"train": raw[:1], "test": raw[1:]} if raw[1:] else {"train": raw}, Reading())
     values = [int(image.max()) for split in found.values() for image in split.images]
     bits = next(bits for bits in BITS if max(most) < 1 << bits)
     assert values[: len(most)] == [value >> bits - 8 for value in most]
     assert values[len(most) :] == [99] * shallow
-    assert notes == (f"pixels of 16 bits are read as {bits} bits, the fewest that hold the largest value",)
+    assert read.notes == (f"pixels of 16 bits are read as {bits} bits, the fewest that hold the largest value",)
+    assert read.bits == bits
 
 
 def test_large_images_are_held_in_small_numbers(monkeypatch):

@@ -363,7 +363,7 @@ def test_rows_without_published_figures_are_compared_with_the_first(results, tab
     (("data", "digits", "input_size"), [1, 8], "input_size"),
     (("data", "digits", "classes"), 10**30, "classes"),
     (("recipes",), {"long": {"epochs": "many"}}, "recipes.long: Expected int, got str at epochs"),
-    (("recipes",), {"long": {"lr": -1}}, "recipes.long: .*lr must be positive"),
+    (("recipes",), {"long": {"lr": -1}}, "recipes.long: .*lr must be finite and more than 0"),
     (("sources",), None, "Expected object, got null at sources"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("tables")

@@ -281,7 +281,7 @@ def test_a_teacher_of_other_classes_is_refused(few, tmp_path):
     pc.save(net, tmp_path / "t.safetensors", notes=notes)
     with pytest.raises(BadData, match="knows other classes than digits has"):
         fit(tiny(), few, config, tmp_path / "run")
-    notes |= {"classes": list(few.classes), "input_size": [3, 32, 32]}
+    notes |= {"classes": list(few.classes), "input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
     pc.save(net, tmp_path / "t.safetensors", notes=notes)
     with pytest.raises(BadData, match=r"takes images of \[3, 32, 32\], those of digits are \[1, 8, 8\]"):
         fit(tiny(), few, config, tmp_path / "run")

@@ -338,7 +338,7 @@ def test_classify_squares_only_for_square_nets(tmp_path, capsys, monkeypatch):
     [
         (["fine.png", "gone.png"], "FileNotFoundError: gone.png: no such image file"),
         (["big.png", "text.png"], "BadImage: text.png: cannot be decoded"),
-        (["big.png", "deep.png"], "BadImage: deep.png: cannot be decoded (pixels of mode I have no known range"),
+        (["big.png", "deep.png"], "BadImage: deep.png: cannot be decoded (pixels of mode F have no known range"),
         (["fine.png", "--model", "fresh.safetensors"], "BadUsage: fresh.safetensors: not a trained net's file"),
         (["fine.png", "--model", "gone.safetensors"], "FileNotFoundError: gone.safetensors: no such model file"),
         (["fine.png", "--model", "here/gone"], "FileNotFoundError: here/gone: no such model file"),
@@ -353,7 +353,7 @@ def test_classify_fails_before_it_prints_anything(filled, words, message, tmp_pa
     picture("fine.png", "RGB", (32, 32))
     picture("big.png", "RGB", (64, 64))
     Path("text.png").write_text("no image")
-    Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32)).convert("I").save("deep.tif")
+    Image.fromarray(np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)).save("deep.tif")
     Path("deep.tif").rename("deep.png")
     Path("here").mkdir()
     pc.save(small_net(), "fresh.safetensors")

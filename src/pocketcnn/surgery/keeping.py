@@ -12,7 +12,7 @@ from pocketcnn.support.protocols import MakesKernel
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-_PLAIN = frozenset(vars(nn.Conv2d(1, 1, 1)))  # attributes of every convolution
+_PLAIN = frozenset(vars(nn.Conv2d(1, 1, 1, device="meta")))  # attributes of every convolution
 
 
 @dataclass(frozen=True)

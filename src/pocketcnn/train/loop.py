@@ -102,10 +102,7 @@ def fit(
     keep_memory()
     folder = make_folder(Path(folder))
     label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
-    checkpoint.check_savable(model)
-    check_input(model, data, training=True)
-    if config.small_epochs:
-        check_input(model, data, share=SMALL, training=True)
+    _check(model, data, config)
     teacher = _teacher_of(config, data)
     settings = settings_of(model, data, hardware, teacher, label)
     device = device_of(hardware.accelerator)
@@ -114,10 +111,7 @@ def fit(
         folder, settings, config if safe is config else dataclasses.replace(config, channels_last="auto")
     )
     if earlier is not None and (folder / RESULT).exists():
-        result = read_record(folder / RESULT, RunResult)
-        checkpoint.read_header(folder / MODEL)  # its errors say what is wrong with a damaged file
-        checkpoint.fill_from_(model, folder / MODEL, allow_nonfinite=True)
-        return result
+        return _finished(folder, model)
     with Safeguard(folder, 60 * hardware.save_minutes) as guard, quiet_lightning():
         if is_first_process():
             remove_partials(folder)
@@ -144,6 +138,22 @@ def fit(
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
         result = finish_run(model, data, config, folder, label, {**scores, **epochs.summary()}, start=start)
         return trainer.strategy.broadcast(result, src=0)
+
+
+def _check(model: nn.Module, data: DataSet, config: TrainConfig) -> None:
+    """Checks before anything is written that the net takes the images, and that a file can describe it."""
+    checkpoint.check_savable(model)
+    check_input(model, data, training=True)
+    if config.small_epochs:
+        check_input(model, data, share=SMALL, training=True)
+
+
+def _finished(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Reads a finished run: its weights into the net, and its result."""
+    result = read_record(folder / RESULT, RunResult)
+    checkpoint.read_header(folder / MODEL)  # its errors say what is wrong with a damaged file
+    checkpoint.fill_from_(model, folder / MODEL, allow_nonfinite=True)
+    return result
 
 
 def _train(trainer: Any, module: Classifier, last: Path | None, guard: Safeguard) -> None:

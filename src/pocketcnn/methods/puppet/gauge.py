@@ -301,8 +301,9 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractConstants):
 
     @torch.no_grad()
     def levels_of(self, x: Float[Tensor, "batch channels height width"]) -> Int[Tensor, " batch"]:
-        """Finds the level of each image, from 0 on."""
-        return self.level_of(self(x))
+        """Finds the level of each image, from 0 on; nothing is recorded."""
+        with self._record.given(None):
+            return self.level_of(self(x))
 
     @torch.no_grad()
     def calibrate_(

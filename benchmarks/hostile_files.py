@@ -1,7 +1,7 @@
-"""Opens damaged and hostile files by the thousand: each must load rightly or end in one of our errors.
+"""Opens damaged and hostile files and folders by the thousand: each must load rightly or end in one of our errors.
 
-    .venv/bin/python benchmarks/hostile_files.py        # 2,000 of each group
-    .venv/bin/python benchmarks/hostile_files.py 100
+    .venv/bin/python benchmarks/hostile_files.py        # 2,000 headers, 2,000 changed bytes, 500 runs, 500 folders of images
+    .venv/bin/python benchmarks/hostile_files.py 100    # 100 of the former two, 25 of the others
 
 A group is a list of trials; a trial makes one damaged thing and opens it. The script prints how the trials of each group
 ended, the longest time and the peak of memory. It ends with 1 if any trial ended in another exception or in a wrong result,
@@ -9,9 +9,11 @@ took more than 5 seconds, or if memory grew by more than twice the largest file 
 """
 
 import json
+import logging
 import math
 import random
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -33,6 +35,7 @@ from pocketcnn.checkpoint.sealed import CHECKSUM, seal
 from pocketcnn.errors import PocketError
 
 OURS = (PocketError, FileNotFoundError)
+SETTINGS_DIFFER = "give another output folder"  # words of the ValueError about a folder that holds another run
 LONGEST, SPARE = 5.0, 300 << 20  # seconds of a trial; bytes beside twice the largest file
 _PATIENCE = 60  # seconds after which a trial is stopped
 
@@ -72,6 +75,8 @@ def judge(trial: Trial, path: Path) -> Outcome:
         kind, fault, words = ("a wrong result", True, wrong) if wrong else ("a right result", False, "")
     except OURS as error:
         kind, fault, words = type(error).__name__, "\n" in str(error), str(error)
+    except ValueError as error:
+        kind, fault, words = "ValueError", SETTINGS_DIFFER not in str(error), str(error)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -296,16 +301,43 @@ def header_trials(count: int, folder: Path) -> list[Trial]:
     return model_trials(changed, count, folder, sealed=False)
 
 
-GROUPS: dict[str, Callable[[int, Path], list[Trial]]] = {"headers": header_trials, "bytes": byte_trials}
+def run_folder_trials(count: int, folder: Path) -> list[Trial]:
+    """Damaged folders of runs."""
+    from hostile_runs import run_trials, sound
+
+    sound()  # trained once
+    return [Trial(*trial) for trial in run_trials(0, count)]
+
+
+def image_folder_trials(count: int, folder: Path) -> list[Trial]:
+    """Layouts of folders of images, usual and hostile ones."""
+    from hostile_folders import folder_trials
+
+    def trial(name: str, fill: Callable[[Path], object], check: Callable[[Path], object]) -> Trial:
+        def make(path: Path) -> None:
+            path.mkdir()
+            fill(path)
+
+        return Trial(ascii(name), make, lambda path: str(check(path) or ""))
+
+    return [trial(*each) for each in folder_trials(0, count)]
+
+
+GROUPS: dict[str, Callable[[int, Path], list[Trial]]] = {
+    "headers": header_trials,
+    "bytes": byte_trials,
+    "runs": run_folder_trials,
+    "folders": image_folder_trials,
+}
 
 
 def run(group: str, count: int, folder: Path) -> list[Outcome]:
-    """Runs the trials of a group in an empty folder."""
+    """Runs the trials of a group, each in an empty folder of its own."""
     outcomes = []
     for trial in GROUPS[group](count, folder):
-        place = folder / "trial"
-        outcomes.append(judge(trial, place))
-        place.unlink(missing_ok=True)
+        (place := folder / "trial").mkdir()
+        outcomes.append(judge(trial, place / "thing"))
+        shutil.rmtree(place)
     return outcomes
 
 
@@ -315,6 +347,7 @@ def peak() -> int:
 
 
 def main(count: int) -> int:
+    logging.getLogger("pocketcnn").setLevel(logging.CRITICAL)
     faults = 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -322,7 +355,7 @@ def main(count: int) -> int:
         for group in GROUPS:
             run(group, 20, folder)  # imports and compilations
             before = peak()
-            outcomes = run(group, count, folder)
+            outcomes = run(group, count if group in ("headers", "bytes") else count // 4, folder)
             grown, slowest = peak() - before, max(outcomes, key=lambda outcome: outcome.seconds)
             print(
                 f"{group}: {len(outcomes):,} trials; slowest {slowest.seconds:.2f} s ({slowest.trial}); memory grew by {grown / 1e6:.0f} MB"

@@ -367,7 +367,8 @@ def _fill(model: nn.Module, path: Path, head: Head, storage: StorageEntry | None
                     f"{path}: {name} is not finite: it was saved after training diverged, or the file is damaged; train it "
                     "again, or pass allow_nonfinite=True to look at it"
                 )
-            places[name].data = new
+            whole = fresh.dtype != places[name].dtype  # whole numbers, which the net holds as floats
+            places[name].data = new.to(places[name].dtype) if whole else new
 
 
 def _is_finite(tensor: Tensor, constants: Tensor | None = None) -> bool:

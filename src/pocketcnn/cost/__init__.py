@@ -4,7 +4,7 @@ from pocketcnn.cost.images import ImageCosts, measure_images
 from pocketcnn.cost.latency import Latency, measure_latency
 from pocketcnn.cost.macs import Cost, macs_by_module, measure
 from pocketcnn.cost.memory import measure_memory
-from pocketcnn.cost.params import count_params, distinct_tensors, names_and_shapes, separate, serialized_bytes
+from pocketcnn.cost.params import count_params, distinct_tensors, separate, serialized_bytes, tensors_by_all_names
 from pocketcnn.support.protocols import gauge_of
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "measure_images",
     "measure_latency",
     "measure_memory",
-    "names_and_shapes",
     "separate",
     "serialized_bytes",
+    "tensors_by_all_names",
 ]

@@ -5,11 +5,19 @@ from torch import Tensor, nn
 
 from pocketcnn.errors import UnsupportedNet
 from pocketcnn.support.modules import ON_META, refuse_lazy
+from pocketcnn.support.protocols import HoldsWholeNumbers
 
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Lists the tensors that a file must hold: the state dict, with shared tensors only under their first name."""
+    """Lists the tensors that a file must hold: the state dict, with shared tensors only under their first name, and
+    whole numbers in their own type."""
     refuse_lazy(model)
+    whole = {
+        id(getattr(module, name)): (module, name)
+        for module in model.modules()
+        if isinstance(module, HoldsWholeNumbers)
+        for name in module.stored_types
+    }
     seen: set[tuple] = set()
     distinct: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -18,15 +26,16 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
         key = (place, tensor.dtype, tensor.shape, tensor.stride())
         if key not in seen:
             seen.add(key)
-            distinct[name] = tensor.detach()
+            module, own = whole.get(id(tensor), (None, ""))
+            distinct[name] = tensor.detach() if module is None else module.whole(own)
     return distinct
 
 
-def names_and_shapes(model: nn.Module) -> list[tuple[str, list[int]]]:
-    """Lists names and shapes of the stored tensors, those of a shared module under the name of each of its owners."""
+def tensors_by_all_names(model: nn.Module) -> dict[str, Tensor]:
+    """Lists the stored tensors, those of a shared module under the name of each of its owners."""
     found: dict[str, Tensor] = {}
     _collect(model, "", found)
-    return [(name, list(tensor.shape)) for name, tensor in found.items()]
+    return found
 
 
 def _collect(module: nn.Module, prefix: str, found: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pocketcnn.methods._call_value import tracing
 from pocketcnn.methods._kept import is_plain, same_bits
 
 # For each shared module the state dict that it was last written to, and the prefix of its names there.
@@ -97,7 +98,7 @@ def _alike(given: Any, own: Tensor) -> bool:
 
 
 class AbstractConstants(nn.Module):
-    """A module with constants: tensors that its options determine, or that are set as a whole.
+    """A module with constants: tensors that its options determine.
 
     A constant is a plain attribute, so that nothing which walks over parameters, buffers or a state dict changes it. It
     follows the module to a device and keeps its type. It is made where the module first has real weights: not on the meta
@@ -106,8 +107,6 @@ class AbstractConstants(nn.Module):
 
     constants: tuple[str, ...] = ()
     """Names of the constants; each is on the meta device until it is made."""
-    stored_constants: tuple[str, ...] = ()
-    """Names of those that a state dict holds, as copies."""
 
     @abc.abstractmethod
     def where(self) -> torch.device:
@@ -119,7 +118,7 @@ class AbstractConstants(nn.Module):
 
     def rebuild_constants(self) -> None:
         """Makes all constants anew, unless the module is on the meta device."""
-        if self.where().type == "meta":
+        if not self.constants or self.where().type == "meta":
             return
         with torch.device("cpu"), torch.no_grad():
             made = self.make_constants()
@@ -142,35 +141,62 @@ class AbstractConstants(nn.Module):
         self.settle()
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self.stored_constants:
-            tensor = getattr(self, name)
-            destination[prefix + name] = tensor if keep_vars else tensor.clone()
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.settle()  # assigned weights may be the first real ones, or on another device
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        for name in self.stored_constants:
-            given, own = state_dict.pop(prefix + name, None), getattr(self, name)
-            if given is None:
-                missing_keys.append(prefix + name)
-            elif given.shape != own.shape:
-                error_msgs.append(f"{prefix}{name} is {list(given.shape)}, this net's is {list(own.shape)}")
-            elif not given.is_meta:
-                taken = given.detach().to(own.dtype, copy=True)
-                if torch.equal(taken.to(given.dtype), given):
-                    setattr(self, name, taken)
-                else:
-                    error_msgs.append(f"{prefix}{name} holds values that are not of the type {own.dtype}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self.settle()
+
+class AbstractWhole(nn.Module):
+    """A module with buffers of whole numbers: each holds them as float32, and is rounded where it is read.
+
+    A buffer follows averages, broadcasts and copies as weights do. An average of equal floats gives the same number once
+    rounded, where one of integers is cut off to the number below.
+    """
+
+    stored_types: Mapping[str, torch.dtype] = {}
+    """Type of each such buffer in a model file."""
+
+    def whole(self, name: str) -> Tensor:
+        """Reads a buffer of whole numbers, in its type.
+
+        Raises:
+            ValueError: a number is not whole, as in an average of different ones. On a GPU, where the answer would have to
+                be waited for, this is found on loading and saving only.
+        """
+        held, dtype = getattr(self, name), self.stored_types[name]
+        rounded = held.round()
+        if held.device.type == "cpu" and not tracing() and is_plain([held]) and not torch.equal(rounded, held):
+            self._check_whole(name, held)
+        return rounded.to(dtype)
+
+    def _check_whole(self, name: str, given: Tensor) -> None:
+        dtype = self.stored_types[name]
+        most = 1 if dtype == torch.bool else torch.iinfo(dtype).max
+        if not ((given - given.round()).abs() < 0.25).all() or given.min() < -0.25 or given.max() > most + 0.25:
+            raise ValueError(
+                f"{name} holds values that are not of the type {dtype}, as an average of different ones would; load them "
+                "from the net that was fitted"
+            )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves with the net, but its buffers keep their type."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            old = before[name]
+            if buffer is not None and old is not None and buffer.dtype != old.dtype:
+                self._buffers[name] = old.to(buffer.device) if not old.is_meta else buffer.to(old.dtype)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        errors: list[str] = arguments[-1]
+        for name in self.stored_types:
+            given, own = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(given, Tensor) and not given.is_meta and given.shape == own.shape:
+                try:
+                    self._check_whole(name, given.detach().float())
+                    state_dict[prefix + name] = given.detach().float().round()
+                except ValueError as error:
+                    errors.append(f"{prefix}{error}")
+                    state_dict[prefix + name] = own
+        super()._load_from_state_dict(state_dict, prefix, *arguments)

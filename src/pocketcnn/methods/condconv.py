@@ -15,6 +15,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -162,12 +163,20 @@ class Router(AbstractLeaf, AbstractShared, nn.Linear):
 
     def watch(self, block: nn.Module) -> None:
         """Makes every call of a block begin with a look at the block's input, for the layers in it."""
-        block.register_forward_pre_hook(self._look)
+        block.register_forward_pre_hook(self._look, with_kwargs=True)
         block.register_forward_hook(self._forget, always_call=True)
 
-    def _look(self, block: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def _look(
+        self, block: nn.Module, arguments: tuple[Any, ...], by_keyword: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self._of_block.clear()  # left by a call that failed
-        x = arguments[0]
+        given = (*arguments, *by_keyword.values())
+        x = next((a for a in given if proxy_in(a) is not None or (isinstance(a, Tensor) and a.dim() == 4)), None)
+        if x is None:
+            raise ValueError(
+                f"routing='block': {self.block} is given no images, [batch, channels, height, width], to look at; take "
+                "routing='layer' there"
+            )
         recorded = proxy_in(x) is not None
         if not recorded and x.shape[1] != self.in_features:
             raise ValueError(

@@ -23,7 +23,7 @@ from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Range, Site
-from pocketcnn.methods._shared import AbstractConstants, AbstractShared
+from pocketcnn.methods._shared import AbstractConstants, AbstractShared, AbstractWhole
 from pocketcnn.methods._sites import conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics._shapes import Pair, accumulation_dtype
 from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
@@ -82,7 +82,7 @@ class RingOptions:
             raise ValueError("level names no ring at all")
 
 
-class ParameterRing(AbstractShared, AbstractConstants):
+class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
     """The shared parameters, and for each layer the places and signs of its weights on the ring.
 
     Places and signs, or the codes of windows, are no buffers: averages, casts and `to_empty` leave them as they are.
@@ -153,8 +153,9 @@ class ParameterRing(AbstractShared, AbstractConstants):
         self.values = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
         self.gains = nn.Parameter(torch.empty(len(shapes), device=device, dtype=dtype)) if gain else None
         if self.scheme == "windows":
-            self.constants = self.stored_constants = ("codes",)
-            self.codes = torch.empty(sum(map(code_count, self.sizes)), 2, device="meta", dtype=torch.uint8)
+            self.stored_types = {"codes": torch.uint8}
+            count = sum(map(code_count, self.sizes))
+            self.register_buffer("codes", torch.empty(count, 2, device=device, dtype=torch.float32))
         else:
             # Rebuilt from the seed, hence never in a file; int32 halves the memory and the reading time of int64.
             self.constants = ("indices", "signs")
@@ -167,6 +168,10 @@ class ParameterRing(AbstractShared, AbstractConstants):
         nn.init.normal_(self.values, std=self.std)
         if self.gains is not None:
             nn.init.ones_(self.gains)
+        if self.scheme == "windows" and not self.codes.is_meta:
+            with torch.device("cpu"):
+                codes = self._drawn_codes()
+            self.codes.copy_(codes)
         self.rebuild_constants()
 
     def where(self) -> torch.device:
@@ -174,18 +179,13 @@ class ParameterRing(AbstractShared, AbstractConstants):
         return self.values.device
 
     def make_constants(self) -> dict[str, Tensor]:
-        """Makes places and signs, or the codes that a ring starts with, from the seed."""
+        """Makes places and signs from the seed."""
         made = {
             name: torch.empty(getattr(self, name).shape, dtype=getattr(self, name).dtype) for name in self.constants
         }
         for number in dict.fromkeys(self.subnets):
             slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
             sizes, seed = [self.sizes[slot] for slot in slots], self.seed_of(number)
-            if self.scheme == "windows":
-                drawn = window_codes(sizes, seed=seed).split(list(map(code_count, sizes)))
-                for slot, codes in zip(slots, drawn, strict=True):
-                    made["codes"][self.code_window(slot)] = codes
-                continue
             filter_sizes = [self.sizes[slot] // self.shapes[slot][0] for slot in slots]
             indices, signs = kernels.ring_indices(
                 sizes, len(self.values), seed=seed, scheme=self.scheme, filter_sizes=filter_sizes
@@ -194,6 +194,17 @@ class ParameterRing(AbstractShared, AbstractConstants):
             made["indices"][window] = indices.int()
             made["signs"][window] = signs.to(torch.int8)
         return made
+
+    def _drawn_codes(self) -> Tensor:
+        """Draws the codes of windows that a ring starts with, from the seed."""
+        codes = torch.empty(self.codes.shape)
+        for number in dict.fromkeys(self.subnets):
+            slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
+            sizes = [self.sizes[slot] for slot in slots]
+            drawn = window_codes(sizes, seed=self.seed_of(number)).split(list(map(code_count, sizes)))
+            for slot, own in zip(slots, drawn, strict=True):
+                codes[self.code_window(slot)] = own.float()
+        return codes
 
     def seed_of(self, subnet: int) -> int:
         """Seed of the places and signs of a sub-network's layers."""
@@ -216,7 +227,7 @@ class ParameterRing(AbstractShared, AbstractConstants):
             indices = torch.empty(self.sizes[slot], device="meta", dtype=torch.int32)
             return indices, torch.empty_like(indices, dtype=torch.int8)
         if self.scheme == "windows":
-            return window_indices(self.codes[self.code_window(slot)], len(self.values), self.sizes[slot])
+            return window_indices(self.whole("codes")[self.code_window(slot)], len(self.values), self.sizes[slot])
         if self.scheme == "affine" and torch.compiler.is_exporting():
             return self._computed(slot)  # an exported net needs no tables
         return self.indices[self.window(slot)], self.signs[self.window(slot)]

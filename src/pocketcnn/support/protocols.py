@@ -128,6 +128,18 @@ class NamesWeights(Protocol):
 
 
 @runtime_checkable
+class HoldsWholeNumbers(Protocol):
+    """A module that holds whole numbers in float buffers."""
+
+    stored_types: Mapping[str, Any]
+    """Type of each such buffer in a model file."""
+
+    def whole(self, name: str) -> Tensor:
+        """Reads one, in that type."""
+        ...
+
+
+@runtime_checkable
 class TakesImages(Protocol):
     """A net that knows the size of the images it is made for."""
 

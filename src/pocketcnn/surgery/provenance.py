@@ -5,6 +5,7 @@ modules, so a condensed net keeps it as a part of a larger one. Names leave out 
 """
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import nn
 
 from pocketcnn.errors import CannotWrite
 from pocketcnn.methods import METHODS
+from pocketcnn.methods._shared import AbstractShared
 from pocketcnn.support.modules import bare_name, unwrapped
 from pocketcnn.support.protocols import is_condensed
 
@@ -97,10 +99,13 @@ def _records(model: nn.Module) -> list[tuple[str, Provenance]]:
 
 
 def mark_made_(layers: Iterable[nn.Module | None]) -> None:
-    """Marks layers as made by a step, so that they are recognised where the record of the step is missing."""
+    """Marks layers as made by a step, and the modules that they share, so that both are known again apart from its record."""
     for layer in layers:
         if layer is not None:
             vars(layer)["made_by_step"] = True
+            for part in layer.modules():
+                if isinstance(part, AbstractShared):
+                    vars(part).setdefault("shared_as", secrets.token_hex(8))
 
 
 def undescribed(model: nn.Module) -> list[Step]:
@@ -120,7 +125,7 @@ def check_describable(model: nn.Module) -> None:
 
     Raises:
         CannotWrite: a step made a layer, but its record is missing; or something else is now in the place of a layer of a
-            step. No file could describe the net.
+            step; or layers of a step no longer share what it made for them. No file could describe the net.
     """
     steps = provenance(model).steps
     for layer, places in _condensed_without(model, steps):
@@ -130,6 +135,8 @@ def check_describable(model: nn.Module) -> None:
                 "condensed, where the record of its options and its seed stayed, so no file can describe it here; save that "
                 f"net, or condense this {type(unwrapped(model)).__name__} itself"
             )
+    for step in steps:
+        _check_shared(model, step)
     methods: dict[str, set[str]] = {}
     for step in steps:
         for site in step.sites:
@@ -142,6 +149,21 @@ def check_describable(model: nn.Module) -> None:
                     f"{type(module).__name__}, which no file can describe; condense the net without this layer "
                     "(exclude=...), then replace it"
                 )
+
+
+def _check_shared(model: nn.Module, step: Step) -> None:
+    """Checks that the layers of a step still share a ring, a router or the like where the step made one for several."""
+    first: dict[str, tuple[nn.Module, str]] = {}
+    for module, places in _places(model).items():
+        for site in set(step.sites) & set(places):
+            for part in module.modules():
+                if isinstance(part, AbstractShared) and (mark := vars(part).get("shared_as")) is not None:
+                    known, other = first.setdefault(mark, (part, site))
+                    if known is not part:
+                        raise CannotWrite(
+                            f"{site} and {other} shared a {type(part).__name__} when {step.method} made them, and now have "
+                            "copies of their own, which no file can describe; copy or condense the net as a whole"
+                        )
 
 
 def _condensed_without(model: nn.Module, steps: Iterable[Step]) -> list[tuple[Any, list[str]]]:

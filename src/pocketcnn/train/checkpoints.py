@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pocketcnn.cost import tensors_by_all_names
 from pocketcnn.errors import BrokenFile, ForeignFile
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.runs import LAST, PREVIOUS, Count
@@ -84,9 +85,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _check_fits(path: Path, found: Mapping[str, Any], module: nn.Module) -> None:
     """Checks that a checkpoint is of this module: names and shapes of its tensors, whose values are finite."""
-    wanted, stored = module.state_dict(), found["state_dict"]
+    # Checkpoints of older versions hold a shared tensor under the names of all its owners.
+    wanted, stored = tensors_by_all_names(module), found["state_dict"]
+    given = {id(wanted[name]) for name in stored if name in wanted}
     problem = ""
-    if keys := sorted(wanted.keys() ^ stored.keys()):
+    if keys := sorted([*(stored.keys() - wanted.keys()), *(n for n, t in wanted.items() if id(t) not in given)]):
         problem = f"{keys[0]!r} and {len(keys) - 1} more entries are only in the checkpoint or only in the net"
     for name, tensor in stored.items():
         if problem:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
-from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency, names_and_shapes
+from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency, tensors_by_all_names
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData
 from pocketcnn.support.environment import environment
@@ -43,7 +43,7 @@ def settings_of(
         teacher: the trained net whose outputs are learnt.
         label: the run's name and identity.
     """
-    shapes = names_and_shapes(model)
+    shapes = [(name, list(tensor.shape)) for name, tensor in tensors_by_all_names(model).items()]
     settings = {
         **label,
         "data": data.name,

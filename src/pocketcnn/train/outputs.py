@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pocketcnn.data import DataSet, shrink
-from pocketcnn.errors import BadData, PocketError
-from pocketcnn.support.modules import device_and_dtype, evaluating, in_mode
+from pocketcnn.errors import BadData, PocketError, UnsupportedNet
+from pocketcnn.support.copying import copied
+from pocketcnn.support.modules import device_and_dtype, evaluating
 
+_log = logging.getLogger(__name__)
 _IMAGES = 2  # batch norms in training need more than one
 
 
@@ -23,7 +25,8 @@ def check_input(
 ) -> None:
     """Checks that a net accepts the images of a data set and returns one tensor of outputs, with one for each class.
 
-    The net is shown two random images. It is left as it was, running statistics and random states included.
+    The net is shown two random images; in training mode a copy of it is, so that nothing is left of them. Random states
+    stay as they were. A net that cannot be copied is checked in evaluation mode only.
 
     Args:
         model: any net.
@@ -35,19 +38,26 @@ def check_input(
         BadData: the net does not fit, or returns several outputs.
     """
     device, dtype = device_and_dtype(model)
-    x = torch.randn(_IMAGES, *data.input_size, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(_IMAGES, *data.input_size, generator=torch.Generator().manual_seed(0))
     x = shrink(x, share).to(device=device, dtype=dtype)
-    with _unchanged(model):
+    with _random_states_kept():
         with evaluating(model):
             _check(model, x, data, who)
         if not training:
             return
-        with in_mode(model, training=True) if not model.training else contextlib.nullcontext(), torch.enable_grad():
+        try:
+            trial = copied(model)
+        except UnsupportedNet as error:
+            _log.info("%s is not checked in training mode: %s", who, error)
+            return
+        if not trial.training:
+            trial.train()
+        with torch.enable_grad():
             # Hooks on the net itself, which may count its steps, are called only if it does not fit without them.
             try:
-                _check(model.forward, x, data, who)
+                _check(trial.forward, x, data, who)
             except BadData:
-                _check(model, x, data, who)
+                _check(trial, x, data, who)
 
 
 def _check(call: Any, x: Tensor, data: DataSet, who: str) -> None:
@@ -116,9 +126,8 @@ def _described(output: Any) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts buffers, the states of random generators back as they were."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+def _random_states_kept() -> Iterator[None]:
+    """Puts the states of random generators back as they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():
@@ -126,6 +135,3 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

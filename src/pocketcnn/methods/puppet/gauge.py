@@ -17,7 +17,7 @@ from torch.fx import Proxy
 
 from pocketcnn.methods._call_value import CallValue, in_a_part, is_repeatable, repeating, tracing
 from pocketcnn.methods._leaf import AbstractLeaf, proxy_in
-from pocketcnn.methods._shared import AbstractConstants, AbstractShared
+from pocketcnn.methods._shared import AbstractShared, AbstractWhole
 from pocketcnn.numerics._shapes import is_recorded
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
 
@@ -193,7 +193,7 @@ def _only(images: Sequence[Any]) -> Any:
     return images[0]
 
 
-class Gauge(AbstractLeaf, AbstractShared, AbstractConstants):
+class Gauge(AbstractLeaf, AbstractShared, AbstractWhole):
     """Measures how complex each image is that a net is given.
 
     The gauge undoes the normalisation it was calibrated for, measures, and maps the measure to [0, 1]: the share of the
@@ -235,8 +235,7 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractConstants):
         self._warned = False
         for name, size in (("mean", channels), ("std", channels), ("value_range", 2), ("quantiles", self.POINTS)):
             self.register_buffer(name, torch.empty(size, dtype=torch.float32))  # whatever the default is
-        self.constants = self.stored_constants = ("calibrated",)  # no buffer, because torch averages no booleans
-        self.calibrated = torch.empty((), dtype=torch.bool, device="meta")
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.float32))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -247,15 +246,7 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractConstants):
         self.std.fill_(1)
         self.value_range[0], self.value_range[1] = low, high
         self.quantiles.copy_(torch.linspace(0, most, self.POINTS))
-        self.rebuild_constants()
-
-    def where(self) -> torch.device:
-        """Device of the calibration."""
-        return self.mean.device
-
-    def make_constants(self) -> dict[str, Tensor]:
-        """Makes the mark of a gauge that is not calibrated."""
-        return {"calibrated": torch.tensor(False)}
+        self.calibrated.zero_()
 
     def value(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
         """Measures each image, in the measure's own unit: bits for entropy.
@@ -400,16 +391,6 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractConstants):
     def extra_repr(self) -> str:
         return f"measure={self.measure!r}, levels={self.levels}"
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Gauge":
-        """Moves with the net but stays in float32: in bfloat16 neighbouring quantiles would become equal."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in self._buffers.items():
-            old = before[name]
-            if buffer is not None and old is not None and buffer.dtype != old.dtype:
-                self._buffers[name] = old.to(buffer.device) if not old.is_meta else buffer.to(old.dtype)
-        return self
-
     def _pixels(self, x: Tensor) -> Tensor:
         """Undoes the normalisation of images and maps their range to [0, 1], in at least float32."""
         x = x if x.dtype == torch.float64 else x.float()
@@ -442,7 +423,7 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractConstants):
         else:
             return
         self._warned = True
-        if self.calibrated:
+        if self.whole("calibrated"):
             warnings.warn(message, stacklevel=2)
         else:
             _log.warning("%s", message)

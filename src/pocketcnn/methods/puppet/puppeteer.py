@@ -128,7 +128,7 @@ class Puppeteer(AbstractShared, AbstractConstants):
     def kernels(self, level: int) -> Mapping[Slot, Tensor]:
         """Generates the kernels of one level, by (stage, block, number in the block).
 
-        Each is [out_channels, in_channels // groups, kernel_height, kernel_width]. In evaluation mode without gradients
+        Each is [out_channels, in_channels // groups, kernel_height, kernel_width], and not to be written to. In evaluation mode without gradients
         they are generated once and kept until a value of the state, the field or the scales changes, in whatever way.
         """
         return self(level)  # a call, so that hooks run: some of torch's pruning and norms are hooks

@@ -45,12 +45,10 @@ class GeneratedConv2d(AbstractConv2d):
         self._puppeteer = (puppeteer,)  # in a tuple, because it is registered in the stage
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
-        """Returns the kernel that the stage has set; outside a call of the stage, that of the highest level."""
-        given = self._batch.get()
-        if isinstance(given, list):
-            return given[0].kernels[self.slot]
-        puppeteer = self._puppeteer[0]
-        return puppeteer.kernels(puppeteer.options.levels - 1)[self.slot]
+        """Returns a copy of the kernel that the stage has set; outside a call of the stage, that of the highest level."""
+        given, puppeteer = self._batch.get(), self._puppeteer[0]
+        made = given[0].kernels if isinstance(given, list) else puppeteer.kernels(puppeteer.options.levels - 1)
+        return made[self.slot].clone()  # the puppeteer keeps its own
 
     def generator_parameters(self) -> Iterable[nn.Parameter]:
         """Lists the puppeteer's parameters."""

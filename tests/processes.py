@@ -148,7 +148,9 @@ def fork(script, *words, environment=None, output=None) -> Forked:
 def start(folder, *, config=None, run=None, before="", launcher=(), environment=None):
     """Starts a training of a few digits into a folder; with a launcher, like torchrun, in a process that is not forked."""
     script = folder.with_suffix(".py")
-    script.write_text(SCRIPT.format(config=config or {}, run=run or {}, before=before))
+    text = SCRIPT.format(config=config or {}, run=run or {}, before=before)
+    if not script.exists() or script.read_text() != text:  # the other process of a pair may be reading it
+        script.write_text(text)
     if not launcher:
         return fork(script, folder, environment=environment)
     return subprocess.Popen(
@@ -171,13 +173,21 @@ def finish_pair(folder, *, code=0, **how) -> str:
         "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
     }  # fmt: skip
-    pair = [start(folder, environment={**shared, "RANK": rank, "LOCAL_RANK": rank}, **how) for rank in "01"]
+    return finish_both(
+        [start(folder, environment={**shared, "RANK": rank, "LOCAL_RANK": rank}, **how) for rank in "01"], code
+    )
+
+
+def finish_both(pair, code=0) -> str:
+    """What two processes have printed that train as one; if the first fails, the second would wait for ever."""
     try:
-        output = "".join(process.communicate(timeout=200)[0] for process in pair)
+        output, _ = pair[0].communicate(timeout=200)
+        assert pair[0].returncode == code, output
+        output += pair[1].communicate(timeout=60)[0]
+        assert pair[1].returncode == code, output
     finally:
         for process in pair:
             process.kill()
-    assert [process.returncode for process in pair] == [code, code], output
     return output
 
 

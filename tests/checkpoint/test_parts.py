@@ -216,6 +216,19 @@ def test_a_replaced_layer_and_folded_norms_are_refused_before_training(tmp_path,
             call()
 
 
+@pytest.mark.parametrize("method", ["ring", "puppet"])
+def test_layers_that_no_longer_share_are_refused(method, tmp_path, few):
+    net = pc.condense(pc.create_model("resnet20", in_channels=1, width=0.25), method)
+    whole = copy.deepcopy(net)
+    net.layer3 = copy.deepcopy(net.layer3)
+    message = r"layer3\.\S+ and layer1\.\S+ shared a \w+ when \w+ made them, and now have copies of their own"
+    with pytest.raises(CannotWrite, match=message):
+        pc.save(net, tmp_path / "net.safetensors")
+    with pytest.raises(CannotWrite, match=message):
+        fit(net, few, TrainConfig(epochs=1), tmp_path / "run")
+    pc.save(whole, tmp_path / "whole.safetensors")  # a copy of the net shares as the net does
+
+
 def test_ordinary_layers_again_need_no_step(tmp_path):
     net = Detector(ring())
     dense = pc.materialize(net)

@@ -145,6 +145,34 @@ def test_layers_of_a_block_share_the_routing_of_the_first():
         pc.condense(pc.create_model("resnet20"), "condconv", routing="block").layer1[0].conv2(torch.randn(1, 16, 4, 4))
 
 
+class ByKeyword(nn.Module):
+    """Calls its block with names, its images last."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Scaled()
+
+    def forward(self, x, named=True):
+        return self.block(scale=2.0, images=x) if named else self.block(x, 2.0)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, images, scale):
+        return self.conv2(self.conv1(images * scale)) if isinstance(images, torch.Tensor) else self.conv2(images[0])
+
+
+def test_a_block_may_be_called_by_keyword_but_not_without_images():
+    net = pc.condense(ByKeyword(), "condconv", routing="block", include="block.*").eval()
+    x = torch.randn(2, 4, 6, 6)
+    assert torch.equal(net(x), net(x, named=False))
+    with pytest.raises(ValueError, match=r"routing='block': block is given no images, .* routing='layer'"):
+        net.block([x], 1.0)
+
+
 def test_shared_routing_survives_copies_files_pickles_and_the_compiler(tmp_path, unchecked_shapes):
     net = pc.condense(pc.create_model("resnet20", width=0.25), "condconv", routing="block", num_experts=2).eval()
     batches = [torch.randn(3, 3, 8, 8) for _ in range(3)]

@@ -12,6 +12,7 @@ from torch.func import functional_call, jvp, vmap
 
 import pocketcnn as pc
 from pocketcnn.methods._kept import Kept, same_bits
+from pocketcnn.methods.puppet import GeneratedConv2d
 from pocketcnn.models.resnet import BasicBlock, ResNet
 
 
@@ -112,6 +113,16 @@ def test_kernels_follow_every_way_to_write(name, way):
     assert_fresh(net)
     net.load_state_dict({key: value.clone() for key, value in NETS[name]().state_dict().items()}, assign=True)
     assert_fresh(net)
+
+
+def test_a_kernel_that_is_handed_out_is_a_copy():
+    net = puppet()
+    before = served(net)
+    for layer in net.modules():
+        if isinstance(layer, GeneratedConv2d):
+            with torch.no_grad():
+                layer.dense_weight().mul_(2)
+    assert torch.equal(served(net), before)
 
 
 @pytest.mark.parametrize("name", NETS)

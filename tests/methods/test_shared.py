@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.func import functional_call, stack_module_state
@@ -225,16 +225,69 @@ def test_the_plain_average_of_torch_takes_a_calibrated_gauge():
     assert same(average.module, net)
 
 
+def fitted(seed=5):
+    """A net on windows with codes that no seed gives."""
+    net = made("windows")
+    ring = next(m for m in net.modules() if isinstance(m, ParameterRing))
+    numbers = torch.randint(0, 256, ring.codes.shape, generator=torch.Generator().manual_seed(seed))
+    ring.codes.copy_(numbers.float())
+    return net
+
+
+def first_average(**options):
+    def take(net, other):
+        average = AveragedModel(other, **options)
+        average.module.load_state_dict(other.state_dict())
+        average.update_parameters(net)
+        return average.module
+
+    return take
+
+
+def over_state_dict(net, other):
+    for kept, now in zip(other.state_dict().values(), net.state_dict().values(), strict=True):
+        kept.copy_(now)
+    return other
+
+
+def broadcast(net, other):
+    """As the processes of a distributed net start: with the parameters and buffers of the first."""
+    for kept, now in zip((*other.parameters(), *other.buffers()), (*net.parameters(), *net.buffers()), strict=True):
+        kept.detach().copy_(now)
+    return other
+
+
+@pytest.mark.parametrize("take", [first_average(use_buffers=True), over_state_dict, broadcast], ids=["average", "state dict", "broadcast"])  # fmt: skip
+def test_fitted_codes_reach_whatever_takes_the_values_of_the_net(take):
+    net = fitted()
+    assert same(take(net, made("windows", seed=1)), net)
+
+
+def test_an_average_of_different_codes_is_refused_where_it_is_read_and_saved(tmp_path):
+    net, other = fitted(), fitted(6)
+    with torch.no_grad():
+        over_tensors(net, other)
+    with pytest.raises(ValueError, match=r"codes holds values that are not of .* as an average"):
+        net(X)
+    with pytest.raises(ValueError, match="codes holds values"):
+        pc.save(net, tmp_path / "net.safetensors")
+
+
+def test_codes_are_bytes_in_a_file(tmp_path):
+    net = fitted()
+    pc.save(net, tmp_path / "net.safetensors")
+    stored = load_file(tmp_path / "net.safetensors")
+    assert [t.dtype for key, t in stored.items() if key.endswith("codes")] == [torch.uint8]
+    assert same(pc.load(tmp_path / "net.safetensors", base=small()), net)
+
+
 # --- casts, devices and empty tensors --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["to_empty", "assign", "assign all names", "reset"])
 @pytest.mark.parametrize("name", NETS)
 def test_a_net_made_on_the_meta_device_is_right_once_it_has_weights(name, how):
-    net = made(name)
-    if name == "windows":
-        ring = next(m for m in net.modules() if isinstance(m, ParameterRing))
-        ring.codes.copy_(torch.randint(0, 256, ring.codes.shape, dtype=torch.uint8))
+    net = fitted() if name == "windows" else made(name)
     with torch.device("meta"):
         other = made(name)
     assert all(t.is_meta for t in (*other.parameters(), *other.buffers()))

@@ -15,7 +15,7 @@ from pocketcnn.data import load
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.devices import norms_of, restore_norms
 from pocketcnn.train.hardware import Hardware, with_changes
-from processes import finish, finish_pair, free_port, start
+from processes import finish, finish_both, finish_pair, free_port, start
 
 TWO = {"devices": 2, "accelerator": "cpu"}
 SAY_STATE = "import atexit, hashlib\natexit.register(lambda: print('state ' + hashlib.sha256(b''.join(t.numpy().tobytes() " \
@@ -102,8 +102,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(alone, pair, tmp_path, 
         tasks = [
             start(folder, environment={**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}, **how) for rank in "01"
         ]
-        output = "".join(task.communicate(timeout=200)[0] for task in tasks)
-        assert [task.returncode for task in tasks] == [0, 0], output
+        output = finish_both(tasks)
     states = re.findall(r"state ([0-9a-f]{64})", output)
     assert len(states) == 2, output
     assert len(set(states)) == 1, "ring, router and all else are the same on both"

@@ -1,6 +1,7 @@
 """Nets of several outputs, and others that do not fit, are refused before the first step and left as they were."""
 
 import dataclasses
+import logging
 import random
 from collections import namedtuple
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import pocketcnn as pc
 from pocketcnn.cost import measure_memory
 from pocketcnn.errors import BadData, PocketError
 from pocketcnn.train import TrainConfig, evaluate, fit
@@ -122,6 +124,46 @@ def test_a_hook_on_the_net_may_make_one_tensor_of_several_outputs(few):
     net.register_forward_hook(lambda module, args, y: calls.append(1) or (y[0] if isinstance(y, tuple) else y))
     check_input(net, few, training=True)
     assert len(calls) == 2
+
+
+class Centred(nn.Module):
+    """Replaces its buffer by assignment, as nets trained against themselves do."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+        self.register_buffer("centre", torch.zeros(10))
+
+    def forward(self, x):
+        y = self.last(x.flatten(1))
+        if self.training:
+            self.centre = 0.9 * self.centre + 0.1 * y.detach().mean(0)
+        return y - self.centre
+
+
+class Uncopied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def __deepcopy__(self, memo):
+        raise TypeError("there is one of me")
+
+    def forward(self, x):
+        assert not self.training
+        return self.last(x.flatten(1))
+
+
+def test_no_trace_of_the_check_is_left(few, caplog):
+    plain = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+    puppet = pc.condense(plain, "puppet", measure="features")
+    for net in (Centred(), puppet, Uncopied()):
+        buffers = {name: (buffer, buffer.clone()) for name, buffer in net.named_buffers()}
+        with caplog.at_level(logging.WARNING):
+            check_input(net, few, training=True)
+        assert all(buffer is buffers[name][0] for name, buffer in net.named_buffers())
+        assert all(torch.equal(*pair) for pair in buffers.values())
+    assert caplog.text == ""
 
 
 def test_an_error_of_the_library_passes(few):

@@ -9,8 +9,10 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 import pocketcnn as pc
+from pocketcnn.cost import tensors_by_all_names
 from pocketcnn.data import load
 from pocketcnn.errors import BadData, BrokenFile
 from pocketcnn.methods.ring import ParameterRing
@@ -234,6 +236,41 @@ def test_averaging_leaves_the_indices_of_a_ring_alone(few, tmp_path):
     assert not any("indices" in name for name, _ in net.named_buffers())
     stored = evaluate(pc.load(tmp_path / "run" / "model.safetensors"), few)
     assert stored["test_loss"] == pytest.approx(result["test_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ring", "puppet"])
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_checkpoints_with_a_shared_tensor_under_the_names_of_all_its_owners_resume(few, tmp_path, method, decay):
+    """Those of version 0.1 are like that."""
+    config = dataclasses.replace(SHORT, epochs=2, ema_decay=decay)
+
+    def begun(folder):
+        net = pc.condense(tiny(), method)
+
+        def stop(rows):
+            raise KeyboardInterrupt
+
+        with pytest.raises(SystemExit):
+            fit(net, few, config, folder, on_epoch=stop)
+        return net
+
+    for name in ("one", "all"):
+        net = begun(tmp_path / name)
+    path, kept = tmp_path / "all" / "last.ckpt", AtomicCheckpointIO()
+    content = kept.load_checkpoint(path)
+    every = tensors_by_all_names(nn.ModuleDict({"net": net}))
+    for kind in ("state_dict", "current_model_state"):  # the second beside an average
+        if stored := content.get(kind):
+            content[kind] = {
+                name: next(stored[other] for other in stored if every.get(other) is tensor)
+                for name, tensor in every.items()
+            }
+            assert len(content[kind]) > len(stored)
+    assert ("current_model_state" in content) is (decay > 0)
+    kept.save_checkpoint(content, path)
+    for name in ("one", "all"):
+        fit(pc.condense(tiny(), method), few, config, tmp_path / name)
+    assert_equal_runs(tmp_path / "one", tmp_path / "all")
 
 
 def test_no_checkpoint_is_no_error(tmp_path):

@@ -53,9 +53,10 @@ def check_input(
         if not trial.training:
             trial.train()
         with torch.enable_grad():
-            # Hooks on the net itself, which may count its steps, are called only if it does not fit without them.
+            # Hooks that others put on the net may count its steps; they are called only if it does not fit without them.
             try:
-                _check(trial.forward, x, data, who)
+                with _only_hooks_of_ours(trial):
+                    _check(trial, x, data, who)
             except BadData:
                 _check(trial, x, data, who)
 
@@ -123,6 +124,21 @@ def _described(output: Any) -> tuple[str, str]:
     if isinstance(output, list | tuple):
         return f"a {name} of {len(output)}", "[0]"
     return f"a {name}", ".logits"
+
+
+@contextlib.contextmanager
+def _only_hooks_of_ours(net: nn.Module) -> Iterator[None]:
+    """Takes all hooks from a net but those of this library, and gives them back."""
+    kept = [(hooks, dict(hooks)) for hooks in (net._forward_pre_hooks, net._forward_hooks)]
+    try:
+        for hooks, before in kept:
+            for key, hook in before.items():
+                if not str(getattr(hook, "__module__", "")).startswith("pocketcnn."):
+                    del hooks[key]
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.update(before)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,8 @@ class RingOptions:
 class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
     """The shared parameters, and for each layer the places and signs of its weights on the ring.
 
-    Places and signs, or the codes of windows, are no buffers: averages, casts and `to_empty` leave them as they are.
+    Places and signs are no buffers: averages, casts and `to_empty` leave them as they are. The codes of windows, which a fit
+    sets, are a buffer of whole numbers.
 
     The ring is drawn with the mean variance of its layers, each weighted by its number of weights. So a ring as long as
     all its layers together starts, and takes steps, like the plain net.

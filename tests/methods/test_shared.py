@@ -215,6 +215,18 @@ def test_an_average_moves_each_weight_once_and_no_constant(name, scheme):
         assert all(torch.equal(getattr(one, c), getattr(other, c)) for c in getattr(one, "constants", ()))
 
 
+def test_an_average_from_before_the_calibration_counts_as_calibrated(tmp_path):
+    net, average = made("entropy"), made("entropy")
+    gauge_of(net).calibrate_([X])
+    with torch.no_grad():
+        over_tensors(average, net)
+    assert 0 < gauge_of(average).calibrated < 1
+    pc.save(average, tmp_path / "net.safetensors")
+    stored = load_file(tmp_path / "net.safetensors")
+    assert [t.dtype for key, t in stored.items() if key.endswith("calibrated")] == [torch.bool]
+    assert gauge_of(pc.load(tmp_path / "net.safetensors", base=small())).calibrated == 1
+
+
 def test_the_plain_average_of_torch_takes_a_calibrated_gauge():
     net = made("entropy")
     gauge_of(net).calibrate_([X])

@@ -1,7 +1,8 @@
-"""What modules hold besides parameters of their own: modules that several layers own, and constants.
+"""What modules hold besides parameters of their own: modules that several layers own, constants, and whole numbers.
 
 A ring, a router and a puppeteer belong to every layer that reads them, so that each layer works alone, and in a state dict
-they stand once. Places, signs and codes belong to a net, but are nothing to train, to average, to cast or to leave empty.
+they stand once. Places and signs belong to a net, but are nothing to train, to average, to cast or to leave empty. Codes are
+set by a fit and travel with the weights, but are nothing to train or to cast.
 """
 
 import abc
@@ -164,15 +165,25 @@ class AbstractWhole(nn.Module):
                 be waited for, this is found on loading and saving only.
         """
         held, dtype = getattr(self, name), self.stored_types[name]
-        rounded = held.round()
-        if held.device.type == "cpu" and not tracing() and is_plain([held]) and not torch.equal(rounded, held):
+        found = _as_whole(held, dtype)
+        if (
+            held.device.type == "cpu"
+            and not tracing()
+            and is_plain([held])
+            and not torch.equal(found.to(held.dtype), held)
+        ):
             self._check_whole(name, held)
-        return rounded.to(dtype)
+        return found
 
     def _check_whole(self, name: str, given: Tensor) -> None:
         dtype = self.stored_types[name]
-        most = 1 if dtype == torch.bool else torch.iinfo(dtype).max
-        if not ((given - given.round()).abs() < 0.25).all() or given.min() < -0.25 or given.max() > most + 0.25:
+        if dtype == torch.bool:
+            return
+        if (
+            not ((given - given.round()).abs() < 0.25).all()
+            or given.min() < -0.25
+            or given.max() > torch.iinfo(dtype).max + 0.25
+        ):
             raise ValueError(
                 f"{name} holds values that are not of the type {dtype}, as an average of different ones would; load them "
                 "from the net that was fitted"
@@ -195,8 +206,13 @@ class AbstractWhole(nn.Module):
             if isinstance(given, Tensor) and not given.is_meta and given.shape == own.shape:
                 try:
                     self._check_whole(name, given.detach().float())
-                    state_dict[prefix + name] = given.detach().float().round()
+                    state_dict[prefix + name] = _as_whole(given.detach().float(), self.stored_types[name]).float()
                 except ValueError as error:
                     errors.append(f"{prefix}{error}")
                     state_dict[prefix + name] = own
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _as_whole(held: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds; a mark is set if any of the nets that were averaged had set it."""
+    return held.to(dtype) if dtype == torch.bool else held.round().to(dtype)

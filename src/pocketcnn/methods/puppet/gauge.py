@@ -215,6 +215,7 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractWhole):
     value_range: Tensor
     quantiles: Tensor
     calibrated: Tensor
+    stored_types: Mapping[str, torch.dtype] = {"calibrated": torch.bool}
 
     # Name -> the measure, its largest value, and the range of pixels before calibration.
     MEASURES: Mapping[str, tuple[Callable[[Tensor], Tensor], float, tuple[float, float]]] = {

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def check_input(
             return
         if not trial.training:
             trial.train()
-        with torch.enable_grad():
+        with torch.enable_grad(), _quiet():
             # Hooks that others put on the net may count its steps; they are called only if it does not fit without them.
             try:
                 with _only_hooks_of_ours(trial):
@@ -139,6 +140,20 @@ def _only_hooks_of_ours(net: nn.Module) -> Iterator[None]:
     finally:
         for hooks, before in kept:
             hooks.update(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what a net says about random images."""
+    log = logging.getLogger("pocketcnn")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -305,6 +305,21 @@ def test_augmentation_equals_shifting_and_mirroring_one_by_one():
     assert augment(images, Augmentation(), torch.Generator()) is images
 
 
+@pytest.mark.parametrize("crop", [0, 2, 9])
+def test_shifted_images_are_filled_with_what_is_inside_reflected(crop):
+    images = torch.arange(3 * 2 * 5 * 4).reshape(3, 2, 5, 4).to(torch.uint8)
+    how = Augmentation(crop=crop, border="reflect")
+    mirrored = torch.tensor([True, False, True])
+    y = augment(images, how, torch.Generator().manual_seed(1), mirrored=mirrored)
+    shift = torch.randint(0, 2 * crop + 1, (2, 3, 1), generator=torch.Generator().manual_seed(1))[..., 0] - crop
+    for image, out, mirror, down, right in zip(images, y, mirrored, *shift.tolist(), strict=True):
+        source = image.flip(2) if mirror else image
+        wide = np.pad(source.numpy(), ((0, 0), (crop, crop), (crop, crop)), mode="reflect")
+        right = -right if mirror else right  # the window moves with the mirror
+        expected = wide[:, crop + down : crop + down + 5, crop + right : crop + right + 4]
+        assert np.array_equal(out.numpy(), expected)
+
+
 def test_cutout_is_a_black_square():
     images = torch.full((50, 1, 9, 9), 255, dtype=torch.uint8)
     y = augment(images, Augmentation(cutout=4), torch.Generator().manual_seed(0))

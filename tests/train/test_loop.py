@@ -11,6 +11,7 @@ import pocketcnn as pc
 from pocketcnn.errors import BadData, CannotWrite, ForeignFile, NonFiniteLoss
 from pocketcnn.train import TrainConfig, evaluate, fit
 from pocketcnn.train.config import learning_rate_scale
+from pocketcnn.train.module import Classifier, views
 
 QUICK = TrainConfig(epochs=2, batch_size=32, precision="float32", channels_last="off")
 
@@ -284,3 +285,78 @@ def test_configurations_out_of_range_are_refused(options, message):
 def test_an_ordinary_module_trains_too(few, tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert fit(net, few, QUICK, tmp_path / "run")["cost"]["depth"] == 1
+
+
+# --- the recipe of the speed runs ------------------------------------------------------------------------------------
+
+
+def test_each_image_is_mirrored_every_other_epoch(few, tmp_path, monkeypatch):
+    seen = []
+
+    def look(images, how, generator, *, part, parts, mirrored):
+        seen.append((images.clone(), mirrored))
+        return images
+
+    monkeypatch.setattr("pocketcnn.train.module.augment", look)
+    fit(tiny(), few, dataclasses.replace(QUICK, flip="alternate"), tmp_path / "run")
+    epochs = [{}, {}]
+    half = len(seen) // 2
+    for step, (images, mirrored) in enumerate(seen):
+        for image, mirror in zip(images, mirrored, strict=True):
+            epochs[step // half][image.numpy().tobytes()] = bool(mirror)
+    both = epochs[0].keys() & epochs[1].keys()
+    assert len(both) > 50
+    assert all(epochs[0][image] is not epochs[1][image] for image in both)
+    assert 0.2 < sum(epochs[0].values()) / len(epochs[0]) < 0.8
+
+
+@pytest.mark.parametrize(("tta", "count"), [("flip", 2), ("flip_shift", 6)])
+def test_averaged_scores_stand_beside_the_ordinary_ones(few, tmp_path, tta, count):
+    net = tiny()
+    result = fit(net, few, dataclasses.replace(QUICK, tta=tta), tmp_path / "run")
+    plain = fit(tiny(), few, QUICK, tmp_path / "plain")
+    assert result["test_accuracy"] == plain["test_accuracy"]
+    assert result["test_tta_loss"] != result["test_loss"]
+    x = (few.test.images / 255 - few.mean[0]) / few.std[0]
+    shown = list(views(x, tta))
+    assert len(shown) == count
+    assert sum(weight for weight, _ in shown) == 1
+    with torch.no_grad():
+        averaged = sum(weight * net.eval()(view) for weight, view in shown)
+    accuracy = float((averaged.argmax(1) == few.test.labels).float().mean())
+    assert result["test_tta_accuracy"] == pytest.approx(accuracy)
+    again = evaluate(net, few, tta=tta)
+    assert again["test_tta_accuracy"] == pytest.approx(accuracy)
+    assert evaluate(net, few, split="validation", tta=tta).keys() == {
+        "validation_loss", "validation_accuracy", "validation_tta_loss", "validation_tta_accuracy",
+    }  # fmt: skip
+
+
+def test_shifted_views_have_reflected_edges():
+    x = torch.arange(12.0).reshape(1, 1, 3, 4)
+    shifted = [view[0, 0].tolist() for weight, view in views(x, "flip_shift") if weight == 0.125]
+    up = [[5, 4, 5, 6], [1, 0, 1, 2], [5, 4, 5, 6]]
+    down = [[5, 6, 7, 6], [9, 10, 11, 10], [5, 6, 7, 6]]
+    assert shifted == [up, [row[::-1] for row in up], down, [row[::-1] for row in down]]
+
+
+def test_validation_images_may_be_trained_on_in_the_end(few, tmp_path):
+    every = few.with_all_images()
+    assert len(every.train) == len(few.train) + len(few.validation)
+    fit(tiny(), few, dataclasses.replace(QUICK, all_images=True), tmp_path / "run")
+    steps = len(every.train) // 32
+    assert int(rows(tmp_path / "run")[0]["step"]) == steps
+    with pytest.raises(ValueError, match=r"other settings \(train_images, all_images"):
+        fit(tiny(), few, QUICK, tmp_path / "run")
+    streamed = dataclasses.replace(few, train=object())
+    with pytest.raises(ValueError, match="all_images takes images in memory"):
+        streamed.with_all_images()
+    with pytest.raises(ValueError, match="flip 'alternate' takes images in memory"):
+        Classifier(tiny(), streamed, dataclasses.replace(QUICK, flip="alternate"))
+
+
+def test_a_linear_schedule():
+    config = TrainConfig(schedule="linear", warmup=0.25)
+    assert [learning_rate_scale(step, 8, config) for step in range(9)] == pytest.approx(
+        [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+    )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ class Augmentation:
     """Random changes made to training images."""
 
     crop: int = 0
-    """Largest shift on each axis, in pixels; the pixels that enter are black."""
+    """Largest shift on each axis, in pixels."""
+    border: Literal["black", "reflect"] = "black"
+    """Pixels that enter: black, or those inside, reflected at the edge."""
     flip: bool = False
     """Mirrors images left to right, each with probability 1/2."""
     cutout: int = 0
@@ -43,7 +46,15 @@ def default_augmentation(family: str, size: int) -> Augmentation:
     return Augmentation(crop=max(1, size // 8), flip=True)
 
 
-def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, part: int = 0, parts: int = 1) -> Tensor:
+def augment(
+    images: Tensor,
+    how: Augmentation,
+    generator: torch.Generator,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    mirrored: Tensor | None = None,
+) -> Tensor:
     """Augments a batch, or one of the equal parts into which several devices divide a batch.
 
     Args:
@@ -52,6 +63,7 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, pa
         generator: a generator on the CPU, so that a seed means the same on every device.
         part: index of this part of the batch, from 0.
         parts: number of parts; random numbers are drawn for the whole batch, so that dividing it changes nothing.
+        mirrored: [batch] truth values: which images to mirror, instead of some at random.
     Returns:
         A new batch of the same shape, or `images` itself if there is nothing to do.
     Cost: one gather for the crop, one for the flip.
@@ -59,17 +71,21 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, pa
     batch, _, height, width = images.shape
     device = images.device
     whole, own = parts * batch, slice(part * batch, (part + 1) * batch)
-    if how.crop or how.flip:
+    if how.crop or how.flip or mirrored is not None:
         shift = torch.randint(0, 2 * how.crop + 1, (2, whole, 1), generator=generator)[:, own]
-        mirrored = torch.zeros(batch, 1, dtype=torch.bool)
-        if how.flip:
-            mirrored = torch.rand(whole, 1, generator=generator)[own] < 0.5
+        if mirrored is None:
+            mirrored = torch.zeros(batch, dtype=torch.bool)
+            if how.flip:
+                mirrored = torch.rand(whole, 1, generator=generator)[own, 0] < 0.5
         rows = shift[0] + torch.arange(height)
-        columns = torch.where(mirrored, torch.arange(width - 1, -1, -1), torch.arange(width)) + shift[1]
-        padded = F.pad(images, (how.crop,) * 4)
+        columns = torch.where(mirrored[:, None], torch.arange(width - 1, -1, -1), torch.arange(width)) + shift[1]
+        if how.border == "reflect":
+            rows, columns = _reflected(rows - how.crop, height), _reflected(columns - how.crop, width)
+        else:
+            images = F.pad(images, (how.crop,) * 4)
         image = torch.arange(batch, device=device)[:, None, None]
         # Advanced indices around a slice move to the front: [batch, height, width, channels], that is channels-last.
-        images = padded[image, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]].permute(0, 3, 1, 2)
+        images = images[image, :, rows.to(device)[:, :, None], columns.to(device)[:, None, :]].permute(0, 3, 1, 2)
     if how.cutout:
         centre = torch.rand(2, whole, 1, generator=generator)[:, own] * torch.tensor([height, width])[:, None, None]
         inside = [
@@ -79,6 +95,12 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator, *, pa
         hole = (inside[0][:, :, None] & inside[1][:, None, :]).to(device)
         images = images.masked_fill(hole[:, None], 0)
     return images
+
+
+def _reflected(places: Tensor, length: int) -> Tensor:
+    """Reflects places at the edges of an axis, without repeating the edge, as often as it takes."""
+    period = max(1, 2 * (length - 1))
+    return (length - 1) - ((places % period) - (length - 1)).abs()
 
 
 def shrink(images: Tensor, share: float) -> Tensor:

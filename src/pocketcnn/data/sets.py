@@ -1,7 +1,7 @@
 """A data set in memory: images, labels, splits, and the mean and deviation that normalise the images."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,16 @@ class Images:
             rank: index of this device.
             world: number of devices.
         """
-        order = torch.randperm(len(self), generator=generator_of(seed, epoch))
+        order = self.order(seed, epoch)
         batch = min(batch_size, len(self) // world)
         for step in range(start, self.steps(batch_size, world)):
             first = (step * world + rank) * batch
             chosen = order[first : first + batch]
             yield self[chosen]
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Order of the images in a training epoch: their numbers, [n]."""
+        return torch.randperm(len(self), generator=generator_of(seed, epoch))
 
     def in_order(self, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """One device's batches of all images in order; each image goes to one of `world` devices."""
@@ -118,6 +122,20 @@ class DataSet:
     def input_size(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return self.train.image_shape
+
+    def with_all_images(self) -> "DataSet":
+        """The same data set whose validation images are training images too.
+
+        Raises:
+            ValueError: a split is decoded while it is read.
+        """
+        parts = (self.train, self.validation)
+        if not all(isinstance(part, Images) for part in parts):
+            raise ValueError(
+                f"{self.name}: all_images takes images in memory, and these are decoded while they are read"
+            )
+        both = Images(*(torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels")))
+        return replace(self, train=both)
 
 
 def reading_of(image_column: str | None, label_column: str | None, bits: int | None) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pocketcnn.models import resnet
+from pocketcnn.models import resnet, speednet
 
-PLAIN: dict[str, Callable[..., nn.Module]] = {**resnet.BUILDERS}
+PLAIN: dict[str, Callable[..., nn.Module]] = {**resnet.BUILDERS, **speednet.BUILDERS}
 
 __all__ = ["PLAIN"]

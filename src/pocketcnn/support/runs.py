@@ -98,6 +98,7 @@ class RunResult:
     latency: RunLatency
     train_images_per_second: Amount
     test_accuracy: Share | None = None
+    test_tta_accuracy: Share | None = None
     validation_accuracy: Share | None = None
     image_costs: RunImageCosts | None = None
 

@@ -16,18 +16,24 @@ class TrainConfig:
     """Passes over the training images, 1 or more."""
     batch_size: Count = 128
     """Images per step and device, 1 or more."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    """SGD with momentum, AdamW, or Muon for kernels with SGD for what is left."""
     lr: Positive = 0.1
-    """Highest learning rate of the schedule, more than 0."""
+    """Highest learning rate of the schedule, more than 0; of Muon, the length of a step as a share of the kernel's norm."""
     momentum: Fraction = 0.9
-    """Momentum of SGD, in [0, 1)."""
+    """Momentum of SGD or Muon, in [0, 1)."""
+    rest_lr: Positive = 0.1
+    """Highest learning rate of what Muon leaves to SGD, more than 0."""
+    rest_momentum: Fraction = 0.85
+    """Momentum of what Muon leaves to SGD, in [0, 1)."""
+    norm_bias_factor: Positive = 1.0
+    """Factor for the learning rate of the biases of norms, more than 0; their weight decay is divided by it."""
     nesterov: bool = True
     """Use Nesterov momentum in SGD."""
     weight_decay: NotNegative = 5e-4
     """Strength of the decay of all parameters towards zero, 0 or more."""
-    schedule: Literal["one_cycle", "cosine", "steps"] = "one_cycle"
-    """Course of the learning rate: one_cycle rises and falls; cosine warms up, then falls along a cosine; steps falls at milestones."""
+    schedule: Literal["one_cycle", "cosine", "linear", "steps"] = "one_cycle"
+    """Course of the learning rate: one_cycle rises and falls; cosine and linear warm up, then fall along a cosine or a line; steps falls at milestones."""
     warmup: Fraction = 0.25
     """Share of the training during which the rate rises, in [0, 1); unused by schedule steps."""
     milestones: tuple[Count, ...] = ()
@@ -52,12 +58,18 @@ class TrainConfig:
     """Shift and mirror training images as suits the data set."""
     crop: Number | None = None
     """Largest shift of training images in pixels; None for what suits the data set."""
-    flip: Literal["auto", "on", "off"] = "auto"
-    """Mirror training images left to right at random; auto for what suits the data set."""
+    flip: Literal["auto", "on", "off", "alternate"] = "auto"
+    """Mirror training images left to right at random, or each one every other epoch; auto for what suits the data set."""
+    border: Literal["black", "reflect"] = "black"
+    """Pixels that enter a shifted training image: black, or those inside, reflected."""
     cutout: Number = 0
     """Side in pixels of a black square at a random place in each training image; 0 for none."""
     small_epochs: Number = 0
     """First epochs in which images are shrunk to three quarters of their side, for speed; 0 for none."""
+    all_images: bool = False
+    """Train on the validation images too, once nothing is left to choose; validation scores are those of seen images then."""
+    tta: Literal["off", "flip", "flip_shift"] = "off"
+    """Test also with outputs averaged over an image and its mirror image, and over both shifted by a pixel; scores of their own."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the forward pass; auto measures which is faster for this net on this device."""
     channels_last: Literal["auto", "on", "off"] = "auto"
@@ -89,6 +101,26 @@ PRESETS: dict[str, TrainConfig] = {
     "demo": TrainConfig(epochs=12, batch_size=64, lr=0.1, precision="float32", channels_last="off"),
     # Ours, for the best accuracy in a quarter of an hour on two cores, chosen on validation images; see docs/training.md.
     "quick": TrainConfig(epochs=24, small_epochs=14, lr=0.2, warmup=0.2, precision="bfloat16", channels_last="on"),
+    # For wide nets in a few epochs, after the CIFAR-10 speed runs; rates found on validation images, see docs/training.md.
+    "speedrun": TrainConfig(
+        epochs=12,
+        batch_size=1000,
+        optimizer="muon",
+        lr=0.24,
+        momentum=0.6,
+        rest_lr=1.5,
+        norm_bias_factor=64.0,
+        weight_decay=2e-3,
+        schedule="linear",
+        warmup=0.0,
+        label_smoothing=0.2,
+        flip="alternate",
+        crop=2,
+        border="reflect",
+        tta="flip_shift",
+        precision="bfloat16",
+        channels_last="on",
+    ),
     # Ours, for the best accuracy in the end; give it a teacher where there is one.
     "best": TrainConfig(epochs=200, lr=0.2, schedule="cosine", warmup=0.05, cutout=8, ema_decay=0.999, temperature=4.0),
     # Ours, for a net that starts from a trained net's weights and learns from that net; see docs/fit.md.
@@ -107,9 +139,9 @@ PRESETS: dict[str, TrainConfig] = {
 def learning_rate_scale(step: int, steps: int, config: TrainConfig) -> float:
     """Computes the learning rate at a step, of `steps` in all, as a share of the highest.
 
-    `one_cycle` starts at 1/25 and rises along a cosine; `cosine` starts near 0 and rises linearly. Both rise for
-    `warmup * steps` steps, then fall to 0 along a cosine. `steps` starts at 1 and is multiplied by `decay` after each
-    epoch in `milestones`.
+    `one_cycle` starts at 1/25 and rises along a cosine; `cosine` and `linear` start near 0 and rise along a line. They rise
+    for `warmup * steps` steps, then fall to 0, `linear` along a line and the others along a cosine. `steps` starts at 1 and
+    is multiplied by `decay` after each epoch in `milestones`.
 
     Example:
         >>> [round(learning_rate_scale(s, 8, TrainConfig(schedule="cosine")), 2) for s in range(9)]
@@ -121,7 +153,8 @@ def learning_rate_scale(step: int, steps: int, config: TrainConfig) -> float:
         return config.decay ** sum(step * config.epochs >= milestone * steps for milestone in config.milestones)
     rising = round(config.warmup * steps)
     if step < rising:
-        if config.schedule == "cosine":
+        if config.schedule in ("cosine", "linear"):
             return (step + 1) / rising
         return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / rising)) / 2
-    return (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising)))) / 2
+    gone = min(1.0, (step - rising) / max(1, steps - rising))
+    return 1 - gone if config.schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2

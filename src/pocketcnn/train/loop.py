@@ -99,6 +99,8 @@ def fit(
     """
     hardware = with_changes(hardware, devices)
     hardware = dataclasses.replace(hardware, devices=count_devices(hardware))
+    if config.all_images:
+        data = data.with_all_images()
     keep_memory()
     folder = make_folder(Path(folder))
     label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
@@ -132,7 +134,7 @@ def fit(
         scores: dict[str, float] = {}
         if test:
             trainer.test(module, verbose=False)
-            scores = module.take("test")
+            scores = {**module.take("test"), **(module.take("test_tta") if config.tta != "off" else {})}
         if not trainer.is_global_zero:
             return trainer.strategy.broadcast({}, src=0)
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)

@@ -1,15 +1,15 @@
 """The Lightning module: augments, normalises, classifies and counts, for any net and any number of devices."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketcnn.data import DataSet, augment, generator_of, shrink
+from pocketcnn.data import DataSet, Images, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.modules import device_and_dtype, hooked, maps_of
@@ -20,6 +20,7 @@ from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
 from pocketcnn.train.features import common_stages, map_distance
 from pocketcnn.train.images import Normalize
 from pocketcnn.train.loader import Loader, Share
+from pocketcnn.train.optimizers import make_optimizer
 from pocketcnn.train.teacher import Teacher
 
 SMALL = 0.75  # factor for the sides of images in small_epochs
@@ -28,10 +29,19 @@ SMALL = 0.75  # factor for the sides of images in small_epochs
 class Classifier(pl.LightningModule):
     """Trains `net` on a data set by a configuration, and learns the outputs of `teacher` if there is one.
 
+    With test-time averaging the split `tested` has a second score, `test_tta`.
+
     All randomness derives from seed, epoch, step and rank.
     """
 
-    def __init__(self, net: nn.Module, data: DataSet, config: TrainConfig, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        data: DataSet,
+        config: TrainConfig,
+        teacher: Teacher | None = None,
+        tested: Literal["test", "validation"] = "test",
+    ) -> None:
         super().__init__()
         self.net, self.config = net, config
         self._data = data
@@ -41,8 +51,10 @@ class Classifier(pl.LightningModule):
             data.augmentation,
             crop=data.augmentation.crop if config.crop is None else config.crop,
             flip=data.augmentation.flip if config.flip == "auto" else config.flip == "on",
+            border=config.border,
             cutout=config.cutout,
         )
+        self._alternation = _alternation(data, config)
         # In a tuple, so that checkpoints hold no second copy of the net.
         self._callable = (torch.compile(net) if config.compile else net,)
         self._dtype = device_and_dtype(net)[1]
@@ -52,11 +64,11 @@ class Classifier(pl.LightningModule):
         self._stages: list[str] = []
         if teacher is not None and config.feature_weight:
             self._stages = common_stages(net, teacher.net, torch.zeros(1, *data.input_size))
-        classes = len(data.classes)
+        classes, averaged = len(data.classes), (f"{tested}_tta",) if config.tta != "off" else ()
         self.metrics: Any = nn.ModuleDict(
             {
                 f"{split}_{name}": metric
-                for split in ("train", "validation", "test")
+                for split in ("train", "validation", "test", *averaged)
                 for name, metric in (
                     ("loss", MeanMetric(nan_strategy="disable")),
                     ("accuracy", MulticlassAccuracy(classes, average="micro", validate_args=False)),
@@ -79,7 +91,9 @@ class Classifier(pl.LightningModule):
         torch.manual_seed(generator_of(*where, self.global_rank, 1).initial_seed())
         if self.config.augment:
             parts = {"part": self.global_rank, "parts": self.trainer.world_size}
-            images = augment(images, self.augmentation, generator_of(*where), **parts)
+            images = augment(
+                images, self.augmentation, generator_of(*where), **parts, mirrored=self._mirrored(index, len(images))
+            )
         seen = shrink(images, SMALL) if self.current_epoch < self.config.small_epochs else images
         with maps_of(self.net, self._stages) as maps:
             logits = self(seen)
@@ -95,6 +109,14 @@ class Classifier(pl.LightningModule):
             )
         self._count("train", logits, labels, loss)
         return loss
+
+    def _mirrored(self, index: int, batch: int) -> Tensor | None:
+        """Tells which images of a batch are mirrored, if each is in every other epoch."""
+        if self._alternation is None:
+            return None
+        first = (index * self.trainer.world_size + self.global_rank) * batch
+        chosen = self._data.train.order(self.config.seed, self.current_epoch)[first : first + batch]
+        return self._alternation[chosen] ^ bool(self.current_epoch % 2)
 
     def _loss(self, logits: Tensor, maps: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         """Computes the loss of a training batch: cross entropy; with a teacher also the distances from its outputs and maps."""
@@ -134,6 +156,10 @@ class Classifier(pl.LightningModule):
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         logits = self(batch[0])
         self._count(split, logits, batch[1], F.cross_entropy(logits.float(), batch[1]))
+        if f"{split}_tta_loss" in self.metrics:
+            averaged = sum(weight * self(view).float() for weight, view in views(batch[0], self.config.tta))
+            assert isinstance(averaged, Tensor)
+            self._count(f"{split}_tta", averaged, batch[1], F.cross_entropy(averaged, batch[1]))
 
     def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         # The loss once for each image: with NaNs allowed, torchmetrics ignores weights.
@@ -150,17 +176,7 @@ class Classifier(pl.LightningModule):
         return taken
 
     def configure_optimizers(self) -> Any:
-        config = self.config
-        if config.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                self.net.parameters(),
-                config.lr,
-                momentum=config.momentum,
-                nesterov=config.nesterov and config.momentum > 0,
-                weight_decay=config.weight_decay,
-            )
-        else:
-            optimizer = torch.optim.AdamW(self.net.parameters(), config.lr, weight_decay=config.weight_decay)
+        config, optimizer = self.config, make_optimizer(self.net, self.config)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_scale(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -195,6 +211,37 @@ class Classifier(pl.LightningModule):
             for name, states in checkpoint["counted"].items():
                 for key, value in states.items():
                     setattr(self.metrics[name], key, value.to(self.metrics[name].device))
+
+
+def _alternation(data: DataSet, config: TrainConfig) -> Tensor | None:
+    """Draws which images are mirrored in even epochs, if each is in every other."""
+    if config.flip != "alternate" or not config.augment:
+        return None
+    if not isinstance(data.train, Images):
+        raise ValueError(
+            f"{data.name}: flip 'alternate' takes images in memory, and these are decoded while they are read"
+        )
+    generator = generator_of(config.seed, 0, 0, 0, 0)
+    return torch.randint(0, 2, (len(data.train),), generator=generator).bool()
+
+
+def views(images: Tensor, tta: str) -> Iterator[tuple[float, Tensor]]:
+    """Yields the images that test-time averaging shows to a net, with the weights of the outputs.
+
+    Args:
+        images: [batch, channels, height, width].
+        tta: `"flip"` for an image and its mirror image; `"flip_shift"` for both, which count for half, and both shifted by
+            a pixel up and left, and down and right, with the edges reflected.
+    """
+    shifts = [(0.5, images)]
+    if tta == "flip_shift":
+        height, width = images.shape[2:]
+        padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect" if min(height, width) > 1 else "replicate")
+        shifts += [(0.25, padded[:, :, at : at + height, at : at + width]) for at in (0, 2)]
+    total = 2 * sum(weight for weight, _ in shifts)
+    for weight, shifted in shifts:
+        yield weight / total, shifted
+        yield weight / total, shifted.flip(3)
 
 
 @torch.no_grad()

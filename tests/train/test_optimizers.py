@@ -1,0 +1,124 @@
+"""Muon, and the groups in which optimizers get the parameters."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import pocketcnn as pc
+from pocketcnn.train import TrainConfig, fit
+from pocketcnn.train.optimizers import Muon, kernels_of, make_optimizer, orthogonalized
+
+MUON = TrainConfig(optimizer="muon", epochs=2, batch_size=32, lr=0.2, momentum=0.6, rest_lr=0.5, norm_bias_factor=4.0,
+                   precision="float32", channels_last="off")  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (5, 5), (1, 9), (9, 1)])
+def test_singular_values_become_about_one_and_vectors_stay(shape):
+    torch.manual_seed(0)
+    u, s, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    matrix = u @ torch.diag(s.clamp(min=s.max() / 10)) @ v
+    found = orthogonalized(matrix)
+    values = torch.linalg.svdvals(found)
+    assert 0.6 < values.min() <= values.max() < 1.25
+    turned = u.T @ found @ v.T  # in the matrix's own vectors
+    assert (turned - torch.diag(turned.diagonal())).abs().max() < 0.1
+
+
+def test_a_step_is_a_share_of_the_norm_which_stays():
+    torch.manual_seed(0)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        kernel = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=layout))
+        optimizer = Muon([{"params": [kernel], "matrix": True, "lr": 0.1, "momentum": 0.5}])
+        before = kernel.detach().clone()
+        for _ in range(3):
+            kernel.grad = torch.randn_like(kernel) * 100
+            optimizer.step()
+            assert float(kernel.detach().norm()) == pytest.approx(float(before.norm()), rel=1e-5)
+        kernel.grad = torch.zeros_like(kernel)
+        optimizer.state[kernel]["momentum_buffer"].zero_()
+        before = kernel.detach().clone()
+        optimizer.step()
+        assert torch.equal(kernel, before)
+
+
+def test_what_is_no_kernel_takes_the_steps_of_sgd():
+    torch.manual_seed(0)
+    one, other = (nn.Parameter(torch.arange(5.0)) for _ in range(2))
+    muon = Muon([{"params": [one], "matrix": False, "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}])
+    sgd = torch.optim.SGD([other], 0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
+    for _ in range(4):
+        one.grad = other.grad = torch.randn(5)
+        muon.step(), sgd.step()
+        torch.testing.assert_close(one, other)
+
+
+def test_the_order_of_columns_and_the_layout_make_no_difference():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        kernel = nn.Parameter(start.clone(memory_format=layout))
+        kernel.grad = gradient.clone(memory_format=layout)
+        Muon([{"params": [kernel], "matrix": True, "lr": 0.1}]).step()
+        results.append(kernel.detach())
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-3)
+
+
+def groups_of(net, config):
+    names = {id(p): name for name, p in net.named_parameters()}
+    return [
+        ({names[id(p)] for p in group["params"]}, group["lr"], group["weight_decay"])
+        for group in make_optimizer(net, config).param_groups
+    ]
+
+
+def test_who_trains_what():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4, 2)
+    )
+    net[1].weight.requires_grad_(False)
+    assert groups_of(net, MUON) == [
+        ({"0.weight"}, 0.2, 0.0),
+        ({"0.bias", "2.weight", "2.bias", "4.weight", "4.bias"}, 0.5, 5e-4),
+        ({"1.bias"}, 2.0, 1.25e-4),
+    ]
+    everything = {name for name, _ in net.named_parameters()}
+    for name in ("sgd", "adamw"):
+        config = dataclasses.replace(MUON, optimizer=name)
+        assert groups_of(net, config) == [(everything - {"1.bias"}, 0.2, 5e-4), ({"1.bias"}, 0.8, 1.25e-4)]
+        assert groups_of(net, dataclasses.replace(config, norm_bias_factor=1.0)) == [(everything, 0.2, 5e-4)]
+
+
+def test_it_learns(digits, tmp_path):
+    torch.manual_seed(0)
+    net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5)
+    result = fit(net, digits, dataclasses.replace(MUON, epochs=6, batch_size=64), tmp_path / "run")
+    assert result["test_accuracy"] > 0.9
+
+
+def test_a_net_without_kernels_is_refused(few, tmp_path):
+    with pytest.raises(ValueError, match="muon' turns kernels, and Sequential has none; take sgd or adamw"):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), few, MUON, tmp_path / "run")
+    assert kernels_of(nn.Conv2d(1, 4, 3)) == []
+    with pytest.raises(ValueError, match="is no matrix"):
+        Muon([{"params": [nn.Parameter(torch.ones(3))], "matrix": True}])
+
+
+def test_a_run_with_muon_resumes_to_the_same_bits_and_keeps_its_optimizer(few, tmp_path):
+    def net():
+        torch.manual_seed(0)
+        return pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    fit(net(), few, MUON, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        fit(net(), few, MUON, tmp_path / "cut", on_epoch=stop)
+    with pytest.raises(ValueError, match=r"other settings \(optimizer; optimizer was 'muon', now 'sgd'\)"):
+        fit(net(), few, dataclasses.replace(MUON, optimizer="sgd"), tmp_path / "cut")
+    fit(net(), few, MUON, tmp_path / "cut")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]

@@ -6,10 +6,10 @@ from torch import nn
 
 import pocketcnn as pc
 from pocketcnn.errors import UnknownModel
-from pocketcnn.models import PLAIN
+from pocketcnn.models import resnet
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN))
+@pytest.mark.parametrize("name", sorted(resnet.BUILDERS))
 def test_depth_is_in_the_name_and_any_size_works(name):
     with torch.device("meta"):
         net = pc.create_model(name, num_classes=7, in_channels=1, width=0.25)

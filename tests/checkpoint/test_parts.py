@@ -221,12 +221,44 @@ def test_layers_that_no_longer_share_are_refused(method, tmp_path, few):
     net = pc.condense(pc.create_model("resnet20", in_channels=1, width=0.25), method)
     whole = copy.deepcopy(net)
     net.layer3 = copy.deepcopy(net.layer3)
-    message = r"layer3\.\S+ and layer1\.\S+ shared a \w+ when \w+ made them, and now have copies of their own"
+    message = r"layer\S+ and \S+ no longer share what the method made for them"
     with pytest.raises(CannotWrite, match=message):
         pc.save(net, tmp_path / "net.safetensors")
     with pytest.raises(CannotWrite, match=message):
         fit(net, few, TrainConfig(epochs=1), tmp_path / "run")
     pc.save(whole, tmp_path / "whole.safetensors")  # a copy of the net shares as the net does
+
+
+def by_another_stage(net, other):
+    net.layer2 = other.layer2
+
+
+def by_another_ring(net, other):
+    net.layer1[0].conv1.ring = copy.deepcopy(net.layer1[0].conv1.ring)
+
+
+def by_a_copy_of_the_only_stage(net, other):
+    net.layer1 = copy.deepcopy(net.layer1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "untie"),
+    [("ring", {}, by_another_stage), ("puppet", {}, by_another_stage), ("ring", {}, by_another_ring),
+     ("condconv", {"routing": "block"}, by_another_stage),
+     ("puppet", {"include": "layer1.*", "measure": "features"}, by_a_copy_of_the_only_stage)],
+)  # fmt: skip
+def test_what_a_net_shares_is_what_its_steps_made(method, options, untie, tmp_path):
+    def made():
+        return pc.condense(pc.create_model("resnet20", in_channels=1, width=0.25), method, **options)
+
+    net, path = made(), tmp_path / "net.safetensors"
+    untie(net, made())
+    if method == "condconv":  # its stages share nothing with one another
+        pc.save(net, path)
+        pc.load(path)
+        return
+    with pytest.raises(CannotWrite, match="no longer share what the method made for them"):
+        pc.save(net, path)
 
 
 def test_ordinary_layers_again_need_no_step(tmp_path):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
-from pocketcnn.cost import distinct_tensors
+from pocketcnn.cost import distinct_tensors, tensors_by_all_names
+from pocketcnn.errors import UnsupportedNet
 
 
 def test_costs_worked_out_by_hand():
@@ -147,3 +148,17 @@ def test_views_of_parts_are_counted_and_saved(tmp_path):
 def test_an_image_that_does_not_fit_is_said():
     with pytest.raises(ValueError, match=r"ResNet cannot take an image of \(1, 8, 8\)"):
         pc.measure(pc.create_model("resnet20"), (1, 8, 8))
+
+
+class Noted(nn.Linear):
+    def get_extra_state(self):
+        return {"seen": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_extra_state_is_refused():
+    for count in (distinct_tensors, tensors_by_all_names):
+        with pytest.raises(UnsupportedNet, match=r"_extra_state: extra state of type dict; model files"):
+            count(nn.Sequential(Noted(2, 2)))

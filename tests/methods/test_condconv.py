@@ -169,6 +169,7 @@ def test_a_block_may_be_called_by_keyword_but_not_without_images():
     net = pc.condense(ByKeyword(), "condconv", routing="block", include="block.*").eval()
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(net(x), net(x, named=False))
+    assert torch.equal(net.block(images=x, scale=2 * x[:1]), net.block(scale=2 * x[:1], images=x))
     with pytest.raises(ValueError, match=r"routing='block': block is given no images, .* routing='layer'"):
         net.block([x], 1.0)
 

@@ -435,3 +435,22 @@ def test_a_layer_alone_keeps_its_ring():
     assert {"ring.values"} <= layer.state_dict().keys()
     del net.layer1
     assert any(key.endswith("ring.values") for key in net.state_dict())
+
+
+def test_casts_change_what_is_not_ours_in_a_ring():
+    net = made("ring")
+    ring = next(m for m in net.modules() if isinstance(m, ParameterRing))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.nn.utils.spectral_norm(ring, "values")
+    net.double().eval()
+    assert net(X.double()).isfinite().all()
+
+
+def test_a_hook_that_makes_new_tensors_of_a_state_dict_leaves_codes_bytes(tmp_path):
+    net = fitted()
+    net.register_state_dict_post_hook(
+        lambda module, state, prefix, meta: state.update({k: v.detach() for k, v in state.items()})
+    )
+    pc.save(net, tmp_path / "net.safetensors")
+    assert same(pc.load(tmp_path / "net.safetensors", base=small()), net)

@@ -154,16 +154,35 @@ class Uncopied(nn.Module):
         return self.last(x.flatten(1))
 
 
+class Counted(Uncopied):
+    """Changes a buffer in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
 def test_no_trace_of_the_check_is_left(few, caplog):
     plain = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
     puppet = pc.condense(plain, "puppet", measure="features")
-    for net in (Centred(), puppet, Uncopied()):
+    for net in (Centred(), puppet, Uncopied(), Counted()):
         buffers = {name: (buffer, buffer.clone()) for name, buffer in net.named_buffers()}
         with caplog.at_level(logging.WARNING):
             check_input(net, few, training=True)
         assert all(buffer is buffers[name][0] for name, buffer in net.named_buffers())
         assert all(torch.equal(*pair) for pair in buffers.values())
     assert caplog.text == ""
+
+
+def test_hooks_keep_their_order(few):
+    """The user's makes three channels of one, before ours looks at the images."""
+    net = nn.Sequential(pc.create_model("resnet20", width=0.25))
+    net.register_forward_pre_hook(lambda module, given: (given[0].expand(-1, 3, -1, -1),))
+    check_input(pc.condense(net, "puppet"), few, training=True)
 
 
 def test_an_error_of_the_library_passes(few):

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import pocketcnn as pc
 from pocketcnn.cost import tensors_by_all_names
@@ -271,6 +272,24 @@ def test_checkpoints_with_a_shared_tensor_under_the_names_of_all_its_owners_resu
     for name in ("one", "all"):
         fit(pc.condense(tiny(), method), few, config, tmp_path / name)
     assert_equal_runs(tmp_path / "one", tmp_path / "all")
+
+
+def test_checkpoints_of_wrapped_blocks_resume(few, tmp_path):
+    def wrapped():
+        net = pc.condense(tiny(), "ring")
+        for number, block in enumerate(net.layer1):
+            net.layer1[number] = checkpoint_wrapper(block)
+        return net
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    config = dataclasses.replace(SHORT, epochs=2)
+    with pytest.raises(SystemExit):
+        fit(wrapped(), few, config, tmp_path / "cut", on_epoch=stop)
+    fit(wrapped(), few, config, tmp_path / "cut")
+    fit(wrapped(), few, config, tmp_path / "whole")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_no_checkpoint_is_no_error(tmp_path):

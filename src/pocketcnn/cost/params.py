@@ -1,5 +1,7 @@
 """Counting stored tensors: each distinct one once, however many layers share it."""
 
+from typing import Any
+
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
@@ -10,10 +12,14 @@ from pocketcnn.support.protocols import HoldsWholeNumbers
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Lists the tensors that a file must hold: the state dict, with shared tensors only under their first name, and
-    whole numbers in their own type."""
+    whole numbers in their own type.
+
+    Raises:
+        UnsupportedNet: lazy parameters, or extra state that is no tensor.
+    """
     refuse_lazy(model)
     whole = {
-        id(getattr(module, name)): (module, name)
+        _place(getattr(module, name)): (module, name)
         for module in model.modules()
         if isinstance(module, HoldsWholeNumbers)
         for name in module.stored_types
@@ -21,21 +27,35 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
     seen: set[tuple] = set()
     distinct: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        nowhere = tensor.is_meta or tensor.numel() == 0
-        place = id(tensor) if nowhere else (tensor.device, tensor.data_ptr())
-        key = (place, tensor.dtype, tensor.shape, tensor.stride())
-        if key not in seen:
-            seen.add(key)
-            module, own = whole.get(id(tensor), (None, ""))
+        _check_tensor(name, tensor)
+        if (place := _place(tensor)) not in seen:
+            seen.add(place)
+            module, own = whole.get(place, (None, ""))
             distinct[name] = tensor.detach() if module is None else module.whole(own)
     return distinct
+
+
+def _place(tensor: Tensor) -> tuple:
+    """Where the numbers of a tensor lie, and how; for a tensor without numbers, which it is."""
+    nowhere = tensor.is_meta or tensor.numel() == 0
+    where = id(tensor) if nowhere else (tensor.device, tensor.data_ptr())
+    return where, tensor.dtype, tensor.shape, tensor.stride()
 
 
 def tensors_by_all_names(model: nn.Module) -> dict[str, Tensor]:
     """Lists the stored tensors, those of a shared module under the name of each of its owners."""
     found: dict[str, Tensor] = {}
     _collect(model, "", found)
+    for name, tensor in found.items():
+        _check_tensor(name, tensor)
     return found
+
+
+def _check_tensor(name: str, stored: Any) -> None:
+    if not isinstance(stored, Tensor):
+        raise UnsupportedNet(
+            f"{name}: extra state of type {type(stored).__name__}; model files and runs hold tensors only"
+        )
 
 
 def _collect(module: nn.Module, prefix: str, found: dict[str, Tensor]) -> None:

@@ -124,7 +124,7 @@ def structure(block: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in block.named_modules():
         found[f"{name}'s type"] = type(module)
-        attached = ("p", "drop_prob", "training", "shared_as", "_is_full_backward_hook", *patched_methods(module))
+        attached = ("p", "drop_prob", "training", "_is_full_backward_hook", *patched_methods(module))
         for key, value in vars(module).items():
             if key not in attached and isinstance(
                 value, bool | int | float | str | tuple | FunctionType | BuiltinFunctionType

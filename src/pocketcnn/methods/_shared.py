@@ -156,6 +156,8 @@ class AbstractWhole(nn.Module):
 
     stored_types: Mapping[str, torch.dtype] = {}
     """Type of each such buffer in a model file."""
+    uncast: tuple[str, ...] = ()
+    """Names of the other buffers that keep their type, whatever the net is cast to."""
 
     def whole(self, name: str) -> Tensor:
         """Reads a buffer of whole numbers, in its type.
@@ -190,12 +192,12 @@ class AbstractWhole(nn.Module):
             )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves with the net, but its buffers keep their type."""
-        before = dict(self._buffers)
+        """Moves with the net, but these buffers keep their type."""
+        before = {name: getattr(self, name) for name in (*self.stored_types, *self.uncast)}
         super()._apply(fn, recurse)
-        for name, buffer in self._buffers.items():
-            old = before[name]
-            if buffer is not None and old is not None and buffer.dtype != old.dtype:
+        for name, old in before.items():
+            buffer = getattr(self, name)
+            if buffer.dtype != old.dtype:
                 self._buffers[name] = old.to(buffer.device) if not old.is_meta else buffer.to(old.dtype)
         return self
 

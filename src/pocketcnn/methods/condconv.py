@@ -11,6 +11,7 @@ The layers of a block can share one routing, made from the block's input, as in 
 """
 
 import dataclasses
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -163,6 +164,7 @@ class Router(AbstractLeaf, AbstractShared, nn.Linear):
 
     def watch(self, block: nn.Module) -> None:
         """Makes every call of a block begin with a look at the block's input, for the layers in it."""
+        self._inputs = tuple(inspect.signature(block.forward).parameters)
         block.register_forward_pre_hook(self._look, with_kwargs=True)
         block.register_forward_hook(self._forget, always_call=True)
 
@@ -170,7 +172,9 @@ class Router(AbstractLeaf, AbstractShared, nn.Linear):
         self, block: nn.Module, arguments: tuple[Any, ...], by_keyword: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         self._of_block.clear()  # left by a call that failed
-        given = (*arguments, *by_keyword.values())
+        names = self._inputs
+        named = sorted(by_keyword, key=lambda name: names.index(name) if name in names else len(names))
+        given = (*arguments, *(by_keyword[name] for name in named))
         x = next((a for a in given if proxy_in(a) is not None or (isinstance(a, Tensor) and a.dim() == 4)), None)
         if x is None:
             raise ValueError(

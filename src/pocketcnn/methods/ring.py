@@ -154,7 +154,6 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         self.values = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
         self.gains = nn.Parameter(torch.empty(len(shapes), device=device, dtype=dtype)) if gain else None
         if self.scheme == "windows":
-            self.stored_types = {"codes": torch.uint8}
             count = sum(map(code_count, self.sizes))
             self.register_buffer("codes", torch.empty(count, 2, device=device, dtype=torch.float32))
         else:
@@ -174,6 +173,11 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
                 codes = self._drawn_codes()
             self.codes.copy_(codes)
         self.rebuild_constants()
+
+    @property
+    def stored_types(self) -> dict[str, torch.dtype]:  # type: ignore[override]
+        """The codes of windows are bytes in a file."""
+        return {"codes": torch.uint8} if self.scheme == "windows" else {}
 
     def where(self) -> torch.device:
         """Device of the ring."""

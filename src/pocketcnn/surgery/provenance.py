@@ -5,10 +5,10 @@ modules, so a condensed net keeps it as a part of a larger one. Names leave out 
 """
 
 import dataclasses
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from pocketcnn.errors import CannotWrite
 from pocketcnn.methods import METHODS
 from pocketcnn.methods._shared import AbstractShared
+from pocketcnn.methods.puppet.gauge import Calls
 from pocketcnn.support.modules import bare_name, unwrapped
 from pocketcnn.support.protocols import is_condensed
 
@@ -68,8 +69,11 @@ def record_of(module: nn.Module) -> Provenance:
 
 
 def remember(model: nn.Module, made: Provenance) -> nn.Module:
-    """Records in a net how it was made; deepcopy and `save` keep the record."""
-    vars(unwrapped(model))["provenance"] = made
+    """Records in a net how it was made, and what its layers share; deepcopy and `save` keep the record."""
+    held = vars(unwrapped(model))
+    held["provenance"] = made
+    if not _untied(held.get("ties", {}), found := _ties(model)):
+        held["ties"] = found
     return model
 
 
@@ -99,13 +103,10 @@ def _records(model: nn.Module) -> list[tuple[str, Provenance]]:
 
 
 def mark_made_(layers: Iterable[nn.Module | None]) -> None:
-    """Marks layers as made by a step, and the modules that they share, so that both are known again apart from its record."""
+    """Marks layers as made by a step, so that they are recognised where the record of the step is missing."""
     for layer in layers:
         if layer is not None:
             vars(layer)["made_by_step"] = True
-            for part in layer.modules():
-                if isinstance(part, AbstractShared):
-                    vars(part).setdefault("shared_as", secrets.token_hex(8))
 
 
 def undescribed(model: nn.Module) -> list[Step]:
@@ -128,6 +129,7 @@ def check_describable(model: nn.Module) -> None:
             step; or layers of a step no longer share what it made for them. No file could describe the net.
     """
     steps = provenance(model).steps
+    _check_tied(model)
     for layer, places in _condensed_without(model, steps):
         if "made_by_step" in vars(layer):
             raise CannotWrite(
@@ -135,8 +137,6 @@ def check_describable(model: nn.Module) -> None:
                 "condensed, where the record of its options and its seed stayed, so no file can describe it here; save that "
                 f"net, or condense this {type(unwrapped(model)).__name__} itself"
             )
-    for step in steps:
-        _check_shared(model, step)
     methods: dict[str, set[str]] = {}
     for step in steps:
         for site in step.sites:
@@ -151,19 +151,42 @@ def check_describable(model: nn.Module) -> None:
                 )
 
 
-def _check_shared(model: nn.Module, step: Step) -> None:
-    """Checks that the layers of a step still share a ring, a router or the like where the step made one for several."""
-    first: dict[str, tuple[nn.Module, str]] = {}
+def _check_tied(model: nn.Module) -> None:
+    """Checks that layers share a ring, a router, a gauge or the like where steps made one for several, and nowhere else."""
+    for name, module in model.named_modules():
+        if two := _untied(vars(module).get("ties", {}), _ties(module) if "ties" in vars(module) else {}):
+            one, other = (bare_name(join(name, place)) or type(module).__name__ for place in two)
+            raise CannotWrite(
+                f"{one} and {other} no longer share what the method made for them, or share what it did not, which no file can "
+                "describe; copy, exchange or condense the net as a whole"
+            )
+
+
+def _ties(model: nn.Module) -> dict[tuple[str, str], int]:
+    """Numbers the objects that condensed layers and the hooks of nets share, by place and name, in the order of the modules."""
+    numbers: dict[int, int] = {}
+    found = {}
     for module, places in _places(model).items():
-        for site in set(step.sites) & set(places):
-            for part in module.modules():
-                if isinstance(part, AbstractShared) and (mark := vars(part).get("shared_as")) is not None:
-                    known, other = first.setdefault(mark, (part, site))
-                    if known is not part:
-                        raise CannotWrite(
-                            f"{site} and {other} shared a {type(part).__name__} when {step.method} made them, and now have "
-                            "copies of their own, which no file can describe; copy or condense the net as a whole"
-                        )
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        owners = {hook.__name__: hook.__self__ for hook in hooks if isinstance(hook, MethodType)}
+        held = {**owners, **vars(module), **module._modules}
+        for name, value in held.items():
+            if isinstance(value, AbstractShared | Calls):
+                number = numbers.setdefault(id(value), len(numbers))
+                found.update({(place, name): number for place in places})
+    return found
+
+
+def _untied(before: Mapping[tuple[str, str], int], now: Mapping[tuple[str, str], int]) -> tuple[str, str] | None:
+    """Finds two places of which exactly one record says that they share an object; None if the records agree."""
+    partners: tuple[dict[int, tuple[int, str]], ...] = ({}, {})
+    for key in sorted(before.keys() & now.keys()):
+        pair = before[key], now[key]
+        for known, one, other in zip(partners, pair, reversed(pair), strict=True):
+            expected, place = known.setdefault(one, (other, key[0]))
+            if expected != other:
+                return key[0], place
+    return None
 
 
 def _condensed_without(model: nn.Module, steps: Iterable[Step]) -> list[tuple[Any, list[str]]]:

@@ -85,15 +85,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _check_fits(path: Path, found: Mapping[str, Any], module: nn.Module) -> None:
     """Checks that a checkpoint is of this module: names and shapes of its tensors, whose values are finite."""
+    required, stored = module.state_dict(keep_vars=True), found["state_dict"]
     # Checkpoints of older versions hold a shared tensor under the names of all its owners.
-    wanted, stored = tensors_by_all_names(module), found["state_dict"]
+    wanted = {**tensors_by_all_names(module), **required}
     given = {id(wanted[name]) for name in stored if name in wanted}
     problem = ""
-    if keys := sorted([*(stored.keys() - wanted.keys()), *(n for n, t in wanted.items() if id(t) not in given)]):
+    if keys := sorted([*(stored.keys() - wanted.keys()), *(n for n, t in required.items() if id(t) not in given)]):
         problem = f"{keys[0]!r} and {len(keys) - 1} more entries are only in the checkpoint or only in the net"
     for name, tensor in stored.items():
         if problem:
             break
+        if not isinstance(wanted[name], Tensor):
+            continue  # extra state of a module, which the module checks
         if not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
             had = list(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             problem = f"{name} is {had}, but {list(wanted[name].shape)} in the net"

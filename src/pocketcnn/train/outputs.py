@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pocketcnn.data import DataSet, shrink
 from pocketcnn.errors import BadData, PocketError, UnsupportedNet
@@ -41,7 +42,7 @@ def check_input(
     device, dtype = device_and_dtype(model)
     x = torch.rand(_IMAGES, *data.input_size, generator=torch.Generator().manual_seed(0))
     x = shrink(x, share).to(device=device, dtype=dtype)
-    with _random_states_kept():
+    with _unchanged(model):
         with evaluating(model):
             _check(model, x, data, who)
         if not training:
@@ -139,6 +140,7 @@ def _only_hooks_of_ours(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         for hooks, before in kept:
+            hooks.clear()  # and all in the order they had
             hooks.update(before)
 
 
@@ -157,8 +159,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Puts the states of random generators back as they were."""
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Puts back buffers, and the states of random generators, as they were; a copy of the net may share them with it."""
+    kept = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)
+    ]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():
@@ -166,3 +174,8 @@ def _random_states_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        with torch.no_grad():
+            for module, name, buffer, value in kept:
+                module._buffers[name] = buffer
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.copy_(value)

@@ -216,6 +216,7 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractWhole):
     quantiles: Tensor
     calibrated: Tensor
     stored_types: Mapping[str, torch.dtype] = {"calibrated": torch.bool}
+    uncast = ("mean", "std", "value_range", "quantiles")  # in bfloat16 neighbouring quantiles would become equal
 
     # Name -> the measure, its largest value, and the range of pixels before calibration.
     MEASURES: Mapping[str, tuple[Callable[[Tensor], Tensor], float, tuple[float, float]]] = {

@@ -4,6 +4,7 @@ from pocketcnn.methods import METHODS
 from pocketcnn.report import markdown, summarize
 from pocketcnn.report.figures import method_colour
 from pocketcnn.report.page import findings
+from pocketcnn.report.tables import rows_of
 
 
 def record(label, method, accuracy, seed, scale=1.0, rival_of=""):
@@ -36,6 +37,16 @@ def test_means_spreads_and_ratios(summaries):
 @pytest.mark.golden
 def test_table(summaries, golden):
     golden("table.md", markdown(summaries) + "\n" + "\n".join(findings(summaries)) + "\n")
+
+
+def test_averaged_scores_have_a_column_of_their_own_where_runs_have_them():
+    rows = [record("resnet20 plain", "plain", 0.9, seed) for seed in (0, 1)]
+    averaged = [{**record("wide", "plain", 0.9, s), "test_tta_accuracy": 0.91 + s / 50} for s in (0, 1)]
+    titles, cells = rows_of(summarize(rows))
+    assert "with tta %" not in titles
+    titles, cells = rows_of(summarize(rows + averaged))
+    assert [row[titles.index("with tta %")] for row in cells] == ["-", "92.00 ± 1.41"]
+    assert [row[titles.index("test accuracy %")] for row in cells] == ["90.00 ± 0.00"] * 2
 
 
 def test_gaps_within_the_noise_are_said_to_be():

@@ -161,12 +161,12 @@ def live_table() -> Iterator[Callable[[Any, str], None]]:
         seen: set[tuple[str, int]] = set()
 
         def line(summaries: Any, title: str) -> None:
-            from pocketcnn.report.tables import cells
+            from pocketcnn.report.tables import rows_of
 
             latest = summaries[-1]
             if (latest.label, latest.seeds) not in seen:
                 seen.add((latest.label, latest.seeds))
-                print(f"[{title}] " + " | ".join(cells(latest)), flush=True)
+                print(f"[{title}] " + " | ".join(rows_of([latest])[1][0]), flush=True)
 
         yield line
         return
@@ -197,24 +197,24 @@ def _fits(table: Any, console: Any) -> bool:
 
 def _print_blocks(summaries: Any) -> None:
     """Prints a table as blocks of lines, one for each row: it fits into a narrow terminal."""
-    from pocketcnn.report.tables import cells, header
+    from pocketcnn.report.tables import rows_of
     from pocketcnn.support.tables import columns
 
-    for summary in summaries:
-        first, *others = cells(summary)
+    titles, rows = rows_of(summaries)
+    for first, *others in rows:
         print(first)
-        print(columns([(f"  {title}", cell) for title, cell in zip(header()[1:], others, strict=True)], "ll"))
+        print(columns([(f"  {title}", cell) for title, cell in zip(titles[1:], others, strict=True)], "ll"))
 
 
 def _rich_table(summaries: Any, title: str) -> Any:
     from rich.table import Table
 
-    from pocketcnn.report.tables import cells, header
+    from pocketcnn.report.tables import rows_of
 
+    titles, rows = rows_of(summaries)
     table = Table(title=title, title_justify="left")
-    for number, column in enumerate(header()):
+    for number, column in enumerate(titles):
         table.add_column(column.replace(" ", "\n", 1) if number else column, justify="right" if number else "left")
-    for summary in summaries:
-        row = [cell.replace(" (", "\n(") for cell in cells(summary)]
-        table.add_row(*row, style="dim" if summary.rival_of else None)
+    for summary, row in zip(summaries, rows, strict=True):
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row), style="dim" if summary.rival_of else None)
     return table

@@ -48,14 +48,15 @@ def write_report(folder: str | Path) -> Path:
         write_atomically(folder / f"{name}.svg", svg)
     environment = read_environment(results[0]["folder"])
     first = results[0]
+    titles, rows = tables.rows_of(summaries)
     environments = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environments.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         data=Path(first["data"]).name,
         seeds=len({result["seed"] for result in results}),
         epochs=_spoken({result["epochs"] for result in results}),
         diverged=(planned(folder) or {}).get("diverged", []),
-        header=tables.header(),
-        rows=[(tables.cells(summary), bool(summary.rival_of)) for summary in summaries],
+        header=titles,
+        rows=[(row, bool(summary.rival_of)) for summary, row in zip(summaries, rows, strict=True)],
         figures={name: _embedded(svg, name) for name, svg in drawn.items()},
         findings=findings(summaries),
         training={

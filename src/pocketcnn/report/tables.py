@@ -21,6 +21,7 @@ class Summary:
     rival_of: str
     accuracy: float  # on the test split, mean over the seeds
     spread: float  # standard deviation over the seeds, 0 for one seed
+    averaged: tuple[float, float] | None  # mean and deviation with outputs averaged over views, if all runs have it
     seeds: int
     values: dict[str, float]
     ratios: dict[str, float]
@@ -61,6 +62,7 @@ def summarize(
         identity = group[0]["identity"]
         reference = plain.get(identity.get("model"))
         accuracies = [result["test_accuracy"] for result in group]
+        averaged = [result["test_tta_accuracy"] for result in group if result.get("test_tta_accuracy") is not None]
         summaries.append(
             Summary(
                 label,
@@ -68,7 +70,8 @@ def summarize(
                 identity.get("method", ""),
                 identity.get("rival_of", ""),
                 mean(accuracies),
-                stdev(accuracies) if len(group) > 1 else 0.0,
+                _deviation(accuracies),
+                (mean(averaged), _deviation(averaged)) if len(averaged) == len(group) else None,
                 len(group),
                 values[label],
                 {key: value / reference[key] for key, value in values[label].items() if reference[key]}
@@ -77,6 +80,10 @@ def summarize(
             )
         )
     return summaries
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 _CHOSEN = ("seed", "precision", "channels_last", "teacher")  # settings in which the runs of a row may differ
@@ -130,17 +137,24 @@ def _values(group: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def header() -> list[str]:
-    """Titles of the columns of `cells`."""
-    return ["net", "test accuracy %", *(title for title, _, _ in COLUMNS)]
+def rows_of(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """The titles of the columns, and the cells of each row: each figure with its ratio to the plain net's.
+
+    Accuracies of outputs averaged over views of an image have a column of their own, if any run has them.
+    """
+    averaged = any(summary.averaged for summary in summaries)
+    titles = ["net", "test accuracy %", *(["with tta %"] if averaged else []), *(title for title, _, _ in COLUMNS)]
+    return titles, [_cells(summary, averaged) for summary in summaries]
 
 
-def cells(summary: Summary) -> list[str]:
-    """The cells of a row: each figure with its ratio to the plain net's."""
-    row = [
-        name(summary),
-        f"{100 * summary.accuracy:.2f}" + (f" ± {100 * summary.spread:.2f}" if summary.seeds > 1 else ""),
-    ]
+def _percent(average: float, spread: float, seeds: int) -> str:
+    return f"{100 * average:.2f}" + (f" ± {100 * spread:.2f}" if seeds > 1 else "")
+
+
+def _cells(summary: Summary, averaged: bool) -> list[str]:
+    row = [name(summary), _percent(summary.accuracy, summary.spread, summary.seeds)]
+    if averaged:
+        row.append(_percent(*summary.averaged, summary.seeds) if summary.averaged else "-")
     for _, key, kind in COLUMNS:
         value = summary.values[key]
         text = f"{value:,.0f}" if kind == "count" else f"{value:.2f}"
@@ -156,5 +170,5 @@ def name(summary: Summary) -> str:
 
 def markdown(summaries: Sequence[Summary]) -> str:
     """Writes the table as Markdown."""
-    titles = header()
-    return markdown_table(titles, [cells(summary) for summary in summaries], "l" + "r" * (len(titles) - 1)) + "\n"
+    titles, rows = rows_of(summaries)
+    return markdown_table(titles, rows, "l" + "r" * (len(titles) - 1)) + "\n"

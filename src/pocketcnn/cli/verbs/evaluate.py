@@ -25,6 +25,8 @@ def evaluate(words: Sequence[str]) -> None:
         """Convert all images to grey (1) or RGB (3); by default as the net takes them."""
         skip_bad_images: bool = False
         """Skip and count images that cannot be decoded, instead of stopping at the first."""
+        tta: Literal["off", "flip", "flip_shift"] = "off"
+        """Show also the scores of outputs averaged over an image and its mirror image, or over both also shifted by a pixel."""
 
     given = parse(Evaluate, words, "evaluate")
     from pocketcnn.train import evaluate
@@ -41,7 +43,9 @@ def evaluate(words: Sequence[str]) -> None:
         tables=given,
         hint="; --image-size and --channels convert them",
     )
-    found = evaluate(net, data)
+    found = evaluate(net, data, tta=given.tta)
     print(f"{given.model}: {path.stat().st_size:,} bytes, on {len(data.test):,} test images of {data.name}")
     print(f"test accuracy {100 * found['test_accuracy']:.2f} %")
     print(f"test loss {found['test_loss']:.4f}")
+    if given.tta != "off":
+        print(f"test accuracy {100 * found['test_tta_accuracy']:.2f} % with outputs averaged ({given.tta})")

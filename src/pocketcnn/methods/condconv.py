@@ -133,6 +133,8 @@ class Router(AbstractLeaf, AbstractShared, nn.Linear):
         dtype: of the parameters.
     """
 
+    _inputs: tuple[str, ...] = ()  # names of the inputs of the block that is watched
+
     def __init__(
         self,
         in_channels: int,

@@ -69,7 +69,7 @@ def test_the_order_of_columns_and_the_layout_make_no_difference():
 def groups_of(net, config):
     names = {id(p): name for name, p in net.named_parameters()}
     return [
-        ({names[id(p)] for p in group["params"]}, group["lr"], group["weight_decay"])
+        ({names[id(p)] for p in group["params"] if p.requires_grad}, group["lr"], group["weight_decay"])
         for group in make_optimizer(net, config).param_groups
     ]
 
@@ -84,7 +84,7 @@ def test_who_trains_what():
         ({"0.bias", "2.weight", "2.bias", "4.weight", "4.bias"}, 0.5, 5e-4),
         ({"1.bias"}, 2.0, 1.25e-4),
     ]
-    everything = {name for name, _ in net.named_parameters()}
+    everything = {name for name, p in net.named_parameters() if p.requires_grad}
     for name in ("sgd", "adamw"):
         config = dataclasses.replace(MUON, optimizer=name)
         assert groups_of(net, config) == [(everything - {"1.bias"}, 0.2, 5e-4), ({"1.bias"}, 0.8, 1.25e-4)]
@@ -96,6 +96,14 @@ def test_it_learns(digits, tmp_path):
     net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5)
     result = fit(net, digits, dataclasses.replace(MUON, epochs=6, batch_size=64), tmp_path / "run")
     assert result["test_accuracy"] > 0.9
+
+
+def test_what_makes_kernels_is_trained_by_sgd():
+    net = pc.condense(pc.create_model("speednet", width=0.125), "ring")
+    names = {name for name, p in net.named_parameters() if p.requires_grad}
+    biases = {name for name in names if ".bn" in name}
+    assert groups_of(net, MUON) == [(names - biases, 0.5, 5e-4), (biases, 2.0, 1.25e-4)]
+    assert "layer1.0.conv1.ring.values" in names
 
 
 def test_a_net_without_kernels_is_refused(few, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pocketcnn.support.protocols import is_condensed
 from pocketcnn.train.config import TrainConfig
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -105,12 +106,13 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     every = list(net.parameters())
     if config.optimizer == "muon":
         kernels = kernels_of(net)
-        if not kernels:
+        if not kernels and not any(map(is_condensed, net.modules())):
             raise ValueError(f"optimizer 'muon' turns kernels, and {type(net).__name__} has none; take sgd or adamw")
         turned = set(map(id, kernels))
         rest = [p for p in every if p.requires_grad and id(p) not in turned]
+        turning = {"params": kernels, "matrix": True, "lr": config.lr, "momentum": config.momentum}
         groups = [
-            {"params": kernels, "matrix": True, "lr": config.lr, "momentum": config.momentum},
+            *([turning] if kernels else []),
             *({**group, "momentum": config.rest_momentum} for group in _by_rate(net, rest, config.rest_lr, config)),
         ]
         return Muon(groups)

@@ -103,10 +103,10 @@ PRESETS: dict[str, TrainConfig] = {
     "quick": TrainConfig(epochs=24, small_epochs=14, lr=0.2, warmup=0.2, precision="bfloat16", channels_last="on"),
     # For wide nets in a few epochs, after the CIFAR-10 speed runs; rates found on validation images, see docs/training.md.
     "speedrun": TrainConfig(
-        epochs=12,
+        epochs=16,
         batch_size=1000,
         optimizer="muon",
-        lr=0.24,
+        lr=0.2,
         momentum=0.6,
         rest_lr=1.5,
         norm_bias_factor=64.0,

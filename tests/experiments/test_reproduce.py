@@ -17,7 +17,8 @@ from pocketcnn.experiments.reproduce import measure_rates, published, read_table
 from pocketcnn.experiments.reproduce.page import hours
 from pocketcnn.experiments.reproduce.published import comparable_settings, net_of
 from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
-from pocketcnn.experiments.reproduce.verdicts import interval, order, rank_correlation, verdict
+from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
+from pocketcnn.support.intervals import difference, interval
 from pocketcnn.train import TrainConfig
 from pocketcnn.train.config import PRESETS
 
@@ -255,6 +256,21 @@ def test_intervals_by_hand():
     assert wide == pytest.approx(((2.26**2 * (20 / 19) / 20) + 0.588**2) ** 0.5)
 
 
+def test_differences_by_hand():
+    theirs = {0: 89.0, 1: 90.0, 2: 91.0}
+    # 1, 1.5 and 2 apart: s = 0.5, t of 2 degrees of freedom is 4.30
+    paired = difference({2: 93.0, 0: 90.0, 1: 91.5, 7: 0.0}, theirs, 10_000)
+    assert (paired.mean, paired.half) == pytest.approx((1.5, 4.30 * 0.5 / 3**0.5))
+    assert paired.told_apart
+    assert str(paired) == "+1.50 ± 1.24"
+    assert str(difference({0: 89.1, 1: 90.0, 2: 90.9}, theirs)) == "≈ +0.00 ± 0.25"
+    # one shared seed: 1.96 sqrt(90 * 10 / 10,000) = 0.588 and 1.96 sqrt(89 * 11 / 10,000) = 0.613
+    alone = difference({0: 90.0}, {0: 89.0}, 10_000)
+    assert (alone.mean, alone.half) == pytest.approx((1.0, (0.588**2 + 0.613**2) ** 0.5), abs=1e-3)
+    assert str(difference({0: 90.0}, {1: 89.0})) == "+1.00"
+    assert not difference({0: 90.0}, {1: 89.0}).told_apart
+
+
 def test_verdicts_by_hand():
     assert [verdict([90.0], figure, 10_000) for figure in (89.40, 89.42, 90.58, 90.60)] == [
         "above", "reproduced", "reproduced", "below",
@@ -295,11 +311,11 @@ def test_the_page(results, tmp_path, golden):
     found, text = page(tmp_path)
     golden("results_page.md", text)
     plain, half, tenth = (row(found, label) for label in ("plain net", "ring of half", "ring of a tenth"))
-    assert plain["ours %, long"] == "90.10 ± 0.26 (3 seeds, 3 epochs)"
+    assert plain["ours %, long"] == "90.10 ± 0.26 [89.22, 90.98] (3 seeds, 3 epochs)"
     assert plain["verdict"] == "reproduced (paper), above (poster)"
     assert plain["difference"] == "+0.10 / +10.10"
     assert half["verdict"] == "below, goal missed by 2.10"  # 87.0 against 90.1 - 1
-    assert (half["ours %, brief"], half["to first row"]) == ("71.00 (1 seed, 1 epoch)", "+1.00")
+    assert (half["ours %, brief"], half["to first row"]) == ("71.00 [70.11, 71.89] (1 seed, 1 epoch)", "≈ +1.00 ± 1.26")
     assert half["numbers"] == "8,500 (0.50x)"
     assert tenth["ours %, long"] == "not run, 2.2 h"  # 3 epochs of 1,294 images at half an image a second
     assert (tenth["difference"], tenth["verdict"]) == ("-", "-")
@@ -348,7 +364,7 @@ def test_rows_without_published_figures_are_compared_with_the_first(results, tab
     published.FILE.write_text(json.dumps(content))
     found = page(tmp_path)[0]
     assert row(found, "ring of half")["published %"] == "-"
-    assert row(found, "ring of half")["difference"] == "-3.10 to first row"
+    assert row(found, "ring of half")["difference"] == "-3.10 ± 1.10 to first row"
     assert row(found, "plain net")["difference"] == "-"
 
 
@@ -503,7 +519,7 @@ def test_run_measure_and_read_again(tables, tmp_path, capsys, monkeypatch):
     assert list(told["images_per_second"]["long"]) == ["resnet20 width=0.25 ring:size=0.1"]
     assert "processor" in told["environment"]
     done = run("--budget", "10", "--recipe", "quick")
-    assert re.search(r"ring of a tenth .* h +.*[\d.]+ \(1 seed, 1 epoch\)", done)
+    assert re.search(r"ring of a tenth .* h +.*[\d.]+ \[.*\] \(1 seed, 1 epoch\)", done)
     folder = tmp_path / "out" / "reproduce" / "brief" / "resnet20-width=0.25-ring-size=0.5" / "seed0"
     record_of_half = json.loads((folder / "result.json").read_text())
     assert f"{100 * record_of_half['test_accuracy']:.2f}" in (tmp_path / "page" / "r.md").read_text()

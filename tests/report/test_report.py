@@ -54,7 +54,17 @@ def test_gaps_within_the_noise_are_said_to_be():
     rows += [record("resnet20 ring", "ring", a, s) for s, a in enumerate((0.80, 0.90))]
     rows += [record("rival", "plain", a, s, 1.0, "resnet20 ring") for s, a in enumerate((0.81, 0.88))]
     [sentence] = findings(summarize(rows))
-    assert "within the noise of these seeds" in sentence
+    # 1 point behind with one seed, 2 ahead with the other: 0.5 on average, s = 2.12, t of one degree of freedom is 12.71
+    assert "+0.50 points against the plain net of equal size (± 19.06: within the noise of these seeds)" in sentence
+
+
+def test_differences_from_the_plain_net_are_those_of_a_seed():
+    plain = [record("resnet20 plain", "plain", a, s) for s, a in enumerate((0.90, 0.91, 0.93))]
+    ring = [record("resnet20 ring", "ring", a, s) for s, a in enumerate((0.89, 0.905, 0.92))]
+    titles, cells = rows_of(summarize(plain + ring))
+    # 1, 0.5 and 1 point behind: s = 0.289, t of two degrees of freedom is 4.30
+    assert [row[titles.index("to plain")] for row in cells] == ["-", "-0.83 ± 0.72"]
+    assert "to plain" not in rows_of(summarize(plain[:1] + ring[:1]))[0], "no seeds, no intervals"
 
 
 def test_a_method_keeps_its_colour_when_another_is_added(monkeypatch):

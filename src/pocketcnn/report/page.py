@@ -9,6 +9,7 @@ from typing import Any
 from pocketcnn.errors import BadData, BrokenFile
 from pocketcnn.report import figures, tables
 from pocketcnn.support.files import write_atomically
+from pocketcnn.support.intervals import Difference, difference
 from pocketcnn.support.optional import optional_import
 from pocketcnn.support.runs import METRICS, planned, read_curve, read_environment, read_results, read_speeds
 
@@ -90,8 +91,8 @@ def findings(summaries: Sequence[tables.Summary]) -> list[str]:
             f"{ratio['latency_ms']:.2f}x its latency"
         )
         if rival := rivals.get(small.label):
-            gap = small.accuracy - rival.accuracy
-            sentence += f"; {_points(gap)} against the plain net of equal size{_doubt(small, rival, gap)}"
+            gap = difference(small.by_seed, rival.by_seed)
+            sentence += f"; {_points(gap.mean / 100)} against the plain net of equal size{_doubt(gap)}"
         sentences.append(sentence + ".")
     return sentences
 
@@ -109,12 +110,11 @@ def _points(gap: float) -> str:
     return f"{100 * gap:+.2f} points"
 
 
-def _doubt(small: tables.Summary, rival: tables.Summary, gap: float) -> str:
-    """A remark on a gap within two standard errors of the difference, or on nets of one seed, whose spread is unknown."""
-    if min(small.seeds, rival.seeds) < 2:
+def _doubt(gap: Difference) -> str:
+    """A remark on a gap whose 95 % interval holds 0, or on nets without seeds in common, which give no interval."""
+    if gap.half is None:
         return " (one seed: no spread known)"
-    error = (small.spread**2 / small.seeds + rival.spread**2 / rival.seeds) ** 0.5
-    return "" if abs(gap) > 2 * error else " (within the noise of these seeds)"
+    return "" if gap.told_apart else f" (± {gap.half:.2f}: within the noise of these seeds)"
 
 
 def _embedded(svg: str, prefix: str) -> str:

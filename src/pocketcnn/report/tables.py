@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from pocketcnn.support.intervals import Difference, difference
 from pocketcnn.support.labels import labels_of
 from pocketcnn.support.tables import markdown_table
 
@@ -25,6 +26,8 @@ class Summary:
     seeds: int
     values: dict[str, float]
     ratios: dict[str, float]
+    by_seed: Mapping[int, float]  # accuracies in per cent
+    to_plain: Difference | None  # from the plain net of the same model, in per cent
 
 
 # Title, key in Summary.values, format.
@@ -53,14 +56,16 @@ def summarize(
         groups.setdefault(label, []).append(result)
     values = {label: {**_values(group), **(speeds or {}).get(label, {})} for label, group in groups.items()}
     plain = {
-        group[0]["identity"].get("model"): values[label]
+        group[0]["identity"].get("model"): label
         for label, group in groups.items()
         if group[0]["identity"].get("method") == "plain" and not group[0]["identity"].get("rival_of")
     }
     summaries = []
     for label, group in groups.items():
         identity = group[0]["identity"]
-        reference = plain.get(identity.get("model"))
+        model = identity.get("model")
+        reference = values[plain[model]] if model in plain else None
+        others = _by_seed(groups[plain[model]]) if plain.get(model, label) != label else {}
         accuracies = [result["test_accuracy"] for result in group]
         averaged = [result["test_tta_accuracy"] for result in group if result.get("test_tta_accuracy") is not None]
         summaries.append(
@@ -77,9 +82,15 @@ def summarize(
                 {key: value / reference[key] for key, value in values[label].items() if reference[key]}
                 if reference
                 else {},
+                _by_seed(group),
+                difference(_by_seed(group), others) if others else None,
             )
         )
     return summaries
+
+
+def _by_seed(group: Sequence[dict[str, Any]]) -> dict[int, float]:
+    return {result["seed"]: 100 * result["test_accuracy"] for result in group}
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -140,19 +151,24 @@ def _values(group: Sequence[dict[str, Any]]) -> dict[str, float]:
 def rows_of(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """The titles of the columns, and the cells of each row: each figure with its ratio to the plain net's.
 
-    Accuracies of outputs averaged over views of an image have a column of their own, if any run has them.
+    Differences in accuracy from the plain net have a column if runs with shared seeds give them 95 % intervals; so have
+    accuracies of outputs averaged over views of an image, if any run has them.
     """
+    compared = any(summary.to_plain is not None and summary.to_plain.half is not None for summary in summaries)
     averaged = any(summary.averaged for summary in summaries)
-    titles = ["net", "test accuracy %", *(["with tta %"] if averaged else []), *(title for title, _, _ in COLUMNS)]
-    return titles, [_cells(summary, averaged) for summary in summaries]
+    titles = ["net", "test accuracy %"]
+    titles += ["to plain"] * compared + ["with tta %"] * averaged + [title for title, _, _ in COLUMNS]
+    return titles, [_cells(summary, compared, averaged) for summary in summaries]
 
 
 def _percent(average: float, spread: float, seeds: int) -> str:
     return f"{100 * average:.2f}" + (f" ± {100 * spread:.2f}" if seeds > 1 else "")
 
 
-def _cells(summary: Summary, averaged: bool) -> list[str]:
+def _cells(summary: Summary, compared: bool, averaged: bool) -> list[str]:
     row = [name(summary), _percent(summary.accuracy, summary.spread, summary.seeds)]
+    if compared:
+        row.append(str(summary.to_plain or "-"))
     if averaged:
         row.append(_percent(*summary.averaged, summary.seeds) if summary.averaged else "-")
     for _, key, kind in COLUMNS:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Literal
 
 from pocketcnn.experiments.reproduce import figures
 from pocketcnn.experiments.reproduce.published import Preset, Row, Table, comparable_settings
@@ -14,6 +15,7 @@ from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, ve
 from pocketcnn.pictures import draw_law
 from pocketcnn.report import markdown, read_speeds, summarize
 from pocketcnn.support.files import make_folder, write_atomically
+from pocketcnn.support.intervals import difference, interval
 from pocketcnn.support.plots import svg
 from pocketcnn.support.runs import ENVIRONMENT, read_curve, read_environment
 from pocketcnn.support.tables import markdown_table
@@ -56,18 +58,21 @@ def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]
     published = [f"{source} %" for source in table.sources] or ["published %"]
     printed = ["printed"] if any(row.printed for row in table.rows) else []
     quick = [f"ours %, {table.quick.name}", "to first row"] if table.quick else []
-    ours = [f"ours %, {table.preset.name}", "difference", "verdict"]
+    averaged = ["with tta %"] if any(run.averaged is not None for item in found for run in item.full) else []
+    ours = [f"ours %, {table.preset.name}", *averaged, "difference", "verdict"]
     lines = [["net", "numbers", "bytes", "MACs", *printed, *published, *ours, *quick, "ms"]]
     first = found[0]
     for item in found:
         row, size, ms = item.row, item.size, latency_of(item.full or item.quick)
         figures_of = [f"{row.published[s]:.2f}" if s in row.published else "-" for s in table.sources] or ["-"]
-        quick = [_accuracy(row, row.quick, item.quick, rates), _gap(item.quick, first.quick)] if table.quick else []
+        quick = [_accuracy(row, row.quick, item.quick, rates), _gap(item, first, "quick")] if table.quick else []
         ratio = f"({size.numbers / first.size.numbers:.2f}x)"
         counts = [f"{size.numbers:,} {ratio}", f"{'' if size.written else '~'}{size.bytes:,}", f"{size.macs:,.0f}"]
         counts += [row.printed or "-"] if printed else []
         own = "" if row.preset is table.preset else f", {row.preset.name}"
-        ours = [_accuracy(row, row.preset, item.full, rates, own), _difference(item, first), judged(item, first)]
+        views = [a for run in item.full if (a := run.averaged) is not None]
+        ours = [_accuracy(row, row.preset, item.full, rates, own), *([_percent(views)] if averaged else [])]
+        ours += [_difference(item, first), judged(item, first)]
         lines.append([row.label, *counts, *figures_of, *ours, *quick, f"{ms:.2f}" if ms else "-"])
     return lines
 
@@ -77,7 +82,8 @@ def _accuracy(row: Row, preset: Preset | None, runs: Sequence[Run], rates: Rates
         return "-"
     if runs:
         counts = f"({_counted(len(runs), 'seed')}, {_counted(runs[0].epochs, 'epoch')}{more})"
-        return f"{_mean(runs):.2f}{_spread(runs)} {counts}"
+        low, high = interval(accuracies := [run.accuracy for run in runs], row.data.test_images)
+        return f"{_percent(accuracies)} [{low:.2f}, {high:.2f}] {counts}"
     if row.command:
         return "not run"
     expected = hours(row, preset, rates)
@@ -88,23 +94,31 @@ def _mean(runs: Iterable[Run]) -> float:
     return mean(run.accuracy for run in runs)
 
 
-def _spread(runs: Sequence[Run]) -> str:
-    return f" ± {stdev(run.accuracy for run in runs):.2f}" if len(runs) > 1 else ""
+def _percent(accuracies: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    if not accuracies:
+        return "-"
+    return f"{mean(accuracies):.2f}" + (f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else "")
 
 
 def _counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _gap(runs: Sequence[Run], first: Sequence[Run]) -> str:
-    return f"{_mean(runs) - _mean(first):+.2f}" if runs and first else "-"
+def _gap(item: Found, first: Found, column: Literal["full", "quick"]) -> str:
+    """Difference to the first row, with its interval."""
+    ours, theirs = ({run.seed: run.accuracy for run in getattr(side, column)} for side in (item, first))
+    if item is first or not (ours and theirs):
+        return "-"
+    return str(difference(ours, theirs, item.row.data.test_images))
 
 
 def _difference(item: Found, first: Found) -> str:
     """Differences to each published figure, or to the first row if nothing was published."""
     if item.row.published and item.full:
         return " / ".join(f"{_mean(item.full) - figure:+.2f}" for figure in item.row.published.values())
-    return "-" if item is first or not (item.full and first.full) else f"{_gap(item.full, first.full)} to first row"
+    gap = _gap(item, first, "full")
+    return gap if gap == "-" else f"{gap} to first row"
 
 
 def verdicts(item: Found) -> dict[str, str]:
@@ -152,10 +166,14 @@ _HOW = """\
 - *printed*: the size as the source prints it.
 - *ms*: latency of one image on the machine of the run, which may not have been idle.
 
-Accuracies are of the {images:,} test images, which are used once, after the last epoch: mean ± standard deviation over the seeds.
-*reproduced* means that the published figure lies in our 95 % interval: that of the test images for one seed, widened by Student's t
-over the seeds for several. *above* and *below* tell on which side of the published figure ours lies. Quick runs are not judged; they
-are compared with each other.
+Accuracies are of the {images:,} test images, which are used once, after the last epoch: mean ± standard deviation over the seeds, and
+in brackets the 95 % interval: that of the test images for one seed, widened by Student's t over the seeds for several. *with tta* is
+another accuracy, of outputs averaged over six views of an image. *reproduced* means that the published figure lies in our interval.
+*above* and *below* tell on which side of the published figure ours lies. Quick runs are not judged; they are compared with each other.
+
+Differences between two nets stand with half of their 95 % interval, and `≈` marks those that are not told apart from 0. With two or
+more shared seeds the interval is that of the differences of a seed, by Student's t: what more seeds would give on the same images.
+With one seed it is that of two nets that were tested on different images, which is too wide rather than too narrow.
 
 ## How to reproduce this page
 
@@ -198,13 +216,28 @@ def write_page(
     parts.append(_HOW.format(results=results.name, images=tables[0].data.test_images))
     listed = sorted(used.values(), key=lambda run: (run.folder, run.seed))
     folders = [f"{results.name}/{Path(os.path.relpath(run.folder, results)).as_posix()}" for run in listed]
-    lines = [
-        [f"`{folder}`", f"{run.seed}", f"{run.epochs}", f"{run.accuracy:.2f}"]
-        for folder, run in zip(folders, listed, strict=True)
-    ]
-    parts.append(f"## Every run\n\n{_table([['folder', 'seed', 'epochs', 'test %'], *lines])}")
+    lines = [[f"`{folder}`", *_run_cells(run)] for folder, run in zip(folders, listed, strict=True)]
+    titles = ["folder", "seed", "epochs", "test %", "with tta %", "train img/s", "train MB", "trained in"]
+    parts.append(f"## Every run\n\n{_table([titles, *lines])}")
     write_atomically(page, "\n".join([_opening(found, listed), *parts]))
     return found
+
+
+def _run_cells(run: Run) -> list[str]:
+    """What one run found, how fast it trained, what a step took beside the weights, and the number type and layout it had."""
+    train, memory = run.result["train"], run.result.get("train_memory_bytes")
+    rate = run.result.get("train_images_per_second")
+    averaged = "-" if run.averaged is None else f"{run.averaged:.2f}"
+    layout = ", channels last" if train.get("channels_last") == "on" else ""
+    return [
+        f"{run.seed}",
+        f"{run.epochs}",
+        f"{run.accuracy:.2f}",
+        averaged,
+        f"{rate:,.0f}" if rate else "-",
+        f"{memory / 1e6:,.0f}" if memory else "-",
+        f"{train.get('precision', 'float32')}{layout}",
+    ]
 
 
 def _opening(found: Mapping[str, Sequence[Found]], used: Iterable[Run]) -> str:

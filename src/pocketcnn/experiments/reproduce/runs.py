@@ -31,6 +31,7 @@ class Run:
     accuracy: float
     epochs: int
     images: int | None  # number of training images, if the record has it
+    averaged: float | None  # accuracy of outputs averaged over views of an image, in per cent, if the record has it
     result: Mapping[str, Any]
 
 
@@ -82,7 +83,9 @@ def read_runs(folder: Path) -> list[Run]:
             train = {**train, "batch_size": train["batch_size"] * prod(world)}
             data = Path(found["data"]).name
             shared = (path.parent, identity.get("label") or found["name"], data, net, train)
-            runs.append(Run(*shared, found["seed"], 100 * found["test_accuracy"], found["epochs"], images, found))
+            averaged = None if (share := found.get("test_tta_accuracy")) is None else 100 * share
+            accuracy = 100 * found["test_accuracy"]
+            runs.append(Run(*shared, found["seed"], accuracy, found["epochs"], images, averaged, found))
         elif {"row", "seeds", "test_accuracy"} <= found.keys():
             rows = shaped(found, _RowRecord, str(path), remedy=_REMEDY)
             if len(rows.seeds) != len(rows.test_accuracy):
@@ -92,7 +95,7 @@ def read_runs(folder: Path) -> list[Run]:
             shared = (path.parent, found["row"], "mnist", found["row"], train)
             for seed, accuracy in zip(found["seeds"], found["test_accuracy"], strict=True):
                 epochs, images = found["train"]["epochs"], found.get("train_images")
-                runs.append(Run(*shared, seed, 100 * accuracy, epochs, images, found))
+                runs.append(Run(*shared, seed, 100 * accuracy, epochs, images, None, found))
     return runs
 
 

@@ -1,30 +1,9 @@
 """Verdicts in words: is a published accuracy reproduced? Accuracies are in per cent."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean
 
-_NORMAL = 1.96
-# Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; the last one also for more of them.
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-
-
-def interval(accuracies: Sequence[float], images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, from one seed or from several.
-
-    With one seed it is the binomial interval of the test images in the normal approximation, p ± 1.96 sqrt(p (1 - p) /
-    images). With n seeds there is a second half-width: Student's t times s / sqrt(n) over the seeds. The two have different
-    causes, so their squares are added. Averaging does not narrow the first, as all seeds share their test images.
-
-    Example:
-        >>> [round(end, 2) for end in interval([90.0], 10_000)]
-        [89.41, 90.59]
-    """
-    middle = mean(accuracies)
-    half = _NORMAL * (middle * (100 - middle) / images) ** 0.5
-    if len(accuracies) > 1:
-        student = _STUDENT[min(len(accuracies) - 1, len(_STUDENT)) - 1]
-        half = (half**2 + (student * stdev(accuracies)) ** 2 / len(accuracies)) ** 0.5
-    return middle - half, middle + half
+from pocketcnn.support.intervals import interval
 
 
 def verdict(accuracies: Sequence[float], published: float, images: int) -> str:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
+from pocketcnn.methods.ring import RingConv2d
 from pocketcnn.train import TrainConfig, fit
-from pocketcnn.train.optimizers import Muon, kernels_of, make_optimizer, orthogonalized
+from pocketcnn.train.optimizers import Muon, kernels_of, make_optimizer, orthogonalized, turned_kernels
 
 MUON = TrainConfig(optimizer="muon", epochs=2, batch_size=32, lr=0.2, momentum=0.6, rest_lr=0.5, norm_bias_factor=4.0,
                    precision="float32", channels_last="off")  # fmt: skip
@@ -30,7 +31,7 @@ def test_a_step_is_a_share_of_the_norm_which_stays():
     torch.manual_seed(0)
     for layout in (torch.contiguous_format, torch.channels_last):
         kernel = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=layout))
-        optimizer = Muon([{"params": [kernel], "matrix": True, "lr": 0.1, "momentum": 0.5}])
+        optimizer = Muon([{"params": [kernel], "kind": "kernels", "lr": 0.1, "momentum": 0.5}])
         before = kernel.detach().clone()
         for _ in range(3):
             kernel.grad = torch.randn_like(kernel) * 100
@@ -43,10 +44,28 @@ def test_a_step_is_a_share_of_the_norm_which_stays():
         assert torch.equal(kernel, before)
 
 
+def test_kernels_of_a_stack_are_turned_one_by_one():
+    torch.manual_seed(0)
+    kernels, gradients = torch.randn(3, 6, 4, 3, 3) * torch.tensor([1.0, 5, 0.2]).view(3, 1, 1, 1, 1), []
+    stack, single = nn.Parameter(kernels.flatten(1).clone()), [nn.Parameter(k.clone()) for k in kernels]
+    options = {"kind": "kernels", "lr": 0.1, "momentum": 0.5}
+    together, apart = (
+        Muon([{"params": [stack], "stack": (3, 6, 4, 3, 3), **options}]),
+        Muon([{"params": single, **options}]),
+    )
+    for _ in range(3):
+        gradients = torch.randn(3, 6, 4, 3, 3)
+        stack.grad = gradients.flatten(1)
+        for kernel, gradient in zip(single, gradients, strict=True):
+            kernel.grad = gradient
+        together.step(), apart.step()
+        torch.testing.assert_close(stack.detach().view_as(kernels), torch.stack([k.detach() for k in single]))
+
+
 def test_what_is_no_kernel_takes_the_steps_of_sgd():
     torch.manual_seed(0)
     one, other = (nn.Parameter(torch.arange(5.0)) for _ in range(2))
-    muon = Muon([{"params": [one], "matrix": False, "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}])
+    muon = Muon([{"params": [one], "kind": "rest", "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}])
     sgd = torch.optim.SGD([other], 0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
     for _ in range(4):
         one.grad = other.grad = torch.randn(5)
@@ -61,7 +80,7 @@ def test_the_order_of_columns_and_the_layout_make_no_difference():
     for layout in (torch.contiguous_format, torch.channels_last):
         kernel = nn.Parameter(start.clone(memory_format=layout))
         kernel.grad = gradient.clone(memory_format=layout)
-        Muon([{"params": [kernel], "matrix": True, "lr": 0.1}]).step()
+        Muon([{"params": [kernel], "kind": "kernels", "lr": 0.1}]).step()
         results.append(kernel.detach())
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-3)
 
@@ -98,12 +117,77 @@ def test_it_learns(digits, tmp_path):
     assert result["test_accuracy"] > 0.9
 
 
-def test_what_makes_kernels_is_trained_by_sgd():
-    net = pc.condense(pc.create_model("speednet", width=0.125), "ring")
-    names = {name for name, p in net.named_parameters() if p.requires_grad}
+@pytest.mark.parametrize(("method", "states"), [
+    ("ring", {"layer1.0.conv1.ring.values"}),
+    ("puppet", {f"layer1.0.puppeteer.{name}" for name in ("state", "mix_rows", "mix_columns")}),
+])  # fmt: skip
+def test_what_kernels_are_read_off_has_a_rate_of_its_own(method, states):
+    net = pc.condense(pc.create_model("speednet", width=0.125), method)
+    kernels = {name for name, p in net.named_parameters() if any(p is kernel for kernel in kernels_of(net))}
+    names = {name for name, p in net.named_parameters() if p.requires_grad} - states - kernels
     biases = {name for name in names if ".bn" in name}
-    assert groups_of(net, MUON) == [(names - biases, 0.5, 5e-4), (biases, 2.0, 1.25e-4)]
-    assert "layer1.0.conv1.ring.values" in names
+    config = dataclasses.replace(MUON, state_lr=0.4)
+    assert groups_of(net, config) == [
+        *([(kernels, 0.2, 0.0)] if kernels else []),
+        (states, 0.4, 0.0),
+        (names - biases, 0.5, 5e-4),
+        (biases, 2.0, 1.25e-4),
+    ]
+
+
+def steps_of_one_layer(net, images, read):
+    """Trains a net for three steps; returns its kernel after each."""
+    optimizer = make_optimizer(net, dataclasses.replace(MUON, lr=0.1, state_lr=0.1))
+    found = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        with turned_kernels(net):
+            net(images).square().mean().backward()
+        optimizer.step()
+        found.append(read(net).detach().clone())
+    return found
+
+
+def test_a_ring_of_one_layer_is_turned_as_the_plain_kernel_is():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 9, 9)
+    layer = RingConv2d(3, 6, 3, size=1.0, scheme="identity", bias=False)
+    plain = layer.dense()
+    # The first step alone: later ones look ahead along directions that were orthogonalized before they were added up.
+    ring = steps_of_one_layer(layer, images, lambda net: net.dense_weight())
+    kernel = steps_of_one_layer(plain, images, lambda net: net.weight)
+    torch.testing.assert_close(ring[0], kernel[0], atol=2e-3, rtol=2e-2)
+    for one, other in zip(ring[1:], kernel[1:], strict=True):
+        assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
+
+
+def test_every_kernel_asks_for_its_turn_in_units_of_its_own_size():
+    """By hand: the gradient of the ring is the sum, over the layers, of the directions at the places that they read."""
+    torch.manual_seed(0)
+    net = pc.condense(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 8, 3)), "ring", size=0.3, include="*")
+    images, layers = torch.randn(4, 3, 9, 9), [net[0], net[2]]
+    plain = nn.Sequential(net[0].dense(), nn.Tanh(), net[2].dense())
+    plain(images).square().mean().backward()
+    ring, wanted = net[0].ring, torch.zeros_like(net[0].ring.values)
+    for layer, dense in zip(layers, (plain[0], plain[2]), strict=True):
+        direction = orthogonalized(dense.weight.grad.flatten(1)).flatten()
+        direction = direction / direction.square().mean().sqrt() / dense.weight.detach().square().mean().sqrt()
+        indices, signs = ring.places(layer.slot)
+        wanted.index_add_(0, indices.long(), direction * signs * ring.scales[layer.slot])
+    with turned_kernels(net):
+        net(images).square().mean().backward()
+    torch.testing.assert_close(ring.values.grad, wanted, atol=0.02 * float(wanted.abs().max()), rtol=0.02)
+    for layer, dense in zip(layers, (plain[0], plain[2]), strict=True):
+        torch.testing.assert_close(layer.bias.grad, dense.bias.grad, msg="all else passes as it is")
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("method", ["ring", "puppet", "condconv"])
+def test_condensed_nets_learn_with_it(method, digits, tmp_path):
+    torch.manual_seed(0)
+    net = pc.condense(pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5), method)
+    result = fit(net, digits, dataclasses.replace(MUON, epochs=6, batch_size=64, lr=0.1), tmp_path / "run")
+    assert result["test_accuracy"] > 0.8
 
 
 def test_a_net_without_kernels_is_refused(few, tmp_path):
@@ -111,13 +195,17 @@ def test_a_net_without_kernels_is_refused(few, tmp_path):
         fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), few, MUON, tmp_path / "run")
     assert kernels_of(nn.Conv2d(1, 4, 3)) == []
     with pytest.raises(ValueError, match="is no matrix"):
-        Muon([{"params": [nn.Parameter(torch.ones(3))], "matrix": True}])
+        Muon([{"params": [nn.Parameter(torch.ones(3))], "kind": "kernels"}])
+    with pytest.raises(ValueError, match="no kind of parameters 'ring'; known: kernels, states, rest"):
+        Muon([{"params": [nn.Parameter(torch.ones(3))], "kind": "ring"}])
 
 
-def test_a_run_with_muon_resumes_to_the_same_bits_and_keeps_its_optimizer(few, tmp_path):
+@pytest.mark.parametrize("method", ["plain", "ring"])
+def test_a_run_with_muon_resumes_to_the_same_bits_and_keeps_its_optimizer(few, tmp_path, method):
     def net():
         torch.manual_seed(0)
-        return pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+        plain = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+        return plain if method == "plain" else pc.condense(plain, method)
 
     def stop(rows):
         raise KeyboardInterrupt

@@ -322,6 +322,11 @@ class CondConv2d(AbstractConv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def stacked(self) -> dict[str, tuple[int, ...]]:
+        """The experts are kernels, one a row."""
+        return {"experts": (self.num_experts, *self.weight_shape)}
+
     def routing_weights(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_experts"]:
         """Weighs the experts for each image, by the layer's input or, with a shared router, by the block's."""
         return self.router.weights_of_block(x) if self.router_shared else self.router(x)

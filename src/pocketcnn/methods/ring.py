@@ -107,6 +107,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
     """
 
     stored_weights = ("values",)  # one axis, and weights all the same
+    read_from = ("values",)
     indices: Tensor
     signs: Tensor
     codes: Tensor

@@ -51,6 +51,22 @@ class MakesKernel(Protocol):
 
 
 @runtime_checkable
+class SharesKernels(Protocol):
+    """A module that layers share and whose call makes their kernels: one, or a mapping with several."""
+
+    read_from: tuple[str, ...]
+    """Names of its parameters that kernels are read off; an attribute of the class."""
+
+
+@runtime_checkable
+class StacksKernels(Protocol):
+    """A layer with parameters that hold several kernels each, a row a kernel."""
+
+    stacked: Mapping[str, tuple[int, ...]]
+    """By name the shape of such a parameter: [kernels, outputs, ...]."""
+
+
+@runtime_checkable
 class CountsMacs(Protocol):
     """A layer with multiply-adds that no operator counter sees."""
 

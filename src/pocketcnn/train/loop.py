@@ -1,5 +1,6 @@
 """`fit`: a Lightning run in a folder of plain files."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settin
 from pocketcnn.train.hardware import ONE_DEVICE, Hardware, with_changes
 from pocketcnn.train.images import calibrate
 from pocketcnn.train.module import SMALL, Classifier
+from pocketcnn.train.optimizers import turned_kernels
 from pocketcnn.train.outputs import check_input
 from pocketcnn.train.teacher import Teacher
 
@@ -160,8 +162,10 @@ def _finished(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 def _train(trainer: Any, module: Classifier, last: Path | None, guard: Safeguard) -> None:
     """Trains from a checkpoint on, if there is one; says so if it cannot be restored."""
+    turned = turned_kernels(module.net) if module.config.optimizer == "muon" else contextlib.nullcontext()
     try:
-        trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
+        with turned:
+            trainer.fit(module, ckpt_path=None if last is None else str(last), weights_only=True)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if last is None or guard.began:
             raise

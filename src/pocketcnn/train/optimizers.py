@@ -1,14 +1,17 @@
 """The optimizers of `fit`: SGD and AdamW of torch, and Muon for kernels beside SGD for everything else."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pocketcnn.support.protocols import is_condensed
+from pocketcnn.support.modules import hooked
+from pocketcnn.support.protocols import SharesKernels, StacksKernels, is_condensed
 from pocketcnn.train.config import TrainConfig
 
+_KINDS = ("kernels", "states", "rest")
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 # Of the quintic x -> a x + b x^3 + c x^5, which moves singular values in (0, 1] to about 1 in five rounds.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -20,44 +23,49 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     """Moves all singular values of a matrix to about 1, and leaves its singular vectors.
 
     Args:
-        matrix: [rows, columns].
+        matrix: [..., rows, columns]: a matrix, or a stack of them.
     Returns:
         float32 of the same shape; singular values lie between 0.7 and 1.2, but for those that were almost 0.
     Cost: fifteen products of matrices in bfloat16.
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024 (the Newton-Schulz iteration).
     """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = (matrix if wide else matrix.T).bfloat16()
-    x = x / (x.norm() + 1e-7)
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    x = (matrix if wide else matrix.mT).bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = _QUINTIC
     for _ in range(_ROUNDS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.T).float()
+    return (x if wide else x.mT).float()
 
 
 class Muon(torch.optim.Optimizer):
     """Turns kernels by orthogonalized momentum and keeps their norms; trains other parameters by SGD.
 
-    A group with `matrix=True` holds kernels [outputs, ...], each read as a matrix with a row per output. Its rate is the
-    length of a step as a share of the kernel's norm, so that it means the same for every shape and every start. In a net
-    with norms behind its kernels nothing is lost by keeping the kernels' norms. A group with `matrix=False` is trained by
-    SGD with Nesterov momentum and weight decay.
+    A group has a `kind`. One of `"kernels"` holds kernels [outputs, ...], each read as a matrix with a row per output; with
+    `stack`, a shape [kernels, outputs, ...], each parameter of the group holds several. The rate is the length of a step as a
+    share of the kernel's norm, so that it means the same for every shape and every start. In a net with norms behind its
+    kernels nothing is lost by keeping the kernels' norms. A group of `"states"` holds what
+    kernels are read off, such as a ring: no matrix, and turned in the same way without orthogonalization, which is done
+    where the gradients of the kernels pass, see `turned_kernels`. A group of `"rest"` is trained by SGD with Nesterov
+    momentum and weight decay.
 
     Args:
-        groups: groups of parameters, each with `params`, `matrix`, `lr`, `momentum` and `weight_decay`.
+        groups: groups of parameters, each with `params`, `kind`, `lr`, `momentum` and `weight_decay`.
     Raises:
-        ValueError: a kernel of one axis in a group of matrices.
-    Source: Jordan et al., Muon, 2024; norms are kept as in the CIFAR-10 speed run with Muon.
+        ValueError: a kernel of one axis, or another kind.
+    Source: Jordan et al., Muon, 2024; norms are kept as in the CIFAR-10 speed run with Muon. States are ours.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups, {"lr": 0.1, "momentum": 0.6, "weight_decay": 0.0, "matrix": False})
+        super().__init__(groups, {"lr": 0.1, "momentum": 0.6, "weight_decay": 0.0, "kind": "rest", "stack": None})
         for group in self.param_groups:
+            if group["kind"] not in _KINDS:
+                raise ValueError(f"no kind of parameters {group['kind']!r}; known: {', '.join(_KINDS)}")
             for p in group["params"]:
-                if group["matrix"] and p.dim() < 2:
+                if group["kind"] == "kernels" and p.dim() < 2:
                     raise ValueError(
-                        f"a parameter of shape {list(p.shape)} is no matrix; train it in a group with matrix=False"
+                        f"a parameter of shape {list(p.shape)} is no matrix; train it in a group of kind 'rest'"
                     )
 
     @torch.no_grad()
@@ -70,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    (self._turn if group["matrix"] else self._move)(p, p.grad, group)
+                    (self._move if group["kind"] == "rest" else self._turn)(p, p.grad, group)
         return loss
 
     def _looked_ahead(self, p: Tensor, gradient: Tensor, momentum: float) -> Tensor:
@@ -82,19 +90,64 @@ class Muon(torch.optim.Optimizer):
         return gradient.add(buffer, alpha=momentum)
 
     def _turn(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        gradient = self._looked_ahead(p, gradient, group["momentum"])
-        state = self.state[p]
+        stack = (1, *p.shape) if group["stack"] is None else tuple(group["stack"])
+        step, state = self._looked_ahead(p, gradient, group["momentum"]).reshape(stack), self.state[p]
+        if group["kind"] == "kernels":
+            step = orthogonalized(step.flatten(2)).view(stack)
         if "norm" not in state:
-            state["norm"] = p.norm()
-        step = orthogonalized(gradient.flatten(1)).view_as(p)
-        length = step.norm()
-        if length > 0 and state["norm"] > 0:
-            p.add_(step * (state["norm"] / length), alpha=-group["lr"])
-            p.mul_(state["norm"] / p.norm())
+            state["norm"] = _norms(p.reshape(stack))
+        length, norm = _norms(step), state["norm"]
+        step = (step * (norm / length.clamp(min=1e-30))).reshape(p.shape)
+        p.add_(step, alpha=-group["lr"])
+        p.mul_((norm / _norms(p.reshape(stack)).clamp(min=1e-30)).expand(stack).reshape(p.shape))
 
     def _move(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         gradient = gradient.add(p, alpha=group["weight_decay"])
         p.add_(self._looked_ahead(p, gradient, group["momentum"]), alpha=-group["lr"])
+
+
+def _norms(stack: Tensor) -> Tensor:
+    """The norm of each kernel of a stack, to be multiplied with the stack."""
+    return stack.flatten(1).norm(dim=1).view(-1, *[1] * (stack.dim() - 1))
+
+
+class _Turned(torch.autograd.Function):
+    """A kernel as it is; the gradient that it passes back is the direction in which Muon would turn it."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Tensor) -> Tensor:
+        ctx.size = _size(kernel)
+        return kernel.view_as(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        direction = orthogonalized(gradient.flatten(1)).view_as(gradient)
+        return (direction / (_size(direction) * ctx.size)).to(gradient.dtype)
+
+
+def _size(tensor: Tensor) -> Tensor:
+    """Root of the mean square."""
+    return tensor.float().square().mean().sqrt().clamp(min=1e-12)
+
+
+@contextlib.contextmanager
+def turned_kernels(net: nn.Module) -> Iterator[None]:
+    """Inside a `with`, kernels that layers share (`SharesKernels`) pass back orthogonalized gradients.
+
+    What they are read off is no matrix, and the gradient that reaches it is a sum over kernels of many sizes. Here each kernel
+    K passes back U / (rms(U) rms(K)), where U is its gradient with all singular values at 1. So every kernel asks for the
+    turn that Muon would give it, and each of its weights counts alike, whatever the kernel's scale. Gradients on the way to
+    images, and of all else, stay as they are.
+    """
+    makers = [module for module in net.modules() if isinstance(module, SharesKernels)]
+    with hooked(maker.register_forward_hook(_turn_made) for maker in makers):
+        yield
+
+
+def _turn_made(maker: nn.Module, arguments: Any, made: Any) -> Any:
+    if isinstance(made, Tensor):
+        return _Turned.apply(made) if made.requires_grad else made
+    return {key: _turn_made(maker, arguments, kernel) for key, kernel in made.items()}
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -105,22 +158,33 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     """
     every = list(net.parameters())
     if config.optimizer == "muon":
-        kernels = kernels_of(net)
-        if not kernels and not any(map(is_condensed, net.modules())):
+        turning = _turning(net, config)
+        turned = {id(p) for group in turning for p in group["params"]}
+        if not turned and not any(map(is_condensed, net.modules())):
             raise ValueError(f"optimizer 'muon' turns kernels, and {type(net).__name__} has none; take sgd or adamw")
-        turned = set(map(id, kernels))
         rest = [p for p in every if p.requires_grad and id(p) not in turned]
-        turning = {"params": kernels, "matrix": True, "lr": config.lr, "momentum": config.momentum}
-        groups = [
-            *([turning] if kernels else []),
-            *({**group, "momentum": config.rest_momentum} for group in _by_rate(net, rest, config.rest_lr, config)),
-        ]
-        return Muon(groups)
+        moving = [{**group, "momentum": config.rest_momentum} for group in _by_rate(net, rest, config.rest_lr, config)]
+        return Muon([*turning, *moving])
     groups = _by_rate(net, every, config.lr, config)
     if config.optimizer == "sgd":
         nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, config.lr)
+
+
+def _turning(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The groups of what Muon turns: kernels, stacks of kernels by their shape, and what kernels are read off."""
+    stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for module in net.modules():
+        for name, shape in module.stacked.items() if isinstance(module, StacksKernels) else ():
+            stacks.setdefault(shape, []).append(module.get_parameter(name))
+    groups: list[dict[str, Any]] = [
+        {"params": kernels_of(net), "kind": "kernels", "lr": config.lr},
+        *({"params": held, "kind": "kernels", "lr": config.lr, "stack": shape} for shape, held in stacks.items()),
+        {"params": states_of(net), "kind": "states", "lr": config.state_lr},
+    ]
+    trained = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    return [{**group, "momentum": config.momentum} for group in trained if group["params"]]
 
 
 def _by_rate(net: nn.Module, parameters: list[nn.Parameter], lr: float, config: TrainConfig) -> list[dict[str, Any]]:
@@ -143,3 +207,12 @@ def kernels_of(net: nn.Module) -> list[nn.Parameter]:
     weights = [m.get_parameter("weight") for m in net.modules() if type(m) is nn.Conv2d and "weight" in m._parameters]
     found = {id(w): w for w in weights if w.requires_grad and w.shape[1] > 1}
     return list(found.values())
+
+
+def states_of(net: nn.Module) -> list[nn.Parameter]:
+    """Lists the trainable parameters that kernels are read off, see `SharesKernels`."""
+    named = [
+        (module, name) for module in net.modules() if isinstance(module, SharesKernels) for name in module.read_from
+    ]
+    found = [module._parameters.get(name) for module, name in named]
+    return [p for p in found if p is not None and p.requires_grad]

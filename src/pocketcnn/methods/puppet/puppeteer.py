@@ -46,6 +46,7 @@ class Puppeteer(AbstractShared, AbstractConstants):
         ValueError: no kernels, or an option out of range.
     """
 
+    read_from = ("state", "mix_rows", "mix_columns")
     indices: Tensor
     signs: Tensor
     scales: Tensor

@@ -154,6 +154,21 @@ def test_published_figures_are_typed_nowhere_else():
         assert not [path for path, text in typed.items() if pattern.search(text)], figure
 
 
+@pytest.mark.usefixtures("tables")
+def test_a_recipe_may_be_like_a_preset():
+    content = json.loads(published.FILE.read_text())
+    content["recipes"] = {"all": {"like": "long", "all_images": True, "lr": 0.07}}
+    content["tables"]["sizes"]["recipe"] = "all"
+    published.FILE.write_text(json.dumps(content))
+    preset = read_tables()["sizes"].preset
+    assert preset.train == dataclasses.replace(LONG, all_images=True, lr=0.07)
+    assert preset.images(read_tables()["sizes"].data) == content["data"]["digits"]["train_images"]
+    content["recipes"]["all"]["like"] = "longer"
+    published.FILE.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="sizes is made by preset 'longer', which does not exist"):
+        read_tables()
+
+
 def test_a_missing_preset_is_named(tables, monkeypatch):
     monkeypatch.delitem(PRESETS, "long")
     with pytest.raises(ValueError, match="sizes is made by preset 'long', which does not exist; known: default"):

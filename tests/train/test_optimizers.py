@@ -118,18 +118,20 @@ def test_it_learns(digits, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "states"), [
-    ("ring", {"layer1.0.conv1.ring.values"}),
-    ("puppet", {f"layer1.0.puppeteer.{name}" for name in ("state", "mix_rows", "mix_columns")}),
+    ("ring", [({"layer1.0.conv1.ring.values"}, 0.6, 0.0)]),
+    ("puppet", [({"layer1.0.puppeteer.state"}, 0.6, 0.0),
+                ({"layer1.0.puppeteer.mix_rows", "layer1.0.puppeteer.mix_columns"}, 0.6 / 3, 0.0)]),
 ])  # fmt: skip
 def test_what_kernels_are_read_off_has_a_rate_of_its_own(method, states):
     net = pc.condense(pc.create_model("speednet", width=0.125), method)
     kernels = {name for name, p in net.named_parameters() if any(p is kernel for kernel in kernels_of(net))}
-    names = {name for name, p in net.named_parameters() if p.requires_grad} - states - kernels
+    names = {name for name, p in net.named_parameters() if p.requires_grad} - kernels
+    names -= {name for group, *_ in states for name in group}
     biases = {name for name in names if ".bn" in name}
-    config = dataclasses.replace(MUON, state_lr=0.4)
+    config = dataclasses.replace(MUON, state_lr=0.6)
     assert groups_of(net, config) == [
         *([(kernels, 0.2, 0.0)] if kernels else []),
-        (states, 0.4, 0.0),
+        *states,
         (names - biases, 0.5, 5e-4),
         (biases, 2.0, 1.25e-4),
     ]

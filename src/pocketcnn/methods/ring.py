@@ -107,7 +107,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
     """
 
     stored_weights = ("values",)  # one axis, and weights all the same
-    read_from = ("values",)
+    read_from: Mapping[str, float] = {"values": 1.0}
     indices: Tensor
     signs: Tensor
     codes: Tensor

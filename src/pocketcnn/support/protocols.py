@@ -54,8 +54,8 @@ class MakesKernel(Protocol):
 class SharesKernels(Protocol):
     """A module that layers share and whose call makes their kernels: one, or a mapping with several."""
 
-    read_from: tuple[str, ...]
-    """Names of its parameters that kernels are read off; an attribute of the class."""
+    read_from: Mapping[str, float]
+    """Names of its parameters that kernels are read off, with factors for their rates; an attribute of the class."""
 
 
 @runtime_checkable

@@ -181,7 +181,7 @@ def _turning(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = [
         {"params": kernels_of(net), "kind": "kernels", "lr": config.lr},
         *({"params": held, "kind": "kernels", "lr": config.lr, "stack": shape} for shape, held in stacks.items()),
-        {"params": states_of(net), "kind": "states", "lr": config.state_lr},
+        *({"params": p, "kind": "states", "lr": factor * config.state_lr} for factor, p in states_of(net).items()),
     ]
     trained = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
     return [{**group, "momentum": config.momentum} for group in trained if group["params"]]
@@ -209,10 +209,11 @@ def kernels_of(net: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
-def states_of(net: nn.Module) -> list[nn.Parameter]:
-    """Lists the trainable parameters that kernels are read off, see `SharesKernels`."""
-    named = [
-        (module, name) for module in net.modules() if isinstance(module, SharesKernels) for name in module.read_from
-    ]
-    found = [module._parameters.get(name) for module, name in named]
-    return [p for p in found if p is not None and p.requires_grad]
+def states_of(net: nn.Module) -> dict[float, list[nn.Parameter]]:
+    """Lists the parameters that kernels are read off, see `SharesKernels`, by the factors for their rates."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for module in net.modules():
+        for name, factor in module.read_from.items() if isinstance(module, SharesKernels) else ():
+            if (parameter := module._parameters.get(name)) is not None:
+                found.setdefault(factor, []).append(parameter)
+    return found

@@ -47,7 +47,7 @@ class Preset:
 
     def images(self, data: Data) -> int:
         """Number of images in an epoch."""
-        return round(data.train_images * (1 - self.validation))
+        return data.train_images if self.train.all_images else round(data.train_images * (1 - self.validation))
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,13 @@ def _table(name: str, given: _TableEntry, content: _Content) -> Table:
 
 def _train(name: str, content: _Content, table: str) -> TrainConfig:
     if name in content.recipes:
-        return shaped(content.recipes[name], TrainConfig, f"{FILE}: recipes.{name}", remedy=_REMEDY)
+        settings = dict(content.recipes[name])
+        base = dataclasses.asdict(_preset(settings.pop("like"), table)) if "like" in settings else {}
+        return shaped({**base, **settings}, TrainConfig, f"{FILE}: recipes.{name}", remedy=_REMEDY)
+    return _preset(name, table)
+
+
+def _preset(name: str, table: str) -> TrainConfig:
     if name not in PRESETS:
         raise ValueError(f"{table} is made by preset {name!r}, which does not exist; known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -46,7 +46,7 @@ class Puppeteer(AbstractShared, AbstractConstants):
         ValueError: no kernels, or an option out of range.
     """
 
-    read_from = ("state", "mix_rows", "mix_columns")
+    read_from: Mapping[str, float] = {"state": 1.0, "mix_rows": 1 / 3, "mix_columns": 1 / 3}
     indices: Tensor
     signs: Tensor
     scales: Tensor

@@ -401,7 +401,7 @@ def test_scope_stage_gives_each_its_own_puppeteer():
 # The gauge
 
 
-@pytest.mark.parametrize("measure", ["entropy", "variance", "edges", "features"])
+@pytest.mark.parametrize("measure", ["entropy", "variance", "edges", "random", "features"])
 def test_every_measure_spreads_images_over_the_levels(measure):
     net = condensed(measure=measure)
     x = mixed(64, size=24)

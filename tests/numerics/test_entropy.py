@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import oracles
-from pocketcnn.numerics import edge_density, image_entropy, image_variance
+from pocketcnn.numerics import edge_density, image_entropy, image_lot, image_variance
 
-MEASURES = {"entropy": image_entropy, "variance": image_variance, "edges": edge_density}
+MEASURES = {"entropy": image_entropy, "variance": image_variance, "edges": edge_density, "random": image_lot}
 every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 every_shape = pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 7, 5)])
 
@@ -105,6 +105,19 @@ def test_dtypes(measure):
     x = torch.randint(0, 256, (2, 1, 8, 8)) / 255
     assert measure(x.double()).dtype == torch.float64
     assert measure(x.bfloat16()).dtype == torch.float32
+
+
+def test_a_lot_is_even_always_the_same_and_says_nothing_of_the_image():
+    torch.manual_seed(0)
+    x = (torch.randint(0, 256, (4000, 1, 8, 8)) * torch.rand(4000, 1, 1, 1)).round() / 255
+    found = image_lot(x)
+    assert torch.equal(found, image_lot(x + 1e-4))
+    assert found.histc(8, 0, 1).sub(500).abs().max() < 100
+    for measure in (image_entropy, image_variance, edge_density):
+        assert abs(torch.corrcoef(torch.stack([found, measure(x)]))[0, 1]) < 0.06
+    changed = x.clone()
+    changed[:, 0, 3, 3] = (changed[:, 0, 3, 3] - 0.5).abs()
+    assert (image_lot(changed) != found).float().mean() > 0.9
 
 
 def test_variance_is_a_share_of_the_largest():

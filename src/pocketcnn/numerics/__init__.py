@@ -4,7 +4,7 @@ Each fast twin in `pocketcnn.kernels` is tested against the function of the same
 """
 
 from pocketcnn.numerics.condconv import condconv2d
-from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
+from pocketcnn.numerics.entropy import edge_density, image_entropy, image_lot, image_variance
 from pocketcnn.numerics.involution import involution2d
 from pocketcnn.numerics.odeint import odeint
 from pocketcnn.numerics.ring_index import channel_indices, ring_indices, ring_kernel
@@ -39,6 +39,7 @@ __all__ = [
     "edge_density",
     "filter_correlations",
     "image_entropy",
+    "image_lot",
     "image_variance",
     "involution2d",
     "kernel_alignment",

@@ -95,6 +95,26 @@ def edge_density(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0), th
     return (length > threshold * (value_range[1] - value_range[0])).to(x.dtype).mean((1, 2))
 
 
+_PRIME, _FACTOR = 2039, 7919
+
+
+def image_lot(x: Images, *, value_range: tuple[float, float] = (0.0, 1.0)) -> Values:
+    """A number between 0 and 1 that an image always draws and that says nothing of it: a control for real measures.
+
+    It is a hash: pixels as whole numbers of 8 bits, each times a number that its position sets, summed modulo a prime.
+
+    Args:
+        x: images [batch, channels, height, width].
+        value_range: the lowest and the highest value a pixel can have; values outside count as its ends.
+    Raises:
+        ValueError: as in `image_entropy`.
+    """
+    x, (low, high) = _checked(x, value_range).flatten(1), value_range
+    pixels = ((x - low) * (255 / (high - low))).round().clamp(0, 255).long()
+    factors = torch.arange(1, x.shape[1] + 1, device=x.device) * _FACTOR % _PRIME
+    return ((pixels + 1) * factors).sum(1).remainder(_PRIME).to(x.dtype) / _PRIME
+
+
 def _checked(x: Tensor, value_range: tuple[float, float]) -> Tensor:
     """Checks images for a measure, and converts them to at least float32."""
     if not value_range[0] < value_range[1]:

@@ -17,7 +17,12 @@ from pocketcnn.support.plots import BLUE, VERMILION, arranged, pyplot, shortened
 
 _MANY = 10_000  # images
 _EXAMPLES = 8
-_UNITS = {"entropy": "entropy, bits", "variance": "variance, share of the largest", "edges": "share of pixels on edges"}
+_UNITS = {
+    "entropy": "entropy, bits",
+    "variance": "variance, share of the largest",
+    "edges": "share of pixels on edges",
+    "random": "hash of the pixels",
+}
 
 
 def draw(net: nn.Module, images: Images, title: str) -> Iterator[tuple[str, Any]]:

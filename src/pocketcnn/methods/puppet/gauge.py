@@ -19,7 +19,7 @@ from pocketcnn.methods._call_value import CallValue, in_a_part, is_repeatable, r
 from pocketcnn.methods._leaf import AbstractLeaf, proxy_in
 from pocketcnn.methods._shared import AbstractShared, AbstractWhole
 from pocketcnn.numerics._shapes import is_recorded
-from pocketcnn.numerics.entropy import edge_density, image_entropy, image_variance
+from pocketcnn.numerics.entropy import edge_density, image_entropy, image_lot, image_variance
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractWhole):
     net.
 
     Args:
-        measure: `"entropy"`, `"variance"`, `"edges"` or `"features"`, as in `PuppetOptions`.
+        measure: `"entropy"`, `"variance"`, `"edges"`, `"features"` or `"random"`, as in `PuppetOptions`.
         levels: number of degrees of complexity.
         channels: channels of the images.
     Raises:
@@ -223,6 +223,7 @@ class Gauge(AbstractLeaf, AbstractShared, AbstractWhole):
         "entropy": (image_entropy, 8.0, (0.0, 1.0)),
         "variance": (image_variance, 1.0, (0.0, 1.0)),
         "edges": (edge_density, 1.0, (0.0, 1.0)),
+        "random": (image_lot, 1.0, (0.0, 1.0)),
         "features": (image_entropy, 8.0, (0.0, 4.0)),  # few normalised and rectified features are larger
     }
     POINTS = 33

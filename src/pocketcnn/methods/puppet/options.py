@@ -31,8 +31,8 @@ class PuppetOptions:
     """Way to spare simple images blocks: "horizon", a stage reads its first kernels only; "step", as many, further apart."""
     start: Literal["fixed", "entropy"] = "fixed"
     """Start of the state: the same for all images, or set by their entropy."""
-    measure: Literal["entropy", "variance", "edges", "features"] = "entropy"
-    """Measure of an image's complexity; features is the entropy of the first stage's input."""
+    measure: Literal["entropy", "variance", "edges", "features", "random"] = "entropy"
+    """Measure of an image's complexity; features is the entropy of the first stage's input, random a hash, as a control."""
     levels: int = 4
     """Number of degrees of complexity."""
     min_depth: int | None = None

@@ -1,5 +1,6 @@
 """Nets under `torch.compile`: no graph breaks, one compilation for all batches of one shape, equal results."""
 
+import contextlib
 import copy
 import warnings
 
@@ -8,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import pocketcnn as pc
+from pocketcnn.train.optimizers import turned_kernels
 from test_contract import Small
 
 CASES = [
@@ -99,3 +101,19 @@ def test_learns_without_a_break_and_compiles_once(method, options, compiler):
         assert_close(*found)
         assert_close([b.double() for b in other.buffers()], [b.double() for b in net.buffers()])
     assert compiler.frame_count == 1
+
+
+def test_a_graph_that_was_compiled_before_kernels_are_turned_is_not_used_while_they_are(compiler):
+    def gradient(turned):
+        net.zero_grad()
+        with turned_kernels(net) if turned else contextlib.nullcontext():
+            compiled(images).square().mean().backward()
+        return next(p for name, p in net.named_parameters() if name.endswith("ring.values")).grad.clone()
+
+    torch.manual_seed(0)
+    net, images = condensed("ring", {}), torch.randn(4, 3, 16, 16)
+    compiled = torch.compile(net, backend=compiler)
+    before, turned, after = gradient(False), gradient(True), gradient(False)
+    assert_close([before], [after])
+    assert torch.nn.functional.cosine_similarity(turned, before, dim=0) < 0.99
+    assert turned.norm() > 10 * before.norm()

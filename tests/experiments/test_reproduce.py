@@ -14,7 +14,7 @@ from pocketcnn.errors import BrokenFile, CannotWrite, UnknownTable
 from pocketcnn.experiments import reproduce as package
 from pocketcnn.experiments.compare import folder_of
 from pocketcnn.experiments.reproduce import measure_rates, published, read_tables, reproduce
-from pocketcnn.experiments.reproduce.page import hours
+from pocketcnn.experiments.reproduce.page import Rates, hours
 from pocketcnn.experiments.reproduce.published import comparable_settings, net_of
 from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
 from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
@@ -274,16 +274,17 @@ def test_intervals_by_hand():
 def test_differences_by_hand():
     theirs = {0: 89.0, 1: 90.0, 2: 91.0}
     # 1, 1.5 and 2 apart: s = 0.5, t of 2 degrees of freedom is 4.30
-    paired = difference({2: 93.0, 0: 90.0, 1: 91.5, 7: 0.0}, theirs, 10_000)
+    paired = difference({2: 93.0, 0: 90.0, 1: 91.5, 7: 0.0}, theirs)
     assert (paired.mean, paired.half) == pytest.approx((1.5, 4.30 * 0.5 / 3**0.5))
     assert paired.told_apart
     assert str(paired) == "+1.50 ± 1.24"
     assert str(difference({0: 89.1, 1: 90.0, 2: 90.9}, theirs)) == "≈ +0.00 ± 0.25"
-    # one shared seed: 1.96 sqrt(90 * 10 / 10,000) = 0.588 and 1.96 sqrt(89 * 11 / 10,000) = 0.613
-    alone = difference({0: 90.0}, {0: 89.0}, 10_000)
-    assert (alone.mean, alone.half) == pytest.approx((1.0, (0.588**2 + 0.613**2) ** 0.5), abs=1e-3)
-    assert str(difference({0: 90.0}, {1: 89.0})) == "+1.00"
-    assert not difference({0: 90.0}, {1: 89.0}).told_apart
+    # no shared seeds: 12.71 * sqrt(2) / sqrt(2) on one side and 12.71 * 0.5 on the other
+    apart = difference({0: 90.0, 1: 92.0}, {5: 89.0, 6: 90.0})
+    assert (apart.mean, apart.half) == pytest.approx((1.5, (12.71**2 + 6.355**2) ** 0.5))
+    assert str(difference({0: 90.0}, {0: 89.0})) == "+1.00"
+    assert not difference({0: 90.0}, {0: 89.0}).told_apart
+    assert str(difference({0: 90.0, 1: 91.0}, {0: 89.0, 1: 90.0})) == "≈ +1.00 ± 0.00", "two seeds alike by chance"
 
 
 def test_verdicts_by_hand():
@@ -330,7 +331,7 @@ def test_the_page(results, tmp_path, golden):
     assert plain["verdict"] == "reproduced (paper), above (poster)"
     assert plain["difference"] == "+0.10 / +10.10"
     assert half["verdict"] == "below, goal missed by 2.10"  # 87.0 against 90.1 - 1
-    assert (half["ours %, brief"], half["to first row"]) == ("71.00 [70.11, 71.89] (1 seed, 1 epoch)", "≈ +1.00 ± 1.26")
+    assert (half["ours %, brief"], half["to first row"]) == ("71.00 [70.11, 71.89] (1 seed, 1 epoch)", "+1.00")
     assert half["numbers"] == "8,500 (0.50x)"
     assert tenth["ours %, long"] == "not run, 2.2 h"  # 3 epochs of 1,294 images at half an image a second
     assert (tenth["difference"], tenth["verdict"]) == ("-", "-")
@@ -379,7 +380,7 @@ def test_rows_without_published_figures_are_compared_with_the_first(results, tab
     published.FILE.write_text(json.dumps(content))
     found = page(tmp_path)[0]
     assert row(found, "ring of half")["published %"] == "-"
-    assert row(found, "ring of half")["difference"] == "-3.10 ± 1.10 to first row"
+    assert row(found, "ring of half")["difference"] == "-3.10 to first row"
     assert row(found, "plain net")["difference"] == "-"
 
 
@@ -510,7 +511,7 @@ def test_no_time_no_run(tables, pretended, tmp_path):
 
 def test_hours_by_hand(tables):
     item = tables["sizes"].rows[0]
-    rates = {"long": {"resnet20 width=0.25 plain": 100.0}}
+    rates = Rates({"long": {"resnet20 width=0.25 plain": 100.0}})
     assert hours(item, item.preset, rates) == pytest.approx(3 * 1294 / 100 / 3600)
     assert hours(item, item.preset, rates, epochs_done=2) == pytest.approx(1294 / 100 / 3600)
     assert hours(item, item.quick, rates) is None
@@ -533,6 +534,8 @@ def test_run_measure_and_read_again(tables, tmp_path, capsys, monkeypatch):
     told = json.loads(path.read_text())
     assert list(told["images_per_second"]["long"]) == ["resnet20 width=0.25 ring:size=0.1"]
     assert "processor" in told["environment"]
+    assert told["memory_bytes"]["long"]["resnet20 width=0.25 ring:size=0.1"] > 1e5
+    assert re.search(r"ring of a tenth .* [\d,]+ +[\d,]+\n", run()), "images a second and megabytes"
     done = run("--budget", "10", "--recipe", "quick")
     assert re.search(r"ring of a tenth .* h +.*[\d.]+ \[.*\] \(1 seed, 1 epoch\)", done)
     folder = tmp_path / "out" / "reproduce" / "brief" / "resnet20-width=0.25-ring-size=0.5" / "seed0"

@@ -1,5 +1,6 @@
 """Muon, and the groups in which optimizers get the parameters."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -198,7 +199,7 @@ def test_a_net_without_kernels_is_refused(few, tmp_path):
     assert kernels_of(nn.Conv2d(1, 4, 3)) == []
     with pytest.raises(ValueError, match="is no matrix"):
         Muon([{"params": [nn.Parameter(torch.ones(3))], "kind": "kernels"}])
-    with pytest.raises(ValueError, match="no kind of parameters 'ring'; known: kernels, states, rest"):
+    with pytest.raises(ValueError, match="no kind of parameters 'ring'; known: kernels, states, factors, rest"):
         Muon([{"params": [nn.Parameter(torch.ones(3))], "kind": "ring"}])
 
 
@@ -220,3 +221,50 @@ def test_a_run_with_muon_resumes_to_the_same_bits_and_keeps_its_optimizer(few, t
     fit(net(), few, MUON, tmp_path / "cut")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(("method", "options", "name"), [
+    ("ring", {"gain": True}, "gains"), ("puppet", {"start": "entropy"}, "gain"),
+])  # fmt: skip
+def test_factors_of_kernels_move_by_their_rate(method, options, name, digits, tmp_path):
+    torch.manual_seed(0)
+    net = pc.condense(pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25), method, **options)
+    [factors] = {id(p): p for n, p in net.named_parameters() if n.endswith(f".{name}")}.values()
+    before = factors.detach().clone()
+    fit(net, digits, dataclasses.replace(MUON, epochs=1, batch_size=256), tmp_path / "run", test=False)
+    moved = (factors.detach() - before).abs()
+    steps = 0.1 * MUON.state_lr * 6 / (1 - MUON.momentum)  # a rate of 0.03, no more than six steps, with momentum
+    assert 0 < moved.square().mean().sqrt() < steps
+
+
+def test_clipping_leaves_turned_gradients_alone(digits, tmp_path):
+    torch.manual_seed(0)
+    net = pc.condense(pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25), "ring")
+    config = dataclasses.replace(MUON, epochs=1, batch_size=256, weight_decay=0.0, clip_norm=1e-6)
+    ring, head = (net.get_parameter(name) for name in ("layer1.0.conv1.ring.values", "fc.weight"))
+    before = [p.detach().clone() for p in (ring, head)]
+    fit(net, digits, config, tmp_path / "run", test=False)
+    moved = [float((p.detach() - old).norm() / old.norm()) for p, old in zip((ring, head), before, strict=True)]
+    assert moved[0] > 0.1
+    assert moved[1] < 1e-4
+
+
+def test_copies_of_a_net_and_pruned_rings_are_not_turned():
+    torch.manual_seed(0)
+    net = pc.condense(pc.create_model("speednet", width=0.125), "ring")
+    images = torch.randn(2, 3, 16, 16)
+
+    def gradient(net, name="values"):
+        net.zero_grad()
+        net(images).square().mean().backward()
+        return getattr(net.layer1[0].conv1.ring, name).grad.clone()
+
+    plain = gradient(net)
+    with turned_kernels(net):
+        torch.testing.assert_close(gradient(copy.deepcopy(net)), plain)
+    ring = net.layer1[0].conv1.ring
+    torch.nn.utils.prune.random_unstructured(ring, "values", amount=0.5)
+    with turned_kernels(net):
+        pruned = gradient(net, "values_orig")
+    assert pruned.norm() < 2 * plain.norm()
+    assert [group["kind"] for group in make_optimizer(net, MUON).param_groups] == ["rest", "rest"]

@@ -5,7 +5,7 @@ instead of outputs costs one convolution, however many experts there are. CondCo
 few multiply-adds, at the price of bytes: all experts are stored.
 
 Source: Yang, Bender, Le, Ngiam: CondConv: Conditionally Parameterized Convolutions for Efficient Inference,
-NeurIPS 2019 (arXiv 1904.04971). Each expert is initialised as a layer of its own (not the stacked tensor as one).
+NeurIPS 2019 (arXiv 1904.04971). Each expert is initialised as a layer of its own (not the stacked_kernels tensor as one).
 The router's initialisation is open in the paper: ours is a linear layer's, with zero bias, so routing starts near 1/2.
 The layers of a block can share one routing, made from the block's input, as in the authors' nets.
 """
@@ -323,7 +323,7 @@ class CondConv2d(AbstractConv2d):
             nn.init.zeros_(self.bias)
 
     @property
-    def stacked(self) -> dict[str, tuple[int, ...]]:
+    def stacked_kernels(self) -> dict[str, tuple[int, ...]]:
         """The experts are kernels, one a row."""
         return {"experts": (self.num_experts, *self.weight_shape)}
 

@@ -107,7 +107,8 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
     """
 
     stored_weights = ("values",)  # one axis, and weights all the same
-    read_from: Mapping[str, float] = {"values": 1.0}
+    kernels_read_from: Mapping[str, float] = {"values": 1.0}
+    kernels_scaled_by = ("gains",)
     indices: Tensor
     signs: Tensor
     codes: Tensor

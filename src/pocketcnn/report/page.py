@@ -86,12 +86,12 @@ def findings(summaries: Sequence[tables.Summary]) -> list[str]:
             continue
         ratio = small.ratios
         sentence = (
-            f"{small.label}: {_points(small.accuracy - reference.accuracy)} against the plain net, with "
+            f"{small.label}: {_points(_gap(small, reference).mean / 100)} against the plain net, with "
             f"{ratio['file_bytes']:.2f}x its bytes, {ratio['macs']:.2f}x its multiply-adds and "
             f"{ratio['latency_ms']:.2f}x its latency"
         )
         if rival := rivals.get(small.label):
-            gap = difference(small.by_seed, rival.by_seed)
+            gap = _gap(small, rival)
             sentence += f"; {_points(gap.mean / 100)} against the plain net of equal size{_doubt(gap)}"
         sentences.append(sentence + ".")
     return sentences
@@ -110,8 +110,12 @@ def _points(gap: float) -> str:
     return f"{100 * gap:+.2f} points"
 
 
+def _gap(one: tables.Summary, other: tables.Summary) -> Difference:
+    return difference(one.by_seed, other.by_seed)
+
+
 def _doubt(gap: Difference) -> str:
-    """A remark on a gap whose 95 % interval holds 0, or on nets without seeds in common, which give no interval."""
+    """A remark on a gap whose 95 % interval holds 0, or on nets of one seed, which give no interval."""
     if gap.half is None:
         return " (one seed: no spread known)"
     return "" if gap.told_apart else f" (± {gap.half:.2f}: within the noise of these seeds)"

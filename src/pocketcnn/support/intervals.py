@@ -46,8 +46,8 @@ class Difference:
 
     @property
     def told_apart(self) -> bool:
-        """True if the interval does not hold 0."""
-        return self.half is not None and abs(self.mean) > self.half
+        """True if the interval does not hold 0. One without a width tells nothing: few images give equal differences."""
+        return self.half is not None and abs(self.mean) > self.half > 0
 
     def __str__(self) -> str:
         """Writes it with its interval; `≈` stands before a difference that is not told apart from 0."""
@@ -56,30 +56,29 @@ class Difference:
         return f"{'' if self.told_apart else '≈ '}{self.mean:+.2f} ± {self.half:.2f}"
 
 
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float], images: int | None = None) -> Difference:
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
     """The difference of the accuracies of two nets that were tested on the same images.
 
     With two or more shared seeds it is the mean over these of the differences of a seed, and the interval is theirs: what
-    further seeds would give on these images. Otherwise it is the difference of the means, with the interval of two nets
-    that were tested on other images each, which is too wide rather than too narrow.
+    further seeds would give on these images. With two or more seeds each, and none shared, it is the difference of the
+    means, and the squares of the two half-widths are added. One seed tells nothing of others: there is no interval.
 
     Args:
         ours: accuracies by seed.
         theirs: those of the net to compare with.
-        images: number of test images; None if unknown, so that there is no interval without shared seeds.
     Example:
         >>> str(difference({0: 90.0, 1: 91.0, 2: 92.0}, {0: 89.0, 1: 90.1, 2: 90.9}))
         '+1.00 ± 0.25'
-        >>> str(difference({0: 90.0}, {0: 89.5}, 10_000))
-        '≈ +0.50 ± 0.84'
+        >>> str(difference({0: 90.0}, {0: 89.5}))
+        '+0.50'
     """
     shared = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(shared) > 1:
         return Difference(mean(shared), half_width(shared))
     gap = mean(ours.values()) - mean(theirs.values())
-    if images is None:
+    if min(len(ours), len(theirs)) < 2:
         return Difference(gap, None)
-    halves = [(high - low) / 2 for low, high in (interval(list(side.values()), images) for side in (ours, theirs))]
+    halves = [half_width(list(side.values())) for side in (ours, theirs)]
     return Difference(gap, sum(half**2 for half in halves) ** 0.5)
 
 

@@ -54,15 +54,17 @@ class MakesKernel(Protocol):
 class SharesKernels(Protocol):
     """A module that layers share and whose call makes their kernels: one, or a mapping with several."""
 
-    read_from: Mapping[str, float]
+    kernels_read_from: Mapping[str, float]
     """Names of its parameters that kernels are read off, with factors for their rates; an attribute of the class."""
+    kernels_scaled_by: tuple[str, ...]
+    """Names of its parameters that are factors of kernels, without a unit; an attribute of the class."""
 
 
 @runtime_checkable
 class StacksKernels(Protocol):
     """A layer with parameters that hold several kernels each, a row a kernel."""
 
-    stacked: Mapping[str, tuple[int, ...]]
+    stacked_kernels: Mapping[str, tuple[int, ...]]
     """By name the shape of such a parameter: [kernels, outputs, ...]."""
 
 

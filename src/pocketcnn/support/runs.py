@@ -101,7 +101,6 @@ class RunResult:
     test_tta_accuracy: Share | None = None
     validation_accuracy: Share | None = None
     image_costs: RunImageCosts | None = None
-    train_memory_bytes: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
-from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency, measure_memory, tensors_by_all_names
+from pocketcnn.cost import gauge_of, measure, measure_images, measure_latency, tensors_by_all_names
 from pocketcnn.data import DataSet
 from pocketcnn.errors import BadData
 from pocketcnn.support.environment import environment
@@ -29,7 +28,6 @@ from pocketcnn.train.images import normalized
 from pocketcnn.train.teacher import Teacher
 
 _PATIENCE = 600.0  # seconds that a process waits for the first one to begin
-_FEW = 32  # images in a step that tells the memory of larger ones
 _LATER = ("sync_batchnorm", "teacher_hash", "workers")  # written only where they are not at their defaults
 
 
@@ -162,22 +160,10 @@ def finish_run(
         "cost": dataclasses.asdict(measure(model, data.input_size)),
         "image_costs": _image_costs(model, data) if "test_accuracy" in scores else None,
         "latency": dataclasses.asdict(measure_latency(as_served(model), data.input_size)),
-        "train_memory_bytes": _training_memory(model, data, config),
         "train": as_read(dataclasses.asdict(config)),
     }
     write_json(folder / RESULT, result)
     return result
-
-
-def _training_memory(model: nn.Module, data: DataSet, config: TrainConfig) -> int:
-    """Peak bytes of what a training step makes on one device, as steps with few images tell; weights and optimizer are extra."""
-    few = min(config.batch_size, _FEW)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-        taken = measure_memory(model, data.input_size, batch=few, training=True)
-        if few == config.batch_size:
-            return taken
-        half = measure_memory(model, data.input_size, batch=few // 2, training=True)
-    return taken + (taken - half) * (config.batch_size - few) // (few - few // 2)
 
 
 def _image_costs(model: nn.Module, data: DataSet) -> dict[str, Any] | None:

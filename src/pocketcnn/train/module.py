@@ -181,6 +181,16 @@ class Classifier(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_scale(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **options: Any) -> None:
+        """Clips gradients, but not those of what Muon turns: these tell a direction and have lengths of their own."""
+        turned = [p for group in optimizer.param_groups if group.get("kind", "rest") != "rest" for p in group["params"]]
+        held = [(p, p.grad) for p in turned]
+        for p in turned:
+            p.grad = None
+        super().configure_gradient_clipping(optimizer, *arguments, **options)
+        for p, gradient in held:
+            p.grad = gradient
+
     def train_dataloader(self) -> Loader:
         self._loader = Loader(self._data.train, self.config.batch_size, seed=self.config.seed, **self._place())
         if self._position is not None:

@@ -1,7 +1,9 @@
 """The optimizers of `fit`: SGD and AdamW of torch, and Muon for kernels beside SGD for everything else."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from pocketcnn.support.modules import hooked
 from pocketcnn.support.protocols import SharesKernels, StacksKernels, is_condensed
 from pocketcnn.train.config import TrainConfig
 
-_KINDS = ("kernels", "states", "rest")
+_KINDS = ("kernels", "states", "factors", "rest")
+_OF_FACTORS = 0.1  # of the rate of states
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 # Of the quintic x -> a x + b x^3 + c x^5, which moves singular values in (0, 1] to about 1 in five rounds.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -47,8 +50,8 @@ class Muon(torch.optim.Optimizer):
     share of the kernel's norm, so that it means the same for every shape and every start. In a net with norms behind its
     kernels nothing is lost by keeping the kernels' norms. A group of `"states"` holds what
     kernels are read off, such as a ring: no matrix, and turned in the same way without orthogonalization, which is done
-    where the gradients of the kernels pass, see `turned_kernels`. A group of `"rest"` is trained by SGD with Nesterov
-    momentum and weight decay.
+    where the gradients of the kernels pass, see `turned_kernels`. Each of `"factors"` that scale such kernels moves by the
+    rate, on average. A group of `"rest"` is trained by SGD with Nesterov momentum and weight decay.
 
     Args:
         groups: groups of parameters, each with `params`, `kind`, `lr`, `momentum` and `weight_decay`.
@@ -75,10 +78,11 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        steps = {"rest": self._move, "factors": self._scale}
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    (self._move if group["kind"] == "rest" else self._turn)(p, p.grad, group)
+                    steps.get(group["kind"], self._turn)(p, p.grad, group)
         return loss
 
     def _looked_ahead(self, p: Tensor, gradient: Tensor, momentum: float) -> Tensor:
@@ -101,14 +105,18 @@ class Muon(torch.optim.Optimizer):
         p.add_(step, alpha=-group["lr"])
         p.mul_((norm / _norms(p.reshape(stack)).clamp(min=1e-30)).expand(stack).reshape(p.shape))
 
+    def _scale(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        step = self._looked_ahead(p, gradient, group["momentum"])
+        p.add_(step / _size(step), alpha=-group["lr"])
+
     def _move(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         gradient = gradient.add(p, alpha=group["weight_decay"])
         p.add_(self._looked_ahead(p, gradient, group["momentum"]), alpha=-group["lr"])
 
 
 def _norms(stack: Tensor) -> Tensor:
-    """The norm of each kernel of a stack, to be multiplied with the stack."""
-    return stack.flatten(1).norm(dim=1).view(-1, *[1] * (stack.dim() - 1))
+    """The norm of each kernel of a stack, to be multiplied with the stack; in float32."""
+    return stack.flatten(1).float().norm(dim=1).view(-1, *[1] * (stack.dim() - 1))
 
 
 class _Turned(torch.autograd.Function):
@@ -121,7 +129,9 @@ class _Turned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        direction = orthogonalized(gradient.flatten(1)).view_as(gradient)
+        # A depthwise kernel has one input to each output: its rows are kernels of their own, and no matrix.
+        mixes = gradient.dim() < 2 or gradient.shape[1] > 1
+        direction = orthogonalized(gradient.flatten(1)).view_as(gradient) if mixes else gradient.float()
         return (direction / (_size(direction) * ctx.size)).to(gradient.dtype)
 
 
@@ -137,14 +147,40 @@ def turned_kernels(net: nn.Module) -> Iterator[None]:
     What they are read off is no matrix, and the gradient that reaches it is a sum over kernels of many sizes. Here each kernel
     K passes back U / (rms(U) rms(K)), where U is its gradient with all singular values at 1. So every kernel asks for the
     turn that Muon would give it, and each of its weights counts alike, whatever the kernel's scale. Gradients on the way to
-    images, and of all else, stay as they are.
+    images, and of all else, stay as they are; copies of the net that are made meanwhile pass back gradients as always.
+
+    With several devices each turns the gradients of its own images, and the mean of these turns is taken.
     """
-    makers = [module for module in net.modules() if isinstance(module, SharesKernels)]
+    makers = [module for module in net.modules() if isinstance(module, SharesKernels) and _own(module)]
     with hooked(maker.register_forward_hook(_turn_made) for maker in makers):
-        yield
+        _TURNING.update(makers)
+        _forget_compiled(makers)
+        try:
+            yield
+        finally:
+            _TURNING.difference_update(makers)
+            _forget_compiled(makers)
+
+
+def _forget_compiled(makers: Sequence[nn.Module]) -> None:
+    """Makes `torch.compile` look anew: it does not notice that hooks came or went."""
+    if makers and "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
+def _own(maker: Any) -> bool:
+    """Tells whether all that kernels are read off are parameters: pruning and torch's norms put others in their places."""
+    names = [name for name in (*maker.kernels_read_from, *maker.kernels_scaled_by) if getattr(maker, name) is not None]
+    return all(name in maker._parameters for name in names)
+
+
+_TURNING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""The modules whose kernels are turned: those of a net, and not of its copies, which have the same hooks."""
 
 
 def _turn_made(maker: nn.Module, arguments: Any, made: Any) -> Any:
+    if maker not in _TURNING:
+        return made
     if isinstance(made, Tensor):
         return _Turned.apply(made) if made.requires_grad else made
     return {key: _turn_made(maker, arguments, kernel) for key, kernel in made.items()}
@@ -174,17 +210,28 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 def _turning(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The groups of what Muon turns: kernels, stacks of kernels by their shape, and what kernels are read off."""
-    stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    found: dict[tuple[Any, ...], dict[int, nn.Parameter]] = {}
+
+    def put(parameter: nn.Parameter | None, kind: str, lr: float, stack: tuple[int, ...] | None = None) -> None:
+        if parameter is not None and parameter.requires_grad:
+            found.setdefault((kind, lr, stack), {})[id(parameter)] = parameter
+
+    for kernel in kernels_of(net):
+        put(kernel, "kernels", config.lr)
     for module in net.modules():
-        for name, shape in module.stacked.items() if isinstance(module, StacksKernels) else ():
-            stacks.setdefault(shape, []).append(module.get_parameter(name))
-    groups: list[dict[str, Any]] = [
-        {"params": kernels_of(net), "kind": "kernels", "lr": config.lr},
-        *({"params": held, "kind": "kernels", "lr": config.lr, "stack": shape} for shape, held in stacks.items()),
-        *({"params": p, "kind": "states", "lr": factor * config.state_lr} for factor, p in states_of(net).items()),
+        if isinstance(module, StacksKernels):
+            for name, shape in module.stacked_kernels.items():
+                if shape[2] > 1:
+                    put(module._parameters.get(name), "kernels", config.lr, shape)
+        if isinstance(module, SharesKernels) and _own(module):
+            for name, factor in module.kernels_read_from.items():
+                put(module._parameters.get(name), "states", factor * config.state_lr)
+            for name in module.kernels_scaled_by:
+                put(module._parameters.get(name), "factors", _OF_FACTORS * config.state_lr)
+    return [
+        {"params": list(held.values()), "kind": kind, "lr": lr, "stack": stack, "momentum": config.momentum}
+        for (kind, lr, stack), held in found.items()
     ]
-    trained = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
-    return [{**group, "momentum": config.momentum} for group in trained if group["params"]]
 
 
 def _by_rate(net: nn.Module, parameters: list[nn.Parameter], lr: float, config: TrainConfig) -> list[dict[str, Any]]:
@@ -207,13 +254,3 @@ def kernels_of(net: nn.Module) -> list[nn.Parameter]:
     weights = [m.get_parameter("weight") for m in net.modules() if type(m) is nn.Conv2d and "weight" in m._parameters]
     found = {id(w): w for w in weights if w.requires_grad and w.shape[1] > 1}
     return list(found.values())
-
-
-def states_of(net: nn.Module) -> dict[float, list[nn.Parameter]]:
-    """Lists the parameters that kernels are read off, see `SharesKernels`, by the factors for their rates."""
-    found: dict[float, list[nn.Parameter]] = {}
-    for module in net.modules():
-        for name, factor in module.read_from.items() if isinstance(module, SharesKernels) else ():
-            if (parameter := module._parameters.get(name)) is not None:
-                found.setdefault(factor, []).append(parameter)
-    return found

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from pocketcnn.cost import measure_memory
 from pocketcnn.data import DataSet, load
 from pocketcnn.errors import Interrupted, PocketError, Preempted, UnknownTable
 from pocketcnn.experiments.compare import folder_of
@@ -26,7 +27,7 @@ from pocketcnn.support.environment import environment
 from pocketcnn.support.files import make_folder, write_json
 from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.memory import keep_memory
-from pocketcnn.support.runs import MODEL, RESULT, Amount, read_curve
+from pocketcnn.support.runs import MODEL, RESULT, read_curve
 from pocketcnn.support.schema import read_shaped
 from pocketcnn.train import fit
 from pocketcnn.train.auto import LAYOUTS, step_seconds, trial_batch
@@ -105,7 +106,8 @@ def reproduce(
 def measure_rates(work: Work, results: Path, data_folder: str | Path | None = None, *, steps: int = 3) -> Path:
     """Times training steps of each net with the batch of its preset, in bfloat16 and, unless that crashes, channels last.
 
-    A rate is the median over the steps, after one step to warm up. It replaces the net's earlier rate; others are kept.
+    A rate is the median over the steps, after one step to warm up. It replaces the net's earlier rate; others are kept. The
+    memory of a step is measured too.
 
     Returns:
         The path of `reproduce/rates.json`, from which `hours` are computed.
@@ -113,7 +115,10 @@ def measure_rates(work: Work, results: Path, data_folder: str | Path | None = No
     keep_memory()
     path = make_folder(results / "reproduce") / "rates.json"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = {preset: dict(known) for preset, known in _rates(results).items()}
+    known = _rates(results)
+    rates, memory = (
+        {preset: dict(of) for preset, of in by.items()} for by in (known.images_per_second, known.memory_bytes)
+    )
     loaded: dict[tuple[str, float], DataSet] = {}
     for row, preset in work:
         net, data = row.spec().build(seed=0), _load(row, preset, data_folder, loaded)
@@ -125,7 +130,10 @@ def measure_rates(work: Work, results: Path, data_folder: str | Path | None = No
         images = in_layout(images, layout)
         seconds = [step_seconds(net, images, labels, bfloat16=True) for _ in range(steps + 1)][1:]
         rates.setdefault(preset.name, {})[row.spec().label] = round(len(labels) / median(seconds), 1)
-        write_json(path, {"images_per_second": rates, "environment": environment()})
+        with torch.autocast(device.type, torch.bfloat16):
+            peak = measure_memory(net, row.data.input_size, batch=len(labels), training=True)
+        memory.setdefault(preset.name, {})[row.spec().label] = peak
+        write_json(path, {"images_per_second": rates, "memory_bytes": memory, "environment": environment()})
     return path
 
 
@@ -144,16 +152,11 @@ def _measure_speeds(work: Work, results: Path, data_folder: str | Path | None) -
         measure_speeds(finished, data[name], results / "reproduce" / name)
 
 
-@dataclass(frozen=True)
-class _RatesFile:
-    images_per_second: dict[str, dict[str, Amount]]
-
-
 def _rates(results: Path) -> Rates:
     path = results / "reproduce" / "rates.json"
     if not path.exists():
-        return {}
-    return read_shaped(path, _RatesFile, remedy="delete it; --rates measures them again").images_per_second
+        return Rates({})
+    return read_shaped(path, Rates, remedy="delete it; --rates measures them again")
 
 
 def _work(tables: Sequence[Table], column: Column) -> list[tuple[Row, Preset]]:
@@ -187,7 +190,7 @@ def _run(
                 continue
             spec = row.spec()
             folder = folder_of(results / "reproduce" / preset.name, spec.label) / f"seed{seed}"
-            if math.isfinite(minutes) and spec.label not in rates.get(preset.name, {}):
+            if math.isfinite(minutes) and spec.label not in rates.images_per_second.get(preset.name, {}):
                 measure_rates([(row, preset)], results, data_folder)
                 rates = _rates(results)
             expected = 60 * (hours(row, preset, rates, len(read_curve(folder))) or 0)

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
@@ -17,10 +17,18 @@ from pocketcnn.report import markdown, read_speeds, summarize
 from pocketcnn.support.files import make_folder, write_atomically
 from pocketcnn.support.intervals import difference, interval
 from pocketcnn.support.plots import svg
-from pocketcnn.support.runs import ENVIRONMENT, read_curve, read_environment
+from pocketcnn.support.runs import ENVIRONMENT, Amount, read_curve, read_environment
 from pocketcnn.support.tables import markdown_table
 
-Rates = Mapping[str, Mapping[str, float]]  # images per second in training, by preset and label of the net
+ByNet = dict[str, dict[str, Amount]]  # figures of nets, by preset and label of the net
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What training takes here: images a second, and the peak bytes of a step beside weights and optimizer."""
+
+    images_per_second: ByNet
+    memory_bytes: ByNet = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ _SHRUNK = 0.6  # share of an epoch's time that an epoch takes with images of thr
 
 def hours(row: Row, preset: Preset, rates: Rates, epochs_done: int = 0) -> float | None:
     """Expected hours of a run, or of the rest of it; None if the net's rate was not measured."""
-    rate = rates.get(preset.name, {}).get(row.spec().label)
+    rate = rates.images_per_second.get(preset.name, {}).get(row.spec().label)
     shrunk = max(0, preset.train.small_epochs - epochs_done)
     epochs = preset.train.epochs - epochs_done - (1 - _SHRUNK) * shrunk
     return epochs * preset.images(row.data) / rate / 3600 if rate else None
@@ -60,7 +68,9 @@ def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]
     quick = [f"ours %, {table.quick.name}", "to first row"] if table.quick else []
     averaged = ["with tta %"] if any(run.averaged is not None for item in found for run in item.full) else []
     ours = [f"ours %, {table.preset.name}", *averaged, "difference", "verdict"]
-    lines = [["net", "numbers", "bytes", "MACs", *printed, *published, *ours, *quick, "ms"]]
+    speeds, memory = (by_net.get(table.preset.name, {}) for by_net in (rates.images_per_second, rates.memory_bytes))
+    taken = ["train img/s", "train MB"] if memory else []
+    lines = [["net", "numbers", "bytes", "MACs", *printed, *published, *ours, *quick, "ms", *taken]]
     first = found[0]
     for item in found:
         row, size, ms = item.row, item.size, latency_of(item.full or item.quick)
@@ -73,7 +83,11 @@ def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]
         views = [a for run in item.full if (a := run.averaged) is not None]
         ours = [_accuracy(row, row.preset, item.full, rates, own), *([_percent(views)] if averaged else [])]
         ours += [_difference(item, first), judged(item, first)]
-        lines.append([row.label, *counts, *figures_of, *ours, *quick, f"{ms:.2f}" if ms else "-"])
+        line = [row.label, *counts, *figures_of, *ours, *quick, f"{ms:.2f}" if ms else "-"]
+        if taken:
+            rate, peak = (by_label.get(row.spec().label) for by_label in (speeds, memory))
+            line += [f"{rate:,.0f}" if rate else "-", f"{peak / 1e6:,.0f}" if peak else "-"]
+        lines.append(line)
     return lines
 
 
@@ -110,7 +124,7 @@ def _gap(item: Found, first: Found, column: Literal["full", "quick"]) -> str:
     ours, theirs = ({run.seed: run.accuracy for run in getattr(side, column)} for side in (item, first))
     if item is first or not (ours and theirs):
         return "-"
-    return str(difference(ours, theirs, item.row.data.test_images))
+    return str(difference(ours, theirs))
 
 
 def _difference(item: Found, first: Found) -> str:
@@ -165,15 +179,17 @@ _HOW = """\
 - *MACs*: multiply-adds for one image; if they depend on the image, the mean over the test images.
 - *printed*: the size as the source prints it.
 - *ms*: latency of one image on the machine of the run, which may not have been idle.
+- *train img/s*, *train MB*: images a second in training steps, and the largest sum of what a step makes (maps, gradients, kernels),
+  beside weights and optimizer; measured apart from the runs, by `--rates`.
 
 Accuracies are of the {images:,} test images, which are used once, after the last epoch: mean ± standard deviation over the seeds, and
 in brackets the 95 % interval: that of the test images for one seed, widened by Student's t over the seeds for several. *with tta* is
-another accuracy, of outputs averaged over six views of an image. *reproduced* means that the published figure lies in our interval.
+another accuracy, of outputs averaged over views of an image. *reproduced* means that the published figure lies in our interval.
 *above* and *below* tell on which side of the published figure ours lies. Quick runs are not judged; they are compared with each other.
 
-Differences between two nets stand with half of their 95 % interval, and `≈` marks those that are not told apart from 0. With two or
-more shared seeds the interval is that of the differences of a seed, by Student's t: what more seeds would give on the same images.
-With one seed it is that of two nets that were tested on different images, which is too wide rather than too narrow.
+Differences between two nets with two or more seeds stand with half of their 95 % interval, and `≈` marks those that are not told
+apart from 0. It is the interval of the differences of a seed, by Student's t: what more seeds would give on the same images. A
+difference of single seeds stands without one: nothing tells how far other seeds would move it.
 
 ## How to reproduce this page
 
@@ -217,15 +233,15 @@ def write_page(
     listed = sorted(used.values(), key=lambda run: (run.folder, run.seed))
     folders = [f"{results.name}/{Path(os.path.relpath(run.folder, results)).as_posix()}" for run in listed]
     lines = [[f"`{folder}`", *_run_cells(run)] for folder, run in zip(folders, listed, strict=True)]
-    titles = ["folder", "seed", "epochs", "test %", "with tta %", "train img/s", "train MB", "trained in"]
+    titles = ["folder", "seed", "epochs", "test %", "with tta %", "train img/s", "trained in"]
     parts.append(f"## Every run\n\n{_table([titles, *lines])}")
     write_atomically(page, "\n".join([_opening(found, listed), *parts]))
     return found
 
 
 def _run_cells(run: Run) -> list[str]:
-    """What one run found, how fast it trained, what a step took beside the weights, and the number type and layout it had."""
-    train, memory = run.result["train"], run.result.get("train_memory_bytes")
+    """What one run found, how fast it trained, and the number type and layout it had."""
+    train = run.result["train"]
     rate = run.result.get("train_images_per_second")
     averaged = "-" if run.averaged is None else f"{run.averaged:.2f}"
     layout = ", channels last" if train.get("channels_last") == "on" else ""
@@ -235,7 +251,6 @@ def _run_cells(run: Run) -> list[str]:
         f"{run.accuracy:.2f}",
         averaged,
         f"{rate:,.0f}" if rate else "-",
-        f"{memory / 1e6:,.0f}" if memory else "-",
         f"{train.get('precision', 'float32')}{layout}",
     ]
 

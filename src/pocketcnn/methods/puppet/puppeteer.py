@@ -46,7 +46,8 @@ class Puppeteer(AbstractShared, AbstractConstants):
         ValueError: no kernels, or an option out of range.
     """
 
-    read_from: Mapping[str, float] = {"state": 1.0, "mix_rows": 1 / 3, "mix_columns": 1 / 3}
+    kernels_read_from: Mapping[str, float] = {"state": 1.0, "mix_rows": 1 / 3, "mix_columns": 1 / 3}
+    kernels_scaled_by = ("gain",)
     indices: Tensor
     signs: Tensor
     scales: Tensor

@@ -118,3 +118,18 @@ def load_like(data, images):
         for name, part in (("validation", data.validation), ("test", data.test))
     }
     return dataclasses.replace(data, train=train, **others)
+
+
+def test_autocast_leaves_the_stem_exact():
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.avg_pool2d(torch.randn(16, 3, 18, 18), 3, 1)  # neighbours are almost equal
+    stem = pc.create_model("speednet").stem
+    stem.calibrate_([smooth])
+    exact = stem(smooth)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = stem(smooth)
+        noisy = stem.conv(smooth)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.bfloat16())
+    error, before = (float((y.float() - exact).detach().square().mean().sqrt()) for y in (found, noisy))
+    assert error < before / 3

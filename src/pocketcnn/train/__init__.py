@@ -13,9 +13,26 @@ if TYPE_CHECKING:
     from pocketcnn.train.evaluation import evaluate as evaluate
     from pocketcnn.train.groups import parameter_groups as parameter_groups
     from pocketcnn.train.loop import fit as fit
+    from pocketcnn.train.optimizers import make_optimizer as make_optimizer
+    from pocketcnn.train.optimizers import turned_kernels as turned_kernels
 
-__all__ = ["PRESETS", "Hardware", "TrainConfig", "evaluate", "fit", "parameter_groups"]
-_FILES = {"fit": "loop", "evaluate": "evaluation", "parameter_groups": "groups"}
+__all__ = [
+    "PRESETS",
+    "Hardware",
+    "TrainConfig",
+    "evaluate",
+    "fit",
+    "make_optimizer",
+    "parameter_groups",
+    "turned_kernels",
+]
+_FILES = {
+    "fit": "loop",
+    "evaluate": "evaluation",
+    "make_optimizer": "optimizers",
+    "parameter_groups": "groups",
+    "turned_kernels": "optimizers",
+}
 
 
 def __getattr__(name: str) -> Any:

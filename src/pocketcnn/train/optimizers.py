@@ -150,6 +150,9 @@ def turned_kernels(net: nn.Module) -> Iterator[None]:
     images, and of all else, stay as they are; copies of the net that are made meanwhile pass back gradients as always.
 
     With several devices each turns the gradients of its own images, and the mean of these turns is taken.
+
+    Args:
+        net: any net; without such modules nothing changes.
     """
     makers = [module for module in net.modules() if isinstance(module, SharesKernels) and _own(module)]
     with hooked(maker.register_forward_hook(_turn_made) for maker in makers):
@@ -187,10 +190,20 @@ def _turn_made(maker: nn.Module, arguments: Any, made: Any) -> Any:
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Makes the optimizer that a configuration asks for.
+    """Makes the optimizer that a configuration asks for, as `fit` does; for training loops of one's own.
 
+    Muon reaches a ring or a puppeteer only inside `turned_kernels`.
+
+    Args:
+        net: any net.
+        config: its optimizer, rates, momenta and weight decay count. The rates are the highest of the schedule.
     Raises:
         ValueError: Muon for a net without kernels that it could turn.
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> optimizer = make_optimizer(net, TrainConfig(optimizer="muon", lr=0.2, rest_lr=1.0))
+        >>> [(group["kind"], group["lr"]) for group in optimizer.param_groups]
+        [('kernels', 0.2), ('rest', 1.0)]
     """
     every = list(net.parameters())
     if config.optimizer == "muon":

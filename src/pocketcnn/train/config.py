@@ -105,7 +105,8 @@ PRESETS: dict[str, TrainConfig] = {
     "quick": TrainConfig(epochs=24, small_epochs=14, lr=0.2, warmup=0.2, precision="bfloat16", channels_last="on"),
     # For wide nets in a few epochs, after the CIFAR-10 speed runs; rates found on validation images, see docs/training.md.
     "speedrun": TrainConfig(
-        epochs=16,
+        epochs=20,
+        small_epochs=8,
         batch_size=1000,
         optimizer="muon",
         lr=0.2,
@@ -117,8 +118,9 @@ PRESETS: dict[str, TrainConfig] = {
         warmup=0.0,
         label_smoothing=0.2,
         flip="alternate",
-        crop=2,
+        crop=4,
         border="reflect",
+        cutout=8,
         tta="flip_shift",
         precision="bfloat16",
         channels_last="on",

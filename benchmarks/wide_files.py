@@ -1,4 +1,4 @@
-"""Makes the table of files in docs/methods/ring.md: the wide net small by a ring, by fewer channels, by zeros and by fewer bits.
+"""Makes a table of files of the wide net: small by a ring, by fewer channels, by zeros and by fewer bits.
 
 The runs are those of `pocketcnn reproduce speednet`, whose model files stay on the machine that trained them.
 

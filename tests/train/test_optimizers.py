@@ -164,7 +164,7 @@ def test_a_ring_of_one_layer_is_turned_as_the_plain_kernel_is():
         assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
 
 
-def test_every_kernel_asks_for_its_turn_in_units_of_its_own_size():
+def test_every_kernel_has_the_same_say_in_units_of_its_own_size():
     """By hand: the gradient of the ring is the sum, over the layers, of the directions at the places that they read."""
     torch.manual_seed(0)
     net = pc.condense(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 8, 3)), "ring", size=0.3, include="*")
@@ -174,7 +174,7 @@ def test_every_kernel_asks_for_its_turn_in_units_of_its_own_size():
     ring, wanted = net[0].ring, torch.zeros_like(net[0].ring.values)
     for layer, dense in zip(layers, (plain[0], plain[2]), strict=True):
         direction = orthogonalized(dense.weight.grad.flatten(1)).flatten()
-        direction = direction / direction.square().mean().sqrt() / dense.weight.detach().square().mean().sqrt()
+        direction = direction / direction.norm() / dense.weight.detach().square().mean().sqrt()
         indices, signs = ring.places(layer.slot)
         wanted.index_add_(0, indices.long(), direction * signs * ring.scales[layer.slot])
     with turned_kernels(net):

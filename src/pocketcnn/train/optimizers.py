@@ -132,7 +132,7 @@ class _Turned(torch.autograd.Function):
         # A depthwise kernel has one input to each output: its rows are kernels of their own, and no matrix.
         mixes = gradient.dim() < 2 or gradient.shape[1] > 1
         direction = orthogonalized(gradient.flatten(1)).view_as(gradient) if mixes else gradient.float()
-        return (direction / (_size(direction) * ctx.size)).to(gradient.dtype)
+        return (direction / (direction.norm().clamp(min=1e-12) * ctx.size)).to(gradient.dtype)
 
 
 def _size(tensor: Tensor) -> Tensor:
@@ -145,9 +145,11 @@ def turned_kernels(net: nn.Module) -> Iterator[None]:
     """Inside a `with`, kernels that layers share (`SharesKernels`) pass back orthogonalized gradients.
 
     What they are read off is no matrix, and the gradient that reaches it is a sum over kernels of many sizes. Here each kernel
-    K passes back U / (rms(U) rms(K)), where U is its gradient with all singular values at 1. So every kernel asks for the
-    turn that Muon would give it, and each of its weights counts alike, whatever the kernel's scale. Gradients on the way to
-    images, and of all else, stay as they are; copies of the net that are made meanwhile pass back gradients as always.
+    K passes back U / (|U| rms(K)), where U is its gradient with all singular values at 1, |U| the root of its sum of squares
+    and rms(K) the root of the mean square. So every kernel asks for the turn that Muon would give it, and all kernels have
+    the same say, whatever their scale and their number of weights; else the large kernels of late layers would drown the
+    small ones of early layers. Gradients on the way to images, and of all else, stay as they are; copies of the net that are
+    made meanwhile pass back gradients as always.
 
     With several devices each turns the gradients of its own images, and the mean of these turns is taken.
 

@@ -25,6 +25,7 @@ __all__ = [
     "condconv2d",
     "depthwise_moments",
     "involution2d",
+    "nearest_windows",
     "ring_indices",
     "ring_kernel",
 ]
@@ -59,11 +60,11 @@ _has_numba._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _import_numba() -> bool:
     try:
         # They register their operators.
-        from pocketcnn.kernels import cpu_involution, cpu_solver  # noqa: F401
+        from pocketcnn.kernels import cpu_involution, cpu_solver, cpu_windows  # noqa: F401
     except Exception as error:  # a broken package may raise anything
         warnings.warn(
             f"numba cannot be used ({type(error).__name__}: {error}): layers that solve equations or have a kernel for every "
-            "pixel run several times slower; pip install numba",
+            "pixel, and fits of windows, run several times slower; pip install numba",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -150,3 +151,12 @@ def involution2d(
     compiled(x)  # registers the operator's compiled form
     compute = numerics.involution2d if _defined() else torch_ops.involution2d
     return compute(x, kernels, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+
+
+def nearest_windows(rows: Tensor, windows: Tensor) -> Tensor:
+    """Computes `pocketcnn.numerics.nearest_windows`."""
+    if compiled(rows) and rows.dtype == torch.float32:
+        from pocketcnn.kernels import cpu_windows
+
+        return cpu_windows.nearest_windows(rows, windows)
+    return numerics.nearest_windows(rows, windows)

@@ -471,7 +471,9 @@ def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | N
         weights = [convs[slot].weight.flatten() for slot in range(len(ring.shapes))]
         weights = [w.to(accumulation_dtype(w)) for w in weights]
         if ring.scheme == "windows":
-            ring.codes.copy_(fit_windows([_normalised(w) for w in weights], len(ring.values)))
+            ring.codes.copy_(
+                fit_windows([_normalised(w) for w in weights], len(ring.values), nearest=kernels.nearest_windows)
+            )
         places = [ring.places(slot) for slot in range(len(weights))]
         values, gains = fit_ring(weights, ring.scales, places, len(ring.values), std=ring.std)
         ring.values.copy_(values)

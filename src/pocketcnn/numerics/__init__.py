@@ -7,6 +7,7 @@ from pocketcnn.numerics.condconv import condconv2d
 from pocketcnn.numerics.entropy import edge_density, image_entropy, image_lot, image_variance
 from pocketcnn.numerics.involution import involution2d
 from pocketcnn.numerics.odeint import odeint
+from pocketcnn.numerics.ring_fit import nearest_windows
 from pocketcnn.numerics.ring_index import channel_indices, ring_indices, ring_kernel
 from pocketcnn.numerics.similarity import (
     LogLinear,
@@ -46,6 +47,7 @@ __all__ = [
     "limit_velocity",
     "linear_cka",
     "log_linear_fit",
+    "nearest_windows",
     "odeint",
     "perona_malik",
     "ring_indices",

@@ -10,17 +10,21 @@ ring and overlaps itself: vector quantisation by Lloyd's algorithm (Linde, Buzo,
 Design, 1980), with the least squares above instead of the mean of a cell.
 """
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from pocketcnn.numerics.ring_index import CODES, WINDOW, code_count, window_indices
 
 Places = tuple[Tensor, Tensor]
-_ROWS = 256  # windows matched at once: their scores of all codes take 64 MiB
+_log = logging.getLogger(__name__)
+_PATIENCE = 5  # seconds; a longer wait is announced
+_ROWS = 256  # windows matched at once: their scores of all windows take 32 MiB
 
 
 def fit_ring(
@@ -67,8 +71,27 @@ def fit_ring(
     return ring, gains
 
 
+def nearest_windows(rows: Float[Tensor, "rows 9"], windows: Float[Tensor, "windows 9"]) -> Int[Tensor, " rows"]:
+    """Finds, for each row, the window for which |row - sign * window|^2 is least with the better of both signs.
+
+    Args:
+        rows: windows of kernels.
+        windows: the windows that may be chosen.
+    Returns:
+        int64, the number of the window; of equals the first, up to rounding.
+    Cost: rows * windows * `WINDOW` multiply-adds.
+    """
+    half = windows.square().sum(1) / 2  # the square is least where |row . window| - |window|^2 / 2 is largest
+    return torch.cat([((part @ windows.T).abs() - half).argmax(1) for part in rows.split(_ROWS)])
+
+
 def fit_windows(
-    weights: Sequence[Tensor], ring_size: int, *, rounds: int = 4, seed: int = 0
+    weights: Sequence[Tensor],
+    ring_size: int,
+    *,
+    rounds: int = 4,
+    seed: int = 0,
+    nearest: Callable[[Tensor, Tensor], Tensor] = nearest_windows,
 ) -> UInt8[Tensor, "codes 2"]:
     """Finds the codes with which windows of a ring come nearest to kernels.
 
@@ -80,31 +103,52 @@ def fit_windows(
         ring_size: number of parameters of the ring.
         rounds: number of rounds that choose codes and ring in turn.
         seed: of the first pick.
+        nearest: `nearest_windows`, or a faster function that finds the same.
     Returns:
         uint8, the codes of all layers in order, as `window_indices` takes them.
-    Cost: rounds * (weights of all kernels) * (codes that differ, at most 2**16 and 2 * ring_size) multiply-adds.
+    Cost: rounds * (weights of all kernels) * (places where windows start, at most 2**15 and `ring_size`) multiply-adds.
     """
     rows = torch.cat([F.pad(w, (0, -len(w) % WINDOW)).view(-1, WINDOW) for w in weights])
     known = torch.cat([_real(len(w)) for w in weights]).to(rows)
+    cut = (known[:, -1] == 0).nonzero().flatten()  # the last window of a layer may have fewer weights
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
     start = rows[picked[: code_count(ring_size)]].flatten()
     ring = start.repeat(-(-ring_size // len(start)))[:ring_size]
-    code = torch.arange(CODES, device=rows.device)
-    table = torch.stack([code % 256, code // 256], 1).to(torch.uint8)
-    places, signs = (found.view(-1, WINDOW) for found in window_indices(table, ring_size, WINDOW * CODES))
-    # On a short ring many codes start at one place; the first two, of either sign, are enough.
-    differ = torch.cat([code[:2] < 2, places[2:, 0] != places[:-2, 0]])
-    table, places, signs = table[differ], places[differ], signs[differ].to(rows)
-    for _ in range(rounds):
-        book = ring[places] * signs
-        # |row - entry|^2 is least where row . entry - |entry|^2 / 2 is largest, over the weights that the row has.
-        book = torch.cat([book, book.square()], 1).T.contiguous()
-        best = torch.cat([(part @ book).argmax(1) for part in torch.cat([rows, -known / 2], 1).split(_ROWS)])
-        indices = places[best].flatten()
-        above = torch.zeros_like(ring).index_add_(0, indices, (rows * signs[best]).flatten())
-        below = torch.zeros_like(ring).index_add_(0, indices, known.flatten())
+    codes, places = _starts(ring_size, rows.device)
+    began = time.monotonic()
+    for number in range(rounds):
+        book = ring[places]
+        best = nearest(rows, book)
+        half = known[cut] @ book.square().T / 2
+        best[cut] = ((rows[cut] @ book.T).abs() - half).argmax(1)
+        signs = torch.where((rows * book[best]).sum(1) < 0, -1.0, 1.0).to(rows)
+        above = torch.zeros_like(ring).index_add_(0, places[best].flatten(), (rows * signs[:, None]).flatten())
+        below = torch.zeros_like(ring).index_add_(0, places[best].flatten(), known.flatten())
         ring = torch.where(below > 0, above / below.clamp(min=1), ring)
-    return table[best]
+        spent = time.monotonic() - began
+        if (left := spent / (number + 1) * (rounds - number - 1)) > _PATIENCE:
+            _log.info(
+                "%d windows on a ring of %d: round %d of %d, %.0f s left",
+                len(rows),
+                ring_size,
+                number + 1,
+                rounds,
+                left,
+            )
+    code = codes[best] + (signs < 0)
+    return torch.stack([code % 256, code // 256], 1).to(torch.uint8)
+
+
+def _starts(ring_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The codes of positive sign whose windows start at different places, and those windows' places, [codes, WINDOW].
+
+    On a short ring many codes start at one place; the first is enough.
+    """
+    code = torch.arange(0, CODES, 2, device=device)
+    table = torch.stack([code % 256, code // 256], 1).to(torch.uint8)
+    places = window_indices(table, ring_size, WINDOW * len(code))[0].view(-1, WINDOW)
+    differ = torch.cat([code[:1] == 0, places[1:, 0] != places[:-1, 0]])
+    return code[differ], places[differ]
 
 
 def _real(size: int) -> Tensor:

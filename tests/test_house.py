@@ -189,7 +189,7 @@ def test_the_core_does_without_the_extras():
 def test_public_names_resolve():
     import pocketcnn as pc
 
-    assert set(dir(pc)) == set(pc.__all__)
+    assert set(dir(pc)) == {*pc.__all__, *pc._MODULES, *pc._NAMES_OF_EXTRAS}
     for name in pc.__all__:
         assert getattr(pc, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -18,6 +18,7 @@ from pocketcnn.support.version import __version__
 _NAMES = {
     "list_models": "pocketcnn.models.recipes",
     "create_model": "pocketcnn.zoo",
+    "register_model": "pocketcnn.models.builders",
     "plan": "pocketcnn.surgery",
     "condense": "pocketcnn.surgery",
     "materialize": "pocketcnn.surgery",
@@ -33,11 +34,13 @@ _NAMES = {
     "Latency": "pocketcnn.cost",
     "ImageCosts": "pocketcnn.cost",
     "METHODS": "pocketcnn.methods",
+    "sensitivity": "pocketcnn.experiments.sensitivity",
 }
 _NAMES_OF_EXTRAS = {
+    "shrink": "pocketcnn.experiments.shrink",
     "from_pretrained": "pocketcnn.hub",
     "push_to_hub": "pocketcnn.hub",
-}  # not in __all__: these need the hub extra
+}  # not in __all__: these need the extras train and hub
 _MODULES = {
     "checkpoint": "pocketcnn.checkpoint",
     "compare": "pocketcnn.experiments.compare",
@@ -72,9 +75,12 @@ if TYPE_CHECKING:
     from pocketcnn.cost import measure_images as measure_images
     from pocketcnn.cost import measure_latency as measure_latency
     from pocketcnn.cost import measure_memory as measure_memory
+    from pocketcnn.experiments.sensitivity import sensitivity as sensitivity
+    from pocketcnn.experiments.shrink import shrink as shrink
     from pocketcnn.hub import from_pretrained as from_pretrained
     from pocketcnn.hub import push_to_hub as push_to_hub
     from pocketcnn.methods import METHODS as METHODS
+    from pocketcnn.models.builders import register_model as register_model
     from pocketcnn.models.recipes import list_models as list_models
     from pocketcnn.surgery import Plan as Plan
     from pocketcnn.surgery import condense as condense
@@ -96,4 +102,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_NAMES_OF_EXTRAS, *_MODULES})

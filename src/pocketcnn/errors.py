@@ -57,6 +57,15 @@ class UnknownData(AbstractUnknownName):
     kind = "data set"
 
 
+class BadFactory(PocketError):
+    """Raised when a function that should make a net cannot be found, raises an error or returns something else; correct the
+    code or the name that the message gives."""
+
+
+class WrongWeights(PocketError):
+    """Raised when a file of weights does not fit the net; give the file of this net, or make the net that it belongs to."""
+
+
 class UnsupportedLayer(PocketError):
     """Raised when a method cannot replace a layer it was asked to; leave out the layer that the message names."""
 

@@ -77,7 +77,7 @@ def test_what_a_net_knows_is_not_asked_for(words, grey_run, photos, tmp_path, mo
         (["measure", "RUN", "--input-size", "3", "8", "8"], "takes images of 1x8x8 .*, not 3x8x8; leave --input-size out"),
         (["measure", "RUN", "--in-channels", "3"], "already built, --in-channels cannot change it"),
         (["measure", "resnet20:width=0.5", "--width", "0.25"], "resnet20:width=0.5 and --width 0.25 differ; give one"),
-        (["evaluate", "--model", "resnet20"], "a net by name is not trained; give a model file, the folder of a run"),
+        (["evaluate", "--model", "resnet20"], "a net by name is not trained; give its weights with --weights, or give a model file"),
         (["plan", "--method", "ring:size=0.1", "--size", "0.2"], "says --size 0.1, and --size says 0.2; give one of them"),
         (["plan", "--method", "ring:size=0.1,size=0.2"], "gives size twice; give it once"),
         (["measure", "HALF"], "the run in this folder is not finished; repeat its command"),

@@ -94,7 +94,7 @@ def test_a_trained_net_gets_a_new_classifier_and_its_file_knows(timm, names, tmp
         ("resnet20", {"num_classes": 0}, ValueError, "num_classes=0 asks for a net without classifier"),
         ("resnet20", {"pretrained_cfg": {"file": "x"}}, ValueError, "leave out the configuration of others"),
         ("resnet20", {"pretrained_cfg_overlay": {"file": "x"}}, ValueError, "leave out the configuration of others"),
-        ("resnet20", {"features_only": True}, ValueError, "unexpected keyword argument 'features_only'"),
+        ("resnet20", {"features_only": True}, ValueError, "no option 'features_only'; it takes"),
     ],
 )
 def test_mistakes(timm, names, name, options, error, message):

@@ -42,7 +42,7 @@ def test_bad_options_are_refused():
         pc.create_model("resnet20", width=-1.0)
     with pytest.raises(ValueError, match="num_classes and in_channels must be at least 1"):
         pc.create_model("resnet20", num_classes=0)
-    with pytest.raises(ValueError, match="unexpected keyword argument 'classes'"):
+    with pytest.raises(ValueError, match="resnet20: no option 'classes'; it takes: in_channels"):
         pc.create_model("resnet20", classes=10)
 
 

@@ -2,6 +2,8 @@
 
 from pocketcnn.checkpoint.file import check_savable, fill_from_, load, save
 from pocketcnn.checkpoint.header import FILE, FORMAT, VERSION, file_in, read_header, replace_notes_
+from pocketcnn.checkpoint.sealed import read_head
+from pocketcnn.checkpoint.weights import load_weights_
 
 __all__ = [
     "FILE",
@@ -11,6 +13,8 @@ __all__ = [
     "file_in",
     "fill_from_",
     "load",
+    "load_weights_",
+    "read_head",
     "read_header",
     "replace_notes_",
     "save",

@@ -19,21 +19,34 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from pocketcnn.checkpoint.header import FORMAT, VERSION, Header, StorageEntry, check_header, file_in, parse_header
+from pocketcnn.checkpoint.header import (
+    FORMAT,
+    VERSION,
+    BaseEntry,
+    Header,
+    StorageEntry,
+    check_header,
+    file_in,
+    parse_header,
+)
 from pocketcnn.checkpoint.lock import GUESSABLE, SCRYPT, hide_seeds
 from pocketcnn.checkpoint.sealed import Head, read_head, seal, verify
 from pocketcnn.checkpoint.storage import Storage, check_fit, pack, unpack
 from pocketcnn.cost import distinct_tensors, separate
 from pocketcnn.errors import (
+    BadFactory,
     BrokenFile,
     CannotWrite,
     MissingBase,
+    MissingExtra,
     MissingPassphrase,
     NewerFormat,
     NotEnoughMemory,
     PocketError,
 )
-from pocketcnn.models.recipes import create_model
+from pocketcnn.models.builders import BUILDERS, known, runs_code
+from pocketcnn.models.recipes import check_name, create_model
+from pocketcnn.models.spec import parse_model
 from pocketcnn.support.copying import copied
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.modules import bare, filled_later, unwrapped
@@ -139,7 +152,7 @@ def check_savable(model: nn.Module, where: str = "") -> None:
 def load(
     path: str | Path,
     *,
-    base: nn.Module | None = None,
+    base: nn.Module | str | None = None,
     device: torch.device | str = "cpu",
     passphrase: str | None = None,
     allow_nonfinite: bool = False,
@@ -150,7 +163,9 @@ def load(
         path: a file written by `save`, or a folder that holds one: of a run, or written by `pocketcnn.hub`.
         base: if `create_model` did not make the saved net: a fresh net of the same form, with plain layers in the place of
             condensed ones; it is not changed. Parts that are condensed already must be condensed as in the file. Wrappers
-            of `torch.compile` and of activation checkpointing make no difference, and the loaded net has none.
+            of `torch.compile` and of activation checkpointing make no difference, and the loaded net has none. Or the net
+            in words, `"nets/mine.py:build"`, if a function of yours makes it; options that the words leave out are as in
+            the file. A file names that function, but it is imported only when you do so.
         device: where the net is put.
         passphrase: the one that the file was saved with. A wrong one is not noticed: the net then has other places and
             signs, and is right no more often than by chance.
@@ -165,7 +180,9 @@ def load(
         MissingPassphrase: the file was saved with a passphrase.
         ValueError: a passphrase was given for a file that was saved without one; or `base` is condensed in another way or
             with another seed than the net in the file.
-        MissingBase: the file describes changes to a net, which must be given as `base`.
+        MissingBase: the file describes changes to a net, which must be given as `base`; or a function made the net that you
+            have not named in this process.
+        BadFactory: the function named as `base` cannot be imported, or raises an error.
         ExportedFile: the file was exported for serving.
     """
     path = file_in(Path(path))
@@ -173,11 +190,9 @@ def load(
     _, header = parse_header(head, path)
     verify(path, head)
     _unlock(header, path, passphrase)
-    if base is None and header.base is None:
-        raise MissingBase(
-            f"{path}: this net was not made by create_model; pass a fresh plain one as base=net, to which "
-            f"{len(header.steps)} condensing steps will be applied"
-        )
+    if not isinstance(base, nn.Module):
+        header = dataclasses.replace(header, base=_named_base(header, base, path))
+        base = None
     steps = [entry.step() for entry in header.steps]
     for step in steps:
         try:
@@ -186,8 +201,6 @@ def load(
             raise NewerFormat(
                 f"{path}: this version, {__version__}, does not know how the net was condensed ({error}); upgrade pocketcnn"
             ) from error
-    if base is not None:
-        steps = _steps_after(base, steps, header, path)
     with torch.random.fork_rng(), filled_later():
         model = _built(header, base, steps, head, path)
     _check_layers(model, header, base, path)
@@ -219,6 +232,30 @@ def _unlock(header: Header, path: Path, passphrase: str | None) -> None:
         ) from error
 
 
+def _named_base(header: Header, base: str | None, path: Path) -> BaseEntry:
+    """The plain net that a file names, as far as the file may: code of the user's own only if the user has named it.
+
+    Raises:
+        MissingBase: it has none, or nobody has named the code.
+    """
+    entry = header.base
+    if base is not None:
+        name, options = parse_model(base)
+        check_name(name)
+        return BaseEntry(name, {**(entry.options if entry else {}), **options})
+    if entry is None:
+        raise MissingBase(
+            f"{path}: this net was not made by create_model; pass a fresh plain one as base=net, to which "
+            f"{len(header.steps)} condensing steps will be applied"
+        )
+    if runs_code(entry.name) and known(entry.name) is None:
+        raise MissingBase(
+            f"{path}: this net is made by {entry.name}, code that no file may start by itself; if you trust it, pass "
+            f'base="{entry.name}"'
+        )
+    return entry
+
+
 def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: Head, path: Path) -> nn.Module:
     """Builds the net that a header describes, after a try without memory has shown that it is no larger than the file."""
 
@@ -229,8 +266,10 @@ def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: 
         else:
             with bare(base) as plain:
                 net = copied(plain)
-        return rebuild_(net.to("meta") if light else net, steps)
+        todo = _steps_after(net, steps, header, path)
+        return rebuild_(net.to("meta") if light else net, todo)
 
+    foreign = base is not None or header.base is None or header.base.name not in BUILDERS
     for light in (True, False):
         try:
             with torch.device("meta" if light else "cpu"):
@@ -238,8 +277,10 @@ def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: 
         except NotEnoughMemory:
             raise
         except Exception as error:  # a file may ask for anything
-            if light and base is not None:
-                continue  # blocks of foreign nets may need values
+            if light and foreign:
+                continue  # foreign nets may need values
+            if isinstance(error, BadFactory | MissingExtra) or (base is not None and isinstance(error, ValueError)):
+                raise
             words = " ".join(str(error).split()) if isinstance(error, ValueError | PocketError) else repr(error)
             raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {words[:500]}") from error
         if light:
@@ -256,7 +297,7 @@ def _steps_after(base: nn.Module, steps: Sequence[Step], header: Header, path: P
     Raises:
         ValueError: the base is condensed in another way than the net in the file.
     """
-    wanted = {_essence(step): step for step in steps}
+    wanted = {_essence(step) for step in steps}
     taken = {_essence(step): step for step in provenance(base).steps}
     for essence, step in taken.items():
         if essence in wanted:
@@ -269,7 +310,7 @@ def _steps_after(base: nn.Module, steps: Sequence[Step], header: Header, path: P
             f"{path}: base is condensed otherwise than the net in the file: {step.sites[0]} {_difference(step, other)}; "
             "pass a plain net as base, or one condensed as in the file"
         )
-    return [step for essence, step in wanted.items() if essence not in taken]
+    return [step for step in steps if _essence(step) not in taken]
 
 
 def _essence(step: Step) -> str:

@@ -8,6 +8,8 @@ file then counts as one of an older version, which wrote none. The zoo's index h
 import hashlib
 import json
 import logging
+import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +36,12 @@ class TensorEntry:
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes in the file."""
+        bits = re.sub(r"\D", "", self.dtype.partition("_")[0])
+        return math.prod(self.shape) * (int(bits) if bits else 8) // 8
 
 
 @dataclass(frozen=True)

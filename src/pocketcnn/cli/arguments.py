@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pocketcnn.cli.printing import doing
 from pocketcnn.errors import BadUsage
-from pocketcnn.support.ranges import Channels, Count, InputSize, OpenFraction, Pixels, Width, Workers
+from pocketcnn.support.ranges import Channels, Count, InputSize, OpenFraction, Pixels, Positive, Width, Workers
 from pocketcnn.train.hardware import Hardware
 
 if TYPE_CHECKING:
@@ -71,6 +72,23 @@ class ModelArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForeignArguments:
+    """Flags for a net from elsewhere: its weights, the code that makes it, and what it expects of its images."""
+
+    weights: Path | None = None
+    """Trained weights of a net by name: a .safetensors file, or one of torch.save (.pth, .pt, .ckpt)."""
+    base: str | None = None
+    """Function of yours that makes the plain net of a model file, nets/mine.py:build; a file alone starts no code."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel, of pixels scaled to [0, 1], that the net's images are normalised by; by default as the file, timm or
+    torchvision says."""
+    std: tuple[Positive, ...] | None = None
+    """Standard deviation per channel, likewise."""
+    classes: Path | None = None
+    """Text file with the names of the net's classes, one on each line, in the order of its outputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceArguments(Hardware):
     """Flags for the machines that a training runs on: the fields of `Hardware`."""
 
@@ -79,11 +97,12 @@ class DeviceArguments(Hardware):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurgeryArguments(ModelArguments):
+class SurgeryArguments(ModelArguments, ForeignArguments):
     """Flags for the net to condense, and the layers in it."""
 
     model: str = "resnet20"
-    """A net by name, a model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
+    """A net by name (resnet20, timm:resnet10t, nets/mine.py:build), a model file, the folder of a run, or a trained net of the
+    package (cifar10/resnet20)."""
     method: str = "ring"
     """Method that condenses the net; its options are flags, or follow its name: ring:size=0.1"""
     include: tuple[str, ...] | None = None
@@ -131,14 +150,16 @@ def table_options_of(given: TableOptions, usual: Mapping[str, Any] | None = None
     return {name: (usual or {}).get(name) if value is None else value for name, value in found.items()}
 
 
-def model_options_of(given: ModelArguments, data: "DataSet | None" = None) -> dict[str, Any]:
-    """Options for `create_model`: those given; for others, what the data need."""
+def model_options_of(given: ModelArguments, data: "DataSet | None" = None, name: str = "") -> dict[str, Any]:
+    """Options for `create_model`: those given; for others, what the data need, as far as the net of this name takes it."""
+    from pocketcnn.models.recipes import options_for
+
     options: dict[str, Any] = {}
     if data is not None:
-        options = {"in_channels": data.input_size[0], "num_classes": len(data.classes)}
-    for name in ("in_channels", "num_classes", "stem"):
-        if getattr(given, name) is not None:
-            options[name] = getattr(given, name)
+        options = options_for(name, {"in_channels": data.input_size[0], "num_classes": len(data.classes)})
+    for option in ("in_channels", "num_classes", "stem"):
+        if getattr(given, option) is not None:
+            options[option] = getattr(given, option)
     if given.width != 1.0:
         options["width"] = given.width
     return options

@@ -6,21 +6,21 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ANY_TABLE, ModelArguments, TableOptions, model_options_of, table_options_of
-from pocketcnn.cli.printing import complain, doing, size_in_words
+from pocketcnn.cli.arguments import ModelArguments, model_options_of
+from pocketcnn.cli.printing import complain, size_in_words
 from pocketcnn.errors import BadUsage, MissingPassphrase, UnknownPretrained
 from pocketcnn.support.labels import labels_of
 from pocketcnn.support.runs import CONFIG, MODEL
+from pocketcnn.support.timing import first_line
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pocketcnn.checkpoint.notes import ImageNotes
-    from pocketcnn.data import DataSet
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class GivenNet:
     """A net that a word of the command line names, and what is known of it.
 
     `path` is its file, None for a net made by name. `header` holds the notes of its file, as they are to be written again.
+    `trained` is False for a net by name with initial weights.
     """
 
     title: str
@@ -35,47 +36,151 @@ class GivenNet:
     path: Path | None
     header: dict[str, Any]
     notes: "ImageNotes"
+    trained: bool = True
+
+    def needs(self, *names: str) -> "GivenNet":
+        """Checks that the net is trained, and that entries of its notes are known.
+
+        Raises:
+            BadUsage: it has initial weights, or nobody has said what an entry is; the message names the flags.
+        """
+        if not self.trained:
+            raise BadUsage(
+                f"{self.title}: a net by name is not trained; give its weights with --weights, or give a model file, the folder "
+                "of a run, or a net of models --pretrained"
+            )
+        if names and (lacking := self.notes.lacks(*names)):
+            flags = dict.fromkeys(_FLAGS[name] for name in lacking)
+            raise BadUsage(
+                f"{self.title}: it is not known what its images and classes are ({', '.join(lacking)}); say so with "
+                f"{', '.join(flags)}"
+            )
+        return self
 
 
-def open_net(word: str, given: ModelArguments | None = None) -> GivenNet:
+_FLAGS = {
+    "data": "--data",
+    "classes": "--classes",
+    "input_size": "--image-size and --channels",
+    "mean": "--mean",
+    "std": "--std",
+}
+
+
+def open_net(word: str, given: Any = None) -> GivenNet:
     """Opens the net that a word names: a model file, the folder of a run, a trained net of the package, or a net by name.
 
     Args:
-        word: as for `model_path`; or the name of a plain net or a recipe, with its options.
-        given: flags that make a net by name, where the verb has them.
+        word: as for `model_path`; or the name of a net, with its options: of this package, of timm or torchvision, or a
+            function that makes one.
+        given: flags of `ModelArguments` and `ForeignArguments`, where the verb has them.
     Raises:
-        BadUsage: flags that make a net were given for a file.
+        BadUsage: flags that make a net were given for a file, or contradict what it says.
         UnknownModel: the word names no net; or another error of `model_path` and of loading.
     """
+    opened = _made(word, given) if is_made_by_name(word) else _read(word, given)
+    header = {**opened.header, **_image_flags(opened, given)}
+    return replace(opened, header=header, notes=_notes_in(header))
+
+
+def _read(word: str, given: Any) -> GivenNet:
+    """Opens the net of a model file."""
     from pocketcnn import checkpoint
-    from pocketcnn.checkpoint.notes import ImageNotes
+
+    path = model_path(word)
+    if options := model_options_of(given) if isinstance(given, ModelArguments) else {}:
+        flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
+        raise BadUsage(f"{word}: the net in a model file is already built, {flags} cannot change it; leave {flags} out")
+    if getattr(given, "weights", None) is not None:
+        raise BadUsage(
+            f"{word}: the net in a model file has its weights; leave --weights out, or name the net that makes it"
+        )
+    header = checkpoint.read_header(path)["notes"]
+    return GivenNet(word, load_net(path, getattr(given, "base", None)), path, header, _notes_in(header))
+
+
+def _made(word: str, given: Any) -> GivenNet:
+    """Makes a net by name, and gives it trained weights if there are any."""
+    from pocketcnn import checkpoint
     from pocketcnn.models import recipes
-    from pocketcnn.models.spec import parse_options
+    from pocketcnn.models.builders import image_facts
+    from pocketcnn.models.spec import parse_model
     from pocketcnn.support.protocols import TakesImages
 
-    options = model_options_of(given) if given is not None else {}
-    if not is_made_by_name(word):
-        path = model_path(word)
-        if options:
-            flags = ", ".join(f"--{option.replace('_', '-')}" for option in options)
-            raise BadUsage(
-                f"{word}: the net in a model file is already built, {flags} cannot change it; leave {flags} out"
-            )
-        header = checkpoint.read_header(path)["notes"]
-        return GivenNet(word, load_net(path), path, header, ImageNotes.from_notes(header))
-    name, own = parse_options(word)
+    if getattr(given, "base", None) is not None:
+        raise BadUsage(f"{word}: is made by name; --base is for a model file, leave it out")
+    options = model_options_of(given) if isinstance(given, ModelArguments) else {}
+    name, own = parse_model(word)
     if contrary := [key for key in own if key in options and options[key] != own[key]]:
         raise BadUsage(f"{word} and --{contrary[0].replace('_', '-')} {options[contrary[0]]} differ; give one of them")
     net = recipes.create_model(name, **{**options, **own})
-    header = {"input_size": list(net.input_size)} if isinstance(net, TakesImages) else {}
-    return GivenNet(word, net, None, header, ImageNotes.from_notes(header))
+    header: dict[str, Any] = {"input_size": list(net.input_size)} if isinstance(net, TakesImages) else {}
+    weights, pretrained = getattr(given, "weights", None), own.get("pretrained") is True
+    if weights is not None:
+        if pretrained:
+            raise BadUsage(f"{word}: has trained weights already; leave out --weights or pretrained=True")
+        checkpoint.load_weights_(net, weights)
+    trained = weights is not None or pretrained
+    if trained:
+        # Weights of one's own may be for images of any size, but are seldom normalised otherwise.
+        header |= {key: value for key, value in image_facts(name).items() if pretrained or key != "input_size"}
+    return GivenNet(word, net, None, header, _notes_in(header), trained)
+
+
+def _image_flags(opened: GivenNet, given: Any) -> dict[str, Any]:
+    """The entries of a net's notes that flags give.
+
+    Raises:
+        BadUsage: a flag contradicts the net's file, or the flags each other.
+    """
+    found: dict[str, Any] = {}
+    if opened.path is None or opened.notes.lacks("input_size"):  # else they are for other uses
+        side, size = getattr(given, "image_size", None), getattr(given, "input_size", None)
+        if side is not None:
+            size = (getattr(given, "channels", None) or 3, side, side)
+        found = {} if size is None else {"input_size": list(size)}
+    for name in ("mean", "std"):
+        if values := getattr(given, name, None):
+            found[name] = list(values)
+    if (path := getattr(given, "classes", None)) is not None:
+        found["classes"] = _lines_of(path)
+    for name, value in found.items():
+        if opened.path is not None and not opened.notes.lacks(name) and list(getattr(opened.notes, name)) != value:
+            raise BadUsage(f"{opened.title}: its file says otherwise than {_FLAGS[name]}; leave {_FLAGS[name]} out")
+    channels = {len(found[name]) for name in ("mean", "std") if name in found}
+    if "input_size" in found or not opened.notes.lacks("input_size"):
+        channels.add((found.get("input_size") or opened.notes.input_size)[0])
+    if len(channels) > 1:
+        raise BadUsage("give a --mean and a --std for each channel of an image")
+    if any(not -1 <= value <= 2 for value in found.get("mean", ())):
+        raise BadUsage("--mean is of pixels scaled to [0, 1]; divide by 255")
+    return found
+
+
+def _lines_of(path: Path) -> list[str]:
+    """The names of classes in a text file, one on each line.
+
+    Raises:
+        BadUsage: no such file, fewer than two names, or a name twice.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadUsage(f"{path}: names of classes cannot be read from it ({first_line(error)})") from error
+    if len(names) < 2:
+        raise BadUsage(f"{path}: {len(names)} names of classes; two or more are needed, one on each line")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadUsage(f"{path}: names the class {twice!r} twice")
+    return names
 
 
 def is_known_name(word: str) -> bool:
-    """Tells whether a word is the name of a plain net or a recipe, with its options."""
-    from pocketcnn.models.recipes import BUILDERS, RECIPES
+    """Tells whether a word is the name of a net or a recipe, with its options."""
+    from pocketcnn.models.builders import is_foreign, names, split_name
+    from pocketcnn.models.recipes import RECIPES
 
-    return word.partition(":")[0] in (*BUILDERS, *RECIPES)
+    name, _ = split_name(word)
+    return name in (*names(), *RECIPES) or is_foreign(name)
 
 
 def is_made_by_name(word: str) -> bool:
@@ -88,113 +193,17 @@ def is_made_by_name(word: str) -> bool:
     return not exists and "/" not in word and not word.endswith(".safetensors")
 
 
-def some_test_images(
-    name: str | None, notes: "ImageNotes", most: int, title: str = "the net", tables: TableOptions = ANY_TABLE
-) -> tuple[Any, Any, Any, Sequence[str]]:
-    """Test images spread evenly over the split.
+def _notes_in(header: Mapping[str, Any]) -> "ImageNotes":
+    from pocketcnn.checkpoint.notes import ImageNotes
 
-    Args:
-        name: of the data set; by default the one that the net was trained on.
-        notes: what the net knows of its images.
-        most: how many images at most.
-        title: name of the net, for messages.
-        tables: flags that say how its tables are read.
-    Returns:
-        The images as uint8, the same normalised, their labels, and the names of the classes.
-    Raises:
-        BadUsage: the images are not of the size that the net was trained on.
-    """
-    import torch
-
-    data = load_for(notes, name, title, tables=tables)
-    count = len(data.test)
-    chosen = torch.arange(min(count, most)) * count // min(count, most)  # a split may be sorted by class
-    pixels = data.test.images[chosen]
-    return pixels, _normalised(pixels, notes), data.test.labels[chosen], data.classes
+    return ImageNotes.from_notes(header)
 
 
-def reading_for(
-    notes: "ImageNotes", name: str, title: str, *, image_size: int | None = None, channels: int | None = None
-) -> dict[str, Any]:
-    """How to read a data set for a trained net: as given, and what is not given as in the net's training.
-
-    A built-in data set has a size of its own, which is kept; any other is brought to the size that the net knows.
-
-    Returns:
-        `image_size` and `channels`, as `pocketcnn.data.load` takes them.
-    Raises:
-        BadUsage: what is given contradicts what the net knows.
-    """
-    from pocketcnn.data.sets import BUILT_IN_SIZES
-
-    if notes.lacks("input_size") == []:
-        known_channels, height, width = notes.input_size
-        if (image_size or height, image_size or width, channels or known_channels) != (height, width, known_channels):
-            asked = " and ".join(f"{k} {v}" for k, v in (("--image-size", image_size), ("--channels", channels)) if v)
-            raise BadUsage(
-                f"{title}: was trained on images of {size_in_words(notes.input_size)} (channels x height x width), which "
-                f"{asked} contradicts; leave {asked} out"
-            )
-        if name not in BUILT_IN_SIZES or name == notes.data:
-            native = notes.input_size == BUILT_IN_SIZES.get(name)  # read from the cache as it is
-            image_size = image_size or (height if height == width and not native else None)
-            channels = channels or (known_channels if not native else None)
-    return {"image_size": image_size, "channels": channels}
-
-
-def load_for(
-    notes: "ImageNotes",
-    name: str | None,
-    title: str,
-    *,
-    image_size: int | None = None,
-    channels: int | None = None,
-    skip_bad_images: bool = False,
-    tables: TableOptions = ANY_TABLE,
-    hint: str = "",
-) -> "DataSet":
-    """Loads a data set as a trained net expects it: of its size, normalised by its mean and deviation, with its classes.
-
-    Every verb that shows a data set to a trained net does so by this function.
-
-    Args:
-        notes: what the net knows of its images.
-        name: of the data set; by default the one that the net was trained on.
-        title: name of the net, for messages.
-        image_size: as given on the command line; by default the net's, see `reading_for`. So is `channels`.
-        channels: likewise.
-        skip_bad_images: leaves out images that cannot be decoded.
-        tables: flags that say how tables are read; of the net's own data by default as in its training.
-        hint: advice to add to the error if the images are of another size.
-    Raises:
-        BadUsage: the net was trained on other images, or on data that are not here; or what is given contradicts it.
-    """
-    from pocketcnn.data import load
-    from pocketcnn.errors import UnknownData
-
-    if name is None and notes.lacks("data"):
-        raise BadUsage(f"{title}: does not say which data it was trained on; name some with --data")
-    own = name is None or name == notes.data
-    name = name or notes.data
-    reading = reading_for(notes, name, title, image_size=image_size, channels=channels)
-    columns = table_options_of(tables, notes.reading if own else {})
-    try:
-        with doing(f"reading {name}"):
-            data = load(name, skip_bad_images=skip_bad_images, **reading, **columns)
-    except UnknownData as error:
-        if not own:
-            raise
-        raise BadUsage(f"{title}: was trained on {name}, which is not here; give a data set with --data") from error
-    if not own and any(reading.values()) and image_size is None and channels is None:
-        complain(f"{name}: read as images of {size_in_words(notes.input_size)}, as {title} was trained on")
-    return as_trained(data, notes, hint)
-
-
-def load_net(path: Path) -> "nn.Module":
-    """Loads the net of a model file; asks for the passphrase if the file has one."""
+def load_net(path: Path, base: str | None = None) -> "nn.Module":
+    """Loads the net of a model file, with the plain net named as `base`; asks for the passphrase if the file has one."""
     from pocketcnn import checkpoint
 
-    return checkpoint.load(path, passphrase=passphrase_of(path))
+    return checkpoint.load(path, base=base, passphrase=passphrase_of(path))
 
 
 @functools.cache  # so that it is asked for once
@@ -303,127 +312,22 @@ def size_of(opened: GivenNet) -> int:
         return checkpoint.save(opened.net, Path(place) / MODEL, notes=opened.header)
 
 
-def trained_notes(title: str, path: Path) -> "ImageNotes":
-    """Reads what a trained net's file says of its images.
+def open_nets(words: Sequence[str], titles: Sequence[str], given: Any = None) -> dict[str, GivenNet]:
+    """Opens trained nets, see `open_net`, by title: their own, or the parts of their paths that tell them apart.
 
     Raises:
-        BadUsage: an entry is lacking, so the net was not trained by this package.
+        BadUsage: no words, another number of titles than of words, or two equal titles.
     """
-    from pocketcnn.checkpoint.notes import ImageNotes
-
-    notes = ImageNotes.read(path)
-    if lacking := notes.lacks():
-        raise BadUsage(
-            f"{title}: not a trained net's file: it does not say what its images and classes are (it lacks "
-            f"{', '.join(lacking)})"
-        )
-    return notes
-
-
-def as_trained(data: "DataSet", notes: "ImageNotes", hint: str = "") -> "DataSet":
-    """Normalises a data set as a trained net expects its images, and gives its classes the numbers of the net's outputs.
-
-    Classes are matched by their names. If no name is one of the net's, they are compared by number, which is reported.
-
-    Args:
-        data: the data set.
-        notes: what the net knows of its images.
-        hint: advice to add to the error.
-    Raises:
-        BadUsage: the images are of another size than those of the training, or the net knows some classes but not all.
-    """
-    if not notes.lacks("input_size") and data.input_size != notes.input_size:
-        raise BadUsage(
-            f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes.input_size)} "
-            f"(channels x height x width){hint}"
-        )
-    seen = notes.applied_to(data)
-    if notes.lacks("mean", "std"):
-        complain(
-            f"{data.name}: normalised by its own mean and deviation; the net's file does not say those of its training"
-        )
-    if notes.lacks("classes") or seen.classes == notes.classes:
-        return seen
-    known, unknown = notes.knows(data.classes)
-    if known and unknown:
-        raise BadUsage(
-            f"{data.name}: has classes that the net does not know ({', '.join(unknown[:3])}), beside those that it knows "
-            f"({', '.join(known[:3])}); leave them out, or give data with the net's classes"
-        )
-    if known:
-        complain(f"{data.name}: its {len(known)} classes are matched by name with the net's {len(notes.classes)}")
-        return notes.numbered(seen)
-    names = f"{', '.join(data.classes[:3])}, ...; the net's are {', '.join(notes.classes[:3])}, ..."
-    complain(f"{data.name}: its classes are {names}; they are compared by number")
-    return seen
-
-
-def model_files(paths: Sequence[Path], titles: Sequence[str]) -> dict[str, Path]:
-    """Finds model files, see `model_path`, and gives each a title: its own, or the parts of its path that tell it apart.
-
-    Raises:
-        BadUsage: no paths, another number of titles than of paths, or two equal titles.
-    """
-    if not paths:
+    if not words:
         raise BadUsage("give at least one model file or folder of a run")
-    if titles and len(titles) != len(paths):
-        raise BadUsage(f"{len(titles)} titles for {len(paths)} nets")
-    found = [model_path(path) for path in paths]
-    titles = titles or labels_of([file.with_suffix("") for file in found], dull=(Path(MODEL).stem,))
+    if titles and len(titles) != len(words):
+        raise BadUsage(f"{len(titles)} titles for {len(words)} nets")
+    if len(words) > 1 and getattr(given, "weights", None) is not None:
+        raise BadUsage("--weights are those of one net; give the nets one by one, or save them as model files")
+    found = [open_net(word, given) for word in words]
+    paths = [net.path.with_suffix("") if net.path is not None else Path(net.title) for net in found]
+    titles = titles or labels_of(paths, dull=(Path(MODEL).stem,))
     if len(set(titles)) < len(titles):
         twice = next(title for title in titles if list(titles).count(title) > 1)
         raise BadUsage(f"two nets are called {twice!r}; --titles gives them names")
     return dict(zip(titles, found, strict=True))
-
-
-def common_notes(notes_of: Mapping[str, Mapping[str, Any]]) -> "ImageNotes":
-    """Checks that several trained nets, by title, were trained on images alike, and returns the notes of the first.
-
-    Raises:
-        BadUsage: a file lacks an entry, or the nets differ in input size, mean or deviation.
-    """
-    from pocketcnn.checkpoint.notes import ImageNotes
-
-    known = {title: ImageNotes.from_notes(notes) for title, notes in notes_of.items()}
-    for title, notes in known.items():
-        if lacking := notes.lacks("data", "input_size", "mean", "std"):
-            raise BadUsage(
-                f"{title}: not a trained net's file: it does not say what its images look like (it lacks {', '.join(lacking)})"
-            )
-    first, notes = next(iter(known.items()))
-    looks = (notes.input_size, notes.mean, notes.std)
-    if other := next((title for title, n in known.items() if (n.input_size, n.mean, n.std) != looks), None):
-        raise BadUsage(f"{other} was trained on other images than {first}; take them one by one")
-    return notes
-
-
-def images_for(given: Any, notes: "ImageNotes", title: str) -> tuple[Any, Any]:
-    """Reads the images that the flags name: an image file, or test images by their numbers.
-
-    Args:
-        given: arguments with `image_file`, `images` and `data`.
-        notes: what the nets know of their images.
-        title: name of a net, for messages.
-    Returns:
-        The images as uint8, and the same normalised.
-    """
-    from pocketcnn.data import read_image
-
-    channels, height, _ = notes.input_size
-    if given.image_file is not None:
-        pixels = read_image(given.image_file, image_size=height, channels=channels, bits=notes.reading.get("bits"))[
-            None
-        ]
-    else:
-        test = load_for(notes, given.data, title, tables=given).test
-        if not given.images or not 0 <= min(given.images) <= max(given.images) < len(test):
-            raise BadUsage(f"images are numbers from 0 to {len(test) - 1}, got {', '.join(map(str, given.images))}")
-        pixels = test.images[list(given.images)]
-    return pixels, _normalised(pixels, notes)
-
-
-def _normalised(pixels: Any, notes: "ImageNotes") -> Any:
-    """Normalises images as in the nets' training; raises BadUsage if they are of another size."""
-    if tuple(pixels.shape[1:]) != notes.input_size:
-        raise BadUsage(f"the images are {list(pixels.shape[1:])}, the nets were trained on {list(notes.input_size)}")
-    return notes.normalise(pixels)

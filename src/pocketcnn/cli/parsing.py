@@ -41,7 +41,11 @@ def parse(
     FLAGS.update({name: f"--{name.replace('_', '-')}" for name in _names_of(kind)})
     _refuse_repeated(words)
     asks = any(word in ("-h", "--help") for word in words)
-    settings: dict[str, Any] = {"default": kind(**defaults)} if defaults else {}
+    settings: dict[str, Any] = {}
+    if defaults:
+        fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
+        needed = {f.name: tyro.MISSING for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+        settings["default"] = kind(**needed, **defaults)
     # Help needs some room. Lines of a message are joined, so they may be long and break inside of no word.
     columns = max(shutil.get_terminal_size().columns, 40) if asks else 2000
     captured = io.StringIO()

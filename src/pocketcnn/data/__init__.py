@@ -3,6 +3,7 @@
 
 from pocketcnn.data.augment import Augmentation, augment, shrink
 from pocketcnn.data.decode import read_image
+from pocketcnn.data.given import from_dataset, from_tensors
 from pocketcnn.data.load import load, load_unlabelled
 from pocketcnn.data.sets import BUILT_IN, DataSet, Images, generator_of
 from pocketcnn.data.shards import open_stream
@@ -15,6 +16,8 @@ __all__ = [
     "Images",
     "Stream",
     "augment",
+    "from_dataset",
+    "from_tensors",
     "generator_of",
     "load",
     "load_unlabelled",

@@ -28,12 +28,15 @@ BUILT_IN_SIZES = {
 """(channels, height, width) of the built-in data sets as they are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Images:
     """Images [n, channels, height, width] as uint8, and their labels [n] as int64."""
 
     images: Tensor
     labels: Tensor
+
+    def __repr__(self) -> str:
+        return f"Images({len(self):,} of {'x'.join(map(str, self.image_shape))})"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +93,7 @@ class Images:
         return Images(*self[::every])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataSet:
     """A data set ready for training: three splits, class names, and the mean and deviation that normalise the images.
 
@@ -114,6 +117,13 @@ class DataSet:
     skipped: int = 0
     found: Found = NOTHING
     reading: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        counts = [f"{len(split):,}" for split in (self.train, self.validation, self.test)]
+        return (
+            f"DataSet({self.name}: {counts[0]} training, {counts[1]} validation and {counts[2]} test images of "
+            f"{'x'.join(map(str, self.input_size))}, {len(self.classes)} classes)"
+        )
 
     def __deepcopy__(self, memo: Any) -> "DataSet":
         return self  # immutable and large

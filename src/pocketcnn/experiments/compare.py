@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pocketcnn.cost import count_params
 from pocketcnn.data import DataSet
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.experiments.speeds import measure_speeds
-from pocketcnn.models.recipes import RECIPES, create_model
-from pocketcnn.models.spec import PLAIN_METHOD, NetSpec, parse_method
+from pocketcnn.models.recipes import RECIPES, check_name, create_model, options_for
+from pocketcnn.models.spec import PLAIN_METHOD, NetSpec, parse_method, parse_model
+from pocketcnn.support.copying import copied
 from pocketcnn.support.files import make_folder, write_json
 from pocketcnn.support.runs import COMPARISON
 from pocketcnn.train import TrainConfig, fit
+from pocketcnn.train.distil import condensed
+from pocketcnn.train.teacher import digest_of
 
 _log = logging.getLogger(__name__)
 _SIZES: dict[str, int] = {}  # of plain nets by width, as the nets of a comparison share most steps of their searches
@@ -41,9 +45,9 @@ def net_specs(
     Every net is built once, so that mistakes show before anything is trained.
 
     Args:
-        models: names of plain nets.
+        models: plain nets in words, as `parse_model` takes them.
         methods: `plain` and methods with options, as `parse_method` takes them.
-        model_options: for `create_model`.
+        model_options: for `create_model`, as far as a net takes them; options in its words come before.
         equal_size: add for each small net its rival, the plain net narrowed to as many stored parameters.
     Raises:
         ValueError: no models or no methods, or a recipe among the models.
@@ -52,7 +56,10 @@ def net_specs(
     rows: list[NetSpec] = []
     if not models or not methods:
         raise ValueError("give at least one model and one method to compare")
-    for model in models:
+    for text in models:
+        model, own = parse_model(text)
+        check_name(model)
+        given = {**options_for(model, model_options), **own}
         if model in RECIPES:
             recipe = RECIPES[model]
             raise ValueError(
@@ -61,17 +68,37 @@ def net_specs(
             )
         for text in methods:
             method, options = parse_method(text)
-            spec = NetSpec(model, method, options, model_options)
+            spec = NetSpec(model, method, options, given)
             if spec in rows:
                 continue
             net = spec.build(seed=0)
             rows.append(spec)
             if equal_size and method != PLAIN_METHOD:
-                width = width_of_size(model, count_params(net)[1], model_options)
-                rival = NetSpec(model, PLAIN_METHOD, {}, {**model_options, "width": width}, rival_of=spec.label)
+                width = width_of_size(model, count_params(net)[1], given)
+                rival = NetSpec(model, PLAIN_METHOD, {}, {**given, "width": width}, rival_of=spec.label)
                 if rival.label not in {row.label for row in rows}:  # nets of the same size share their rival
                     rows.append(rival)
     return rows
+
+
+def trained_specs(nets: Sequence[str], methods: Sequence[str]) -> list[NetSpec]:
+    """Makes the rows of a comparison of nets that start from trained ones.
+
+    Args:
+        nets: names of the trained nets.
+        methods: as in `net_specs`; `plain` is the trained net, trained further.
+    Raises:
+        UnknownMethod: no method of that name.
+    """
+    return [NetSpec(name, *parse_method(text)) for name in nets for text in dict.fromkeys(methods)]
+
+
+def _started(trained: nn.Module, row: NetSpec, data: DataSet, seed: int) -> nn.Module:
+    """A copy of a trained net, condensed by fitting the row's method to it."""
+    torch.manual_seed(seed)
+    if row.method == PLAIN_METHOD:
+        return copied(trained)
+    return condensed(trained, row.method, data, **row.options)
 
 
 def width_of_size(model: str, numbers: int, model_options: Mapping[str, Any]) -> float:
@@ -102,6 +129,7 @@ def compare(
     output: str | Path,
     *,
     seeds: int = 1,
+    trained: Mapping[str, nn.Module] | None = None,
     on_result: Callable[[list[dict[str, Any]]], None] = lambda results: None,
     **run: Any,
 ) -> Outcome:
@@ -116,6 +144,8 @@ def compare(
         config: how every net is trained; its seed is the first one.
         output: folder of `comparison.json`, which lists the rows, and of a folder for each run.
         seeds: how many seeds each row gets.
+        trained: trained nets by the names in the rows, as `trained_specs` makes them: each row starts from its net, to whose
+            weights its method is fitted. By default all start afresh.
         on_result: called with all results so far after each run.
         **run: further arguments of `fit`: devices, progress, ...
     Returns:
@@ -140,9 +170,11 @@ def compare(
         for seed in range(config.seed, config.seed + seeds):
             folder = folders[row.label] / f"seed{seed}"
             identity = {**dataclasses.asdict(row), "label": row.label}
+            if trained is not None:
+                identity["start"] = digest_of(trained[row.model])
             try:
                 result = fit(
-                    row.build(seed),
+                    row.build(seed) if trained is None else _started(trained[row.model], row, data, seed),
                     data,
                     dataclasses.replace(settled, seed=seed),
                     folder,

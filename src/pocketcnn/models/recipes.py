@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,13 +14,11 @@ from torch import nn
 
 from pocketcnn.errors import NotEnoughMemory, UnknownModel
 from pocketcnn.methods import get_method
-from pocketcnn.methods.pde import GlobalLayer
-from pocketcnn.models import PLAIN, mnist_net
-from pocketcnn.models.equilibrium import EquilibriumNet
+from pocketcnn.models.builders import BUILDERS, Builder, find, is_foreign, made, names
 from pocketcnn.support.files import refuse_exported
 from pocketcnn.support.kinds import in_words, is_a
 from pocketcnn.support.memory import require_memory
-from pocketcnn.surgery import Provenance, condense, remember
+from pocketcnn.surgery import condense, record_of, remember
 
 
 @dataclass(frozen=True)
@@ -82,30 +80,13 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def _mnist_net(
-    feature: str = "conv", width: float | int = 1, diffusivity: Any = "constant", **options: Any
-) -> nn.Module:
-    """Makes the illustrative net. As published, its pde feature has one velocity for both axes, from one convolution."""
-    features = {
-        "conv": mnist_net.conv_feature,
-        "residual": mnist_net.residual_feature,
-        "pde": lambda channels: GlobalLayer(channels, velocity="conv", shared_velocity=True, diffusivity=diffusivity),
-    }
-    if feature not in features:
-        raise ValueError(f"no feature {feature!r}; known: {', '.join(features)}")
-    if feature != "pde" and diffusivity != "constant":
-        raise ValueError(f"feature {feature!r} has no diffusivity; feature='pde' has")
-    return mnist_net.MnistNet(features[feature], round(width), **options)
-
-
-BUILDERS: dict[str, Callable[..., nn.Module]] = {**PLAIN, "mnist_net": _mnist_net, "equilibrium": EquilibriumNet}
-
-
 def create_model(name: str, **options: Any) -> nn.Module:
     """Makes a net by name, with initial weights drawn from torch's random numbers.
 
     Args:
-        name: a plain net (`"resnet20"`) or a recipe (`"resnet18_ring"`); `list_models()` lists both.
+        name: a plain net (`"resnet20"`) or a recipe (`"resnet18_ring"`), which `list_models()` lists; a net of timm
+            (`"timm:resnet10t"`) or torchvision (`"torchvision:resnet18"`); or a function of yours that makes a net, in a
+            file (`"nets/mine.py:build"`) or a module (`"package.module:build"`), which is imported.
         **options: options of the plain net (`num_classes`, `in_channels`, `stem`, `width`); for a recipe with one method
             also that method's options (`size=0.1`).
     Returns:
@@ -114,18 +95,14 @@ def create_model(name: str, **options: Any) -> nn.Module:
         UnknownModel: no net has that name; the message offers the nearest.
         ExportedFile: the name is that of a file exported for serving.
         ValueError: an option is unknown, of another type or out of range.
+        BadFactory: your function cannot be imported, raises an error, or returns no net.
         NotEnoughMemory: the net is larger than the machine's memory.
     Example:
         >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
         11173962
     """
-    if name in BUILDERS:
-        _check_options(name, options)
-        try:
-            model = BUILDERS[name](**options)
-        except TypeError as error:
-            raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
-        return remember(model, Provenance(base={"name": name, "options": options}, steps=()))
+    if (builder := find(name)) is not None:
+        return build(builder, options)
     check_name(name)
     recipe = RECIPES[name]
     steps = [(method, dict(step_options)) for method, step_options in recipe.steps]
@@ -138,16 +115,43 @@ def create_model(name: str, **options: Any) -> nn.Module:
     return model
 
 
+def build(builder: Builder, options: Mapping[str, Any]) -> nn.Module:
+    """Makes a plain net, and records its name and options; the errors are those of `create_model`."""
+    name = builder.name
+    if name in BUILDERS:
+        _check_options(name, options)
+    try:
+        model = made(builder, options)
+    except TypeError as error:
+        raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
+    if record_of(model).base is not None:  # the user's factory calls ours
+        return model
+    # Trained weights are in the model file, so its reader need not fetch them.
+    kept = {key: value for key, value in options.items() if not (is_foreign(name) and key == "pretrained")}
+    return remember(model, dataclasses.replace(record_of(model), base={"name": name, "options": kept}))
+
+
+def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some options that a net of this name takes; all of them for a recipe or an unknown name.
+
+    Raises:
+        BadFactory: or another error of finding the net's builder.
+    """
+    builder = find(name)
+    return dict(options) if builder is None else builder.known_of(options)
+
+
 def check_name(name: str) -> None:
-    """Checks that a net has this name.
+    """Checks that a net has this name; imports it if it is one of the user's own.
 
     Raises:
         UnknownModel: none has; the message offers the nearest.
+        BadFactory: a file or module cannot be imported, or lacks the function.
         ExportedFile: the name is that of a file exported for serving.
     """
-    if name not in (*BUILDERS, *RECIPES):
+    if name not in RECIPES and find(name) is None:
         refuse_exported(name)
-        raise UnknownModel(name, (*BUILDERS, *RECIPES))
+        raise UnknownModel(name, (*names(), *RECIPES))
 
 
 # The largest values of options: far beyond use, but small enough that nothing overflows or runs for hours.
@@ -189,7 +193,7 @@ def list_models(pattern: str = "*") -> list[str]:
         >>> list_models("*_ring")
         ['resnet18_ring', 'resnet34_ring']
     """
-    return sorted(fnmatch.filter((*BUILDERS, *RECIPES), pattern), key=_by_number)
+    return sorted(fnmatch.filter((*names(), *RECIPES), pattern), key=_by_number)
 
 
 def _by_number(name: str) -> tuple[str, int, str]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from pocketcnn.errors import UnknownMethod
 from pocketcnn.methods import METHODS
+from pocketcnn.models.builders import split_name
 from pocketcnn.models.recipes import create_model
 from pocketcnn.surgery import condense
 
@@ -41,22 +42,46 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """Reads the name of a net and its options, as `create_model` takes them; `spell` writes them.
+
+    Raises:
+        ValueError: as in `parse_options`.
+    Example:
+        >>> parse_model("mnist_net:feature=pde,width=8")
+        ('mnist_net', {'feature': 'pde', 'width': 8})
+        >>> parse_model("nets/mine.py:build:num_classes=3")
+        ('nets/mine.py:build', {'num_classes': 3})
+    """
+    _check_length(text)
+    name, options = split_name(text)
+    return name, _options_of(name, options)
+
+
 def parse_options(text: str) -> tuple[str, dict[str, Any]]:
-    """Reads a name and the options behind it; `spell` writes them.
+    """Reads a name without a colon and the options behind it; `spell` writes them.
 
     Raises:
         ValueError: an option has no value or is given twice, or the text is longer than any that has a meaning.
     Example:
-        >>> parse_options("mnist_net:feature=pde,width=8")
-        ('mnist_net', {'feature': 'pde', 'width': 8})
         >>> parse_options("ring:level={'layer1': 'early', 'layer[23]': 'late'}")
         ('ring', {'level': {'layer1': 'early', 'layer[23]': 'late'}})
     """
+    _check_length(text)
+    name, _, rest = text.partition(":")
+    return name, _options_of(name, rest)
+
+
+def _check_length(text: str) -> None:
     if len(text) > _LONGEST:
         raise ValueError(
             f"{text[:40]!r}...: {len(text):,} characters; a name with its options has at most {_LONGEST:,}"
         )
-    name, _, rest = text.partition(":")
+
+
+def _options_of(name: str, rest: str) -> dict[str, Any]:
+    """Reads the options behind a name."""
+    text = f"{name}:{rest}"
     options: dict[str, Any] = {}
     while rest:
         key, equals, after = rest.partition("=")
@@ -72,7 +97,7 @@ def parse_options(text: str) -> tuple[str, dict[str, Any]]:
         if key in options:
             raise ValueError(f"{text!r}: gives {key} twice; give it once")
         options[key], rest = _read_value(after[:end]), after[end + 1 :]
-    return name, options
+    return options
 
 
 def spell(name: str, options: Mapping[str, Any]) -> str:

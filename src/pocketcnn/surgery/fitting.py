@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
+from pocketcnn.support.calls import Inputs, as_inputs, batches_of
 from pocketcnn.support.modules import device_and_dtype, evaluating, hooked, in_mode, learning
 from pocketcnn.support.protocols import is_condensed
 
@@ -91,19 +92,18 @@ def _same(small: nn.Module, trained: nn.Module, images: Tensor) -> bool:
 
 
 @torch.no_grad()
-def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> None:
+def recalibrate_(model: nn.Module, images: Inputs, *, batch_size: int = 256) -> None:
     """Replaces the running statistics of a net's batch norms, frozen ones too, by those of some images.
 
     Norms that no image reaches keep their statistics.
 
     Args:
         model: changed in place; all of it but its batch norms is in evaluation mode meanwhile.
-        images: as the net is given them, [count, channels, height, width].
+        images: as the net is given them, [count, channels, height, width]; a tuple of tensors for a net of several inputs.
         batch_size: images at once.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [({name: b.clone() for name, b in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
-    device, _ = device_and_dtype(model)
     done = False
     try:
         with evaluating(model):
@@ -112,8 +112,8 @@ def recalibrate_(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> 
                 norm.momentum = None  # the mean over all batches
                 norm.training = True
             # Batches of equal size, because each counts as much as the others.
-            for batch in images.tensor_split(-(-len(images) // batch_size)):
-                model(batch.to(device))
+            for batch in batches_of(as_inputs(images), batch_size, model):
+                model(*batch)
         done = True
     finally:
         for norm, (buffers, momentum) in zip(norms, before, strict=True):

@@ -3,30 +3,34 @@
 import dataclasses
 import hashlib
 import logging
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from pocketcnn import checkpoint
+from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import hold_zeros_
 from pocketcnn.cost import gauge_of
 from pocketcnn.data import DataSet, load_unlabelled
 from pocketcnn.errors import BadData
 from pocketcnn.methods import METHODS
-from pocketcnn.models.recipes import create_model
-from pocketcnn.models.spec import PLAIN_METHOD, parse_method, parse_options
+from pocketcnn.models.recipes import create_model, options_for
+from pocketcnn.models.spec import PLAIN_METHOD, parse_method, parse_model
 from pocketcnn.support.files import make_folder, write_json
 from pocketcnn.support.runs import Share, read_record
 from pocketcnn.surgery import condense, provenance
 from pocketcnn.surgery.fitting import recalibrate_
-from pocketcnn.train import TrainConfig, evaluate, fit
+from pocketcnn.train import PRESETS, TrainConfig, evaluate, fit
 from pocketcnn.train.devices import is_first_process
 from pocketcnn.train.images import calibrate, normalized
-from pocketcnn.train.teacher import Teacher
+from pocketcnn.train.teacher import Teacher, digest_of
 
+START = "start.json"
 IMAGES = 2000
 INITIALIZATIONS = ("fit", "fresh")
 _PATIENCE = 3600.0  # seconds that the other processes wait for the first one to make the student
@@ -34,11 +38,11 @@ _log = logging.getLogger(__name__)
 
 
 def distil(
-    teacher: str | Path,
-    student: str,
+    teacher: str | Path | nn.Module,
+    student: str | nn.Module,
     data: DataSet,
-    config: TrainConfig,
-    folder: str | Path,
+    config: TrainConfig | None = None,
+    folder: str | Path = "runs/distil",
     *,
     initialize: str = "fit",
     images: int = IMAGES,
@@ -47,16 +51,18 @@ def distil(
 ) -> dict[str, Any]:
     """Trains a student to give the outputs of a teacher, in a run folder like that of `pocketcnn.train.fit`.
 
-    The folder has two more files: `start.safetensors`, the student before its first step, from which a stopped run
-    resumes, and `start.json` with its accuracy on the validation images. Images are normalised as for the teacher.
+    The folder has one more file: `start.json` with the student's accuracy on the validation images before its first step;
+    and, unless the student is given as a net, `start.safetensors` with its weights then, from which a stopped run resumes.
 
     Args:
-        teacher: the file of a trained net, or the folder of its run. `create_model` must have made the net, condensed or
-            not, and it must be saved without a passphrase.
-        student: a method with its options (`"ring:size=0.25"`), which condenses the teacher; the file of a net; or the
-            name of a net, which starts fresh.
-        data: images of the classes that the teacher knows. With `config.teacher_weight` 1 their labels are not used.
-        config: how the student is trained; its teacher is replaced by the one given here.
+        teacher: a trained net, which is left alone; the file of one, saved without a passphrase; the folder of its run; or
+            a `Teacher`, which says how its images are normalised.
+        student: a method with its options (`"ring:size=0.25"`), which condenses the teacher; the file of a net, made by name
+            or from the teacher; the name of a net, which starts fresh; or a net, which is trained in place.
+        data: images of the classes that the teacher knows. With `config.teacher_weight` 1 their labels are not used. A
+            student that is given as a net sees them normalised by their own mean and deviation, one from a file as the file
+            says, any other as the teacher.
+        config: how the student is trained, by default as `PRESETS["distil"]`; its teacher is replaced by the one given here.
         folder: folder of the run; made when missing.
         initialize: how a condensed student starts, as in `pocketcnn.condense`.
         images: number of training images that a fit uses.
@@ -66,7 +72,7 @@ def distil(
         The result of the run, and the content of `start.json` as its `"start"`.
     Raises:
         BadData: the teacher has other classes or images than the data.
-        MissingBase: `create_model` did not make the teacher.
+        MissingBase: the file of the teacher or the student needs a plain net; load it, and give it as a net.
         UnknownModel: the student is neither a method nor a file nor a net.
         ValueError: an option is out of range, or the folder holds a student that began differently; or as in
             `pocketcnn.train.fit`.
@@ -74,11 +80,14 @@ def distil(
     if initialize not in INITIALIZATIONS:
         raise ValueError(f"no initialization {initialize!r}; known: {', '.join(INITIALIZATIONS)}")
     folder = make_folder(Path(folder))
-    config = dataclasses.replace(config, teacher=str(teacher))
-    trained = Teacher.open(str(teacher), data)
-    data = trained.notes.applied_to(data)
+    named = str(teacher) if isinstance(teacher, str | Path) else ""
+    config = config or PRESETS["distil"]
+    config = dataclasses.replace(config, teacher=named or config.teacher)
+    trained = Teacher.of(teacher).fitting(data)
+    if not isinstance(student, nn.Module):
+        data = _notes_of(student, trained).applied_to(data)
     began = {
-        "student": _digest(student),
+        "student": digest_of(student) if isinstance(student, nn.Module) else _digest(student),
         "initialize": initialize,
         "images": images,
         "hold_zeros": hold_zeros,
@@ -86,29 +95,41 @@ def distil(
         "teacher": trained.digest,
         "fingerprint": data.fingerprint,
     }
+    if not isinstance(student, nn.Module):
+        net = _begun(trained, student, data, folder, began)
+    else:
+        net = student
+        if not (folder / START).is_file() and is_first_process():
+            _note_start(net, data, folder, began)
+        _wait_for(folder / START)
+        _check_start(folder, began)
+    if hold_zeros:
+        hold_zeros_(net)
+    identity = _identity(net, student, initialize)
+    result = fit(net, data, config, folder, name=identity["label"], identity=identity, teacher=trained, **settings)
+    return {**result, "start": _start_of(folder)}
+
+
+def _begun(trained: Teacher, student: str, data: DataSet, folder: Path, began: dict[str, Any]) -> nn.Module:
+    """Makes the student that some words name, and keeps it in a file, from which it is read again."""
     start = folder / "start.safetensors"
     if not start.is_file() and not is_first_process():
         _wait_for(start)
     if start.is_file():
-        found = _start_of(folder)
-        if other := [key for key, value in began.items() if found.get(key) != value]:
-            raise ValueError(
-                f"{folder}: holds a student that began differently ({other[0]} was {found.get(other[0])!r}, now "
-                f"{began[other[0]]!r}); give another output folder, or delete this one"
-            )
-        net = checkpoint.load(start)
-    else:
-        torch.manual_seed(config.seed)
-        net = _student(trained.net, student, data, initialize, images)
-        accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
-        _log.info("%s: %.2f %% of the validation images are right before the first step", student, 100 * accuracy)
-        write_json(folder / "start.json", {**began, "validation_accuracy": accuracy})
-        checkpoint.save(net, start)
-    if hold_zeros:
-        hold_zeros_(net)
-    identity = _identity(net, student, initialize)
-    result = fit(net, data, config, folder, name=identity["label"], identity=identity, **settings)
-    return {**result, "start": _start_of(folder)}
+        _check_start(folder, began)
+        return _loaded(start, trained.net)
+    torch.manual_seed(began["seed"])
+    net = _student(trained.net, student, data, began["initialize"], began["images"])
+    _note_start(net, data, folder, began)
+    checkpoint.save(net, start)
+    return net
+
+
+def _note_start(net: nn.Module, data: DataSet, folder: Path, began: dict[str, Any]) -> None:
+    """Measures a student before its first step, and writes `start.json`."""
+    accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
+    _log.info("%.2f %% of the validation images are right before the first step", 100 * accuracy)
+    write_json(folder / START, {**began, "validation_accuracy": accuracy})
 
 
 def condensed(
@@ -147,8 +168,31 @@ class Start:
     validation_accuracy: Share
 
 
+def _check_start(folder: Path, began: dict[str, Any]) -> None:
+    """Checks that the student in a folder began as the one asked for.
+
+    Raises:
+        ValueError: it began differently.
+    """
+    found = _start_of(folder)
+    if other := [key for key, value in began.items() if found.get(key) != value]:
+        raise ValueError(
+            f"{folder}: holds a student that began differently ({other[0]} was {found.get(other[0])!r}, now "
+            f"{began[other[0]]!r}); give another output folder, or delete this one"
+        )
+
+
+def _notes_of(student: str, trained: Teacher) -> ImageNotes:
+    """The notes by which a student's images are normalised: those of its file if it has one, else the teacher's."""
+    if Path(student).exists():
+        own = ImageNotes.read(student)
+        if not own.lacks("mean", "std"):
+            return own
+    return trained.notes
+
+
 def _start_of(folder: Path) -> dict[str, Any]:
-    return read_record(folder / "start.json", Start, remedy="restore it, or delete the run's folder to start afresh")
+    return read_record(folder / START, Start, remedy="restore it, or delete the run's folder to start afresh")
 
 
 def _wait_for(path: Path) -> None:
@@ -160,17 +204,24 @@ def _wait_for(path: Path) -> None:
         time.sleep(0.5)
 
 
-def pseudo_labelled(teacher: str | Path, folder: str | Path, *, skip_bad_images: bool = False) -> DataSet:
+def pseudo_labelled(teacher: str | Path | Teacher, folder: str | Path, *, skip_bad_images: bool = False) -> DataSet:
     """Loads images without labels for `distil`, and labels them by the classes that the teacher finds.
 
-    The images are converted and normalised as for the teacher. The errors are those of `pocketcnn.data.load_unlabelled`.
+    The images are converted and normalised as for the teacher.
 
     Args:
-        teacher: the file of a trained net.
+        teacher: the file of a trained net; or a `Teacher`.
         folder: folder with image files, directly or in subfolders.
         skip_bad_images: as in `pocketcnn.data.load_unlabelled`.
+    Raises:
+        BadData: the teacher does not say what its images and classes are; or as in `pocketcnn.data.load_unlabelled`.
     """
-    trained = Teacher.read(str(teacher))
+    trained = Teacher.of(teacher)
+    if lacking := trained.notes.lacks("classes", "input_size", "mean", "std"):
+        raise BadData(
+            f"the teacher's file does not say what it was trained on (it lacks {', '.join(lacking)}); take the file that a "
+            "training wrote"
+        )
     channels, height, width = trained.notes.input_size
 
     def answer(images: torch.Tensor) -> torch.Tensor:
@@ -191,15 +242,22 @@ def pseudo_labelled(teacher: str | Path, folder: str | Path, *, skip_bad_images:
 def _student(teacher: nn.Module, student: str, data: DataSet, initialize: str, images: int) -> nn.Module:
     """Makes or loads the student that some words name."""
     if Path(student).exists():
-        return checkpoint.load(Path(student))
+        return _loaded(Path(student), teacher)
     if _is_method(student):
         method, options = parse_method(student)
         # The teacher was frozen; all weights of the student are to be trained.
         return condensed(teacher.requires_grad_(True), method, data, initialize=initialize, images=images, **options)
-    name, options = parse_options(student)
-    net = create_model(name, **{"in_channels": data.input_size[0], "num_classes": len(data.classes), **options})
+    name, options = parse_model(student)
+    needed = options_for(name, {"in_channels": data.input_size[0], "num_classes": len(data.classes)})
+    net = create_model(name, **{**needed, **options})
     calibrate(net, data)
     return net
+
+
+def _loaded(path: Path, teacher: nn.Module) -> nn.Module:
+    """Loads a student, whose plain net is the teacher's if it was not made by name."""
+    made_by_name = checkpoint.read_header(path)["base"] is not None
+    return checkpoint.load(path, base=None if made_by_name else teacher)
 
 
 def _is_method(student: str) -> bool:
@@ -212,12 +270,14 @@ def _digest(student: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else student
 
 
-def _identity(net: nn.Module, student: str, initialize: str) -> dict[str, Any]:
+def _identity(net: nn.Module, student: str | nn.Module, initialize: str) -> dict[str, Any]:
     """Describes the student for records and tables: its plain net, the last method that condensed it, and its start."""
     made = provenance(net)
     method, options = (made.steps[-1].method, made.steps[-1].options) if made.steps else (PLAIN_METHOD, {})
     model = made.base["name"] if made.base else type(net).__name__
-    if Path(student).exists():
+    if isinstance(student, nn.Module):
+        student, initialize = type(student).__name__, "file"
+    elif Path(student).exists():
         student, initialize = checkpoint.file_in(Path(student)).stem, "file"
     elif _is_method(student):
         options = parse_method(student)[1]  # those given; the others are at their defaults
@@ -227,3 +287,13 @@ def _identity(net: nn.Module, student: str, initialize: str) -> dict[str, Any]:
     label = f"{model} {words[initialize]}" if _is_method(student) else words[initialize]
     return {"model": model, "method": method, "options": dict(options), "student": student, "initialize": initialize,
             "label": label}  # fmt: skip
+
+
+class _Callable(ModuleType):
+    """This module, so that `pocketcnn.distil` is both: the module, and its function of that name."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return distil(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -51,6 +51,7 @@ def fit(
     *,
     name: str = "",
     identity: Mapping[str, Any] | None = None,
+    teacher: Teacher | None = None,
     hardware: Hardware = ONE_DEVICE,
     progress: bool = False,
     test: bool = True,
@@ -77,6 +78,7 @@ def fit(
         folder: the folder of the run; created when missing.
         name: shown in log messages and kept in the result; the folder's name by default.
         identity: what tells this run from others (model, method, options); kept in the result.
+        teacher: the trained net whose outputs are learnt; by default that of the file `config.teacher`, if any.
         hardware: devices, minutes between checkpoints, and where else epochs are logged.
         progress: show a bar with rate and time left.
         test: evaluate on the test images at the end; otherwise the result has no test scores.
@@ -107,7 +109,7 @@ def fit(
     folder = make_folder(Path(folder))
     label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
     _check(model, data, config)
-    teacher = _teacher_of(config, data)
+    teacher = _teacher_of(config, data, teacher)
     settings = settings_of(model, data, hardware, teacher, label)
     device = device_of(hardware.accelerator)
     safe = without_crash(config, model, data, device)
@@ -174,12 +176,14 @@ def _train(trainer: Any, module: Classifier, last: Path | None, guard: Safeguard
         ) from error
 
 
-def _teacher_of(config: TrainConfig, data: DataSet) -> Teacher | None:
-    if config.feature_weight and not config.teacher:
+def _teacher_of(config: TrainConfig, data: DataSet, given: Teacher | None) -> Teacher | None:
+    if given is None and config.teacher:
+        given = Teacher.read(config.teacher)
+    if config.feature_weight and given is None:
         raise ValueError(
             f"feature_weight {config.feature_weight} needs a teacher whose maps are learnt; give one, or 0"
         )
-    return Teacher.open(config.teacher, data) if config.teacher else None
+    return None if given is None else given.fitting(data)
 
 
 def _callbacks(

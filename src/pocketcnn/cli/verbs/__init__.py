@@ -4,6 +4,7 @@
 """
 
 VERBS = {
+    "shrink": "Make a trained net of yours small enough for a budget of bytes: choose how, fit, distil, store, measure before and after.",
     "compare": "Train nets by one preset, several seeds each, beside the plain net; writes a table, figures and report.html.",
     "train": "Train one net on one data set; writes a run folder with records, checkpoint and model file.",
     "distil": "Train a small net to give what a trained one gives, starting from its weights; writes a run folder as train does.",
@@ -13,6 +14,7 @@ VERBS = {
     "measure": "Count and time a net, by name or from a file: parameters, bytes, multiply-adds, depth, milliseconds, memory.",
     "bench": "Time every method, written out in PyTorch, compiled and by our kernels, beside the machine's limit and the plain nets.",
     "condense": "Replace layers of a net by condensed ones and write the small net to a file; the method's options are flags.",
+    "sensitivity": "Condense each layer of a trained net alone, and show what that costs in outputs and saves in bytes.",
     "plan": "Show what condensing would change and save, and which layers it skips and why; changes nothing.",
     "pack": "Rewrite a model file: weights as int8 or float16, small weights set to zero, seeds hidden by a passphrase.",
     "publish": "Write a net as a repository of the Hugging Face hub, with a card made from its run's record; upload it if asked.",

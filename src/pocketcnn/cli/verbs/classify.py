@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pocketcnn.cli.nets import load_net, model_path, trained_notes
+from pocketcnn.cli.arguments import ForeignArguments
+from pocketcnn.cli.nets import open_net
 from pocketcnn.cli.parsing import parse
 from pocketcnn.cli.printing import size_in_words
 from pocketcnn.errors import BadImage, BadUsage
-from pocketcnn.support.ranges import Number
+from pocketcnn.support.ranges import Number, Pixels
 from pocketcnn.support.tables import columns
 
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
@@ -20,13 +21,17 @@ _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 def classify(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
-    class Classify:
+    @dataclass(frozen=True)
+    class Classify(ForeignArguments):
         images: Positional[tuple[Path, ...]]
         """Image files, or folders of them; an image of another size or mode than the net's is converted."""
         model: str | None = None
         """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
-        of a run; by default the package's most accurate net for cifar10."""
+        of a run, or a net by name with --weights; by default the package's most accurate net for cifar10."""
+        image_size: Pixels | None = None
+        """Side in pixels of the images that a net by name takes."""
+        channels: Literal[1, 3] | None = None
+        """Channels of the images that a net by name takes; 3 by default."""
         top: Number = 3
         """Number of classes shown for each image."""
 
@@ -45,10 +50,11 @@ def classify(words: Sequence[str]) -> None:
         best = max(zoo.cards(data="cifar10"), key=lambda card: card.test_accuracy, default=None)
         if best is None:
             raise BadUsage("the package holds no net that was trained on cifar10; give one with --model")
-        title, path = best.title, zoo.path_of(best)
+        title = best.title
     else:
-        title, path = given.model, model_path(given.model)
-    notes, net = trained_notes(title, path), load_net(path)
+        title = given.model
+    opened = open_net(title, given).needs("classes", "input_size", "mean", "std")
+    net, notes = opened.net, opened.notes
     images = [image for path in given.images for image in _image_files(path)]
     read = [_converted_image(image, notes.input_size, notes.reading.get("bits")) for image in images]
     x = notes.normalise(torch.stack([pixels for pixels, _ in read])).to(device_and_dtype(net)[1])
@@ -59,7 +65,9 @@ def classify(words: Sequence[str]) -> None:
     for _, converted in read:
         if converted:
             print(converted, file=sys.stderr)
-    print(f"{title}: trained on {notes.data}, images {size_in_words(notes.input_size)}, {len(classes)} classes")
+    print(
+        f"{title}: {f'trained on {notes.data}, ' if notes.data else ''}images {size_in_words(notes.input_size)}, {len(classes)} classes"
+    )
     cells = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))]
     for image, row, indices in zip(images, shares.tolist(), chosen.tolist(), strict=True):
         found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))

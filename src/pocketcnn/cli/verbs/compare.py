@@ -4,31 +4,42 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketcnn.cli.arguments import (
     DataArguments,
     DeviceArguments,
+    ForeignArguments,
     ModelArguments,
     hardware_of,
     load_data,
     model_options_of,
 )
+from pocketcnn.cli.images import common_notes
+from pocketcnn.cli.nets import open_nets
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import DONE, FAILED, import_lightning, live_table, print_table
-from pocketcnn.errors import NonFiniteLoss
+from pocketcnn.errors import BadUsage, NonFiniteLoss
 from pocketcnn.support.ranges import Count
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pocketcnn.models.spec import NetSpec
 
 
 def compare(words: Sequence[str]) -> int:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Compare(DataArguments, ModelArguments, DeviceArguments):
+    class Compare(DataArguments, ModelArguments, ForeignArguments, DeviceArguments):
         models: tuple[str, ...] = ("resnet20",)
-        """Plain nets to condense; pocketcnn models lists them."""
+        """Plain nets to condense, by name: resnet20 timm:resnet10t nets/mine.py:build; pocketcnn models lists ours."""
         methods: tuple[str, ...] = ("plain", "ring", "condconv", "involution")
         """plain, and methods with their options: ring ring:size=0.1 condconv:num_experts=8"""
+        from_trained: bool = False
+        """Start each net from a trained one, by fitting its method to the weights; the models are then trained nets: model
+        files, folders of runs, nets of the package (cifar10/resnet20), or a net by name with --weights."""
         equal_size: bool = False
         """Beside each small net, train the plain net that has as many parameters."""
         seeds: Count = 1
@@ -41,12 +52,10 @@ def compare(words: Sequence[str]) -> int:
 
     given = parse(Compare, words, "compare", method_help, train=preset_of(words, PRESETS))
     import_lightning()
-    from pocketcnn.experiments.compare import compare, net_specs
+    from pocketcnn.experiments.compare import compare
     from pocketcnn.report import summarize, write_report
 
-    data = load_data(given)
-    options = model_options_of(given, data)
-    rows = net_specs(given.models, given.methods, options, equal_size=given.equal_size)
+    data, rows, trained = _rows(given)
     total = len(rows) * given.seeds
     with live_table() as show:
 
@@ -54,7 +63,14 @@ def compare(words: Sequence[str]) -> int:
             show(summarize(results), f"{len(results)} of {total} runs")
 
         outcome = compare(
-            data, rows, given.train, given.output, seeds=given.seeds, on_result=on_result, hardware=hardware_of(given)
+            data,
+            rows,
+            given.train,
+            given.output,
+            seeds=given.seeds,
+            trained=trained,
+            on_result=on_result,
+            hardware=hardware_of(given),
         )
     if not outcome.results:
         raise NonFiniteLoss(f"every run diverged: {outcome.failures[0]}")
@@ -64,3 +80,24 @@ def compare(words: Sequence[str]) -> int:
     for failure in outcome.failures:
         print(f"diverged: {failure}", file=sys.stderr)
     return FAILED if outcome.failures else DONE
+
+
+def _rows(given: Any) -> tuple[Any, list["NetSpec"], dict[str, "nn.Module"] | None]:
+    """Loads the data, and makes the rows of the table and the trained nets that they start from, if they do.
+
+    Raises:
+        BadUsage: flags that do not go together.
+    """
+    from pocketcnn.experiments.compare import net_specs, trained_specs
+
+    data = load_data(given)
+    if not given.from_trained:
+        if given.weights is not None:
+            raise BadUsage("--weights are where --from-trained starts; give both")
+        options = {"in_channels": data.input_size[0], "num_classes": len(data.classes), **model_options_of(given)}
+        return data, net_specs(given.models, given.methods, options, equal_size=given.equal_size), None
+    if given.equal_size:
+        raise BadUsage("--equal-size nets have no trained weights to start from; leave it or --from-trained out")
+    opened = open_nets(given.models, (), given)
+    trained = {title: one.net for title, one in opened.items()}
+    return common_notes(opened, given.data).applied_to(data), trained_specs(list(trained), given.methods), trained

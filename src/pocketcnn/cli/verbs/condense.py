@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pocketcnn.cli.arguments import SurgeryArguments, TableOptions
-from pocketcnn.cli.nets import input_size_of, load_for, open_net, passphrase_of
+from pocketcnn.cli.images import completed, load_for
+from pocketcnn.cli.nets import input_size_of, open_net, passphrase_of
 from pocketcnn.cli.parsing import parse_surgery
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count
@@ -14,7 +15,7 @@ from pocketcnn.support.ranges import Count
 if TYPE_CHECKING:
     from torch import nn
 
-    from pocketcnn.checkpoint.notes import ImageNotes
+    from pocketcnn.data import DataSet
 
 
 def condense(words: Sequence[str]) -> None:
@@ -34,9 +35,12 @@ def condense(words: Sequence[str]) -> None:
     import pocketcnn as pc
 
     opened = open_net(given.model, given)
-    net = opened.net
-    input_size = input_size_of(given, opened)
-    small = _condensed(net, opened.notes, given, options)
+    data = None
+    if given.data is not None:
+        data = load_for(opened.notes, given.data, given.model, tables=given)
+        opened = completed(opened, data)
+    net, input_size = opened.net, input_size_of(given, opened)
+    small = _condensed(net, data, given, options)
     before, after = pc.measure(net, input_size), pc.measure(small, input_size)
     passphrase = passphrase_of(opened.path) if opened.path is not None else None
     size = pc.save(small, given.output, notes=opened.header, passphrase=passphrase)
@@ -46,7 +50,7 @@ def condense(words: Sequence[str]) -> None:
     print(f"{given.output}: {size:,} bytes")
 
 
-def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[str, Any]) -> "nn.Module":
+def _condensed(net: "nn.Module", data: "DataSet | None", given: Any, options: dict[str, Any]) -> "nn.Module":
     """Condenses a net. With data it prints the accuracy before, after a fresh start, and after a fit if one is asked for.
 
     Raises:
@@ -54,7 +58,7 @@ def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[
     """
     import pocketcnn as pc
 
-    if given.data is None:
+    if data is None:
         if given.initialize == "fit" and pc.METHODS[given.method].match is None:
             raise BadUsage(
                 f"{given.method} is fitted to what the trained layers give for images; name some with --data"
@@ -65,7 +69,6 @@ def _condensed(net: "nn.Module", notes: "ImageNotes", given: Any, options: dict[
     from pocketcnn.train import evaluate
     from pocketcnn.train.distil import condensed
 
-    data = load_for(notes, given.data, given.model, tables=given)
     nets = {"before": net}
     for initialize in dict.fromkeys(("fresh", given.initialize)):
         nets[initialize] = condensed(net, given.method, data, initialize=initialize, images=given.images, **options)

@@ -1,25 +1,34 @@
 """`pocketcnn distil`: makes a small net from a trained one, and trains it to give the same outputs."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pocketcnn.cli.arguments import DataOptions, DeviceArguments, hardware_of, load_data, table_options_of
-from pocketcnn.cli.nets import model_path, reading_for, trained_notes
+from pocketcnn.cli.arguments import (
+    DataOptions,
+    DeviceArguments,
+    ForeignArguments,
+    hardware_of,
+)
+from pocketcnn.cli.images import data_for
+from pocketcnn.cli.nets import open_net
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import can_redraw, import_lightning, print_table
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count
 from pocketcnn.support.runs import MODEL
 
+if TYPE_CHECKING:
+    from pocketcnn.data import DataSet
+    from pocketcnn.train.teacher import Teacher
+
 
 def distil(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Distil(DataOptions, DeviceArguments):
+    class Distil(DataOptions, ForeignArguments, DeviceArguments):
         student: str = "ring:size=0.25,scheme=windows"
         """A method with its options, which condenses the teacher; a model file; or a net by name."""
         initialize: Literal["fit", "fresh"] = "fit"
@@ -43,23 +52,13 @@ def distil(words: Sequence[str]) -> None:
     import_lightning()
     if not given.train.teacher:
         raise BadUsage(
-            "distil needs --teacher: the file of a trained net, the folder of its run, or DATA/NAME of models"
+            "distil needs --teacher: the file of a trained net, the folder of its run, DATA/NAME of models, or a net by name with "
+            "--weights"
         )
     from pocketcnn.report import summarize
     from pocketcnn.train.distil import distil as run
-    from pocketcnn.train.distil import pseudo_labelled
 
-    teacher = model_path(given.train.teacher)
-    if given.unlabelled is None:
-        notes, title = trained_notes(given.train.teacher, teacher), given.train.teacher
-        name = given.data or notes.data
-        reading = reading_for(notes, name, title, image_size=given.image_size, channels=given.channels)
-        columns = table_options_of(given, notes.reading if name == notes.data else {})
-        data = load_data(dataclasses.replace(given, data=name, **reading, **columns))
-    elif given.data is not None:
-        raise BadUsage("give --data, or --unlabelled with images that the teacher labels, not both")
-    else:
-        data = pseudo_labelled(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
+    teacher, data = _teacher_and_data(given)
     result = run(
         teacher,
         given.student,
@@ -75,3 +74,18 @@ def distil(words: Sequence[str]) -> None:
     print_table(summarize([result]))
     print(f"accuracy before the first step, on validation images: {100 * result['start']['validation_accuracy']:.2f} %")
     print(f"model file: {given.output / MODEL}")
+
+
+def _teacher_and_data(given: Any) -> tuple["Teacher", "DataSet"]:
+    """Opens the teacher, and loads the images for it."""
+    from pocketcnn.train.distil import pseudo_labelled
+    from pocketcnn.train.teacher import Teacher, digest_of, digest_of_file
+
+    opened = open_net(given.train.teacher, given).needs()
+    digest = digest_of(opened.net) if opened.path is None else digest_of_file(opened.path)
+    teacher = Teacher(opened.net, opened.notes, digest, opened.title)
+    if given.unlabelled is not None:
+        if given.data is not None:
+            raise BadUsage("give --data, or --unlabelled with images that the teacher labels, not both")
+        return teacher, pseudo_labelled(teacher, given.unlabelled, skip_bad_images=given.skip_bad_images)
+    return teacher, data_for(opened, given)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pocketcnn.cli.arguments import TableOptions
-from pocketcnn.cli.nets import load_for, load_net, model_path, trained_notes
+from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.images import completed, load_for
+from pocketcnn.cli.nets import open_net, size_of
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Pixels
 
@@ -13,10 +14,10 @@ from pocketcnn.support.ranges import Pixels
 def evaluate(words: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
-    class Evaluate(TableOptions):
+    class Evaluate(ForeignArguments, TableOptions):
         model: str
-        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, or the folder
-        of a run."""
+        """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, the folder of a
+        run, or a net by name (timm:resnet10t, nets/mine.py:build) with --weights."""
         data: str | None = None
         """Built-in name, hub id, folder of parquet files or of class folders; by default the data that the net was trained on."""
         image_size: Pixels | None = None
@@ -31,10 +32,9 @@ def evaluate(words: Sequence[str]) -> None:
     given = parse(Evaluate, words, "evaluate")
     from pocketcnn.train import evaluate
 
-    path = model_path(given.model)
-    notes, net = trained_notes(given.model, path), load_net(path)
+    opened = open_net(given.model, given).needs()
     data = load_for(
-        notes,
+        opened.notes,
         given.data,
         given.model,
         image_size=given.image_size,
@@ -43,8 +43,9 @@ def evaluate(words: Sequence[str]) -> None:
         tables=given,
         hint="; --image-size and --channels convert them",
     )
-    found = evaluate(net, data, tta=given.tta)
-    print(f"{given.model}: {path.stat().st_size:,} bytes, on {len(data.test):,} test images of {data.name}")
+    opened = completed(opened, data)
+    found = evaluate(opened.net, data, tta=given.tta)
+    print(f"{given.model}: {size_of(opened):,} bytes, on {len(data.test):,} test images of {data.name}")
     print(f"test accuracy {100 * found['test_accuracy']:.2f} %")
     print(f"test loss {found['test_loss']:.4f}")
     if given.tta != "off":

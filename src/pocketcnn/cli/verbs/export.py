@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import TableOptions
-from pocketcnn.cli.nets import input_size_of, open_net, size_of, some_test_images
+from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.images import some_test_images
+from pocketcnn.cli.nets import input_size_of, open_net, size_of
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Count, InputSize, NotNegative, Number
 from pocketcnn.support.tables import columns
@@ -16,7 +17,7 @@ def export(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Export(TableOptions):
+    class Export(ForeignArguments, TableOptions):
         model: Positional[str]
         """A trained net of the package (cifar10/resnet20), a model file, the folder of a run, or a net by name."""
         format: Literal["onnx", "onnx_compact", "executorch", "torch_export"] = "onnx"
@@ -39,10 +40,13 @@ def export(words: Sequence[str]) -> None:
     from pocketcnn.export import SUFFIXES
     from pocketcnn.export import export as write
 
-    opened, images = open_net(given.model), None
-    size = input_size_of(given, opened, batch=given.batch or 1)
+    opened, images = open_net(given.model, given), None
     if given.data is not None:
         images = some_test_images(given.data, opened.notes, 170, given.model, given)[1]
+    if images is not None and not (given.input_size or opened.notes.input_size):
+        size = tuple(images.shape[1:])
+    else:
+        size = input_size_of(given, opened, batch=given.batch or 1)
     found = write(
         opened.net,
         given.output or Path(f"model{SUFFIXES[given.format]}"),

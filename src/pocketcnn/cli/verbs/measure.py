@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ModelArguments, TableOptions, model_options_of
-from pocketcnn.cli.nets import input_size_of, load_for, open_net
+from pocketcnn.cli.arguments import ForeignArguments, ModelArguments, TableOptions, model_options_of
+from pocketcnn.cli.images import load_for
+from pocketcnn.cli.nets import input_size_of, open_net
 from pocketcnn.cli.parsing import method_help, parse
 from pocketcnn.cli.printing import size_in_words, with_commas
 from pocketcnn.errors import BadUsage
@@ -21,7 +22,7 @@ def measure(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Measure(ModelArguments, TableOptions):
+    class Measure(ModelArguments, ForeignArguments, TableOptions):
         model: Positional[str]
         """A net by name, with its options (mnist_net:width=8), a model file, the folder of a run, a trained net of the package
         (cifar10/resnet20), or an exported file (.onnx)."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import TableOptions
-from pocketcnn.cli.nets import load_for, new_passphrase, open_net, passphrase_of, size_of
+from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.images import completed, load_for
+from pocketcnn.cli.nets import new_passphrase, open_net, passphrase_of, size_of
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Fraction
 
@@ -16,7 +17,7 @@ def pack(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Pack(TableOptions):
+    class Pack(ForeignArguments, TableOptions):
         model: Positional[str]
         """A model file, the folder of a run, a trained net of the package (cifar10/resnet20), or a net by name."""
         output: Path = Path("packed.safetensors")
@@ -35,11 +36,12 @@ def pack(words: Sequence[str]) -> None:
     from pocketcnn import checkpoint
     from pocketcnn.checkpoint.storage import prune_
 
-    opened = open_net(given.model)
+    opened = open_net(given.model, given)
     path = opened.path
     data = None
     if given.data is not None:
         data = load_for(opened.notes, given.data, given.model, tables=given)
+        opened = completed(opened, data)
     nets = [("before", size_of(opened), opened.net)]
     packed = copy.deepcopy(opened.net)
     if given.prune:
@@ -49,7 +51,7 @@ def pack(words: Sequence[str]) -> None:
         kept = passphrase_of(path) if path is not None else None
         passphrase = kept if given.lock == "keep" else new_passphrase(given.output)
     size = checkpoint.save(packed, given.output, notes=opened.header, storage=given.storage, passphrase=passphrase)
-    nets.append(("after", size, checkpoint.load(given.output, passphrase=passphrase)))
+    nets.append(("after", size, checkpoint.load(given.output, base=given.base, passphrase=passphrase)))
     for title, length, net in nets:
         accuracy = ""
         if data is not None:

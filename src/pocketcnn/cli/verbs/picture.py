@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import TableOptions
-from pocketcnn.cli.nets import common_notes, images_for, load_net, model_files, some_test_images
+from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.images import common_notes, images_for, some_test_images
+from pocketcnn.cli.nets import open_nets
 from pocketcnn.cli.parsing import parse
 from pocketcnn.support.ranges import Number
 from pocketcnn.support.wings import part_of
@@ -24,9 +25,9 @@ def picture(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Picture(TableOptions):
-        models: Positional[tuple[Path, ...]]
-        """Model files, or folders of runs."""
+    class Picture(ForeignArguments, TableOptions):
+        models: Positional[tuple[str, ...]]
+        """Model files, folders of runs, trained nets of the package, or a net by name with --weights."""
         data: str | None = None
         """Data set whose test images are shown; by default that of the first net's training."""
         images: tuple[Number, ...] = (0, 1, 2)
@@ -43,13 +44,12 @@ def picture(words: Sequence[str]) -> None:
         """Folder for the PNG and SVG files."""
 
     given = parse(Picture, words, "picture")
-    from pocketcnn import checkpoint
     from pocketcnn.pictures import Images, draw_maps, write_figure
 
-    files = model_files(given.models, given.titles)
-    nets = {title: load_net(path) for title, path in files.items()}
-    notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
-    first = next(iter(files))
+    opened = open_nets(given.models, given.titles, given)
+    nets = {title: one.net for title, one in opened.items()}
+    notes = common_notes(opened, given.data)
+    first = next(iter(opened))
     pixels, x = images_for(given, notes, first)
     labelled = functools.cache(functools.partial(some_test_images, given.data, notes, title=first, tables=given))
     images = Images(pixels, x, given.channel, labelled)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.cli.arguments import TableOptions
-from pocketcnn.cli.nets import load_for, load_net, model_path, trained_notes
+from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.images import completed, load_for
+from pocketcnn.cli.nets import open_net
 from pocketcnn.cli.parsing import parse
 from pocketcnn.errors import BadUsage
 
@@ -15,9 +16,9 @@ def publish(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Publish(TableOptions):
+    class Publish(ForeignArguments, TableOptions):
         model: Positional[str]
-        """A model file, the folder of a run, or a trained net of the package (cifar10/resnet20)."""
+        """A model file, the folder of a run, a trained net of the package (cifar10/resnet20), or a net by name with --weights."""
         output: Path | None = None
         """Folder for model file, configuration and card; a README.md already in it is kept, and uploaded with the rest."""
         repo: str | None = None
@@ -38,21 +39,27 @@ def publish(words: Sequence[str]) -> None:
     from pocketcnn.hub.card import record_of
     from pocketcnn.support.runs import read_result
 
-    path = model_path(given.model)
-    record = record_of(path) if given.record is None else read_result(given.record)
+    opened = open_net(given.model, given).needs()
+    if given.record is not None:
+        record = read_result(given.record)
+    else:
+        record = {} if opened.path is None else record_of(opened.path)
     if given.data is not None:
         from pocketcnn.train import evaluate
 
-        notes = trained_notes(given.model, path)
-        data = load_for(notes, given.data, given.model, tables=given)
-        record["stored_accuracy"], record["stored_data"] = evaluate(load_net(path), data)["test_accuracy"], data.name
+        data = load_for(opened.notes, given.data, given.model, tables=given)
+        opened = completed(opened, data)
+        record["stored_accuracy"], record["stored_data"] = evaluate(opened.net, data)["test_accuracy"], data.name
     described: dict[str, Any] = {"record": record, "license": given.license}
+    if opened.path is None:
+        described["notes"] = opened.header
+    source = opened.path or opened.net  # a file is published as it is, quantised or locked
     address = ""
     if given.repo is not None:
         private = given.private or None  # None: as the owner's settings say
-        address = hub.push_to_hub(path, given.repo, folder=given.output, private=private, **described)
+        address = hub.push_to_hub(source, given.repo, folder=given.output, private=private, **described)
     elif given.output is not None:
-        hub.save_pretrained(path, given.output, **described)
+        hub.save_pretrained(source, given.output, **described)
     if given.output is not None:
         print(f"folder: {given.output}")
     if address:

@@ -17,7 +17,8 @@ def search(words: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Search(DataArguments, ModelArguments):
         model: str = "resnet20"
-        """The plain net that candidates are made from, at an eighth of its width up to all of it."""
+        """The plain net by name that candidates are made from, at an eighth of its width up to all of it, if it has a width:
+        resnet20, timm:resnet10t, nets/mine.py:build."""
         methods: tuple[str, ...] | None = None
         """plain, and methods, several in turn if joined by a plus: ring pde+ring. Options given are fixed: ring:level=stage.
         By default all methods that can condense the net."""
@@ -47,15 +48,15 @@ def search(words: Sequence[str]) -> None:
     from pocketcnn.experiments.search import search as run
     from pocketcnn.experiments.search.space import Budgets, Space, parse_size
     from pocketcnn.models.recipes import check_name
-    from pocketcnn.models.spec import parse_options
+    from pocketcnn.models.spec import parse_model
 
     sizes = (given.max_bytes, given.max_macs)
     max_bytes, max_macs = (None if text is None else parse_size(text) for text in sizes)
     budgets = Budgets(max_bytes, max_macs, given.max_ms)
-    model, model_options = parse_options(given.model)
+    model, model_options = parse_model(given.model)
     check_name(model)
     data = load_data(given)
-    space = Space.of(model, {**model_options_of(given, data), **model_options}, given.methods)
+    space = Space.of(model, {**model_options_of(given, data, model), **model_options}, given.methods)
     found = run(
         data, given.train, given.output, trials=given.trials, space=space, budgets=budgets, storage=given.storage,
         study=given.study, accelerator=given.accelerator,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.cli.arguments import TableOptions
-from pocketcnn.cli.nets import common_notes, load_net, model_files, some_test_images
+from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.images import common_notes, some_test_images
+from pocketcnn.cli.nets import GivenNet, open_nets
 from pocketcnn.cli.parsing import parse
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count, OpenFraction
@@ -17,9 +18,10 @@ def similarity(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Similarity(TableOptions):
-        models: Positional[tuple[Path, ...]]
-        """Model files, or folders of runs; the others are compared with the first."""
+    class Similarity(ForeignArguments, TableOptions):
+        models: Positional[tuple[str, ...]]
+        """Model files, folders of runs, trained nets of the package, or a net by name with --weights; the others are compared
+        with the first."""
         data: str | None = None
         """Data set whose test images the nets see; by default that of the first net's training."""
         images: Count = 512
@@ -34,7 +36,6 @@ def similarity(words: Sequence[str]) -> None:
     given = parse(Similarity, words, "similarity")
     if given.images < 2:
         raise BadUsage(f"similarity needs at least 2 images, got {given.images}")
-    from pocketcnn import checkpoint
     from pocketcnn.pictures import (
         draw_correlated,
         draw_law,
@@ -45,11 +46,11 @@ def similarity(words: Sequence[str]) -> None:
         write_figure,
     )  # fmt: skip
 
-    files = model_files(given.models, given.titles)
-    nets = {title: load_net(path) for title, path in files.items()}
-    notes = common_notes({title: checkpoint.read_header(path)["notes"] for title, path in files.items()})
+    opened = open_nets(given.models, given.titles, given)
+    nets = {title: one.net for title, one in opened.items()}
+    notes = common_notes(opened, given.data)
     filters = {title: filter_similarity(net, given.threshold) for title, net in nets.items()}
-    x = some_test_images(given.data, notes, given.images, next(iter(files)), given)[1]
+    x = some_test_images(given.data, notes, given.images, next(iter(opened)), given)[1]
     grams = {title: station_grams(net, x) for title, net in nets.items()}
     print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
     print(_table(grams, filters, given.threshold))
@@ -61,7 +62,7 @@ def similarity(words: Sequence[str]) -> None:
         plain = filters[reference] if sizes[reference] is None else None
         shown = draw_correlated({"ring": points}, plain=plain and plain[0], threshold=given.threshold)
         written += write_figure(shown, given.output, "correlated")
-    law = _accuracies(files, nets, sizes)
+    law = _accuracies(opened, sizes)
     if len(law.get("ring", [])) > 2:
         written += write_figure(draw_law(law, fitted=["ring"]), given.output, "law")
     for path in written:
@@ -87,16 +88,16 @@ def _table(grams: dict[str, Any], filters: dict[str, Any], threshold: float) -> 
     return columns(cells)
 
 
-def _accuracies(files: dict[str, Path], nets: dict[str, Any], rings: dict[str, float | None]) -> dict[str, Any]:
+def _accuracies(nets: dict[str, GivenNet], rings: dict[str, float | None]) -> dict[str, Any]:
     """Parameters and test accuracies of nets whose run has left its record beside them; nets with rings are a series apart."""
     from pocketcnn.cost import count_params
     from pocketcnn.support.runs import RESULT, read_result
 
     found: dict[str, Any] = {}
-    for title, path in files.items():
-        if not path.with_name(RESULT).is_file():
+    for title, opened in nets.items():
+        if opened.path is None or not opened.path.with_name(RESULT).is_file():
             continue
-        if (accuracy := read_result(path.parent).get("test_accuracy")) is not None:
-            point = count_params(nets[title])[1], accuracy
+        if (accuracy := read_result(opened.path.parent).get("test_accuracy")) is not None:
+            point = count_params(opened.net)[1], accuracy
             found.setdefault("ring" if rings[title] else "others", []).append(point)
     return found

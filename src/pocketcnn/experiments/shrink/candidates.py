@@ -1,0 +1,188 @@
+"""Candidates for a budget of bytes: ways to make a net's file small, each as large as the budget allows."""
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pocketcnn import checkpoint
+from pocketcnn.checkpoint.storage import Storage, hold_zeros_, prune_
+from pocketcnn.errors import NothingFits, NothingToCondense
+from pocketcnn.methods import METHODS
+from pocketcnn.models.spec import PLAIN_METHOD, spell
+from pocketcnn.numerics.ring_index import LONGEST, WINDOW
+from pocketcnn.support.copying import copied
+from pocketcnn.surgery import condense, plan
+
+_log = logging.getLogger(__name__)
+_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+_STEPS = 9  # of a bisection
+WINDOWS = "ring"
+MOST_PRUNED = 0.97
+Notes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to make a trained net small: a method that is fitted to its weights, or zeros in their places.
+
+    `bytes` is the length of the model file. `pruned` is the share of each weight that is set to zero.
+    """
+
+    label: str
+    storage: Storage
+    bytes: int
+    method: str = PLAIN_METHOD
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pruned: float = 0.0
+
+    def start(self, net: nn.Module, images: Tensor | None) -> nn.Module:
+        """Makes the small net from the trained one; `images` are as in `condense`."""
+        if self.method != PLAIN_METHOD:
+            return condense(net, self.method, initialize="fit", images=images, **self.options)
+        small = copied(net).requires_grad_(True)
+        if self.pruned:
+            prune_(small, self.pruned)
+        return small
+
+    def hold(self, small: nn.Module) -> None:
+        """Keeps zeros at zero while the net is trained."""
+        if self.pruned:
+            hold_zeros_(small)
+
+
+def file_bytes(net: nn.Module, storage: Storage | None, notes: Notes) -> int:
+    """The length of the model file that a net would have."""
+    with tempfile.TemporaryDirectory() as place:
+        return checkpoint.save(net, Path(place) / checkpoint.FILE, notes=dict(notes), storage=storage)
+
+
+def plain(net: nn.Module, max_bytes: int, storages: Sequence[Storage], notes: Notes) -> Candidate | None:
+    """The net as it is, in the most exact number type that fits; None if none does."""
+    for storage in storages:
+        if (length := file_bytes(net, storage, notes)) <= max_bytes:
+            return Candidate(f"plain {storage}", storage, length)
+    return None
+
+
+def pruned(net: nn.Module, max_bytes: int, storage: Storage, notes: Notes) -> Candidate | None:
+    """The net with as few zeros as fit, smallest weights first; None if too few weights would be left."""
+
+    def length(share: float) -> int:
+        small = copied(net)
+        prune_(small, share)
+        return file_bytes(small, storage, notes)
+
+    share = _least(lambda share: length(share) <= max_bytes, 0.0, MOST_PRUNED)
+    if share is None:
+        return None
+    return Candidate(f"plain, {100 * share:.0f} % zeros, {storage}", storage, length(share), pruned=share)
+
+
+def windows(
+    net: nn.Module, max_bytes: int, storage: Storage, notes: Notes, keep: Sequence[str] = ()
+) -> Candidate | None:
+    """A ring read by windows, as long as fits, for all convolutions but those kept; None if none fits.
+
+    Raises:
+        NothingToCondense: there are no convolutions to replace.
+    """
+    options: dict[str, Any] = {"scheme": "windows", "gain": True, **({"exclude": tuple(keep)} if keep else {})}
+    weights = sum(row.numbers_before for row in plan(net, WINDOWS, **options).rows if row.becomes)
+    if not weights:
+        condense(net, WINDOWS, **options)  # raises an error that says why
+    shortest = file_bytes(condense(net, WINDOWS, size=WINDOW, **options), storage, notes)
+    length = min(WINDOW + (max_bytes - shortest) // _BYTES[storage], weights)
+    while length >= WINDOW:
+        level = {} if length <= LONGEST else {"level": "stage"}
+        made = {**options, "size": int(length), **level}
+        found = file_bytes(condense(net, WINDOWS, **made), storage, notes)
+        if found <= max_bytes:
+            kept = f" but {len(keep)} plain" if keep else ""
+            return Candidate(f"ring of windows, {length:,} parameters{kept}, {storage}", storage, found, WINDOWS, made)
+        length -= max(8, found - max_bytes)  # the header's numbers and rounding to whole words take a few bytes more
+    return None
+
+
+def of_method(
+    net: nn.Module, method: str, options: Mapping[str, Any], max_bytes: int, storage: Storage, notes: Notes
+) -> Candidate | None:
+    """A method that was asked for, with the largest `size` that fits if it has one and none was given."""
+
+    def made(**more: Any) -> Candidate:
+        own = {**METHODS[method].match_options, **options, **more}
+        length = file_bytes(condense(net, method, **own), storage, notes)
+        return Candidate(f"{spell(method, {**options, **more})}, {storage}", storage, length, method, own)
+
+    if method == WINDOWS and options.get("scheme") == "windows" and not {"size", "level"} & options.keys():
+        keep = options.get("exclude") or ()
+        return windows(net, max_bytes, storage, notes, (keep,) if isinstance(keep, str) else keep)
+    searched = METHODS[method].searched
+    if "size" not in searched or "size" in options:
+        found = made()
+        return found if found.bytes <= max_bytes else None
+    low, high = getattr(searched["size"], "low", 0.001), 1.0
+    share = _least(lambda share: made(size=_size(share)).bytes <= max_bytes, 1 - high, 1 - low)
+    return None if share is None else made(size=_size(share))
+
+
+def _size(share: float) -> float:
+    """The size that is the rest of a share, rounded down to a few digits."""
+    return max(1e-6, math.floor((1 - share) * 1e6) / 1e6)
+
+
+def _least(fits: Callable[[float], bool], low: float, high: float) -> float | None:
+    """The least number of a range for which something holds that holds for all above; None if it does not for the highest."""
+    if not fits(high):
+        return None
+    if fits(low):
+        return low
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def nothing_fits(net: nn.Module, max_bytes: int, storage: Storage, notes: Notes) -> NothingFits:
+    """The error for a budget that nothing meets; it says what the rest of the net takes, and names its largest parts."""
+    try:
+        least = condense(net, WINDOWS, size=WINDOW, scheme="windows", gain=True)
+    except NothingToCondense:
+        least = copied(net)
+    with torch.no_grad():
+        least_bytes = file_bytes(least, storage, notes)
+    parts = sorted(parts_of(least, storage).items(), key=lambda part: -part[1])
+    named = ", ".join(f"{name} {length:,}" for name, length in parts[:4])
+    return NothingFits(
+        f"{max_bytes:,} bytes are too few for {type(net).__name__}: with the shortest ring its file takes {least_bytes:,}, the "
+        f"most in {named}; allow {least_bytes:,} or more, or take a smaller net"
+    )
+
+
+def parts_of(net: nn.Module, storage: Storage) -> dict[str, int]:
+    """The bytes that each module's own tensors take in a file, and those of the file's header as `header`."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / checkpoint.FILE
+        checkpoint.save(net, path, storage=storage)
+        return parts_in(path)
+
+
+def parts_in(path: Path) -> dict[str, int]:
+    """The bytes of a model file by the module whose tensors they are, and those of its head."""
+    head = checkpoint.read_head(path)
+    found: dict[str, int] = {}
+    for name, entry in head.tensors.items():
+        owner = name.rpartition(".")[0] or name
+        found[owner] = found.get(owner, 0) + entry.nbytes
+    return {**found, "names and description": head.start}
+
+
+def storages_of(storage: str | None) -> tuple[Storage, ...]:
+    """The number types that may be used, the most exact first; all of them unless one was asked for."""
+    return get_args(Storage) if storage is None else (storage,)

@@ -1,0 +1,69 @@
+"""Nets of one or several inputs and outputs: their inputs in batches, and the tensors in what they return."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Inputs = Tensor | tuple[Tensor, ...]
+"""What a net is called with: one tensor, or a tuple of as many as it takes; the first axis counts the examples."""
+_TINY = 1e-12
+
+
+def as_inputs(given: Any) -> tuple[Tensor, ...]:
+    """Checks a net's inputs, and returns them as a tuple.
+
+    Raises:
+        ValueError: no tensors, fewer than two examples, tensors of different lengths, or numbers that are not finite.
+    """
+    found = tuple(given) if isinstance(given, tuple | list) else (given,)
+    if not found or not all(isinstance(one, Tensor) for one in found):
+        raise ValueError(
+            "inputs are a tensor, or a tuple of as many tensors as the net takes, in the order of its arguments"
+        )
+    counts = {len(one) if one.dim() else 0 for one in found}
+    if len(counts) > 1 or min(counts) < 2:
+        raise ValueError(
+            f"inputs hold {' and '.join(map(str, sorted(counts)))} examples; give two or more, of all alike"
+        )
+    if any(one.is_floating_point() and not torch.isfinite(one).all() for one in found):
+        raise ValueError(
+            "inputs hold numbers that are not finite; remove examples that were not decoded or normalised well"
+        )
+    return found
+
+
+def batches_of(inputs: Sequence[Tensor], size: int, net: nn.Module | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """Divides inputs into batches of equal size, up to one example; on the device of a net if one is given."""
+    where = next((p.device for p in net.parameters()), None) if net is not None else None
+    for parts in zip(*(one.tensor_split(-(-len(one) // size)) for one in inputs), strict=True):
+        yield tuple(part if where is None else part.to(where) for part in parts)
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """The floating-point tensors in what a net returns: a tensor, or tuples, lists, dictionaries and dataclasses of them."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        output = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [tensor for part in output for tensor in tensors_in(part)] if isinstance(output, tuple | list) else []
+
+
+def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Averages over the outputs the mean squared distance from the wanted one, divided by the variance of the wanted one.
+
+    Raises:
+        ValueError: another number of outputs, or other shapes.
+    """
+    if not wanted or [one.shape for one in found] != [one.shape for one in wanted]:
+        shapes = [" and ".join(str(list(one.shape)) for one in some) or "no tensor" for some in (found, wanted)]
+        raise ValueError(f"a net returns {shapes[0]} where {shapes[1]} is wanted")
+    apart = [
+        (one.float() - other.float()).square().mean() / other.float().var(correction=0).clamp(min=_TINY)
+        for one, other in zip(found, wanted, strict=True)
+    ]
+    return torch.stack(apart).mean()

@@ -1,0 +1,148 @@
+"""Shrinking a net of one's own: the budget is kept, the file loads, what was done is not done again."""
+
+import pytest
+import torch
+from torch import nn
+
+import pocketcnn as pc
+from pocketcnn.data import from_tensors
+from pocketcnn.errors import BadData, NothingFits
+from pocketcnn.experiments.shrink import candidates
+from pocketcnn.train import TrainConfig, fit
+
+
+class Own(nn.Module):
+    """A small net that knows nothing of this package."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        convs = [
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.Conv2d(width, 2 * width, 3),
+            *(nn.Conv2d(2 * width, 2 * width, 3, padding=1) for _ in range(2)),
+        ]
+        self.body = nn.Sequential(
+            *(part for conv in convs for part in (conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()))
+        )
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(2, 8, 3, padding=1)
+        self.both, self.out = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
+
+    def forward(self, x, y):
+        return self.out(torch.relu(self.both(torch.relu(torch.cat([self.one(x), self.two(y)], 1)))))
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    torch.manual_seed(0)
+    net = Own()
+    config = TrainConfig(epochs=8, batch_size=32, lr=0.1, precision="float32", channels_last="off")
+    fit(net, digits, config, tmp_path_factory.mktemp("own"), test=False)
+    return net.eval()
+
+
+SETTINGS = dict(minutes=0.05, train=TrainConfig(lr=0.02, batch_size=32, precision="float32", channels_last="off"))
+
+
+@pytest.fixture(scope="module")
+def shrunk(trained, digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shrunk")
+    before = [p.detach().clone() for p in trained.parameters()]
+    found = pc.shrink(trained, digits, max_bytes="8k", output=folder, **SETTINGS)
+    assert all(p.equal(q) for p, q in zip(before, trained.parameters(), strict=True)), "the net is left alone"
+    return found
+
+
+def test_the_budget_is_kept_and_little_is_lost(shrunk, trained, digits):
+    assert shrunk.bytes_after == shrunk.path.stat().st_size <= 8000
+    assert shrunk.bytes_before > 25_000
+    assert shrunk.after["accuracy"] > shrunk.before["accuracy"] - 0.05
+    assert len(shrunk.after["by_class"]) == 10
+    small = pc.load(shrunk.path, base=Own())
+    assert pc.train.evaluate(small, digits)["test_accuracy"] == pytest.approx(shrunk.after["accuracy"])
+    assert pc.checkpoint.read_header(shrunk.path)["notes"]["mean"] == list(digits.mean)
+
+
+def test_what_was_tried_is_written_down(shrunk):
+    labels = [one["label"] for one in shrunk.candidates]
+    assert any("zeros" in label for label in labels)
+    assert any("ring of windows" in label for label in labels)
+    assert any("but 1 plain" in label for label in labels)
+    assert all(one["bytes"] <= 8000 for one in shrunk.candidates)
+    page = shrunk.page.read_text()
+    assert "Where the bytes are" in page
+    assert f"{shrunk.bytes_after:,}" in page
+    assert "names and description" in page
+    assert (shrunk.page.parent / "sensitivity.svg").is_file()
+    assert shrunk.onnx_bytes == shrunk.onnx.stat().st_size
+    assert "test accuracy" in str(shrunk)
+
+
+def test_the_same_call_reads_what_it_finished(shrunk, trained, digits, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("done again")
+
+    folder = shrunk.page.parent
+    monkeypatch.setattr(candidates, "windows", never)
+    monkeypatch.setattr("pocketcnn.experiments.shrink.judges.condensed", never)
+    again = pc.shrink(trained, digits, max_bytes=8000, output=folder, **SETTINGS)
+    assert (again.label, again.bytes_after, again.after) == (shrunk.label, shrunk.bytes_after, shrunk.after)
+    with pytest.raises(ValueError, match=r"holds another shrinking \(max_bytes differs"):
+        pc.shrink(trained, digits, max_bytes=6000, output=folder, **SETTINGS)
+
+
+def test_what_fits_as_it_is_is_only_rounded(trained, digits, tmp_path):
+    found = pc.shrink(trained, digits, max_bytes=18_000, output=tmp_path, onnx=False, **SETTINGS)
+    assert found.label == "plain float16"
+    assert found.onnx is None
+    assert found.after["accuracy"] == pytest.approx(found.before["accuracy"], abs=0.01)
+
+
+def test_a_method_that_was_asked_for_takes_the_largest_size_that_fits(trained, digits, tmp_path):
+    found = pc.shrink(
+        trained,
+        digits,
+        max_bytes=9000,
+        method="ring:seed=3",
+        storage="float16",
+        output=tmp_path,
+        onnx=False,
+        **SETTINGS,
+    )
+    assert found.label.startswith("ring:seed=3,size=0.")
+    assert 8700 < found.bytes_after <= 9000
+
+
+def test_a_net_of_two_inputs_without_labels(tmp_path):
+    torch.manual_seed(0)
+    net, inputs = TwoInputs(), (torch.randn(64, 1, 8, 8), torch.randn(64, 2, 8, 8))
+    found = pc.shrink(net, inputs, max_bytes=3500, minutes=0.05, output=tmp_path, onnx=False)
+    assert found.bytes_after <= 3500
+    assert found.before == {"error": 0.0}
+    scores = next(one for one in found.candidates if one["label"] == found.label)
+    assert scores["at the end"] > scores["at the start"], "it learnt"
+    assert pc.load(found.path, base=TwoInputs())(*(one[:2] for one in inputs)).shape == (2, 1, 8, 8)
+
+
+def test_budgets_and_images_that_do_not_fit(trained, digits, tmp_path):
+    with pytest.raises(
+        NothingFits, match=r"900 bytes are too few for Own: .* takes \d,\d+, the most in names and description"
+    ):
+        pc.shrink(trained, digits, max_bytes=900, output=tmp_path / "a", **SETTINGS)
+    with pytest.raises(ValueError, match="'much' is no size"):
+        pc.shrink(trained, digits, max_bytes="much", output=tmp_path / "b", **SETTINGS)
+    with pytest.raises(ValueError, match="must be more than 0"):
+        pc.shrink(trained, digits, max_bytes=9000, minutes=0, output=tmp_path / "c")
+    colour = from_tensors(torch.zeros(40, 3, 8, 8), torch.arange(40) % 10)
+    with pytest.raises(BadData, match="teacher cannot take them"):
+        pc.shrink(trained, colour, max_bytes=5000, output=tmp_path / "d", **SETTINGS)
+    with pytest.raises(BadData, match="knows other classes than digits has"):
+        pc.shrink(trained, digits, max_bytes=5000, notes={"classes": ["a", "b"]}, output=tmp_path / "e", **SETTINGS)

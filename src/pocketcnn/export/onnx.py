@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from pocketcnn.errors import CannotExport
+from pocketcnn.export._int8 import store_int8
 from pocketcnn.export._trace import quiet, summary
 from pocketcnn.support.optional import optional_import
 
@@ -75,6 +76,7 @@ def to_onnx(program: ExportedProgram, opset: int, *, notes: Mapping[str, Any], c
     if (found := {entry.domain: entry.version for entry in model.opset_import}.get("")) != opset:
         raise CannotExport(f"opset {opset} of ONNX cannot hold this net, which needs {found}; leave opset out")
     _strip(model)
+    store_int8(model, helper, package("onnx.numpy_helper"))
     if compact:
         _rename(model)
     if kept := {name: notes[name] for name in NOTES if name in notes}:

@@ -12,7 +12,7 @@ from pocketcnn.methods.ring import RingConv2d
 from pocketcnn.train import TrainConfig, fit
 from pocketcnn.train.optimizers import Muon, kernels_of, make_optimizer, orthogonalized, turned_kernels
 
-MUON = TrainConfig(optimizer="muon", epochs=2, batch_size=32, lr=0.2, momentum=0.6, rest_lr=0.5, norm_bias_factor=4.0,
+MUON = TrainConfig(optimizer="muon", epochs=2, batch_size=32, lr=0.2, momentum=0.6, state_lr=0.3, rest_lr=0.5, norm_bias_factor=4.0,
                    precision="float32", channels_last="off")  # fmt: skip
 
 

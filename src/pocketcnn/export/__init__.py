@@ -75,7 +75,7 @@ def export(
     path: str | Path,
     *,
     format: str = "onnx",
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     batch: int | None = None,
     opset: int | None = None,
     entropy: float | None = None,
@@ -93,7 +93,8 @@ def export(
         path: of the file, in a folder that exists.
         format: `"onnx"`; `"onnx_compact"`, which stores shared parameters once and has the graph compute where each layer
             reads them; `"torch_export"`, a `.pt2` file; or `"executorch"`, a `.pte` file.
-        input_size: (channels, height, width) of an image; by default that of the notes or the net, else 3x32x32.
+        input_size: (channels, height, width) of an image, or the size of another example, such as (channels, length); by
+            default that of the notes or the net, else 3x32x32.
         batch: the size of every batch; by default batches may have any size, with ExecuTorch up to 32.
         opset: ONNX's version, 18 to 23.
         entropy: in bits, as in `materialize`: a net whose depth depends on its images becomes the one that images of this
@@ -192,14 +193,13 @@ def _speed(run: Any, net: nn.Module, x: Tensor) -> Speed:
     return Speed(len(x), file_ms, net_ms, turns.ratio("file", "net").median)
 
 
-def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, int, int]:
+def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, ...]:
     """The size of an image: the given one, else that of the notes, else that of the net, else 3x32x32."""
     check_weights(model)
-    channels, height, width = given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32)
-    return channels, height, width
+    return tuple(given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32))
 
 
-def _check_output(net: nn.Module, size: tuple[int, int, int]) -> None:
+def _check_output(net: nn.Module, size: tuple[int, ...]) -> None:
     """Checks that a net takes an image of that size and returns one tensor."""
     try:
         with torch.no_grad():

@@ -25,13 +25,15 @@ _STRANGE = ("zeros", "black", "white", "large")
 Run = Callable[[Tensor], Tensor]
 
 
-def ordinary_images(count: int, input_size: tuple[int, int, int], notes: Mapping[str, Any]) -> Tensor:
+def ordinary_images(count: int, input_size: tuple[int, ...], notes: Mapping[str, Any]) -> Tensor:
     """Draws random images [count, channels, height, width] of every degree of detail, normalised as the notes say.
 
     They are noise with spots of several sizes and several contrasts, in 256 steps like decoded images. Without notes
     they are normalised to about mean 0 and deviation 1.
     """
     generator = torch.Generator().manual_seed(0)
+    if len(input_size) != 3:  # no images
+        return torch.randn(count, *input_size, generator=generator)
     channels, *size = input_size
     images = []
     for number in range(count):
@@ -46,11 +48,12 @@ def ordinary_images(count: int, input_size: tuple[int, int, int], notes: Mapping
 def normalised(pixels: Tensor, notes: Mapping[str, Any]) -> Tensor:
     """Normalises images in [0, 1] as in the net's training."""
     mean, std = (torch.tensor(notes.get(key, [number])) for key, number in (("mean", 0.5), ("std", 0.25)))
-    return (pixels - mean[:, None, None]) / std[:, None, None]
+    along = [-1, *[1] * (pixels.dim() - 2)]
+    return (pixels - mean.view(along)) / std.view(along)
 
 
 def probes(
-    input_size: tuple[int, int, int], notes: Mapping[str, Any], batches: Sequence[int], images: Tensor | None
+    input_size: tuple[int, ...], notes: Mapping[str, Any], batches: Sequence[int], images: Tensor | None
 ) -> dict[str, Tensor]:
     """The inputs that a file is checked on, by name."""
     found = {f"batch {count}": ordinary_images(count, input_size, notes) for count in batches}

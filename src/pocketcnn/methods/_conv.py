@@ -166,7 +166,7 @@ def check_images(x: Any, channels: int, *, alone: bool = False) -> None:
 
 def fan_out(weight_shape: tuple[int, ...], groups: int) -> int:
     """Number of outputs that each input value of a convolution reaches: out_channels / groups * kernel area."""
-    return weight_shape[0] // groups * weight_shape[2] * weight_shape[3]
+    return weight_shape[0] // groups * math.prod(weight_shape[2:])
 
 
 def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:

@@ -36,7 +36,9 @@ class Ties:
         return cls(owners, {id(thing): path for path, thing in kept_things(model)})
 
 
-def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[Site]:
+def conv_sites(
+    model: nn.Module, obstacle: Callable[[Any], str], kinds: tuple[type[nn.Module], ...] = (nn.Conv2d,)
+) -> list[Site]:
     """Lists the convolutions of a net in the order of definition, for methods that replace single convolutions.
 
     The first convolution (the stem) and the last layer with weights (the classifier) are left alone by default: of those
@@ -45,7 +47,8 @@ def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[S
 
     Args:
         model: any net.
-        obstacle: says why the method cannot replace a convolution; an empty string if it can.
+        obstacle: says why the method cannot replace a layer; an empty string if it can.
+        kinds: what the method replaces. If `nn.Linear` is among it, linear layers are listed too, as optional.
     """
     paths: dict[nn.Module, list[str]] = {}
     inside: list[str] = []
@@ -56,8 +59,8 @@ def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[S
             inside.append(f"{name}.")
     layers = [m for m in paths if isinstance(m, _ConvNd | nn.Linear) or is_condensed(m) or _foreign(m)]
     ties = Ties.of(model)
-    convs: list[Any] = [layer for layer in layers if not isinstance(layer, nn.Linear)]
-    found = [(conv, _fixed(conv, len(paths[conv]), ties) or obstacle(conv)) for conv in convs]
+    convs: list[Any] = [layer for layer in layers if nn.Linear in kinds or not isinstance(layer, nn.Linear)]
+    found = [(conv, _fixed(conv, len(paths[conv]), ties, kinds) or obstacle(conv)) for conv in convs]
     first = last = None
     guess = ""
     if any(not reason for _, reason in found):
@@ -69,7 +72,7 @@ def conv_sites(model: nn.Module, obstacle: Callable[[nn.Conv2d], str]) -> list[S
             reason = f"the stem: the first layer is left alone by default{guess}"
         elif possible and module is last:
             reason = f"the classifier: the last layer is left alone by default{guess}"
-        sites.append(Site(tuple(paths[module]), module, reason, possible))
+        sites.append(Site(tuple(paths[module]), module, reason, possible, optional=isinstance(module, nn.Linear)))
     return sites
 
 
@@ -85,13 +88,13 @@ def _is_quantized(module: nn.Module) -> bool:
     return "Conv" in kind.__name__ and ".quantized." in f"{kind.__module__}."
 
 
-def _fixed(module: Any, references: int, ties: Ties) -> str:
+def _fixed(module: Any, references: int, ties: Ties, kinds: tuple[type[nn.Module], ...]) -> str:
     """Says why no method can replace a layer; empty if one might."""
     if is_condensed(module):
         return f"already condensed by {module.condensed_by!r}"
     if lazy := lazy_parts(module):
         return next(iter(lazy.values()))
-    if type(module) is not nn.Conv2d:
+    if type(module) not in kinds:
         return f"a {_foreign(module) or type(module).__name__}, not a plain nn.Conv2d"
     for name, parameter in module.named_parameters(recurse=False):
         if ties.owners[id(parameter)] > references:

@@ -23,6 +23,7 @@ from pocketcnn import kernels
 from pocketcnn.methods._blocks import block_of
 from pocketcnn.methods._conv import AbstractConv2d, conv_arguments, fan_out
 from pocketcnn.methods._method import Method, Range, Site
+from pocketcnn.methods._reading import READING, AbstractReading, arguments_of, fan_out_of
 from pocketcnn.methods._shared import AbstractConstants, AbstractShared, AbstractWhole
 from pocketcnn.methods._sites import conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics._shapes import Pair, accumulation_dtype
@@ -97,6 +98,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         seed: rebuilds places and signs.
         scheme: see `pocketcnn.numerics.ring_indices`.
         groups: the number of groups of each layer's convolution; 1 for all when not given.
+        fans: the number of outputs that each input value of a layer reaches; that of convolutions when not given.
         subnets: the number of the sub-network that each layer is part of; 0 for all when not given. The list of places
             starts anew in each sub-network; so parts of a ring longer than every sub-network may never be read.
         gain: gives each layer a factor of its own, stored and trained.
@@ -121,6 +123,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         seed: int = 0,
         scheme: str = "random",
         groups: Sequence[int] | None = None,
+        fans: Sequence[int] | None = None,
         subnets: Sequence[int] | None = None,
         gain: bool = False,
         device: torch.device | str | None = None,
@@ -148,9 +151,9 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
             )
         if len(set(self.subnets)) > 1 and length > longest:
             _log.warning("a ring of %d parameters, but no sub-network reads more than %d of them", length, longest)
-        variances = [
-            2 / fan_out(shape, g) for shape, g in zip(self.shapes, groups or [1] * len(self.shapes), strict=True)
-        ]
+        if fans is None:
+            fans = [fan_out(shape, g) for shape, g in zip(self.shapes, groups or [1] * len(shapes), strict=True)]
+        variances = [2 / fan for fan in fans]
         self.std = (sum(n * v for n, v in zip(self.sizes, variances, strict=True)) / total) ** 0.5
         self.scales = [v**0.5 / self.std for v in variances]
         self.values = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
@@ -315,7 +318,13 @@ class RingConv2d(AbstractConv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         if ring is None:
             ring = ParameterRing(
-                [self.weight_shape], size, seed=seed, scheme=scheme, groups=[groups], device=device, dtype=dtype
+                [self.weight_shape],
+                size,
+                seed=seed,
+                scheme=scheme,
+                groups=[groups],
+                device=device,
+                dtype=dtype,
             )
         if not 0 <= slot < len(ring.shapes) or ring.shapes[slot] != self.weight_shape:
             held = ring.shapes[slot] if 0 <= slot < len(ring.shapes) else f"none of its {len(ring.shapes)} slots"
@@ -347,11 +356,12 @@ class RingConv2d(AbstractConv2d):
 
 
 def sites(model: nn.Module, options: RingOptions) -> list[Site]:
-    """Lists all convolutions, 1x1 shortcuts included; stem and classifier are left alone by default.
+    """Lists all convolutions, 1x1 shortcuts included, and linear layers; stem, classifier and linear layers are left alone
+    by default.
 
     A site's detail is the name of the ring it reads and the number of the sub-network it is part of.
     """
-    found = conv_sites(model, obstacle=lambda conv: "")
+    found = conv_sites(model, obstacle=lambda layer: "", kinds=(nn.Conv2d, *READING))
     rings = _rings(model, options.level, found)
     numbers = _subnets(model, options.subnets, found)
     return [
@@ -441,15 +451,24 @@ def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
             sizes[name],
             seed=(options.seed + (number << 32)) % 2**64,
             scheme=options.scheme,
-            groups=[conv.groups for conv in convs],
+            fans=[fan_out_of(conv) for conv in convs],
             subnets=[site.detail[1] for site in group],
             gain=options.gain,
             device=convs[0].weight.device,
             dtype=convs[0].weight.dtype,
         )
         for slot, (site, conv) in enumerate(zip(group, convs, strict=True)):
-            built[site.name] = RingConv2d(**conv_arguments(conv), ring=ring, slot=slot)
+            built[site.name] = _reader(conv, ring, slot)
     return built
+
+
+def _reader(layer: Any, ring: ParameterRing, slot: int) -> nn.Module:
+    """Builds a layer like another one that reads a ring."""
+    kind = type(layer)
+    if kind is nn.Conv2d:
+        return RingConv2d(**conv_arguments(layer), ring=ring, slot=slot)
+    own = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
+    return READING[kind](**arguments_of(layer, kind), **own, ring=ring, slot=slot)
 
 
 def _normalised(weights: Tensor) -> Tensor:
@@ -460,9 +479,9 @@ def _normalised(weights: Tensor) -> Tensor:
 @torch.no_grad()
 def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | None]) -> None:
     """Brings the kernels of all layers as near to trained ones as rings can, see `pocketcnn.numerics.ring_fit.fit_ring`."""
-    readers: dict[ParameterRing, dict[int, nn.Conv2d]] = {}
+    readers: dict[ParameterRing, dict[int, Any]] = {}
     for name, layer in made.items():
-        assert isinstance(layer, RingConv2d)
+        assert isinstance(layer, RingConv2d | AbstractReading)
         (conv,) = trained[name]
         readers.setdefault(layer.ring, {})[layer.slot] = conv
         if layer.bias is not None:

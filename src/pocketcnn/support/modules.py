@@ -30,12 +30,12 @@ HOOKS = tuple(_WORDS)  # attributes of an `nn.Module` that hold its hooks
 
 
 def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
-    """Checks (channels, height, width) and a batch size.
+    """Checks the size of an example, for images (channels, height, width), and a batch size.
 
     Raises:
-        ValueError: not three whole numbers of at least 1, or a batch below 1.
+        ValueError: not one to four whole numbers of at least 1, or a batch below 1.
     """
-    if len(input_size) != 3 or min(input_size) < 1:
+    if not 1 <= len(input_size) <= 4 or min(input_size) < 1:
         raise ValueError(f"input_size is (channels, height, width), each at least 1, not {tuple(input_size)}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")

@@ -44,7 +44,8 @@ def condense(
         model: any net; may hold condensed layers already.
         method: a name in `METHODS`.
         include: dotted-name patterns (`"layer4.*"`, `"*.conv2"`) of the layers to condense, instead of the method's default
-            choice; a pattern also matches the layers inside a module it names.
+            choice; a pattern also matches the layers inside a module it names. Linear layers are condensed by methods that
+            can if a pattern matches nothing but linear layers.
         exclude: patterns of layers to leave alone.
         where: `where(module, name)` must be true of every layer condensed.
         on_unsupported: `"skip"` or `"error"`, for layers asked for that the method cannot replace.

@@ -51,7 +51,7 @@ def start_from_trained_(
     made = {site.name: _find(small, site.name) for site in sites}
     device, dtype = device_and_dtype(trained)
     if images is not None:
-        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or len(images) < 2:
+        if not isinstance(images, Tensor) or images.dim() < 2 or not images.is_floating_point() or len(images) < 2:
             raise ValueError(
                 "images must be two or more normalised ones in a float tensor, [count, channels, height, width]"
             )

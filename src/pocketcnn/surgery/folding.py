@@ -24,7 +24,7 @@ from pocketcnn.support.modules import carried_by, check_input_size, device_and_d
 from pocketcnn.support.protocols import FoldsNorms
 
 
-def fold_norms_(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> list[str]:
+def fold_norms_(model: nn.Module, input_size: tuple[int, ...] | None = None) -> list[str]:
     """Folds every batch norm that directly follows a convolution, and puts the net in evaluation mode.
 
     Layers that fold their norms by themselves (`FoldsNorms`) are asked to, and not looked into.
@@ -58,7 +58,7 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(f"{name or 'the net'}: {error}") from error
 
 
-def _pairs(model: nn.Module, input_size: tuple[int, int, int] | None) -> list[tuple[str, str]]:
+def _pairs(model: nn.Module, input_size: tuple[int, ...] | None) -> list[tuple[str, str]]:
     """Names the convolutions, and the norms that can be folded into them, found by running the net."""
     if input_size is not None:
         check_input_size(input_size)
@@ -86,7 +86,7 @@ def _seen(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if module not in own)
 
 
-def _watched(model: nn.Module, size: tuple[int, int, int]) -> list[tuple[str, str]]:
+def _watched(model: nn.Module, size: tuple[int, ...]) -> list[tuple[str, str]]:
     """Sends an image through a copy of the net, so that the pass leaves no trace in the net itself."""
     model = copied(model)
     device, dtype = device_and_dtype(model)

@@ -36,7 +36,7 @@ def materialize(
     *,
     entropy: float | None = None,
     fold_norm: bool = False,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     partly: bool = False,
 ) -> nn.Module:
     """Puts ordinary `nn.Conv2d` in the place of every condensed layer; the given net is left alone.
@@ -104,7 +104,7 @@ def _attached(layer: nn.Module) -> str:
     return next((f"it has {words}" for part in own if (words := carried_by(part))), "")
 
 
-def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+def fold_norm(model: nn.Module, *, input_size: tuple[int, ...] | None = None) -> nn.Module:
     """Folds every batch norm that directly follows a convolution into it; the given net is left alone.
 
     In evaluation mode a batch norm is a factor and a summand for each channel. The convolution takes them over: it has a
@@ -139,7 +139,7 @@ def fold_norm(model: nn.Module, *, input_size: tuple[int, int, int] | None = Non
     return _folded(copied(uncompiled(model)), input_size)
 
 
-def _folded(model: nn.Module, input_size: tuple[int, int, int] | None) -> nn.Module:
+def _folded(model: nn.Module, input_size: tuple[int, ...] | None) -> nn.Module:
     """Folds the net itself, and records in it that norms are gone."""
     if not fold_norms_(model, input_size):
         return model

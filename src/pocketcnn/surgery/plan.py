@@ -89,7 +89,7 @@ def plan(
     model: nn.Module,
     method: str,
     *,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     where: Where | None = None,
@@ -162,6 +162,8 @@ def _trainable(model: nn.Module) -> int:
 
 def describe(module: Any) -> str:
     """Describes a layer in a few words: `3x3, 64 -> 128, stride 2`."""
+    if isinstance(module, nn.Linear):
+        return f"linear, {module.in_features} -> {module.out_features}"
     if not hasattr(module, "kernel_size"):
         return type(module).__name__
     words = [f"{'x'.join(map(str, module.kernel_size))}, {module.in_channels} -> {module.out_channels}"]

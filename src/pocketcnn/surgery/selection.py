@@ -58,13 +58,16 @@ def select_sites(
     where: Where | None,
     on_unsupported: str,
 ) -> list[Site]:
-    """Updates the reasons of sites by the user's choices; sites without a reason are chosen."""
+    """Updates the reasons of sites by the user's choices; sites without a reason are chosen, and optional ones that nobody
+    asked for are left out."""
     if on_unsupported not in ("skip", "error"):
         raise ValueError(f"on_unsupported must be 'skip' or 'error', not {on_unsupported!r}")
     included = _matches(record, sites, include, "include")
     excluded = _matches(record, sites, exclude, "exclude")
     selected = []
     for site in sites:
+        if site.optional and site.name not in included:
+            continue
         reason = site.reason
         if include is not None and site.possible:
             reason = "" if site.name in included else "not matched by include"
@@ -82,10 +85,12 @@ def select_sites(
 
 
 def _matches(record: Method, sites: Sequence[Site], patterns: Patterns | None, argument: str) -> set[str]:
-    """Names the sites that patterns match; each pattern must match one."""
+    """Names the sites that patterns match; each pattern must match one. Optional sites need a pattern of their own."""
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
         hits = {site.name for site in sites if matches(site, pattern)}
+        usual = {site.name for site in sites if not site.optional}
+        hits = (hits & usual) or hits
         if not hits:
             examples = ", ".join(site.name for site in sites[:4]) or "none"
             raise ValueError(f"{argument} pattern {pattern!r} matches no {record.places[0]}; there are {examples}, ...")

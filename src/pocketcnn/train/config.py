@@ -22,7 +22,7 @@ class TrainConfig:
     """Highest learning rate of the schedule, more than 0; of Muon, the length of a step as a share of the kernel's norm."""
     momentum: Fraction = 0.9
     """Momentum of SGD or Muon, in [0, 1)."""
-    state_lr: Positive = 0.3
+    state_lr: Positive = 0.06
     """Highest learning rate of Muon for what shared kernels are read off (a ring, a puppeteer): a step as a share of its norm."""
     rest_lr: Positive = 0.1
     """Highest learning rate of what Muon leaves to SGD, more than 0."""

@@ -36,7 +36,7 @@ class ReadingNet(nn.Module):
         input_size: (channels, height, width) of an image.
     """
 
-    def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, ...]) -> None:
         super().__init__()
         model = copied(model)
         self.net = materialize(model, entropy=entropy, partly=True)
@@ -54,7 +54,8 @@ class ReadingNet(nn.Module):
             nn.init.constant_(weight, reading.scale)
         fold_norms_(self.net, input_size)
         for _, _, name, _ in self.reads:  # folding multiplied the scale by the norm's factor for each channel
-            factor = self._weight(name).detach()[:, :1, :1, :1].clone()
+            weight = self._weight(name).detach()
+            factor = weight[(slice(None), *[slice(1)] * (weight.dim() - 1))].clone()
             self.net.get_submodule(name).weight = nn.Parameter(factor)
 
     def forward(self, x: Tensor) -> Any:
@@ -78,7 +79,7 @@ class CompactNet(nn.Module):
         input_size: as in `ReadingNet`.
     """
 
-    def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, ...]) -> None:
         super().__init__()
         for method in (name for name, part in _parts(model).items() if part is None):
             _log.info(

@@ -1,5 +1,6 @@
 """Exported files give the outputs of their nets, for every method and batch, and hold nothing that this does not need."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -17,6 +18,7 @@ from pocketcnn.export._trace import trace
 from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.compact.places import Codes, Places
 from pocketcnn.methods.puppet import gauge_of
+from pocketcnn.support.calls import named_tensors
 
 onnx_package = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -334,21 +336,54 @@ def test_an_operation_without_counterpart_names_the_layer(tmp_path):
         written(net, tmp_path)
 
 
-def test_a_net_of_two_outputs(tmp_path):
-    class Two(nn.Module):
-        def forward(self, x):
-            return x, x
+@dataclasses.dataclass
+class Found:
+    """What `Several` returns."""
 
-    with pytest.raises(
-        CannotExport,
-        match="Two returns a tuple, but only nets that return one tensor can be exported; wrap it in a module",
-    ):
-        export(Two(), tmp_path / "net.onnx", input_size=SIZE)
+    scores: torch.Tensor
+    maps: list
+
+
+class Several(nn.Module):
+    """A net of several outputs, of the kind asked for."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.net, self.head = kind, made(), nn.Conv2d(SIZE[0], 2, 3, padding=1)
+
+    def forward(self, x):
+        scores, other = self.net(x), self.head(x)
+        if self.kind == "record":
+            return Found(scores, [other, other.mean((2, 3))])
+        return {"tuple": (scores, other), "dict": {"scores": scores, "map": other}, "nothing": 3}[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("tuple", ["output0", "output1"]), ("dict", ["scores", "map"]), ("record", ["scores", "maps.0", "maps.1"])],
+)
+def test_several_outputs_have_names(kind, names, tmp_path):
+    net = pc.condense(Several(kind), "ring", size=0.3, include="net.*").eval()
+    found = export(net, tmp_path / "net.onnx", format="onnx_compact", input_size=SIZE, timed=False)
+    assert found.max_difference < 1e-4
+    session = onnx.session((tmp_path / "net.onnx").read_bytes(), 1)
+    assert [output.name for output in session.get_outputs()] == names
+    x = torch.randn(3, *SIZE)
+    wanted = list(named_tensors(net(x)).values())
+    for got, tensor in zip(session.run(names, {"images": x.numpy()}), wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), tensor.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_several_outputs_in_torchs_format_and_none_at_all(tmp_path):
+    export(Several("dict").eval(), tmp_path / "net.pt2", format="torch_export", input_size=SIZE, timed=False)
+    assert len(torch.export.load(tmp_path / "net.pt2").module()(torch.randn(2, *SIZE))) == 2
+    with pytest.raises(CannotExport, match="Several returns a int without tensors"):
+        export(Several("nothing"), tmp_path / "net.onnx", input_size=SIZE)
 
 
 def test_a_file_that_disagrees_is_not_left_behind(tmp_path, monkeypatch):
     runner = onnx.runner
-    monkeypatch.setattr(onnx, "runner", lambda content, threads: lambda x: runner(content, threads)(x) + 1e-3)
+    monkeypatch.setattr(onnx, "runner", lambda content, threads, outputs: lambda x: runner(content, threads)(x) + 1e-3)
     (tmp_path / "net").write_text("what was there")
     with pytest.raises(
         Disagreement, match=r"batch 1: the file's outputs are up to 0.001 from the net's, .* nothing was"

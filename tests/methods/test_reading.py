@@ -80,7 +80,9 @@ def test_a_layer_is_torchs_with_the_weight_of_the_ring(layer, scheme):
 def test_the_ring_has_the_variance_of_each_layers_fan_out():
     assert [fan_out_of(layer) for layer in LAYERS] == [8, 8, 4 * 3, 8 * 5, 4 * 9, 6 * 4, 3 * 9, 3 * 8]
     torch.manual_seed(0)
-    net = pc.condense(nn.Sequential(nn.Linear(300, 50), nn.ConvTranspose1d(50, 100, 4)), "ring", size=1.0, include=["0", "1"])
+    net = pc.condense(
+        nn.Sequential(nn.Linear(300, 50), nn.ConvTranspose1d(50, 100, 4)), "ring", size=1.0, include=["0", "1"]
+    )
     assert float(net[0].weight.detach().std()) == pytest.approx((2 / 50) ** 0.5, rel=0.05)
     assert float(net[1].weight.detach().std()) == pytest.approx((2 / 400) ** 0.5, rel=0.05)
 

@@ -19,6 +19,7 @@ from pocketcnn.export._check import BATCHES, differences, ordinary_images, probe
 from pocketcnn.export._trace import summary, trace
 from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.measure import OnnxCost, measure_onnx
+from pocketcnn.support.calls import FlatOutputs, named_tensors
 from pocketcnn.support.copying import copied
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.modules import check_input_size, check_weights, uncompiled
@@ -89,7 +90,9 @@ def export(
     batch norms after them are folded in; CondConv, involution and Global layers keep their operations.
 
     Args:
-        model: any net from images to one tensor; it is left alone.
+        model: any net from images to one tensor, or to several in tuples, dictionaries or records; it is left alone. In
+            ONNX files several outputs have the names of keys and fields, `output0` and so on in tuples; other files hold
+            them in that order.
         path: of the file, in a folder that exists.
         format: `"onnx"`; `"onnx_compact"`, which stores shared parameters once and has the graph compute where each layer
             reads them; `"torch_export"`, a `.pt2` file; or `"executorch"`, a `.pte` file.
@@ -115,14 +118,17 @@ def export(
     notes["input_size"] = list(size)
     net = _as_written(model)
     check_input_size(size, 1 if batch is None else batch)
-    _check_output(net, size)
+    outputs = _outputs_of(net, size)
     wanted = net if entropy is None else materialize(net, entropy=entropy, partly=True)
     plain = materialize(net, entropy=entropy, fold_norm=True, input_size=size, partly=True)
+    if outputs is not None:
+        wanted = FlatOutputs(wanted)
     threads = torch.get_num_threads()
     most = executorch.LARGEST if format == "executorch" else None
     example = ordinary_images(batch or most or 2, size, notes)
 
     def program(served: nn.Module) -> Any:
+        served = served if outputs is None else FlatOutputs(served).eval()
         return trace(served, example, most, fixed=batch is not None)
 
     dense_bytes = None
@@ -134,12 +140,14 @@ def export(
         run = torch_export.runner(content)
     else:
         opset = onnx.check_opset(opset)
-        content = onnx.to_onnx(program(plain), opset, notes=notes)
+        content = onnx.to_onnx(program(plain), opset, notes=notes, outputs=outputs)
         if format == "onnx_compact":
             dense_bytes = len(content)
-            compact = onnx.to_onnx(program(CompactNet(net, entropy, size)), opset, notes=notes, compact=True)
+            compact = onnx.to_onnx(
+                program(CompactNet(net, entropy, size)), opset, notes=notes, outputs=outputs, compact=True
+            )
             content = min(content, compact, key=len)
-        run = onnx.runner(content, threads)
+        run = onnx.runner(content, threads, outputs)
     found = differences(run, wanted, probes(size, notes, BATCHES if batch is None else (batch,), images))
     speeds = tuple(_speed(run, net, ordinary_images(n, size, notes)) for n in _timed(batch) if timed)
     write_atomically(path, content)
@@ -199,8 +207,8 @@ def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, 
     return tuple(given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32))
 
 
-def _check_output(net: nn.Module, size: tuple[int, ...]) -> None:
-    """Checks that a net takes an image of that size and returns one tensor."""
+def _outputs_of(net: nn.Module, size: tuple[int, ...]) -> tuple[str, ...] | None:
+    """Checks that a net takes an image of that size; returns the names of its outputs if they are several, or in a container."""
     try:
         with torch.no_grad():
             y = net(torch.zeros(1, *size))
@@ -208,8 +216,8 @@ def _check_output(net: nn.Module, size: tuple[int, ...]) -> None:
         raise ValueError(
             f"{type(net).__name__} cannot take an image of {size} ({summary(error)}); give its size as input_size"
         ) from error
-    if not isinstance(y, Tensor):
-        raise CannotExport(
-            f"{type(net).__name__} returns a {type(y).__name__}, but only nets that return one tensor can be exported; "
-            "wrap it in a module that picks one"
-        )
+    if isinstance(y, Tensor):
+        return None
+    if not (names := tuple(named_tensors(y))):
+        raise CannotExport(f"{type(net).__name__} returns a {type(y).__name__} without tensors; return tensors")
+    return names

@@ -22,7 +22,7 @@ on ordinary images never above this share of the largest output, because nothing
 _AT_ONCE = 4  # images that go through the net in float64 together, to bound its memory
 _STRANGE = ("zeros", "black", "white", "large")
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], Any]
 
 
 def ordinary_images(count: int, input_size: tuple[int, ...], notes: Mapping[str, Any]) -> Tensor:
@@ -84,44 +84,60 @@ def differences(run: Run, model: nn.Module, inputs: Mapping[str, Tensor]) -> dic
     found = {}
     for name, x in inputs.items():
         with torch.no_grad(), quiet():
-            wanted = model(x).float()
-        got = run(x)
-        if got.shape != wanted.shape:
-            raise Disagreement(
-                f"{name}: the file makes {list(got.shape)}, the net {list(wanted.shape)}; nothing was written"
-            )
-        finite = wanted.isfinite()
-        apart = (got - wanted)[finite].abs()
-        found[name] = float(apart.max()) if len(apart) else 0.0
-        tolerance = STRANGE_TOLERANCE if name in _STRANGE else TOLERANCE
-        scale = max(1.0, float(wanted[finite].abs().max()) if len(apart) else 1.0)
-        allowed = tolerance * scale
-        if not found[name] <= allowed:
-            most = _MOST * scale if name.startswith("batch") else math.inf
-            allowed = max(allowed, min(_ROUNDING * rounding(model, x, wanted), most))
-        if not found[name] <= allowed or got[~finite].isfinite().any():
-            raise Disagreement(
-                f"{name}: the file's outputs are up to {found[name]:.3g} from the net's, {allowed:.3g} is allowed; nothing "
-                "was written"
-            )
+            wanted = _several(model(x))
+        got = _several(run(x))
+        if [y.shape for y in got] != [y.shape for y in wanted]:
+            shapes = [" and ".join(str(list(y.shape)) for y in some) for some in (got, wanted)]
+            raise Disagreement(f"{name}: the file makes {shapes[0]}, the net {shapes[1]}; nothing was written")
+        found[name] = max(
+            _apart(name, place, one, other, model, x)
+            for place, (one, other) in enumerate(zip(got, wanted, strict=True))
+        )
     return found
 
 
-def rounding(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
+def _several(outputs: Any) -> tuple[Tensor, ...]:
+    return tuple(y.float() for y in (outputs if isinstance(outputs, tuple) else (outputs,)))
+
+
+def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module, x: Tensor) -> float:
+    """The largest difference of one output from that of the net."""
+    finite = wanted.isfinite()
+    apart = (got - wanted)[finite].abs()
+    found = float(apart.max()) if len(apart) else 0.0
+    tolerance = STRANGE_TOLERANCE if name in _STRANGE else TOLERANCE
+    scale = max(1.0, float(wanted[finite].abs().max()) if len(apart) else 1.0)
+    allowed = tolerance * scale
+    if not found <= allowed:
+        most = _MOST * scale if name.startswith("batch") else math.inf
+        allowed = max(allowed, min(_ROUNDING * rounding(model, x, wanted, place), most))
+    if not found <= allowed or got[~finite].isfinite().any():
+        raise Disagreement(
+            f"{name}: the file's outputs are up to {found:.3g} from the net's, {allowed:.3g} is allowed; nothing was written"
+        )
+    return found
+
+
+def rounding(model: nn.Module, x: Tensor, wanted: Tensor, place: int = 0) -> float:
     """Measures how far the outputs of a net in float32 are from those in float64; 0 if it cannot run in float64.
 
     Args:
         model: in float32; it is left alone.
         x: the images.
-        wanted: the net's outputs for them.
+        wanted: the net's outputs for them; of several, the one of that `place`.
+        place: its number.
     Cost: a copy of the net in float64, and a pass of all images through it.
     """
     try:
         with torch.no_grad(), quiet():
             wide = copied(model).double()
-            exact = torch.cat([wide(rows.double()) for rows in x.split(_AT_ONCE)])
+            exact = torch.cat([_of_place(wide(rows.double()), place) for rows in x.split(_AT_ONCE)])
     except Exception:  # a foreign net may make tensors of its own, in float32
         return 0.0
     finite = wanted.isfinite() & exact.isfinite()
     apart = (wanted.double() - exact)[finite].abs()
     return float(apart.max()) if len(apart) else 0.0
+
+
+def _of_place(outputs: Any, place: int) -> Tensor:
+    return outputs[place] if isinstance(outputs, tuple) else outputs

@@ -44,16 +44,24 @@ def check_opset(opset: int | None) -> int:
     return opset
 
 
-def to_onnx(program: ExportedProgram, opset: int, *, notes: Mapping[str, Any], compact: bool = False) -> bytes:
+def to_onnx(
+    program: ExportedProgram,
+    opset: int,
+    *,
+    notes: Mapping[str, Any],
+    outputs: tuple[str, ...] | None = None,
+    compact: bool = False,
+) -> bytes:
     """Turns a program into the content of an ONNX file.
 
     What torch writes beside the graph is removed: traces of the source code, with paths of the machine, and shapes that
     any reader can infer.
 
     Args:
-        program: from one tensor to one tensor.
+        program: from one tensor to one tensor, or to a tuple of tensors.
         opset: of ONNX, one of `OPSETS`.
         notes: of a model file; those of `NOTES` are kept.
+        outputs: names of the tensors in the tuple; None for one tensor.
         compact: leaves operations on constants in the graph where their result is large, and gives every value a name
             of a few letters.
     Raises:
@@ -64,7 +72,7 @@ def to_onnx(program: ExportedProgram, opset: int, *, notes: Mapping[str, Any], c
         with quiet():
             written: Any = torch.onnx.export(
                 program, (), dynamo=True, verbose=False, optimize=not compact, opset_version=opset,
-                input_names=[INPUT], output_names=[OUTPUT],
+                input_names=[INPUT], output_names=list(outputs or (OUTPUT,)),
             )  # fmt: skip
             if compact:
                 _optimize(written.model)
@@ -93,10 +101,15 @@ def session(content: bytes, threads: int) -> Any:
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def runner(content: bytes, threads: int) -> Any:
-    """Returns a function that runs a file on images."""
+def runner(content: bytes, threads: int, outputs: tuple[str, ...] | None = None) -> Any:
+    """Returns a function that runs a file on images, and returns one tensor or a tuple of those that are named."""
     opened = session(content, threads)
-    return lambda x: torch.from_numpy(opened.run([OUTPUT], {INPUT: x.numpy()})[0])
+
+    def run(x: torch.Tensor) -> Any:
+        found = tuple(map(torch.from_numpy, opened.run(list(outputs or (OUTPUT,)), {INPUT: x.numpy()})))
+        return found[0] if outputs is None else found
+
+    return run
 
 
 def _optimize(model: Any) -> None:
@@ -128,7 +141,7 @@ def _rename(model: Any) -> None:
     if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
         return  # graphs inside this one may use its values by name
     names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
-    fresh = (word for word in _words() if word not in (INPUT, OUTPUT))
+    fresh = (word for word in _words() if word not in names)
     for node in graph.node:
         for field in (node.input, node.output):
             field[:] = [names[name] if name in names else names.setdefault(name, next(fresh)) for name in field]

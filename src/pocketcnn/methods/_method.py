@@ -22,7 +22,9 @@ class Site:
     rest: tuple[tuple[str, Any], ...] = ()  # of a run: names and modules after the first one
     says: str = ""  # the place in a few words; if empty, plans describe the module
     detail: Any = None  # notes of the method's `sites` for its own `build`
-    optional: bool = False  # condensed, and shown in plans, only if a pattern of `include` matches nothing but such places
+    optional: bool = (
+        False  # condensed, and shown in plans, only if a pattern of `include` matches nothing but such places
+    )
 
     @property
     def name(self) -> str:

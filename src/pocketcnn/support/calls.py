@@ -53,6 +53,46 @@ def tensors_in(output: Any) -> list[Tensor]:
     return [tensor for part in output for tensor in tensors_in(part)] if isinstance(output, tuple | list) else []
 
 
+def named_tensors(output: Any, name: str = "output") -> dict[str, Tensor]:
+    """Names the tensors in what a net returns: by the keys of dictionaries, the fields of records, else by their places.
+
+    Args:
+        output: what a net returns.
+        name: of a tensor that is all of it, and beginning of the names by place.
+    Example:
+        >>> list(named_tensors({"boxes": torch.ones(1), "aux": (torch.ones(1), None, torch.ones(2))}))
+        ['boxes', 'aux.0', 'aux.2']
+    """
+    if isinstance(output, Tensor):
+        return {name: output}
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        parts = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    elif isinstance(output, Mapping):
+        parts = {str(key): value for key, value in output.items()}
+    elif isinstance(output, tuple | list):
+        names = getattr(output, "_fields", None) or [f"{name}{place}" for place in range(len(output))]
+        parts = dict(zip(names, output, strict=True))
+    else:
+        return {}
+    found: dict[str, Tensor] = {}
+    for own, part in parts.items():
+        nested = {} if isinstance(part, Tensor) else named_tensors(part, "")
+        found |= {own: part} if isinstance(part, Tensor) else {f"{own}.{key}": value for key, value in nested.items()}
+    return found
+
+
+class FlatOutputs(nn.Module):
+    """A net of one input that returns its tensors as a tuple, in the order of `named_tensors`; one tensor as it is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Any:
+        output = self.net(x)
+        return output if isinstance(output, Tensor) else tuple(named_tensors(output).values())
+
+
 def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """Averages over the outputs the mean squared distance from the wanted one, divided by the variance of the wanted one.
 

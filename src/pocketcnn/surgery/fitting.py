@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
-from pocketcnn.support.calls import Inputs, as_inputs, batches_of
+from pocketcnn.support.calls import Inputs, as_inputs, batches_of, distance, tensors_in
 from pocketcnn.support.modules import device_and_dtype, evaluating, hooked, in_mode, learning
 from pocketcnn.support.protocols import is_condensed
 
@@ -85,10 +85,8 @@ def _find(model: nn.Module, name: str) -> nn.Module | None:
 def _same(small: nn.Module, trained: nn.Module, images: Tensor) -> bool:
     """Tells whether two nets have the same outputs."""
     with evaluating(small), evaluating(trained):
-        one, other = small(images), trained(images)
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return False
-    return bool((one - other).abs().max() <= _SAME * other.abs().max())
+        pairs = zip(tensors_in(small(images)), tensors_in(trained(images)), strict=True)
+    return all(bool((one - other).abs().max() <= _SAME * other.abs().max()) for one, other in pairs)
 
 
 @torch.no_grad()
@@ -166,11 +164,10 @@ def _match(
         with learning(parameters):
             with in_mode(stage, training=True):
                 found = stage(*args, **kwargs)
-            if not (isinstance(found, Tensor) and isinstance(wanted, Tensor) and found.shape == wanted.shape):
-                raise ValueError(
-                    f"{name} returns no map, or one of another shape than the trained stage; only maps can be matched"
-                )
-            ((found - wanted).square().mean() / wanted.var().clamp(min=_TINY)).backward()
+            try:
+                distance(tensors_in(found), tensors_in(wanted)).backward()
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; only stages that return like tensors can be matched") from error
             optimizer.step()
 
 

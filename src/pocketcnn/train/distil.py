@@ -28,6 +28,7 @@ from pocketcnn.surgery.fitting import recalibrate_
 from pocketcnn.train import PRESETS, TrainConfig, evaluate, fit
 from pocketcnn.train.devices import is_first_process
 from pocketcnn.train.images import calibrate, normalized
+from pocketcnn.train.scores import Scores
 from pocketcnn.train.teacher import Teacher, digest_of
 
 START = "start.json"
@@ -67,7 +68,7 @@ def distil(
         initialize: how a condensed student starts, as in `pocketcnn.condense`.
         images: number of training images that a fit uses.
         hold_zeros: keeps weights at zero that are zero at the start, as in a pruned net.
-        **settings: as in `pocketcnn.train.fit`: devices and the like.
+        **settings: as in `pocketcnn.train.fit`: devices, `loss` and `metric` of nets with other outputs, and the like.
     Returns:
         The result of the run, and the content of `start.json` as its `"start"`.
     Raises:
@@ -83,7 +84,8 @@ def distil(
     named = str(teacher) if isinstance(teacher, str | Path) else ""
     config = config or PRESETS["distil"]
     config = dataclasses.replace(config, teacher=named or config.teacher)
-    trained = Teacher.of(teacher).fitting(data)
+    scored: dict[str, Any] = {name: settings[name] for name in ("loss", "metric") if name in settings}
+    trained = Teacher.of(teacher).fitting(data, Scores(**scored))
     if not isinstance(student, nn.Module):
         data = _notes_of(student, trained).applied_to(data)
     began = {
@@ -96,11 +98,11 @@ def distil(
         "fingerprint": data.fingerprint,
     }
     if not isinstance(student, nn.Module):
-        net = _begun(trained, student, data, folder, began)
+        net = _begun(trained, student, data, folder, began, scored)
     else:
         net = student
         if not (folder / START).is_file() and is_first_process():
-            _note_start(net, data, folder, began)
+            _note_start(net, data, folder, began, scored)
         _wait_for(folder / START)
         _check_start(folder, began)
     if hold_zeros:
@@ -110,7 +112,9 @@ def distil(
     return {**result, "start": _start_of(folder)}
 
 
-def _begun(trained: Teacher, student: str, data: DataSet, folder: Path, began: dict[str, Any]) -> nn.Module:
+def _begun(
+    trained: Teacher, student: str, data: DataSet, folder: Path, began: dict[str, Any], scored: dict[str, Any]
+) -> nn.Module:
     """Makes the student that some words name, and keeps it in a file, from which it is read again."""
     start = folder / "start.safetensors"
     if not start.is_file() and not is_first_process():
@@ -120,14 +124,14 @@ def _begun(trained: Teacher, student: str, data: DataSet, folder: Path, began: d
         return _loaded(start, trained.net)
     torch.manual_seed(began["seed"])
     net = _student(trained.net, student, data, began["initialize"], began["images"])
-    _note_start(net, data, folder, began)
+    _note_start(net, data, folder, began, scored)
     checkpoint.save(net, start)
     return net
 
 
-def _note_start(net: nn.Module, data: DataSet, folder: Path, began: dict[str, Any]) -> None:
+def _note_start(net: nn.Module, data: DataSet, folder: Path, began: dict[str, Any], scored: dict[str, Any]) -> None:
     """Measures a student before its first step, and writes `start.json`."""
-    accuracy = evaluate(net, data, split="validation")["validation_accuracy"]
+    accuracy = evaluate(net, data, split="validation", **scored)["validation_accuracy"]
     _log.info("%.2f %% of the validation images are right before the first step", 100 * accuracy)
     write_json(folder / START, {**began, "validation_accuracy": accuracy})
 

@@ -38,6 +38,7 @@ from pocketcnn.train.images import calibrate
 from pocketcnn.train.module import SMALL, Classifier
 from pocketcnn.train.optimizers import turned_kernels
 from pocketcnn.train.outputs import check_input
+from pocketcnn.train.scores import Loss, Metric, Scores
 from pocketcnn.train.teacher import Teacher
 
 OnEpoch = Callable[[Sequence[Mapping[str, float]]], None]
@@ -52,6 +53,8 @@ def fit(
     name: str = "",
     identity: Mapping[str, Any] | None = None,
     teacher: Teacher | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     hardware: Hardware = ONE_DEVICE,
     progress: bool = False,
     test: bool = True,
@@ -79,6 +82,10 @@ def fit(
         name: shown in log messages and kept in the result; the folder's name by default.
         identity: what tells this run from others (model, method, options); kept in the result.
         teacher: the trained net whose outputs are learnt; by default that of the file `config.teacher`, if any.
+        loss: `loss(outputs, labels)` for a net that returns more than scores of classes, or is to learn something else; by
+            default cross entropy. With a teacher it takes the place of the cross entropy.
+        metric: `metric(outputs, labels)`, a score in [0, 1] for each image or their mean, which records call accuracy; by
+            default the share of images whose class is the likeliest in the first output.
         hardware: devices, minutes between checkpoints, and where else epochs are logged.
         progress: show a bar with rate and time left.
         test: evaluate on the test images at the end; otherwise the result has no test scores.
@@ -107,9 +114,10 @@ def fit(
         data = data.with_all_images()
     keep_memory()
     folder = make_folder(Path(folder))
-    label: dict[str, Any] = {"name": name or folder.name, "identity": dict(identity or {})}
-    _check(model, data, config)
-    teacher = _teacher_of(config, data, teacher)
+    scored = Scores(loss, metric)
+    label: dict[str, Any] = {"name": name or folder.name, "identity": {**(identity or {}), **scored.described()}}
+    _check(model, data, config, scored)
+    teacher = _teacher_of(config, data, teacher, scored)
     settings = settings_of(model, data, hardware, teacher, label)
     device = device_of(hardware.accelerator)
     safe = without_crash(config, model, data, device)
@@ -128,7 +136,7 @@ def fit(
             config = without_crash(earlier, model, data, device)
         if not model.training:
             model.train()
-        module = Classifier(model, data, config, teacher)
+        module = Classifier(model, data, config, teacher, scores=scored)
         refuse_crash(config, model, data, device)
         epochs = EpochLog(folder, label["name"])
         last, norms, start = newest_checkpoint(folder, module), norms_of(model), time.perf_counter()
@@ -146,12 +154,16 @@ def fit(
         return trainer.strategy.broadcast(result, src=0)
 
 
-def _check(model: nn.Module, data: DataSet, config: TrainConfig) -> None:
+def _check(model: nn.Module, data: DataSet, config: TrainConfig, scores: Scores) -> None:
     """Checks before anything is written that the net takes the images, and that a file can describe it."""
     checkpoint.check_savable(model)
-    check_input(model, data, training=True)
+    check_input(model, data, training=True, scores=scores)
     if config.small_epochs:
-        check_input(model, data, share=SMALL, training=True)
+        check_input(model, data, share=SMALL, training=True, scores=scores)
+    if config.tta != "off" and not scores.usual:
+        raise ValueError(
+            f"tta {config.tta!r} averages scores of classes; turn it off with a loss or metric of your own"
+        )
 
 
 def _finished(folder: Path, model: nn.Module) -> dict[str, Any]:
@@ -176,14 +188,14 @@ def _train(trainer: Any, module: Classifier, last: Path | None, guard: Safeguard
         ) from error
 
 
-def _teacher_of(config: TrainConfig, data: DataSet, given: Teacher | None) -> Teacher | None:
+def _teacher_of(config: TrainConfig, data: DataSet, given: Teacher | None, scores: Scores) -> Teacher | None:
     if given is None and config.teacher:
         given = Teacher.read(config.teacher)
     if config.feature_weight and given is None:
         raise ValueError(
             f"feature_weight {config.feature_weight} needs a teacher whose maps are learnt; give one, or 0"
         )
-    return None if given is None else given.fitting(data)
+    return None if given is None else given.fitting(data, scores)
 
 
 def _callbacks(

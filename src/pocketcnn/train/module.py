@@ -21,6 +21,7 @@ from pocketcnn.train.features import common_stages, map_distance
 from pocketcnn.train.images import Normalize
 from pocketcnn.train.loader import Loader, Share
 from pocketcnn.train.optimizers import make_optimizer
+from pocketcnn.train.scores import USUAL, Scores, first
 from pocketcnn.train.teacher import Teacher
 
 SMALL = 0.75  # factor for the sides of images in small_epochs
@@ -41,9 +42,10 @@ class Classifier(pl.LightningModule):
         config: TrainConfig,
         teacher: Teacher | None = None,
         tested: Literal["test", "validation"] = "test",
+        scores: Scores = USUAL,
     ) -> None:
         super().__init__()
-        self.net, self.config = net, config
+        self.net, self.config, self.scores = net, config, scores
         self._data = data
         self._teacher = (teacher,)  # in a tuple, so that checkpoints hold no copy of it
         self._position: dict[str, int] | None = None
@@ -65,18 +67,20 @@ class Classifier(pl.LightningModule):
         if teacher is not None and config.feature_weight:
             self._stages = common_stages(net, teacher.net, torch.zeros(1, *data.input_size))
         classes, averaged = len(data.classes), (f"{tested}_tta",) if config.tta != "off" else ()
+        mean = {"nan_strategy": "disable"}
+        right = {"num_classes": classes, "average": "micro", "validate_args": False}
         self.metrics: Any = nn.ModuleDict(
             {
                 f"{split}_{name}": metric
                 for split in ("train", "validation", "test", *averaged)
                 for name, metric in (
-                    ("loss", MeanMetric(nan_strategy="disable")),
-                    ("accuracy", MulticlassAccuracy(classes, average="micro", validate_args=False)),
+                    ("loss", MeanMetric(**mean)),
+                    ("accuracy", MeanMetric(**mean) if scores.metric else MulticlassAccuracy(**right)),
                 )
             }
         )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         return self._callable[0](self._prepared(images))
 
     def _prepared(self, images: Tensor) -> Tensor:
@@ -118,16 +122,16 @@ class Classifier(pl.LightningModule):
         chosen = self._data.train.order(self.config.seed, self.current_epoch)[first : first + batch]
         return self._alternation[chosen] ^ bool(self.current_epoch % 2)
 
-    def _loss(self, logits: Tensor, maps: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, logits: Any, maps: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         """Computes the loss of a training batch: cross entropy; with a teacher also the distances from its outputs and maps."""
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        loss = self.scores.loss_of(logits, labels, label_smoothing=self.config.label_smoothing)
         teacher = self._teacher[0]
         if teacher is None:
             return loss
         with torch.no_grad(), maps_of(teacher.net, self._stages) as wanted_maps:
-            wanted = teacher.to(images.device)(images).float()
+            wanted = first(teacher.to(images.device)(images)).float()
         share, heat = self.config.teacher_weight, self.config.temperature
-        given, wanted = (F.log_softmax(found.float() / heat, dim=1) for found in (logits, wanted))
+        given, wanted = (F.log_softmax(found.float() / heat, dim=1) for found in (first(logits), wanted))
         # Because of the square the size of the gradients does not depend on the temperature (Hinton et al., 2015).
         apart = heat**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
         loss = (1 - share) * loss + share * apart
@@ -155,16 +159,20 @@ class Classifier(pl.LightningModule):
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         logits = self(batch[0])
-        self._count(split, logits, batch[1], F.cross_entropy(logits.float(), batch[1]))
+        self._count(split, logits, batch[1], self.scores.loss_of(logits, batch[1]))
         if f"{split}_tta_loss" in self.metrics:
             averaged = sum(weight * self(view).float() for weight, view in views(batch[0], self.config.tta))
             assert isinstance(averaged, Tensor)
             self._count(f"{split}_tta", averaged, batch[1], F.cross_entropy(averaged, batch[1]))
 
-    def _count(self, split: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+    def _count(self, split: str, logits: Any, labels: Tensor, loss: Tensor) -> None:
         # The loss once for each image: with NaNs allowed, torchmetrics ignores weights.
         self.metrics[f"{split}_loss"].update(loss.detach().expand(len(labels)))
-        self.metrics[f"{split}_accuracy"].update(logits.detach(), labels)
+        if self.scores.metric is None:
+            self.metrics[f"{split}_accuracy"].update(first(logits).detach(), labels)
+        else:
+            found = self.scores.metric(logits, labels).detach().float()
+            self.metrics[f"{split}_accuracy"].update(found.expand(len(labels)))
 
     def take(self, split: str) -> dict[str, float]:
         """Returns mean loss and accuracy of a split since the last call, over all devices, and starts counting anew."""

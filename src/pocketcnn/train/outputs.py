@@ -17,13 +17,20 @@ from pocketcnn.data import DataSet, shrink
 from pocketcnn.errors import BadData, PocketError, UnsupportedNet
 from pocketcnn.support.copying import copied
 from pocketcnn.support.modules import device_and_dtype, evaluating
+from pocketcnn.train.scores import USUAL, Scores
 
 _log = logging.getLogger(__name__)
 _IMAGES = 2  # batch norms in training need more than one
 
 
 def check_input(
-    model: nn.Module, data: DataSet, *, share: float = 1.0, training: bool = False, who: str = "the net"
+    model: nn.Module,
+    data: DataSet,
+    *,
+    share: float = 1.0,
+    training: bool = False,
+    who: str = "the net",
+    scores: Scores = USUAL,
 ) -> None:
     """Checks that a net accepts the images of a data set and returns one tensor of outputs, with one for each class.
 
@@ -36,6 +43,7 @@ def check_input(
         share: factor by which the sides of the images are shrunk.
         training: check the net in training mode too, where some nets return more.
         who: name of the net in the message.
+        scores: loss and metric; with those of the user's own, the net may return whatever they take.
     Raises:
         BadData: the net does not fit, or returns several outputs.
     """
@@ -44,7 +52,7 @@ def check_input(
     x = shrink(x, share).to(device=device, dtype=dtype)
     with _unchanged(model):
         with evaluating(model):
-            _check(model, x, data, who)
+            _check(model, x, data, who, scores)
         if not training:
             return
         try:
@@ -58,12 +66,12 @@ def check_input(
             # Hooks that others put on the net may count its steps; they are called only if it does not fit without them.
             try:
                 with _only_hooks_of_ours(trial):
-                    _check(trial, x, data, who)
+                    _check(trial, x, data, who, scores)
             except BadData:
-                _check(trial, x, data, who)
+                _check(trial, x, data, who, scores)
 
 
-def _check(call: Any, x: Tensor, data: DataSet, who: str) -> None:
+def _check(call: Any, x: Tensor, data: DataSet, who: str, scores: Scores) -> None:
     """Calls a net, and checks its output."""
     mode = "in training mode" if torch.is_grad_enabled() else "in evaluation mode"
     channels, height, width = x.shape[1:]
@@ -78,11 +86,14 @@ def _check(call: Any, x: Tensor, data: DataSet, who: str) -> None:
             f"them ({said or type(error).__name__}); make the net with in_channels={channels}, or load the data with "
             "channels= or image_size="
         ) from error
+    if not scores.usual:
+        return _check_own(output, x, data, who, scores)
     if not isinstance(output, Tensor):
         what, entry = _described(output)
         raise BadData(
-            f"{data.name}: {who} returns {what} {mode}, but one tensor of outputs, [batch, classes], is needed; wrap it in "
-            f"an nn.Module whose forward is: y = self.net(x); return y if isinstance(y, torch.Tensor) else y{entry}"
+            f"{data.name}: {who} returns {what} {mode}, but one tensor of outputs, [batch, classes], is needed; in Python, "
+            "give loss= and metric= that take what it returns; or wrap it in an nn.Module whose forward is: y = self.net(x); "
+            f"return y if isinstance(y, torch.Tensor) else y{entry}"
         )
     classes = len(data.classes)
     if output.dim() != 2 or output.shape[1] < classes:
@@ -103,6 +114,22 @@ def _check(call: Any, x: Tensor, data: DataSet, who: str) -> None:
             f"{data.name}: {_whose(who)} output depends on no weight that learns; unfreeze some (requires_grad_), and "
             "detach nothing in forward"
         )
+
+
+def _check_own(output: Any, x: Tensor, data: DataSet, who: str, scores: Scores) -> None:
+    """Checks that the user's loss and metric take what a net returns."""
+    labels = torch.arange(len(x), device=x.device) % len(data.classes)
+    for name, compute in (("loss", scores.loss_of), ("metric", scores.metric_of)):
+        try:
+            found = compute(output, labels)
+        except Exception as error:  # the user's own code
+            said = " ".join(str(error).split())[:300]
+            raise BadData(
+                f"{data.name}: the {name} cannot take what {who} returns, {_described(output)[0]} "
+                f"({type(error).__name__}: {said}); give another {name}"
+            ) from error
+        if not isinstance(found, Tensor) or found.numel() not in ({1} if name == "loss" else {1, len(x)}):
+            raise BadData(f"{data.name}: the {name} returns {_described(found)[0]}, not a tensor of one number")
 
 
 def _whose(who: str) -> str:

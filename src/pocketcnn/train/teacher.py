@@ -15,6 +15,7 @@ from pocketcnn.errors import BadData
 from pocketcnn.support.copying import copied
 from pocketcnn.train.images import Normalize
 from pocketcnn.train.outputs import check_input
+from pocketcnn.train.scores import USUAL, Scores
 
 
 class Teacher(nn.Module):
@@ -52,8 +53,8 @@ class Teacher(nn.Module):
             return cls(copied(given), ImageNotes(), digest_of(given))
         return cls.read(given)
 
-    def fitting(self, data: DataSet) -> "Teacher":
-        """The teacher for a data set; what it does not say of its images is as in the data.
+    def fitting(self, data: DataSet, scores: Scores = USUAL) -> "Teacher":
+        """The teacher for a data set; what it does not say of its images is as in the data. `scores` are those of `fit`.
 
         Raises:
             BadData: the teacher has other classes or images than the data.
@@ -66,7 +67,7 @@ class Teacher(nn.Module):
             raise BadData(
                 f"{self.name}: takes images of {list(notes.input_size)}, those of {data.name} are {list(own.input_size)}"
             )
-        check_input(self.net, data, who=self.name)
+        check_input(self.net, data, who=self.name, scores=scores)
         return Teacher(self.net, notes, self.digest, self.name.removeprefix("teacher").strip())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

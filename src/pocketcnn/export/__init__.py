@@ -4,7 +4,7 @@ Before a file is written, its outputs are compared with the net's: on ordinary i
 several sizes. `docs/export.md` says what each format costs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -119,17 +119,14 @@ def export(
     net = _as_written(model)
     check_input_size(size, 1 if batch is None else batch)
     outputs = _outputs_of(net, size)
-    wanted = net if entropy is None else materialize(net, entropy=entropy, partly=True)
+    wanted = _flat(net if entropy is None else materialize(net, entropy=entropy, partly=True), outputs)
     plain = materialize(net, entropy=entropy, fold_norm=True, input_size=size, partly=True)
-    if outputs is not None:
-        wanted = FlatOutputs(wanted)
     threads = torch.get_num_threads()
     most = executorch.LARGEST if format == "executorch" else None
     example = ordinary_images(batch or most or 2, size, notes)
 
     def program(served: nn.Module) -> Any:
-        served = served if outputs is None else FlatOutputs(served).eval()
-        return trace(served, example, most, fixed=batch is not None)
+        return trace(_flat(served, outputs), example, most, fixed=batch is not None)
 
     dense_bytes = None
     if format == "executorch":
@@ -143,27 +140,20 @@ def export(
         content = onnx.to_onnx(program(plain), opset, notes=notes, outputs=outputs)
         if format == "onnx_compact":
             dense_bytes = len(content)
-            compact = onnx.to_onnx(
-                program(CompactNet(net, entropy, size)), opset, notes=notes, outputs=outputs, compact=True
-            )
+            traced = program(CompactNet(net, entropy, size))
+            compact = onnx.to_onnx(traced, opset, notes=notes, outputs=outputs, compact=True)
             content = min(content, compact, key=len)
         run = onnx.runner(content, threads, outputs)
     found = differences(run, wanted, probes(size, notes, BATCHES if batch is None else (batch,), images))
     speeds = tuple(_speed(run, net, ordinary_images(n, size, notes)) for n in _timed(batch) if timed)
     write_atomically(path, content)
-    written = len(content)
-    return Exported(
-        path,
-        format,
-        written,
-        serialized_bytes(model),
-        dense_bytes,
-        dense_bytes == written,
-        opset,
-        found,
-        speeds,
-        threads,
-    )
+    sizes = (len(content), serialized_bytes(model), dense_bytes, dense_bytes == len(content))
+    return Exported(path, format, *sizes, opset, found, speeds, threads)
+
+
+def _flat(net: nn.Module, outputs: Sequence[str] | None) -> nn.Module:
+    """The net itself if it returns one tensor, else one that returns a tuple of all its tensors."""
+    return net if outputs is None else FlatOutputs(net).eval()
 
 
 def _as_written(model: nn.Module) -> nn.Module:

@@ -143,10 +143,7 @@ def fit(
         check_machines(hardware)
         trainer = _trainer(config, hardware, folder, _callbacks(config, epochs, guard, progress, on_epoch), progress)
         _train(trainer, module, last, guard)
-        scores: dict[str, float] = {}
-        if test:
-            trainer.test(module, verbose=False)
-            scores = {**module.take("test"), **(module.take("test_tta") if config.tta != "off" else {})}
+        scores = _tested(trainer, module) if test else {}
         if not trainer.is_global_zero:
             return trainer.strategy.broadcast({}, src=0)
         restore_norms(to_layout(model.to("cpu"), torch.contiguous_format), norms)
@@ -186,6 +183,12 @@ def _train(trainer: Any, module: Classifier, last: Path | None, guard: Safeguard
         raise BrokenFile(
             f"{last}: the run cannot resume from it ({first_line(error)}); delete it to start this run afresh"
         ) from error
+
+
+def _tested(trainer: Any, module: Classifier) -> dict[str, float]:
+    """Evaluates a net on the test images."""
+    trainer.test(module, verbose=False)
+    return {**module.take("test"), **(module.take("test_tta") if module.config.tta != "off" else {})}
 
 
 def _teacher_of(config: TrainConfig, data: DataSet, given: Teacher | None, scores: Scores) -> Teacher | None:

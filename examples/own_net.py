@@ -1,71 +1,101 @@
-"""Puts a Global layer into a net of your own: plan, condense, train, save, load, measure; a minute on scikit-learn's digits.
+"""A net of your own, all the way: trained in plain PyTorch, shrunk to a budget of bytes, run by onnxruntime alone.
 
-    python examples/own_net.py --epochs 10 --output runs/own
+    python examples/own_net.py --data cifar10 --max-bytes 100k --epochs 6 --minutes 10
+    python examples/own_net.py --data digits --max-bytes 40k --epochs 6 --minutes 0.5
 
-The net below knows nothing of pocketcnn. Its stage is an `nn.Sequential` of equal blocks, which is all that `pde` needs: the
-first block stays, and one solver replaces the three others.
+The net below knows nothing of pocketcnn, and neither does its training. The same by a command, from the file of its weights:
+
+    pocketcnn shrink examples/own_net.py:build:in_channels=3 --weights runs/own/own.pth --mean 0.5 0.5 0.5 --std 0.25 0.25 0.25 \
+        --data cifar10 --max-bytes 100k
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pocketcnn as pc
 from pocketcnn.data import DataSet, load
-from pocketcnn.train import TrainConfig, fit
+
+MEAN, STD = 0.5, 0.25  # of every channel, as this net happens to be trained
 
 
-class Block(nn.Module):
-    """A 3x3 convolution with batch norm, and a shortcut around both."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x):
-        return torch.relu(x + self.norm(self.conv(x)))
-
-
-class OwnNet(nn.Module):
-    """A stem, four equal blocks, a classifier."""
-
-    def __init__(self, channels=16, classes=10):
-        super().__init__()
-        self.stem = nn.Conv2d(1, channels, 3, padding=1)
-        self.stage = nn.Sequential(*(Block(channels) for _ in range(4)))
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x):
-        return self.head(self.stage(self.stem(x)).mean((2, 3)))
+def build(in_channels: int = 3, num_classes: int = 10, width: int = 32) -> nn.Module:
+    """Makes a net like VGG: three groups of two 3x3 convolutions, each group half as large and twice as wide as the last."""
+    parts: list[nn.Module] = []
+    for group in range(3):
+        for _ in range(2):
+            channels = width << group
+            parts += [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            in_channels = channels
+        parts.append(nn.MaxPool2d(2) if group < 2 else nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(in_channels, num_classes))
 
 
-def main(data: DataSet, epochs: int, output: Path) -> dict[str, tuple[float, pc.Cost]]:
-    """Trains the plain net and the net with a Global layer; returns test accuracy and cost of each, by name.
+def normalised(pixels: Tensor) -> Tensor:
+    """Normalises uint8 images as this net expects them."""
+    return (pixels.float() / 255 - MEAN) / STD
 
-    Each net's cost is measured after loading it from its file.
-    """
-    plain = OwnNet(classes=len(data.classes))
-    print(pc.plan(plain, "pde", input_size=data.input_size), "\n")
-    small = pc.condense(plain, "pde")
-    config = TrainConfig(epochs=epochs, lr=0.05, precision="float32", channels_last="off")
-    found = {}
-    for name, net in (("plain", plain), ("pde", small)):
-        result = fit(net, data, config, output / name)
-        again = pc.load(output / name, base=OwnNet(classes=len(data.classes)))
-        found[name] = (result["test_accuracy"], pc.measure(again, data.input_size))
-    for name, (accuracy, cost) in found.items():
-        print(
-            f"{name:<6} {100 * accuracy:6.2f} %  {cost.trainable_params:>7,} parameters  {cost.macs:>9,} multiply-adds  depth {cost.depth}"
-        )
-    return found
+
+def train(net: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None:
+    """Trains a net in plain PyTorch: SGD with one cycle, shifted and mirrored images."""
+    torch.manual_seed(0)
+    steps = epochs * -(-len(labels) // 128)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+    net.train().to(memory_format=torch.channels_last)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(labels)).split(128):
+            x = F.pad(normalised(images[chosen]), (2, 2, 2, 2), mode="reflect")
+            top, left = torch.randint(5, (2,)).tolist()
+            x = x[:, :, top : top + images.shape[2], left : left + images.shape[3]]
+            x = x.flip(3) if images.shape[1] == 3 and torch.rand(()) < 0.5 else x
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(net(x.contiguous(memory_format=torch.channels_last)).float(), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    net.eval()
+
+
+def served_accuracy(path: Path, images: Tensor, labels: Tensor) -> float:
+    """Runs an ONNX file with onnxruntime, and nothing else, and returns the share of images that it classifies rightly."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    right = 0
+    for part, wanted in zip(images.split(250), labels.split(250), strict=True):
+        (scores,) = session.run(["logits"], {"images": normalised(part).numpy()})
+        right += int((scores.argmax(1) == wanted.numpy()).sum())
+    return right / len(labels)
+
+
+def main(data: DataSet, max_bytes: str, epochs: int, minutes: float, output: Path, **options: Any) -> tuple[Any, float]:
+    """Trains the net, shrinks it and serves it; returns what `shrink` returns, and the accuracy of the ONNX file."""
+    output.mkdir(parents=True, exist_ok=True)
+    channels = data.input_size[0]
+    net = build(channels, len(data.classes), **options)
+    train(net, *data.train[:], epochs)
+    torch.save(net.state_dict(), output / "own.pth")  # a checkpoint like any other
+
+    notes = {"mean": [MEAN] * channels, "std": [STD] * channels}
+    found = pc.shrink(net, data, max_bytes=max_bytes, minutes=minutes, notes=notes, output=output / "shrunk")
+    served = served_accuracy(found.onnx, *data.test[:])
+    print(found)
+    print(f"{found.onnx.name}: {found.onnx_bytes:,} bytes, test accuracy {100 * served:.2f} % in onnxruntime alone")
+    return found, served
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10, help="number of epochs")
-    parser.add_argument("--output", type=Path, default=Path("runs/own"), help="folder for the two runs")
+    parser.add_argument("--data", default="cifar10", help="data set to train on")
+    parser.add_argument("--max-bytes", default="100k", help="longest model file")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of the plain training")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes of training after shrinking")
+    parser.add_argument("--output", type=Path, default=Path("runs/own"), help="folder for all files")
     given = parser.parse_args()
-    main(load("digits"), given.epochs, given.output)
+    main(load(given.data), given.max_bytes, given.epochs, given.minutes, given.output)

@@ -1,17 +1,17 @@
 import own_net
-import torch
+import pytest
 
 import pocketcnn as pc
 
+pytest.importorskip("onnxruntime")
 
-def test_the_small_net_is_trained_saved_and_smaller(few, tmp_path, capsys):
-    found = own_net.main(few, epochs=2, output=tmp_path)
-    (_, plain), (accuracy, small) = found["plain"], found["pde"]
-    # Three blocks of 9 * 16 * 16 + 2 * 16 parameters go; 46 parameters a channel come.
-    assert plain.trainable_params - small.trainable_params == 3 * (9 * 16 * 16 + 32) - 46 * 16
-    assert small.macs < plain.macs
-    assert 0 <= accuracy <= 1
-    assert "stage.1  3 x Block" in capsys.readouterr().out
-    again = pc.load(tmp_path / "pde", base=own_net.OwnNet())
-    assert [type(block).__name__ for block in again.stage] == ["Block", "GlobalLayer"]
-    assert again(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+def test_the_net_is_small_and_serves_without_this_package(digits, tmp_path, capsys):
+    found, served = own_net.main(digits, "12k", epochs=4, minutes=0.05, output=tmp_path, width=8)
+    assert found.bytes_after <= 12_000
+    assert found.after["accuracy"] > found.before["accuracy"] - 0.1 > 0.5
+    assert served == pytest.approx(found.after["accuracy"], abs=0.003)
+    assert found.onnx_bytes < 1.4 * found.bytes_after
+    assert "in onnxruntime alone" in capsys.readouterr().out
+    again = pc.checkpoint.load_weights_(own_net.build(1, width=8), tmp_path / "own.pth")
+    assert sum(p.numel() for p in again.parameters()) > 15_000

@@ -68,9 +68,9 @@ def prune_(model: nn.Module, fraction: float, names: Collection[str] | None = No
         raise ValueError(f"{type(model).__name__} has no weights to prune")
     for weight in weights:
         smallest = weight.abs().flatten().argsort(stable=True)[: round(fraction * weight.numel())]
-        flat = weight.flatten()
-        flat[smallest] = 0
-        weight.copy_(flat.view_as(weight))
+        kept = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+        kept[smallest] = False
+        weight.copy_(torch.where(kept.view(weight.shape), weight, 0))  # whatever its layout in memory
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 

@@ -48,6 +48,7 @@ def run(folder, line, monkeypatch):
     return left.value.code or 0
 
 
+@pytest.mark.usefixtures("one_round")
 @pytest.mark.parametrize(
     ("line", "said"),
     [

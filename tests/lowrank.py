@@ -42,6 +42,20 @@ class LowRankConv2d(AbstractConv2d):
     def generator_parameters(self):
         return [self.left, self.right]
 
+    def served(self):
+        rank, (down, up) = self.left.shape[1], (self.right, self.left)
+        first = nn.Conv2d(
+            self.in_channels, rank, self.kernel_size, self.stride, self.padding, self.dilation, bias=False,
+            padding_mode=self.padding_mode,
+        )  # fmt: skip
+        second = nn.Conv2d(rank, self.out_channels, 1, bias=self.bias is not None)
+        with torch.no_grad():
+            first.weight.copy_(down.view(rank, *self.weight_shape[1:]))
+            second.weight.copy_(up[:, :, None, None])
+            if self.bias is not None:
+                second.bias.copy_(self.bias)
+        return nn.Sequential(first, second).train(self.training)
+
     def forward(self, x):
         x, padding = self.pad(x)
         return F.conv2d(x, self.dense_weight(), self.bias, self.stride, padding, self.dilation, self.groups)

@@ -18,7 +18,7 @@ VERSIONS = RECORDS.pop("versions")
 
 def numbers(name, method):
     """Largest number of trainable parameters in a trial, in millions."""
-    return max(RECORDS[name][method].get(key, 0) for key in ("before", "after")) / 1e6
+    return max(RECORDS[name].get(method, {}).get(key, 0) for key in ("before", "after")) / 1e6
 
 
 # Larger nets get only their smallest trial: rings of millions of parameters and fourfold kernels take most of the time.
@@ -35,10 +35,11 @@ QUICK = [
 def test_a_method_makes_of_a_net_what_the_table_says(name, method, request):
     library = request.getfixturevalue(foreign.NETS[name].library)
     found = foreign.outcome(foreign.NETS[name], method)
-    if foreign.version(library) == VERSIONS[library.__name__]:
-        assert found == RECORDS[name][method]
-    else:  # another version may have other nets
-        assert "failure" in RECORDS[name][method] or "failure" not in found
+    known = RECORDS[name].get(method)
+    if known is not None and foreign.version(library) == VERSIONS[library.__name__]:
+        assert found == known
+    else:  # another version may have other nets, and a new method has no records
+        assert "failure" not in found or "failure" in (known or {})
 
 
 def test_the_table_is_made_of_the_records_and_long_enough():

@@ -45,8 +45,8 @@ def apart(net, trained, images):
     return float((one - other).square().mean() / other.var())
 
 
-@pytest.mark.parametrize("method", list(pc.METHODS))
-def test_a_fitted_net_gives_nearly_what_the_trained_one_gives(method, trained, images, tmp_path):
+@pytest.mark.parametrize("method", [*pc.METHODS, "lowrank"])
+def test_a_fitted_net_gives_nearly_what_the_trained_one_gives(method, trained, images, tmp_path, lowrank):
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     fresh = pc.condense(trained, method)
     fitting.recalibrate_(fresh, images)

@@ -120,7 +120,7 @@ def export(
     check_input_size(size, 1 if batch is None else batch)
     outputs = _outputs_of(net, size)
     wanted = _flat(net if entropy is None else materialize(net, entropy=entropy, partly=True), outputs)
-    plain = materialize(net, entropy=entropy, fold_norm=True, input_size=size, partly=True)
+    plain = materialize(net, entropy=entropy, fold_norm=True, input_size=size, partly=True, serving=True)
     threads = torch.get_num_threads()
     most = executorch.LARGEST if format == "executorch" else None
     example = ordinary_images(batch or most or 2, size, notes)

@@ -30,6 +30,16 @@ class HasDense(Protocol):
 
 
 @runtime_checkable
+class ServesOtherwise(Protocol):
+    """A condensed layer that is cheaper than the ordinary one which it equals, if it is run in another way than that."""
+
+    def served(self) -> nn.Module:
+        """Builds ordinary layers with equal outputs, as they are to be served and exported: two convolutions for a kernel that
+        is a product of two."""
+        ...
+
+
+@runtime_checkable
 class LooksAtEntropy(Protocol):
     """A condensed layer whose ordinary equal may depend on the image's entropy."""
 

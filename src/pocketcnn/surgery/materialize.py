@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from pocketcnn.errors import CannotMaterialize
 from pocketcnn.support.copying import copied
 from pocketcnn.support.modules import carried_by, uncompiled
-from pocketcnn.support.protocols import Listener, LooksAtEntropy, MakesKernel, is_condensed
+from pocketcnn.support.protocols import Listener, LooksAtEntropy, MakesKernel, ServesOtherwise, is_condensed
 from pocketcnn.surgery.condense import put_in_place
 from pocketcnn.surgery.folding import fold_norms_
 from pocketcnn.surgery.provenance import Provenance, forget_steps_, record_of, remember
 
 
 def as_served(model: nn.Module, *, fold: bool = False) -> nn.Module:
-    """Makes the net as one would serve it: with ordinary kernels if these are exact, else with its own.
+    """Makes the net as one would serve it: with ordinary layers if these are exact, else with its own.
+
+    A layer that is cheaper otherwise than as an ordinary one says how, see `ServesOtherwise`.
 
     Args:
         model: any net; it is not changed.
@@ -26,7 +28,7 @@ def as_served(model: nn.Module, *, fold: bool = False) -> nn.Module:
         ValueError: as in `fold_norm`.
     """
     try:
-        return materialize(model, fold_norm=fold)
+        return materialize(model, fold_norm=fold, serving=True)
     except CannotMaterialize:
         return fold_norm(model) if fold else model
 
@@ -38,6 +40,7 @@ def materialize(
     fold_norm: bool = False,
     input_size: tuple[int, ...] | None = None,
     partly: bool = False,
+    serving: bool = False,
 ) -> nn.Module:
     """Puts ordinary `nn.Conv2d` in the place of every condensed layer; the given net is left alone.
 
@@ -49,6 +52,8 @@ def materialize(
             net is then in evaluation mode, and not for saving or training.
         input_size: as in `pocketcnn.fold_norm`.
         partly: leaves layers whose kernels depend on the image as they are, instead of refusing the net.
+        serving: takes what a layer is served as, see `pocketcnn.support.protocols.ServesOtherwise`, if it is no single
+            `nn.Conv2d`.
     Returns:
         A new net with equal outputs, as large and as fast as the plain one.
     Raises:
@@ -84,7 +89,7 @@ def materialize(
     layer: Any
     for layer, names in paths_of(dense).items():
         if is_condensed(layer) and obstacles.keys().isdisjoint(names):
-            new = layer.dense(entropy)
+            new = layer.served() if serving and isinstance(layer, ServesOtherwise) else layer.dense(entropy)
             dense = put_in_place(dense, names, new)
             if not isinstance(new, nn.Conv2d):
                 same_form = False  # parts have other names than in the plain net

@@ -39,7 +39,7 @@ class ReadingNet(nn.Module):
     def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, ...]) -> None:
         super().__init__()
         model = copied(model)
-        self.net = materialize(model, entropy=entropy, partly=True)
+        self.net = materialize(model, entropy=entropy, partly=True, serving=True)
         found = _readings(model, self.net, entropy)
         slots: dict[Any, set[Any]] = {}
         for _, reading in found:

@@ -14,6 +14,7 @@ import pocketcnn as pc
 from pocketcnn.errors import NothingToCondense, PocketError
 from pocketcnn.methods._passes import calls_of, image_sizes
 from pocketcnn.support.protocols import is_condensed
+from pocketcnn.surgery import provenance, rebuild
 
 X = torch.rand(2, 3, 12, 12)
 OPTIONS = {"involution": {"layers": "all", "group_channels": 4}, "puppet": {"depth": "fixed"}}
@@ -202,6 +203,27 @@ def pairs(net, x):
     return net.blocks((x, -x))
 
 
+def by_number(net, x):
+    for number in range(len(net.blocks)):
+        x = net.blocks[number](x)
+    return x
+
+
+def with_sum(net, x):
+    y = x
+    for block in net.blocks:
+        x = block(x)
+        y = y + x
+    return y
+
+
+def with_relu_in_place(net, x):
+    for block in net.blocks:
+        x = torch.relu_(block(x))
+    return x
+
+
+ORDER = "in ModuleList, which need not call them"
 BY_OTHERS = "itself, not by its nn.Sequential; it may need each block"
 CALLS = [
     (lambda net, x: net.blocks(x), nn.Sequential, Block, ""),
@@ -214,9 +236,16 @@ CALLS = [
     (collected, nn.Sequential, Block, BY_OTHERS),
     (lambda net, x: net.blocks[2](net.blocks(x)), nn.Sequential, Block, BY_OTHERS),
     (pairs, nn.Sequential, Pair, "given or returns something other than one map"),
-    (one_by_one, nn.ModuleList, Block, "in ModuleList, which need not call them"),
-    (by_keyword, nn.ModuleList, Block, "in ModuleList, which need not call them"),
-    (one_by_one, nn.ModuleDict, Block, "in ModuleDict, which need not call them"),
+    (one_by_one, nn.ModuleList, Block, ""),
+    (by_number, nn.ModuleList, Block, ""),
+    (by_keyword, nn.ModuleList, Block, ""),
+    (one_by_one, nn.ModuleDict, Block, ""),
+    (backwards, nn.ModuleList, Block, ORDER),
+    (collected, nn.ModuleList, Block, ORDER),
+    (with_sum, nn.ModuleList, Block, ORDER),
+    (with_relu_in_place, nn.ModuleList, Block, ORDER),
+    (with_mask, nn.ModuleList, Masked, ORDER),
+    (lambda net, x: one_by_one(net, one_by_one(net, x)), nn.ModuleList, Block, ORDER),
 ]
 
 
@@ -229,6 +258,9 @@ def test_stages_are_replaced_or_refused(method, call, container, block, reason):
         small = condense(net, method)
         assert small(X).shape == (2, 4)
         assert any(is_condensed(module) for module in small.modules())
+        again = rebuild(net, provenance(small).steps)
+        again.load_state_dict(small.state_dict())
+        assert again.eval()(X).equal(small.eval()(X))
         return
     assert not [row.name for row in rows if row.becomes]
     allowed = (reason, "its blocks do not turn") if block is Pair else (reason,)

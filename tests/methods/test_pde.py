@@ -563,7 +563,7 @@ def test_blocks_that_are_used_elsewhere_too_stay():
     assert [r.reason for r in pc.plan(net, "pde").rows] == ["its blocks share weights with other parts of the net"]
 
 
-def test_blocks_in_a_list_are_no_sequence():
+def test_blocks_in_a_list_that_nobody_calls_are_no_sequence():
     class Listed(nn.Module):
         def __init__(self):
             super().__init__()

@@ -219,3 +219,32 @@ def test_a_stage_of_several_outputs_is_matched_in_all(images):
         wanted = trained.pair(trained.stem(images))[0]
         fitted, fresh = (net.pair(net.stem(images))[0] for net in (small, pc.condense(trained, "involution")))
     assert (fitted - wanted).square().mean() < 0.8 * (fresh - wanted).square().mean()
+
+
+class Listed(nn.Module):
+    """A net that calls the blocks in its list itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["pde", "puppet"])
+def test_blocks_in_a_list_are_fitted_together(method, images, tmp_path):
+    torch.manual_seed(0)
+    trained = Listed().eval()
+    fitting.recalibrate_(trained, images)
+    fresh, fitted = pc.condense(trained, method), pc.condense(trained, method, initialize="fit", images=images)
+    fitting.recalibrate_(fresh, images)
+    assert apart(fitted, trained, images) < apart(fresh, trained, images)
+    pc.save(fitted, tmp_path / "net.safetensors")
+    assert pc.load(tmp_path / "net.safetensors", base=Listed())(images).equal(fitted(images))

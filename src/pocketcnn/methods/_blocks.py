@@ -1,7 +1,7 @@
 """Blocks that repeat in an `nn.Sequential`: finding them, comparing them, and reasons not to replace them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pocketcnn.methods._method import Site
+from pocketcnn.methods._passes import LISTS, chains_of
 from pocketcnn.methods._sites import LOST, STAYS, Ties
 from pocketcnn.support.copying import skeleton
 from pocketcnn.support.modules import carried_by, device_and_dtype, evaluating, lazy_parts, patched_methods
@@ -25,6 +26,7 @@ RUNS = (
 def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn.Module]]]]:
     """Yields runs of modules of one type in each `nn.Sequential` of a net; a run is all blocks or has none.
 
+    Blocks in an `nn.ModuleList` or `nn.ModuleDict` are a run if the net calls them one right after the other, see `chains_of`.
     Sequences inside a block are part of the block.
 
     Yields:
@@ -34,14 +36,31 @@ def neighbours(model: nn.Module) -> Iterator[tuple[list[str], list[tuple[str, nn
     for name, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(f"{name}." if name else "")
     inside: set[nn.Module] = set()
+    chains = chains_of(model)
     for stage, prefixes in paths.items():
-        if not in_order(stage) or stage in inside:
+        if not (in_order(stage) or type(stage) in LISTS) or stage in inside:
             continue
         children = [(name, child) for name, child in stage._modules.items() if child is not None]
         inside.update(part for _, child in children if is_block(child) for part in child.modules())
         # A stage of a single block is a block itself; those beside it are not, and their blocks are found inside them.
-        for _, blocks in groupby(children, lambda named: (type(named[1]), is_block(named[1]))):
-            yield prefixes, list(blocks)
+        for (_, all_blocks), blocks in groupby(children, lambda named: (type(named[1]), is_block(named[1]))):
+            if type(stage) not in LISTS:
+                yield prefixes, list(blocks)
+            elif all_blocks:
+                yield from ((prefixes, chain) for chain in _chained(list(blocks), chains) if len(chain) > 1)
+
+
+def _chained(
+    blocks: Sequence[tuple[str, nn.Module]], chains: Mapping[nn.Module, nn.Module]
+) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Cuts blocks into those that are called one right after the other."""
+    chain = [blocks[0]]
+    for before, block in pairwise(blocks):
+        if chains.get(before[1]) is not block[1]:
+            yield chain
+            chain = []
+        chain.append(block)
+    yield chain
 
 
 def condensed_sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Module]], kind: type[Any]) -> list[Site]:
@@ -54,8 +73,9 @@ def condensed_sites(prefixes: Sequence[str], blocks: Sequence[tuple[str, nn.Modu
 
 
 def elsewhere(model: nn.Module) -> list[Site]:
-    """Lists equal blocks side by side in a module that may call them in any order, as places that are left alone."""
+    """Lists equal blocks side by side in a module that calls them in another order, as places that are left alone."""
     found: list[Site] = []
+    chains = chains_of(model)
     inside: set[nn.Module] = set()
     for prefix, parent in model.named_modules():
         if in_order(parent) or parent in inside:
@@ -63,7 +83,7 @@ def elsewhere(model: nn.Module) -> list[Site]:
         children = [(f"{prefix}.{name}".removeprefix("."), child) for name, child in parent.named_children()]
         for equal, run in groupby(children, lambda named: structure(named[1]) if is_block(named[1]) else None):
             (name, first), *rest = run
-            if equal and rest:
+            if equal and rest and chains.get(first) is not rest[0][1]:
                 inside.update(part for child in (first, *(block for _, block in rest)) for part in child.modules())
                 kind = type(parent).__name__ + " with a forward of its own" * (type(parent) is nn.Sequential)
                 reason = f"in {kind}, which need not call them one after the other as an nn.Sequential does"

@@ -5,13 +5,18 @@ import contextvars
 import logging
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pocketcnn.methods._method import Site
 from pocketcnn.support.copying import skeleton
@@ -50,8 +55,38 @@ def calls_of(model: nn.Module) -> list[Call] | None:
     The net is left alone: a copy without weights and without the hooks of users is run. Modules inside scripted ones are
     not seen.
     """
-    if _structural.get():
-        return None
+    return None if _structural.get() else _tried(model, _listened)
+
+
+def chains_of(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Finds the blocks in an `nn.ModuleList` or `nn.ModuleDict` that a net calls one right after the other, as `nn.Sequential` does.
+
+    Returns:
+        For each such block the next one: both are called once, the next one is given what the block returns, alone, and
+        nothing else reads that.
+    """
+    if not any(type(module) in LISTS for module in model.modules()):
+        return {}
+    return _tried(model, _followed) or {}
+
+
+LISTS = (nn.ModuleList, nn.ModuleDict)  # they hold modules, and whoever has them calls these
+
+
+class PassOn(nn.Module):
+    """Returns what it is given: what is left in an `nn.ModuleList` of a block whose work another one does now."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+def _tried(model: nn.Module, run: Callable[[nn.Module, dict[nn.Module, nn.Module], Tensor], Any]) -> Any:
+    """Runs a copy of a net without weights on images of usual sizes, until it takes one; None if it takes none.
+
+    Args:
+        model: the net; it is left alone.
+        run: is given the copy, the module of the net that each of its modules was made of, and an image.
+    """
     state = random.getstate()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -61,7 +96,9 @@ def calls_of(model: nn.Module) -> list[Call] | None:
             dtype = next((p.dtype for p in bare.parameters() if p.is_floating_point()), torch.get_default_dtype())
             for size in image_sizes(model):
                 with contextlib.suppress(Exception):  # a foreign net may raise anything about an image it cannot take
-                    return _listened(bare, origins, gauge, torch.empty(1, *size, device="meta", dtype=dtype))
+                    x = torch.empty(1, *size, device="meta", dtype=dtype)
+                    with _most_complex(gauge), torch.compiler.set_stance("force_eager"):
+                        return run(bare, origins, x)
         except Exception as error:
             _log.debug("%s: no copy without weights: %s", type(model).__name__, error)
         finally:
@@ -73,7 +110,12 @@ def calls_of(model: nn.Module) -> list[Call] | None:
     return None
 
 
-def _listened(bare: nn.Module, origins: dict[nn.Module, nn.Module], gauge: SetsDepth | None, x: Tensor) -> list[Call]:
+def _most_complex(gauge: SetsDepth | None) -> AbstractContextManager[Any]:
+    """Holds a gauge at its highest level, unless it is held already or there is none."""
+    return gauge.pinned(gauge.levels - 1) if gauge is not None and gauge.pin is None else contextlib.nullcontext()
+
+
+def _listened(bare: nn.Module, origins: dict[nn.Module, nn.Module], x: Tensor) -> list[Call]:
     """Runs a net and lists the calls."""
     calls: list[Call] = []
     running: list[tuple[nn.Module | None, int]] = [(None, -1)]
@@ -93,10 +135,66 @@ def _listened(bare: nn.Module, origins: dict[nn.Module, nn.Module], gauge: SetsD
                 yield module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
                 yield module.register_forward_hook(leave)
 
-    held = gauge.pinned(gauge.levels - 1) if gauge is not None and gauge.pin is None else contextlib.nullcontext()
-    with hooked(listen()), held, torch.compiler.set_stance("force_eager"):
+    with hooked(listen()):
         bare(x)
     return calls
+
+
+def _followed(bare: nn.Module, origins: dict[nn.Module, nn.Module], x: Tensor) -> dict[nn.Module, nn.Module]:
+    """Runs a net and finds the chains of `chains_of`."""
+    blocks = {block for held in bare.modules() if type(held) in LISTS for block in held.children()}
+    with _Follow() as follow, hooked(follow.hooks_on(blocks)):
+        bare(x)
+    return {origins[one]: origins[other] for one, other in follow.chains().items()}
+
+
+class _Follow(TorchDispatchMode):
+    """Follows what some blocks return: which block, or what else, reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers = WeakTensorKeyDictionary()  # of the tensors that blocks returned
+        self._made: dict[int, nn.Module] = {}
+        self._given: dict[nn.Module, list[int | None]] = {}
+        self._readers: dict[int, set[nn.Module | None]] = {}
+        self._running: list[nn.Module] = []
+
+    def hooks_on(self, blocks: Iterable[nn.Module]) -> Iterator[RemovableHandle]:
+        """Hooks itself to blocks."""
+        for block in blocks:
+            yield block.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+            yield block.register_forward_hook(self._leave)
+
+    def chains(self) -> dict[nn.Module, nn.Module]:
+        """For each block the next one, where nothing but that reads what the block returned."""
+        found = {}
+        for block, given in self._given.items():
+            number = given[0] if len(given) == 1 else None
+            if (
+                number is not None
+                and self._readers.get(number) == {block}
+                and len(self._given[self._made[number]]) == 1
+            ):
+                found[self._made[number]] = block
+        return found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for tensor in tree_iter((args, kwargs)):
+            if isinstance(tensor, Tensor) and (number := self._numbers.get(tensor)) is not None:
+                self._readers.setdefault(number, set()).add(self._running[0] if self._running else None)
+        return func(*args, **kwargs)
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        one = args[0] if len(args) == 1 and not kwargs else kwargs.get("x") if not args and len(kwargs) == 1 else None
+        self._given.setdefault(block, []).append(self._numbers.get(one) if isinstance(one, Tensor) else None)
+        self._running.append(block)
+
+    def _leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._running.pop()
+        if isinstance(output, Tensor):
+            number = len(self._made)
+            self._numbers[output], self._made[number] = number, block
 
 
 def image_sizes(model: nn.Module) -> list[tuple[int, int, int]]:
@@ -145,6 +243,8 @@ def called_in_order(model: nn.Module, sites: Sequence[Site]) -> list[Site]:
 
     def obstacle(site: Site) -> str:
         stage = model.get_submodule(site.name.rpartition(".")[0])
+        if type(stage) in LISTS:
+            return ""  # `chains_of` has looked
         for block in site.modules:
             for call in calls.get(block, ()):
                 if call.caller is not stage:

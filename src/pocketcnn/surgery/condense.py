@@ -14,7 +14,7 @@ from torch import nn
 
 from pocketcnn.errors import NothingToCondense, UnsupportedLayer
 from pocketcnn.methods import Method, Site
-from pocketcnn.methods._passes import by_structure
+from pocketcnn.methods._passes import LISTS, PassOn, by_structure
 from pocketcnn.methods._sites import KEPT, matches
 from pocketcnn.support.copying import copied
 from pocketcnn.support.modules import uncompiled
@@ -159,6 +159,8 @@ def apply_step_(small: nn.Module, record: Method, settings: Any, names: tuple[st
 def put_in_place(model: nn.Module, names: Sequence[str], new: nn.Module | None) -> nn.Module:
     """Puts `new` wherever the names lead; None removes the module from its sequence, and the others keep their names.
 
+    In an `nn.ModuleList`, whose owner may call its modules by number, a module that passes on its input takes the place.
+
     Returns:
         The net; or `new`, if it replaces the net itself, whose name is "".
     """
@@ -168,6 +170,8 @@ def put_in_place(model: nn.Module, names: Sequence[str], new: nn.Module | None) 
         parent, _, child = name.rpartition(".")
         if new is not None:
             setattr(model.get_submodule(parent), child, new)
+        elif type(model.get_submodule(parent)) in LISTS:
+            setattr(model.get_submodule(parent), child, PassOn())
         elif hasattr(model.get_submodule(parent), child):  # several names may lead to one parent
             delattr(model.get_submodule(parent), child)
     return model

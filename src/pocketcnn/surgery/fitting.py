@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.methods import Method, Site
 from pocketcnn.methods._blocks import block_of
+from pocketcnn.methods._passes import LISTS
 from pocketcnn.support.calls import Inputs, as_inputs, batches_of, distance, tensors_in
 from pocketcnn.support.modules import device_and_dtype, evaluating, hooked, in_mode, learning
 from pocketcnn.support.protocols import is_condensed
@@ -135,9 +136,15 @@ def _match_stages(small: nn.Module, trained: nn.Module, sites: Sequence[Site], i
 
 
 def _stage_of(model: nn.Module, name: str) -> str:
-    """Name of the sequence inside the net that holds a site's block; the block's own name if there is none."""
+    """Name of the sequence inside the net that holds a site's block; the block's own name if there is none.
+
+    For a block in an `nn.ModuleList` it is the name of the module that has the list and calls its blocks.
+    """
     block = block_of(model, name)
     stage = block.rpartition(".")[0]
+    for held in (block, stage):
+        if held and type(model.get_submodule(held)) in LISTS:
+            return held.rpartition(".")[0]
     return stage if stage and isinstance(model.get_submodule(stage), nn.Sequential) else block
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 import pocketcnn as pc
@@ -48,6 +48,24 @@ def test_weights_of_safetensors_and_of_compiled_nets(trained, tmp_path):
     save_file({name: value.contiguous() for name, value in trained.state_dict().items()}, tmp_path / "net.safetensors")
     filled = load_weights_(torch.compile(net()), tmp_path / "net.safetensors")
     assert filled.state_dict()["_orig_mod.3.weight"].equal(trained[3].weight)
+
+
+def test_shared_weights_masks_and_averages_beside_the_weights(trained, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = self.two = nn.Linear(2, 2)
+            self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+    first = Tied()
+    save_model(first, tmp_path / "tied.safetensors")
+    assert load_weights_(Tied(), tmp_path / "tied.safetensors").two.weight.equal(first.one.weight)
+    torch.save({"model": trained.state_dict(), "ema.decay": torch.tensor(0.9)}, tmp_path / "ema.pth")
+    assert load_weights_(net(), tmp_path / "ema.pth")[3].weight.equal(trained[3].weight)
+    whole = {name: value.long() for name, value in trained.state_dict().items()}
+    torch.save(whole, tmp_path / "whole.pth")
+    with pytest.raises(WrongWeights, match=r"0\.weight is torch\.int64 there and torch\.float32 in the net"):
+        load_weights_(net(), tmp_path / "whole.pth")
 
 
 def test_what_is_left_over_is_said(trained, tmp_path, caplog):

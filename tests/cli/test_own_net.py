@@ -104,6 +104,9 @@ def test_from_weights_to_a_small_file_that_needs_its_base(folder, monkeypatch, c
         ("classify mine.py --model OWN", "it is not known what its images and classes are .classes, input_size.*--classes"),
         ("shrink OWN --data digits --max-bytes 500 --output runs/n", "NothingFits: 500 bytes are too few"),
         ("compare --models mine.py:build --weights mine.pth --data digits", "--from-trained"),
+        ("compare --models mine.py:build --stem small --data digits --epochs 1", "no option 'stem'"),
+        ("evaluate --model mine.py:build --weights mine.pth --mean 0.3 --data digits", "give --mean and --std, or neither"),
+        ("shrink OWN --data digits --max-bytes 6k --stream --image-size 8", "leave --stream out"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(line, said, folder, monkeypatch, capsys):

@@ -1,5 +1,8 @@
 """Shrinking a net of one's own: the budget is kept, the file loads, what was done is not done again."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ import pocketcnn as pc
 from pocketcnn.data import from_tensors
 from pocketcnn.errors import BadData, NothingFits
 from pocketcnn.experiments.shrink import candidates
+from pocketcnn.support.files import read_json, write_json
 from pocketcnn.train import TrainConfig, fit
 
 
@@ -132,6 +136,41 @@ def test_a_net_of_two_inputs_without_labels(tmp_path):
     assert pc.load(found.path, base=TwoInputs())(*(one[:2] for one in inputs)).shape == (2, 1, 8, 8)
 
 
+def test_a_call_that_was_killed_before_a_score_resumes(trained, digits, tmp_path):
+    settings = {**SETTINGS, "max_bytes": 8000, "method": "ring:scheme=windows", "onnx": False, "output": tmp_path}
+    whole = pc.shrink(trained, digits, **settings)
+    record = read_json(tmp_path / "shrink.json")
+    del record["found"]["scores"], record["found"]["result"]
+    write_json(tmp_path / "shrink.json", record)
+    again = pc.shrink(trained, digits, **settings)
+    assert (again.label, again.after) == (whole.label, whole.after)
+    with pytest.raises(ValueError, match=r"holds another shrinking \(notes differs"):
+        pc.shrink(trained, digits, notes={"mean": [0.1], "std": [0.3]}, **settings)
+
+
+def test_zeros_that_an_optimizer_moves_do_not_exceed_the_budget(trained, digits, tmp_path):
+    muon = dataclasses.replace(SETTINGS["train"], optimizer="muon", small_epochs=20, epochs=20)
+    found = pc.shrink(
+        trained, digits, max_bytes=9000, method="plain", minutes=0.02, train=muon, onnx=False, output=tmp_path
+    )
+    assert found.bytes_after <= 9000
+
+
+def test_frozen_weights_stay_and_what_fits_is_left_as_it_is(trained, digits, tmp_path):
+    net = copy.deepcopy(trained)
+    net.body[0].weight.requires_grad_(False)
+    found = pc.shrink(
+        net, digits, max_bytes=8000, method="ring:scheme=windows", onnx=False, output=tmp_path / "a", **SETTINGS
+    )
+    small = pc.load(found.path, base=Own())
+    assert not small.body[0].weight.requires_grad
+    torch.testing.assert_close(small.body[0].weight, net.body[0].weight, atol=0.01, rtol=0.01)
+    whole = pc.shrink(
+        trained, 3 * torch.randn(8, 1, 8, 8), max_bytes="1M", minutes=0.01, onnx=False, output=tmp_path / "b"
+    )
+    assert whole.after["error"] < 1e-9, "norms keep their statistics"
+
+
 def test_budgets_and_images_that_do_not_fit(trained, digits, tmp_path):
     with pytest.raises(
         NothingFits, match=r"900 bytes are too few for Own: .* takes \d,\d+, the most in names and description"
@@ -141,6 +180,12 @@ def test_budgets_and_images_that_do_not_fit(trained, digits, tmp_path):
         pc.shrink(trained, digits, max_bytes="much", output=tmp_path / "b", **SETTINGS)
     with pytest.raises(ValueError, match="must be more than 0"):
         pc.shrink(trained, digits, max_bytes=9000, minutes=0, output=tmp_path / "c")
+    with pytest.raises(NothingFits, match=r"with condconv its file takes \d\d,"):
+        pc.shrink(trained, digits, max_bytes=9000, method="condconv", output=tmp_path / "f", **SETTINGS)
+    with pytest.raises(ValueError, match="a mean without a std"):
+        pc.shrink(trained, digits, max_bytes=9000, notes={"mean": [0.1]}, output=tmp_path / "g", **SETTINGS)
+    with pytest.raises(ValueError, match="3 examples are too few"):
+        pc.shrink(trained, torch.randn(3, 1, 8, 8), max_bytes=9000, output=tmp_path / "h")
     colour = from_tensors(torch.zeros(40, 3, 8, 8), torch.arange(40) % 10)
     with pytest.raises(BadData, match="teacher cannot take them"):
         pc.shrink(trained, colour, max_bytes=5000, output=tmp_path / "d", **SETTINGS)

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
-from foreign import import_library
-from pocketcnn.errors import BadFactory, MissingBase, UnknownModel
+from pocketcnn.errors import BadFactory, BrokenFile, MissingBase, UnknownModel
 from pocketcnn.models import builders
 from pocketcnn.models.builders import image_facts, register_model, split_name
 from pocketcnn.models.spec import NetSpec, parse_model, spell
@@ -118,6 +117,25 @@ def test_the_code_may_have_moved(code, tmp_path):
     assert again.provenance.base["name"] == f"{moved}:build"
 
 
+def test_another_working_folder_has_other_files(tmp_path, monkeypatch):
+    for name, channels in (("a", 3), ("b", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(
+            f"from torch import nn\ndef build():\n    return nn.Conv2d(1, {channels}, 1)\n"
+        )
+        monkeypatch.chdir(tmp_path / name)
+        assert pc.create_model("mine.py:build").out_channels == channels
+
+
+def test_a_file_fetches_no_trained_weights(timm, tmp_path):
+    net = pc.create_model("timm:mobilenetv3_small_050", num_classes=5)
+    base = {"name": "timm:mobilenetv3_small_050", "options": {"num_classes": 5, "pretrained": True}}
+    vars(net)["provenance"] = pc.surgery.Provenance(base, ())
+    pc.save(net, tmp_path / "net.safetensors")
+    with pytest.raises(BrokenFile, match="asks for pretrained of timm:mobilenetv3_small_050, which would be fetched"):
+        pc.load(tmp_path / "net.safetensors")
+
+
 def test_a_header_that_names_code_is_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     net = pc.create_model("resnet20", width=0.1)
@@ -129,7 +147,9 @@ def test_a_header_that_names_code_is_refused(tmp_path):
 
 def test_a_factory_may_return_nets_of_ours(code, tmp_path):
     ours = pc.create_model(f"{code}:ours", width=0.2)
-    assert ours.provenance.base == {"name": "resnet20", "options": {"width": 0.2}}, "it loads without the user's code"
+    assert ours.provenance.base == {"name": f"{code}:ours", "options": {"width": 0.2}}, (
+        "it may have changed what we made"
+    )
     small = pc.create_model(f"{code}:condensed").eval()
     pc.save(small, tmp_path / "small.safetensors")
     again, x = pc.load(tmp_path / "small.safetensors"), torch.randn(1, 1, 8, 8)
@@ -185,8 +205,7 @@ def test_a_registered_builder_is_a_name_like_ours(tmp_path, monkeypatch):
         register_model("line", nn.Linear(1, 1))
 
 
-def test_nets_of_timm(tmp_path):
-    import_library("timm")
+def test_nets_of_timm(timm, tmp_path):
     net = pc.create_model("timm:mobilenetv3_small_050", num_classes=5, in_channels=1).eval()
     pc.save(net, tmp_path / "net.safetensors")
     x = torch.randn(1, 1, 32, 32)
@@ -199,8 +218,7 @@ def test_nets_of_timm(tmp_path):
         pc.create_model("timm:resnet10t", checkpoint_path="evil.pth")
 
 
-def test_nets_of_torchvision(tmp_path):
-    import_library("torchvision")
+def test_nets_of_torchvision(torchvision, tmp_path):
     net = pc.create_model("torchvision:squeezenet1_1", num_classes=5).eval()
     pc.save(net, tmp_path / "net.safetensors")
     x = torch.randn(1, 3, 64, 64)

@@ -1,6 +1,7 @@
 """Nets that return more than scores of classes train with a loss and a metric of the user's own."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -44,6 +45,8 @@ def test_a_net_of_several_outputs_trains(digits, tmp_path):
     right = net.eval()((digits.test.images.float() / 255 - digits.mean[0]) / digits.std[0])["logits"].argmax(1)
     assert by_logits == pytest.approx(float((right == digits.test.labels).float().mean()))
     assert result["identity"] == {"loss": "loss", "metric": "side_is_right"}
+    again = fit(WithAux(), digits, CONFIG, tmp_path / "run", loss=functools.partial(loss), metric=side_is_right)
+    assert again["test_accuracy"] == result["test_accuracy"], "a finished run is read"
     with pytest.raises(ValueError, match="holds a run with other settings"):
         fit(net, digits, CONFIG, tmp_path / "run", loss=lambda o, y: loss(o, y))
 

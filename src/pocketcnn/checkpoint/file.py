@@ -44,7 +44,7 @@ from pocketcnn.errors import (
     NotEnoughMemory,
     PocketError,
 )
-from pocketcnn.models.builders import BUILDERS, known, runs_code
+from pocketcnn.models.builders import BUILDERS, LIBRARIES, known, runs_code
 from pocketcnn.models.recipes import check_name, create_model
 from pocketcnn.models.spec import parse_model
 from pocketcnn.support.copying import copied
@@ -248,6 +248,8 @@ def _named_base(header: Header, base: str | None, path: Path) -> BaseEntry:
             f"{path}: this net was not made by create_model; pass a fresh plain one as base=net, to which "
             f"{len(header.steps)} condensing steps will be applied"
         )
+    if entry.name.partition(":")[0] in LIBRARIES and (odd := [key for key in entry.options if "pretrained" in key]):
+        raise BrokenFile(f"{path}: asks for {odd[0]} of {entry.name}, which would be fetched; no file of ours does")
     if runs_code(entry.name) and known(entry.name) is None:
         raise MissingBase(
             f"{path}: this net is made by {entry.name}, code that no file may start by itself; if you trust it, pass "

@@ -50,10 +50,10 @@ def load_weights_(model: nn.Module, path: str | Path) -> nn.Module:
         WrongWeights: weights of the net are missing in the file or have another shape there; the message names them.
     """
     path = Path(path)
-    found = read_weights(path)
     with bare(model) as net:
         wanted = net.state_dict(keep_vars=True)
-        prefix = _prefix_of(found, wanted)
+        choices = [(some, *_prefix_of(some, wanted)) for some in read_weights(path)]
+        found, prefix, _ = max(choices, key=lambda choice: choice[2])
         given = {name[len(prefix) :]: tensor for name, tensor in found.items() if name.startswith(prefix)}
         _check(given, wanted, path, type(net).__name__)
         if left := [*(name for name in given if name not in wanted), *(n for n in found if not n.startswith(prefix))]:
@@ -65,8 +65,11 @@ def load_weights_(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a file, by name; the errors are those of `load_weights_`, but for `WrongWeights`."""
+def read_weights(path: Path) -> list[dict[str, Tensor]]:
+    """Reads the tensors of a file, by name: one dictionary, or each that may be the weights, the likeliest first.
+
+    The errors are those of `load_weights_`, but for `WrongWeights`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
     refuse_exported(path.with_suffix("" if path.suffix in (".pt", ".pth") else path.suffix))
@@ -74,7 +77,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if FORMAT in read_head(path).metadata:
             raise ForeignFile(f"{path}: a model file of pocketcnn, which holds a whole net; give it as the net itself")
         try:
-            return load_file(path)
+            return [load_file(path)]
         except (SafetensorError, OSError) as error:
             raise BrokenFile(f"{path}: cannot be read ({first_line(error)}); copy it again") from error
     try:
@@ -92,7 +95,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ForeignFile(
             f"{path}: holds more than weights ({what}), and reading that could run any code; where you trust it, {_ALONE}"
         ) from error
-    found = _tensors_in(content)
+    found = [some for some in _tensors_in(content) if some]
     if not found:
         kind = (
             f"a dictionary of {_some(list(map(str, content)))}"
@@ -103,31 +106,35 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _tensors_in(content: Any, depth: int = 0) -> dict[str, Tensor]:
-    """Finds the weights in what a file holds: a dictionary of tensors, or one that holds it under a usual name."""
+def _tensors_in(content: Any, depth: int = 0) -> list[dict[str, Tensor]]:
+    """Finds dictionaries of tensors in what a file holds: itself, and those under the usual names."""
     if not isinstance(content, Mapping) or depth > 3:
-        return {}
+        return []
     own = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if any("." in name for name in own) or (own and len(own) == len(content)):
-        return own
-    for name in _HOLDERS:
-        if found := _tensors_in(content.get(name), depth + 1):
-            return found
-    return own
+    inside = [some for name in _HOLDERS for some in _tensors_in(content.get(name), depth + 1)]
+    return [own, *inside] if own and len(own) == len(content) else [*inside, own]
 
 
-def _prefix_of(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """The prefix of the names in a file under which most of the net's own lie."""
+def _prefix_of(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[str, int]:
+    """The prefix of the names in a file under which most of the net's own lie, and how many."""
     ends = {name: [key for key in found if key == name or key.endswith(f".{name}")] for name in list(wanted)[:_TRIED]}
     prefixes = dict.fromkeys(key[: len(key) - len(name)] for name, keys in ends.items() for key in keys)
     hits = {prefix: sum(prefix + name in found for name in wanted) for prefix in ("", *prefixes)}
-    return max(hits, key=hits.__getitem__)  # of equals the first, which is none
+    best = max(hits, key=hits.__getitem__)  # of equals the first, which is none
+    return best, hits[best]
 
 
 def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, kind: str) -> None:
     """Checks that a file has all weights of a net, in their shapes, and that they are finite."""
     # Older versions of PyTorch did not count the batches of a norm.
-    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    there = {
+        wanted[name].data_ptr() for name in given if name in wanted
+    }  # a shared tensor may stand under one of its names
+    missing = [
+        name
+        for name in wanted
+        if name not in given and not name.endswith("num_batches_tracked") and wanted[name].data_ptr() not in there
+    ]
     odd = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
     left = [name for name in given if name not in wanted]
     if missing or odd:
@@ -144,7 +151,14 @@ def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path
             f"{path}: weights of another net: {'; '.join(words)}; give the options that the net was made with"
         )
     for name, tensor in given.items():
-        if name in wanted and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if name not in wanted:
+            continue
+        if tensor.is_quantized or tensor.is_complex() or tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise WrongWeights(
+                f"{path}: {name} is {tensor.dtype} there and {wanted[name].dtype} in the net; save plain weights"
+            )
+        own = wanted[name].detach()
+        if tensor.is_floating_point() and not (torch.isfinite(tensor) | (tensor == own.to(tensor))).all():
             raise BrokenFile(f"{path}: {name} is not finite: its training diverged, or the file is damaged")
 
 

@@ -135,6 +135,10 @@ def as_trained(data: "DataSet", notes: "ImageNotes", hint: str = "") -> "DataSet
             f"{data.name}: images are {size_in_words(data.input_size)}, the net was trained on {size_in_words(notes.input_size)} "
             f"(channels x height x width){hint}"
         )
+    if (count := len(notes.mean or notes.std)) not in (0, data.input_size[0]):
+        raise BadUsage(
+            f"{data.name}: images have {data.input_size[0]} channels, and the net a mean for {count}; give --mean and --std"
+        )
     seen = notes.applied_to(data)
     if notes.lacks("mean", "std"):
         complain(
@@ -159,7 +163,7 @@ def as_trained(data: "DataSet", notes: "ImageNotes", hint: str = "") -> "DataSet
 def data_for(opened: GivenNet, given: Any) -> "DataSet":
     """Loads or streams the data that flags of `DataOptions` describe for a trained net; by default those of its training.
 
-    The images are of the net's size, but normalised by their own mean and deviation.
+    The images are as `as_trained` makes them.
 
     Raises:
         BadUsage: no data are given or known, or a flag contradicts what the net knows.
@@ -167,7 +171,7 @@ def data_for(opened: GivenNet, given: Any) -> "DataSet":
     name = given.data or opened.needs("data").notes.data
     reading = reading_for(opened.notes, name, opened.title, image_size=given.image_size, channels=given.channels)
     columns = table_options_of(given, opened.notes.reading if name == opened.notes.data else {})
-    return load_data(replace(given, data=name, **reading, **columns))
+    return as_trained(load_data(replace(given, data=name, **reading, **columns)), opened.notes)
 
 
 def completed(opened: GivenNet, data: "DataSet") -> GivenNet:

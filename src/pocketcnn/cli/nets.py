@@ -123,7 +123,9 @@ def _made(word: str, given: Any) -> GivenNet:
     trained = weights is not None or pretrained
     if trained:
         # Weights of one's own may be for images of any size, but are seldom normalised otherwise.
-        header |= {key: value for key, value in image_facts(name).items() if pretrained or key != "input_size"}
+        facts = image_facts(name)
+        if {**options, **own}.get("in_channels", 3) == len(facts.get("mean", ())):
+            header |= {key: value for key, value in facts.items() if pretrained or key != "input_size"}
     return GivenNet(word, net, None, header, _notes_in(header), trained)
 
 
@@ -147,6 +149,9 @@ def _image_flags(opened: GivenNet, given: Any) -> dict[str, Any]:
     for name, value in found.items():
         if opened.path is not None and not opened.notes.lacks(name) and list(getattr(opened.notes, name)) != value:
             raise BadUsage(f"{opened.title}: its file says otherwise than {_FLAGS[name]}; leave {_FLAGS[name]} out")
+    known = {**{name: getattr(opened.notes, name) for name in ("mean", "std")}, **found}
+    if bool(known["mean"]) != bool(known["std"]):
+        raise BadUsage("give --mean and --std, or neither")
     channels = {len(found[name]) for name in ("mean", "std") if name in found}
     if "input_size" in found or not opened.notes.lacks("input_size"):
         channels.add((found.get("input_size") or opened.notes.input_size)[0])
@@ -179,8 +184,8 @@ def is_known_name(word: str) -> bool:
     from pocketcnn.models.builders import is_foreign, names, split_name
     from pocketcnn.models.recipes import RECIPES
 
-    name, _ = split_name(word)
-    return name in (*names(), *RECIPES) or is_foreign(name)
+    name, _ = split_name(word, RECIPES)
+    return name in (*names(), *RECIPES) or (is_foreign(name) and not Path(word).exists())
 
 
 def is_made_by_name(word: str) -> bool:

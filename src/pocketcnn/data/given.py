@@ -52,14 +52,14 @@ def from_tensors(
     """
     train = _split(images, labels, name)
     found = tuple(map(str, classes or range(int(train.labels.max()) + 1 if len(train) else 0)))
-    given = [None if pair is None or isinstance(pair, float) else _split(*pair, name) for pair in (validation, test)]
+    given = [_split(*pair, name) if isinstance(pair, tuple) else None for pair in (validation, test)]
     check_labels(name, _known(train, found, name).labels, found, least=1 + given.count(None))
     held_out, tested = given
     if tested is None:
         train, tested = divided(train, TEST_FRACTION, seed=0)
-    if isinstance(validation, float):
-        check_fraction(validation)
-        train, held_out = divided(train, validation, seed=seed + 1)
+    if not isinstance(validation, tuple):
+        check_fraction(float(validation))
+        train, held_out = divided(train, float(validation), seed=seed + 1)
     assert held_out is not None
     for split in (held_out, tested):
         if _known(split, found, name).image_shape != train.image_shape:
@@ -97,7 +97,9 @@ def from_dataset(
     name = settings.setdefault("name", type(train).__name__)
     return from_tensors(
         *_read(train, name),
-        validation=validation if isinstance(validation, float) else _read(validation, name),
+        validation=_read(validation, name)
+        if isinstance(validation, Dataset) or hasattr(validation, "__len__")
+        else float(validation),
         test=None if test is None else _read(test, name),
         classes=classes or getattr(train, "classes", None),
         **settings,
@@ -114,6 +116,8 @@ def _read(data: Any, name: str) -> Pair:
             raise BadData(f"{name}: item {number} is a {type(item).__name__}, not an image and a label")
         image, label = item
         if not isinstance(image, Tensor):
+            if getattr(image, "mode", "L") not in ("L", "RGB"):  # PIL's palettes, transparency and the like
+                image = image.convert("RGB")
             pixels = np.asarray(image)
             if pixels.ndim == 3 and not isinstance(image, np.ndarray):
                 pixels = pixels.transpose(2, 0, 1)  # PIL's images have their channels last

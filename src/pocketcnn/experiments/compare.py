@@ -25,6 +25,7 @@ from pocketcnn.train.distil import condensed
 from pocketcnn.train.teacher import digest_of
 
 _log = logging.getLogger(__name__)
+_OF_DATA = ("in_channels", "num_classes")
 _SIZES: dict[str, int] = {}  # of plain nets by width, as the nets of a comparison share most steps of their searches
 
 
@@ -47,7 +48,8 @@ def net_specs(
     Args:
         models: plain nets in words, as `parse_model` takes them.
         methods: `plain` and methods with options, as `parse_method` takes them.
-        model_options: for `create_model`, as far as a net takes them; options in its words come before.
+        model_options: for `create_model`; of the channels and classes of the data those that a net takes. Options in a net's
+            words come before.
         equal_size: add for each small net its rival, the plain net narrowed to as many stored parameters.
     Raises:
         ValueError: no models or no methods, or a recipe among the models.
@@ -59,7 +61,8 @@ def net_specs(
     for text in models:
         model, own = parse_model(text)
         check_name(model)
-        given = {**options_for(model, model_options), **own}
+        taken = options_for(model, {key: model_options[key] for key in _OF_DATA if key in model_options})
+        given = {**{key: value for key, value in model_options.items() if key not in _OF_DATA}, **taken, **own}
         if model in RECIPES:
             recipe = RECIPES[model]
             raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 
 _FLOAT = 1  # ONNX's number of the type float32
 _LEAST = 256  # numbers; for fewer a byte each saves less than the node takes
+_NODES = 200  # bytes of names and nodes
 _EXACT = 1e-6  # of the largest number of a row: the rounding of float32
 _MOST = 127
 _TRIED = 8  # rows that must be whole multiples before the others are looked at
@@ -35,6 +36,8 @@ def store_int8(model: Any, helper: Any, numpy_helper: Any) -> None:
         if found is None:
             continue
         numbers, scales, axis = found
+        if numbers.nbytes + scales.nbytes + _NODES > 4 * math.prod(tensor.dims):
+            continue
         if scales.ndim:
             scales = scales.reshape([-1 if place == axis else 1 for place in range(numbers.ndim)])
         name = tensor.name

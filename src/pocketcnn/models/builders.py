@@ -16,6 +16,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -111,15 +112,19 @@ def names() -> list[str]:
     return [*BUILDERS, *_registered]
 
 
-def split_name(text: str) -> tuple[str, str]:
+def split_name(text: str, known: Collection[str] = ()) -> tuple[str, str]:
     """Divides a net in words into its name, which may have a colon inside, and the options behind it.
+
+    Args:
+        text: the words.
+        known: names without a colon, beside those of builders.
 
     Example:
         >>> [split_name(text) for text in ("resnet20:width=2", "timm:resnet10t", "nets/mine.py:build:width=0.5")]
         [('resnet20', 'width=2'), ('timm:resnet10t', ''), ('nets/mine.py:build', 'width=0.5')]
     """
     first, _, rest = text.partition(":")
-    if first not in names() and (found := _TWO_PARTS.match(text)):
+    if first not in names() and first not in known and (found := _TWO_PARTS.match(text)):
         return found[0], text[found.end() + 1 :]
     return first, rest
 
@@ -144,7 +149,7 @@ def known(name: str) -> Builder | None:
     library, _, rest = name.partition(":")
     if library in LIBRARIES and rest:
         return _of_timm(name, rest) if library == TIMM else _of_torchvision(name, rest)
-    make = BUILDERS.get(name) or _registered.get(name) or _imported.get(name)
+    make = BUILDERS.get(name) or _registered.get(name) or _imported.get(_place(name))
     return None if make is None else Builder(name, make, _parameters_of(make))
 
 
@@ -156,9 +161,15 @@ def find(name: str) -> Builder | None:
         MissingExtra: it is not installed, or is broken.
         BadFactory: there is no such file, module or function, or importing it fails.
     """
-    if runs_code(name) and name not in _imported:
-        _imported[name] = imported(name)
+    if runs_code(name) and _place(name) not in _imported:
+        _imported[_place(name)] = imported(name)
     return known(name)
+
+
+def _place(name: str) -> str:
+    """The name of a function in a file with the file's whole path, so that another working folder has other files."""
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else name
 
 
 def made(builder: Builder, options: Mapping[str, Any]) -> nn.Module:

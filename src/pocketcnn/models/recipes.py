@@ -14,7 +14,7 @@ from torch import nn
 
 from pocketcnn.errors import NotEnoughMemory, UnknownModel
 from pocketcnn.methods import get_method
-from pocketcnn.models.builders import BUILDERS, Builder, find, is_foreign, made, names
+from pocketcnn.models.builders import BUILDERS, LIBRARIES, Builder, find, made, names
 from pocketcnn.support.files import refuse_exported
 from pocketcnn.support.kinds import in_words, is_a
 from pocketcnn.support.memory import require_memory
@@ -124,10 +124,9 @@ def build(builder: Builder, options: Mapping[str, Any]) -> nn.Module:
         model = made(builder, options)
     except TypeError as error:
         raise ValueError(f"{name}: {str(error).split('() ')[-1]}") from error
-    if record_of(model).base is not None:  # the user's factory calls ours
-        return model
     # Trained weights are in the model file, so its reader need not fetch them.
-    kept = {key: value for key, value in options.items() if not (is_foreign(name) and key == "pretrained")}
+    of_library = name.partition(":")[0] in LIBRARIES
+    kept = {key: value for key, value in options.items() if not (of_library and key == "pretrained")}
     return remember(model, dataclasses.replace(record_of(model), base={"name": name, "options": kept}))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from pocketcnn.errors import UnknownMethod
 from pocketcnn.methods import METHODS
 from pocketcnn.models.builders import split_name
-from pocketcnn.models.recipes import create_model
+from pocketcnn.models.recipes import RECIPES, create_model
 from pocketcnn.surgery import condense
 
 PLAIN_METHOD = "plain"  # stands where a method's name could: the net is not condensed
@@ -54,7 +54,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
         ('nets/mine.py:build', {'num_classes': 3})
     """
     _check_length(text)
-    name, options = split_name(text)
+    name, options = split_name(text, RECIPES)
     return name, _options_of(name, options)
 
 

@@ -77,7 +77,10 @@ def named_tensors(output: Any, name: str = "output") -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for own, part in parts.items():
         nested = {} if isinstance(part, Tensor) else named_tensors(part, "")
-        found |= {own: part} if isinstance(part, Tensor) else {f"{own}.{key}": value for key, value in nested.items()}
+        new = {own: part} if isinstance(part, Tensor) else {f"{own}.{key}": value for key, value in nested.items()}
+        if twice := next((key for key in new if key in found or not key), None):
+            raise ValueError(f"two outputs are called {twice!r}; give them names that differ")
+        found |= new
     return found
 
 

@@ -182,7 +182,8 @@ def _check_start(folder: Path, began: dict[str, Any]) -> None:
     if other := [key for key, value in began.items() if found.get(key) != value]:
         raise ValueError(
             f"{folder}: holds a student that began differently ({other[0]} was {found.get(other[0])!r}, now "
-            f"{began[other[0]]!r}); give another output folder, or delete this one"
+            f"{began[other[0]]!r}); give another output folder, or delete this one. A net that is given as student is trained in "
+            "place: to repeat a call, make it afresh"
         )
 
 

@@ -99,7 +99,8 @@ def earlier_config(folder: Path, settings: Mapping[str, Any], config: TrainConfi
     defaults = as_read(dataclasses.asdict(TrainConfig()))  # for fields that are younger than the run
     had = {**defaults, **found, **found.pop("train")}
     # Names and places may change: data and teacher are compared by their hashes.
-    compared = {key: value for key, value in asked.items() if key not in ("name", "data", "teacher")}
+    unused = () if config.optimizer == "muon" else ("state_lr", "rest_lr", "rest_momentum")
+    compared = {key: value for key, value in asked.items() if key not in ("name", "data", "teacher", *unused)}
     differing = [key for key, value in compared.items() if value != "auto" and had.get(key) != value]
     differing += [key for key in _LATER if key in had and key not in asked]
     if "fingerprint" in differing:

@@ -171,7 +171,7 @@ class Classifier(pl.LightningModule):
         if self.scores.metric is None:
             self.metrics[f"{split}_accuracy"].update(first(logits).detach(), labels)
         else:
-            found = self.scores.metric(logits, labels).detach().float()
+            found = self.scores.metric(logits, labels).detach().float().reshape(-1)
             self.metrics[f"{split}_accuracy"].update(found.expand(len(labels)))
 
     def take(self, split: str) -> dict[str, float]:

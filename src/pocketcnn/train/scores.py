@@ -1,5 +1,7 @@
 """What a training lowers and counts: cross entropy and accuracy, or what the user gives for nets of other outputs."""
 
+import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +44,21 @@ class Scores:
     def described(self) -> dict[str, str]:
         """Names the functions, for records; empty for the usual ones."""
         given = {"loss": self.loss, "metric": self.metric}
-        return {name: getattr(value, "__qualname__", repr(value)) for name, value in given.items() if value is not None}
+        return {name: _named(value) for name, value in given.items() if value is not None}
 
 
 USUAL = Scores()
+
+
+def _named(function: Any) -> str:
+    """Names a function, the same in every process; of one without a name its code tells it from others."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(function, "__code__", None)
+    if "<lambda>" in name and code is not None:
+        name += hashlib.sha256(code.co_code + repr(code.co_names + code.co_consts).encode()).hexdigest()[:8]
+    return name
 
 
 def first(output: Any) -> Tensor:

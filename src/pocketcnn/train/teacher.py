@@ -38,10 +38,16 @@ class Teacher(nn.Module):
         """Reads a teacher from a model file; `base` is as in `checkpoint.load`.
 
         Raises:
+            BadData: the file does not say what the net was trained on.
             BrokenFile: or another error of `checkpoint.load`.
         """
         path = checkpoint.file_in(Path(name))
         notes = ImageNotes.read(path)
+        if lacking := notes.lacks("classes", "input_size", "mean", "std"):
+            raise BadData(
+                f"teacher {name}: its file does not say what it was trained on (it lacks {', '.join(lacking)}); take the file "
+                "that a training wrote, or load the net and give a Teacher with its notes"
+            )
         return cls(checkpoint.load(path, base=base), notes, digest_of_file(path), str(name))
 
     @classmethod

@@ -100,13 +100,14 @@ def path_of(card: Card) -> Path:
     return path
 
 
-def create_model(name: str, *, pretrained: str | None = None, **options: Any) -> nn.Module:
+def create_model(name: str, *, pretrained: str | bool | None = None, **options: Any) -> nn.Module:
     """Makes a net by name: freshly initialised, or as it was trained on a data set.
 
     Args:
         name: a plain net (`"resnet20"`) or a recipe (`"resnet18_ring"`), which `list_models()` lists; with `pretrained` a
             trained net, which `zoo.cards()` lists.
-        pretrained: the data set that the net was trained on, `"cifar10"` or `"mnist"`.
+        pretrained: the data set that the net was trained on, `"cifar10"` or `"mnist"`; True for the trained weights that timm
+            or torchvision fetch.
         **options: for a fresh net the options of the plain net (`num_classes`, `in_channels`, `stem`, `width`), and for a
             recipe with one method also that method's options (`size=0.1`). A trained net is already built: it accepts only
             the `in_channels` and `num_classes` that it has.
@@ -122,8 +123,8 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
         >>> sum(p.numel() for p in create_model("resnet18", num_classes=10, stem="small").parameters())
         11173962
     """
-    if pretrained is None:
-        return recipes.create_model(name, **options)
+    if pretrained is None or isinstance(pretrained, bool):
+        return recipes.create_model(name, **options, **({} if pretrained is None else {"pretrained": pretrained}))
     card = find(name, pretrained)
     path = path_of(card)
     header = checkpoint.read_header(path)

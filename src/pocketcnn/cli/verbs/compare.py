@@ -15,7 +15,7 @@ from pocketcnn.cli.arguments import (
     load_data,
     model_options_of,
 )
-from pocketcnn.cli.images import common_notes
+from pocketcnn.cli.images import as_trained, common_notes
 from pocketcnn.cli.nets import open_nets
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import DONE, FAILED, import_lightning, live_table, print_table
@@ -100,4 +100,4 @@ def _rows(given: Any) -> tuple[Any, list["NetSpec"], dict[str, "nn.Module"] | No
         raise BadUsage("--equal-size nets have no trained weights to start from; leave it or --from-trained out")
     opened = open_nets(given.models, (), given)
     trained = {title: one.net for title, one in opened.items()}
-    return common_notes(opened, given.data).applied_to(data), trained_specs(list(trained), given.methods), trained
+    return as_trained(data, common_notes(opened, given.data)), trained_specs(list(trained), given.methods), trained

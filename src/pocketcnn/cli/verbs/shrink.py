@@ -1,7 +1,7 @@
 """`pocketcnn shrink`: makes a trained net small enough for a budget of bytes, with as little loss as the time allows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ from pocketcnn.cli.images import completed, data_for
 from pocketcnn.cli.nets import open_net
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import import_lightning
+from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Positive
 
 
@@ -48,9 +49,12 @@ def shrink(words: Sequence[str]) -> None:
     import_lightning()
     from pocketcnn.experiments.shrink import shrink as run
 
+    if given.stream:
+        raise BadUsage("shrink reads its images into memory; leave --stream out, and give a --limit")
     opened = open_net(given.model, given).needs()
     data = data_for(opened, given)
-    opened = completed(opened, opened.notes.applied_to(data))
+    opened = completed(opened, data)
+    notes = replace(opened.notes, classes=data.classes)  # by name or, as was said, by number
     found = run(
         opened.net,
         data,
@@ -58,7 +62,7 @@ def shrink(words: Sequence[str]) -> None:
         method=given.method,
         storage=given.storage,
         minutes=given.minutes,
-        notes=opened.notes,
+        notes=notes,
         sensitive=given.sensitive,
         train=given.train,
         onnx=given.onnx,

@@ -15,6 +15,7 @@ from pocketcnn.cli.arguments import (
     load_data,
     model_options_of,
 )
+from pocketcnn.cli.images import as_trained
 from pocketcnn.cli.nets import is_made_by_name, open_net
 from pocketcnn.cli.parsing import method_help, parse, preset_of
 from pocketcnn.cli.printing import can_redraw, import_lightning, print_table
@@ -28,7 +29,8 @@ def train(words: Sequence[str]) -> None:
     class Train(DataArguments, ModelArguments, ForeignArguments, DeviceArguments):
         model: str = "resnet20"
         """A net by name, with its options: resnet20, mnist_net:feature=pde, timm:resnet10t, nets/mine.py:build. With --weights
-        training starts from these. A model file or the folder of a run is trained further."""
+        training starts from these. A model file or the folder of a run is trained further, after --method has
+        condensed it, if that is given."""
         method: str = "plain"
         """plain, or a method with its options: ring:size=0.1"""
         output: Path = Path("runs/train")
@@ -58,7 +60,7 @@ def train(words: Sequence[str]) -> None:
         net = row.build(given.train.seed)
     else:
         opened = open_net(given.model, given)
-        data = opened.notes.applied_to(load_data(given))
+        data = as_trained(load_data(given), opened.notes)
         row, net, start = NetSpec(given.model, method, options), opened.net, {"start": digest_of(opened.net)}
         if method != PLAIN_METHOD:
             torch.manual_seed(given.train.seed)

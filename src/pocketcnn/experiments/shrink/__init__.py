@@ -7,10 +7,11 @@ images are used for the report only.
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
+from pocketcnn.checkpoint.storage import prune_
 from pocketcnn.data import DataSet
-from pocketcnn.errors import NothingToCondense
+from pocketcnn.errors import NothingFits, NothingToCondense
 from pocketcnn.experiments.search.space import parse_size
 from pocketcnn.experiments.sensitivity import sensitivity
 from pocketcnn.experiments.shrink import candidates as ways
@@ -120,6 +122,8 @@ def shrink(
         raise ValueError(f"max_bytes and minutes must be more than 0, not {max_bytes} and {minutes}")
     known = notes if isinstance(notes, ImageNotes) else ImageNotes.from_notes(notes or {})
     config = dataclasses.replace(train or PRESETS["distil"], seed=seed)
+    if bool(known.mean) != bool(known.std):
+        raise ValueError("notes have a mean without a std, or a std without a mean; give both or neither")
     judge: Judge
     if isinstance(data, DataSet):
         judge = ByLabels(net, data, known, config)
@@ -130,6 +134,8 @@ def shrink(
             seen.setdefault("input_size", list(data.shape[1:]))
     asked = {
         "net": digest_of(net),
+        "structure": hashlib.sha256(repr(net).encode()).hexdigest()[:16],
+        "notes": json.loads(json.dumps(seen)),
         "data": judge.fingerprint,
         "max_bytes": budget,
         "method": method,
@@ -141,7 +147,8 @@ def shrink(
     book = _Book(make_folder(Path(output)), asked)
     found = _candidates(net, judge, book, budget, method, storage, seen, sensitive)
     small, chosen = _best(judge, book, found, 60 * minutes)
-    return _written(net, small, chosen, judge, book, seen, onnx)
+    size = seen.get("input_size") or (list(data.shape[1:]) if isinstance(data, Tensor) else None)
+    return _written(net, small, chosen, judge, book, seen, budget, size if onnx else None)
 
 
 class _Book:
@@ -200,7 +207,7 @@ def _candidates(
             found += _rings(net, judge, budget, least, seen, book.folder if sensitive else None)
     fitting = [one for one in found if one is not None]
     if not fitting:
-        raise ways.nothing_fits(net, budget, least, seen)
+        raise ways.nothing_fits(net, budget, least, seen, method)
     book.note("candidates", [json.loads(json.dumps(dataclasses.asdict(one))) for one in fitting])
     return fitting
 
@@ -246,7 +253,7 @@ def _best(judge: Judge, book: _Book, found: list[Candidate], seconds: float) -> 
 
     for one in found:
         path = starts[one.label]
-        if not path.is_file():
+        if "at the start" not in scores.get(one.label, {}):
             _log.info("%s: %s bytes, starting from the trained weights", one.label, f"{one.bytes:,}")
             make_folder(path.parent)
             small = judge.start(one)
@@ -273,13 +280,26 @@ def _best(judge: Judge, book: _Book, found: list[Candidate], seconds: float) -> 
 
 
 def _written(
-    net: nn.Module, small: nn.Module, chosen: Candidate, judge: Judge, book: _Book, seen: Mapping[str, Any], onnx: bool
+    net: nn.Module,
+    small: nn.Module,
+    chosen: Candidate,
+    judge: Judge,
+    book: _Book,
+    seen: Mapping[str, Any],
+    budget: int,
+    size: Sequence[int] | None,
 ) -> Shrunk:
-    """Writes the files, and measures the net before and after on examples that chose nothing."""
+    """Writes the files, and measures the net before and after on examples that chose nothing; ONNX if a size is given."""
     path = book.folder / MODEL
-    length = checkpoint.save(small, path, notes=dict(seen), storage=chosen.storage)
-    stored = checkpoint.load(path, base=net)
-    exported = _exported(stored, book.folder / "model.onnx", seen) if onnx else None
+    if chosen.pruned:
+        prune_(small, chosen.pruned)  # an optimizer may have moved zeros
+    length = checkpoint.save(small, path, notes=dict(seen), storage=ways.kept_as(chosen.storage))
+    if length > budget:
+        raise NothingFits(
+            f"{path}: {chosen.label} takes {length:,} bytes, more than {budget:,}; allow so many, or name a method"
+        )
+    stored = checkpoint.load(path, base=judge.plain)
+    exported = None if size is None else _exported(stored, book.folder / "model.onnx", seen, size)
     scores = book.found("scores", {})
     listed = [{**entry, **scores.get(entry["label"], {})} for entry in book.found("candidates")]
     result = Shrunk(
@@ -291,7 +311,7 @@ def _written(
         bytes_before=ways.file_bytes(net, None, seen),
         bytes_after=length,
         onnx_bytes=None if exported is None else exported[1],
-        before=judge.report(net),
+        before=judge.report(judge.plain),
         after=judge.report(stored),
         seconds=book.seconds,
     )
@@ -300,13 +320,13 @@ def _written(
     return result
 
 
-def _exported(net: nn.Module, path: Path, seen: Mapping[str, Any]) -> tuple[Path, int] | None:
+def _exported(net: nn.Module, path: Path, seen: Mapping[str, Any], size: Sequence[int]) -> tuple[Path, int] | None:
     """Writes the net as ONNX; says why where that cannot be done."""
     from pocketcnn.errors import CannotExport, MissingExtra
     from pocketcnn.export import export
 
     try:
-        found = export(net, path, format="onnx_compact", notes=seen, timed=False)
+        found = export(net, path, format="onnx_compact", notes=seen, input_size=tuple(size), timed=False)
     except (CannotExport, MissingExtra, ValueError) as error:
         _log.warning("no ONNX file: %s", error)
         return None

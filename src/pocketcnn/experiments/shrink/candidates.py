@@ -1,5 +1,6 @@
 """Candidates for a budget of bytes: ways to make a net's file small, each as large as the budget allows."""
 
+import contextlib
 import logging
 import math
 import tempfile
@@ -15,7 +16,7 @@ from pocketcnn import checkpoint
 from pocketcnn.checkpoint.storage import Storage, hold_zeros_, prune_
 from pocketcnn.errors import NothingFits, NothingToCondense
 from pocketcnn.methods import METHODS
-from pocketcnn.models.spec import PLAIN_METHOD, spell
+from pocketcnn.models.spec import PLAIN_METHOD, parse_method, spell
 from pocketcnn.numerics.ring_index import LONGEST, WINDOW
 from pocketcnn.support.copying import copied
 from pocketcnn.surgery import condense, plan
@@ -60,7 +61,12 @@ class Candidate:
 def file_bytes(net: nn.Module, storage: Storage | None, notes: Notes) -> int:
     """The length of the model file that a net would have."""
     with tempfile.TemporaryDirectory() as place:
-        return checkpoint.save(net, Path(place) / checkpoint.FILE, notes=dict(notes), storage=storage)
+        return checkpoint.save(net, Path(place) / checkpoint.FILE, notes=dict(notes), storage=kept_as(storage))
+
+
+def kept_as(storage: Storage | None) -> Storage | None:
+    """The storage to name when a file is written: none for float32, which files have anyway."""
+    return None if storage == "float32" else storage
 
 
 def plain(net: nn.Module, max_bytes: int, storages: Sequence[Storage], notes: Notes) -> Candidate | None:
@@ -149,18 +155,24 @@ def _least(fits: Callable[[float], bool], low: float, high: float) -> float | No
     return high
 
 
-def nothing_fits(net: nn.Module, max_bytes: int, storage: Storage, notes: Notes) -> NothingFits:
+def nothing_fits(
+    net: nn.Module, max_bytes: int, storage: Storage, notes: Notes, method: str | None = None
+) -> NothingFits:
     """The error for a budget that nothing meets; it says what the rest of the net takes, and names its largest parts."""
-    try:
-        least = condense(net, WINDOWS, size=WINDOW, scheme="windows", gain=True)
-    except NothingToCondense:
-        least = copied(net)
+    least, how = copied(net), "as it is"
+    if method is None:
+        with contextlib.suppress(NothingToCondense):
+            least, how = condense(net, WINDOWS, size=WINDOW, scheme="windows", gain=True), "with the shortest ring"
+    elif method != PLAIN_METHOD:
+        name, options = parse_method(method)
+        shortest = {"size": 0.001} if "size" in METHODS[name].searched and "size" not in options else {}
+        least, how = condense(net, name, **{**METHODS[name].match_options, **options, **shortest}), f"with {method}"
     with torch.no_grad():
         least_bytes = file_bytes(least, storage, notes)
     parts = sorted(parts_of(least, storage).items(), key=lambda part: -part[1])
     named = ", ".join(f"{name} {length:,}" for name, length in parts[:4])
     return NothingFits(
-        f"{max_bytes:,} bytes are too few for {type(net).__name__}: with the shortest ring its file takes {least_bytes:,}, the "
+        f"{max_bytes:,} bytes are too few for {type(net).__name__}: {how} its file takes {least_bytes:,}, the "
         f"most in {named}; allow {least_bytes:,} or more, or take a smaller net"
     )
 

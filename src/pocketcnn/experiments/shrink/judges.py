@@ -32,7 +32,8 @@ Scores = dict[str, Any]
 _FITTED = 2000  # images for a fit
 _JUDGED = 2000  # validation images that choose among candidates
 _SENSED = 512  # images for the sensitivity of places
-_HELD_OUT = 0.2  # share of examples without labels that judge
+_HELD_OUT = 0.1  # share of examples without labels that choose, and as many report
+_FEWEST = 4
 _USED = 0.8  # share of the time that goes into steps; the rest is for images, validation and records
 _log = logging.getLogger(__name__)
 
@@ -40,11 +41,12 @@ _log = logging.getLogger(__name__)
 class Judge(Protocol):
     """Measures and trains nets that stand for a trained one.
 
-    `measure` says what the score is. `fingerprint` changes when the examples do.
+    `measure` says what the score is. `fingerprint` changes when the examples do. `plain` is the trained net, in float32.
     """
 
     measure: str
     fingerprint: str
+    plain: nn.Module
 
     def examples(self) -> Inputs:
         """Some inputs as the net gets them, for the sensitivity of its places."""
@@ -80,7 +82,8 @@ class ByLabels:
     measure = "validation accuracy"
 
     def __init__(self, net: nn.Module, data: DataSet, notes: ImageNotes, config: TrainConfig) -> None:
-        self._teacher = Teacher(copied(net), notes, digest_of(net)).fitting(data)
+        self.plain = copied(net).float()
+        self._teacher = Teacher(copied(net).float(), notes, digest_of(net)).fitting(data)
         self._data = notes.applied_to(data)
         self._config, self.fingerprint = config, data.fingerprint
 
@@ -88,7 +91,7 @@ class ByLabels:
         return torch.cat(list(normalized(self._data.train.sample(_SENSED).in_order(500), self._data)))[:_SENSED]
 
     def start(self, candidate: Candidate) -> nn.Module:
-        net = copied(self._teacher.net).requires_grad_(True)
+        net = copied(self.plain).eval()
         if candidate.method == PLAIN_METHOD:
             return candidate.start(net, None)
         return condensed(net, candidate.method, self._data, images=_FITTED, **candidate.options)
@@ -115,7 +118,9 @@ class ByLabels:
             data = dataclasses.replace(self._data, train=Images(*train[chosen]))
         else:
             data = self._data
-        return dataclasses.replace(self._config, epochs=max(1, images // count)), data
+        epochs = max(1, images // count)
+        small = min(self._config.small_epochs, epochs // 2)
+        return dataclasses.replace(self._config, epochs=epochs, small_epochs=small), data
 
     def _rate(self, student: nn.Module) -> float:
         """About how many images a second are trained on, by a few steps of a copy."""
@@ -149,23 +154,34 @@ class ByLabels:
 class ByOutputs:
     """Judges by how near outputs are to those of the trained net, on examples without labels, and trains by them.
 
-    Four fifths of the examples train. The others choose among candidates and are the report's too.
+    Of the examples, shuffled by the seed, four fifths train, a tenth chooses among candidates, and a tenth is for the report.
 
     Args:
         net: the trained net, whatever it takes and returns.
         inputs: a tensor or a tuple of tensors, as the net gets them; the first axis counts the examples.
-        seed: of the training.
+        seed: of the division and the training.
+    Raises:
+        ValueError: fewer than four examples.
     """
 
     measure = "minus the error of the outputs"
 
     def __init__(self, net: nn.Module, inputs: Inputs, seed: int) -> None:
         examples = as_inputs(inputs)
-        held_out = max(1, round(_HELD_OUT * len(examples[0])))
-        self._teacher, self._seed = copied(net).eval().requires_grad_(False), seed
-        self._train = tuple(one[held_out:] for one in examples)
-        self._held_out = tuple(one[:held_out] for one in examples)
-        self._wanted = outputs_of(self._teacher, self._held_out)
+        count = len(examples[0])
+        if count < _FEWEST:
+            raise ValueError(f"{count} examples are too few to train, choose and report with; give {_FEWEST} or more")
+        self.plain, self._seed = copied(net).float(), seed
+        self._teacher = copied(self.plain).eval().requires_grad_(False)
+        order, part = (
+            torch.randperm(count, generator=torch.Generator().manual_seed(seed)),
+            max(1, round(_HELD_OUT * count)),
+        )
+        parts = (order[2 * part :], order[:part], order[part : 2 * part])
+        self._train, self._chooses, self._reports = (
+            tuple(one[some].float() if one.is_floating_point() else one[some] for one in examples) for some in parts
+        )
+        self._wanted = {id(some): outputs_of(self._teacher, some) for some in (self._chooses, self._reports)}
         self.fingerprint = digest_of(_Holder(examples))
 
     def examples(self) -> Inputs:
@@ -173,12 +189,13 @@ class ByOutputs:
 
     def start(self, candidate: Candidate) -> nn.Module:
         images = self._train[0][:_FITTED] if len(self._train) == 1 else None
-        small = candidate.start(copied(self._teacher).requires_grad_(True), images)
-        recalibrate_(small, tuple(one[:_FITTED] for one in self._train))
+        small = candidate.start(copied(self.plain).eval(), images)
+        if candidate.method != PLAIN_METHOD or candidate.pruned:  # other weights have other statistics
+            recalibrate_(small, tuple(one[:_FITTED] for one in self._train))
         return small
 
     def score(self, net: nn.Module) -> float:
-        return -float(distance(outputs_of(net, self._held_out), self._wanted))
+        return -float(distance(outputs_of(net, self._chooses), self._wanted[id(self._chooses)]))
 
     def improve(self, candidate: Candidate, start: Path, seconds: float, folder: Path) -> nn.Module:
         small = checkpoint.load(start, base=self._teacher)
@@ -189,9 +206,9 @@ class ByOutputs:
         return small
 
     def report(self, net: nn.Module) -> Scores:
-        found = outputs_of(net, self._held_out)
-        scores: Scores = {"error": float(distance(found, self._wanted))}
-        if (same := agreement(found, self._wanted)) is not None:
+        found, wanted = outputs_of(net, self._reports), self._wanted[id(self._reports)]
+        scores: Scores = {"error": float(distance(found, wanted))}
+        if (same := agreement(found, wanted)) is not None:
             scores["agreement"] = same
         return scores
 

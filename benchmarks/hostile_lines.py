@@ -73,6 +73,15 @@ VALUES: dict[str, dict[str, list[str]]] = {
         "--max-ms": NUMBERS,
         "--preset": WORDS,
     },
+    "shrink": {
+        "": WORDS + MODELS,
+        "--max-bytes": NUMBERS + WORDS,
+        "--minutes": NUMBERS,
+        "--method": SPECS,
+        "--storage": WORDS,
+        "--mean": NUMBERS,
+    },
+    "sensitivity": {"": WORDS + MODELS, "--method": SPECS, "--images": NUMBERS},
     "evaluate": {"--model": WORDS + MODELS, "--image-size": NUMBERS + HUGE, "--channels": NUMBERS},
     "classify": {"--top": NUMBERS, "--model": WORDS + MODELS, "": WORDS},
     "measure": {
@@ -110,7 +119,7 @@ VALUES: dict[str, dict[str, list[str]]] = {
     "picture": {"": WORDS + MODELS, "--images": NUMBERS, "--channel": NUMBERS},
     "similarity": {"": WORDS + MODELS, "--threshold": NUMBERS, "--images": NUMBERS},
 }
-NEEDS = {"measure": ["resnet20"], "pack": ["resnet20"], "export": ["resnet20"], "classify": ["x.png"], "picture": ["x.safetensors"],
+NEEDS = {"shrink": ["x.safetensors", "--max-bytes", "9k"], "sensitivity": ["x.safetensors"], "measure": ["resnet20"], "pack": ["resnet20"], "export": ["resnet20"], "classify": ["x.png"], "picture": ["x.safetensors"],
          "similarity": ["x.safetensors"], "data": ["digits"], "reproduce": ["ring_curve"], "publish": ["x.safetensors"],
          "distil": ["--teacher", "x.safetensors"], "evaluate": ["--model", "x.safetensors"]}  # fmt: skip
 

@@ -235,8 +235,8 @@ TIES = {
     lambda net: setattr(net.blocks[1], "conv1", torch.ao.nn.quantized.Conv2d(8, 8, 3)): (
         "a quantized Conv2d, not a plain nn.Conv2d"
     ),
-    lambda net: setattr(net.blocks[1], "conv1", nn.ConvTranspose2d(8, 8, 3)): (
-        "a ConvTranspose2d, not a plain nn.Conv2d"
+    lambda net: setattr(net.blocks[1], "conv1", nn.LazyConv2d(8, 3)): (
+        "a LazyConv2d has no weights before its first batch; run one through the net first"
     ),
 }
 

@@ -293,7 +293,7 @@ def test_the_rings_law_is_drawn_where_their_runs_left_records(tmp_path):
         (["net.safetensors", "--threshold", "1.5"], "BadUsage: --threshold must lie in (0, 1), got 1.5"),
         (["net.safetensors", "other.safetensors"], "BadUsage: other was trained on other images than net"),
         (["other.safetensors", "--data", "digits"], "BadUsage: digits: images are 1x8x8, the net was trained on 1x9x9"),
-        (["bare.safetensors"], "BadUsage: bare: not a trained net's file"),
+        (["bare.safetensors"], "BadUsage: bare.safetensors: not a trained net's file"),
     ],
 )
 def test_mistakes_about_similarity_are_named(words, message, tmp_path, monkeypatch, capsys):

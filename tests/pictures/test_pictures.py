@@ -111,7 +111,7 @@ def test_picture_from_the_command_line(tmp_path, capsys):
         ([], "BadUsage: "),
         (["nowhere.safetensors"], "FileNotFoundError: nowhere.safetensors: no such model file"),
         (["empty"], "FileNotFoundError: empty: no model file"),
-        (["bare.safetensors"], "BadUsage: bare: not a trained net's file"),
+        (["bare.safetensors"], "BadUsage: bare.safetensors: not a trained net's file"),
         (["net.safetensors", "--images", "9999"], "BadUsage: images are numbers from 0 to 358, got 9999"),
         (["net.safetensors", "net.safetensors"], "BadUsage: two nets are called 'net'; --titles gives them names"),
         (["net.safetensors", "other.safetensors"], "BadUsage: other was trained on other images than net"),

@@ -101,7 +101,9 @@ def load_for(
     from pocketcnn.errors import UnknownData
 
     if name is None and notes.lacks("data"):
-        raise BadUsage(f"{title}: does not say which data it was trained on; name some with --data")
+        raise BadUsage(
+            f"{title}: not a trained net's file: it does not say which data it was trained on; name some with --data"
+        )
     own = name is None or name == notes.data
     name = name or notes.data
     reading = reading_for(notes, name, title, image_size=image_size, channels=channels)
@@ -175,7 +177,9 @@ def data_for(opened: GivenNet, given: Any) -> "DataSet":
 
 
 def completed(opened: GivenNet, data: "DataSet") -> GivenNet:
-    """Fills what is not known of a net's images with what its data set is, as `load_for` returned it.
+    """Fills what is not known of a trained net's images with what its data set is, as `load_for` returned it.
+
+    A file that says something of its images is left as it is.
 
     Raises:
         BadUsage: the names that `--classes` gives are more or fewer than the net's outputs.
@@ -190,6 +194,8 @@ def completed(opened: GivenNet, data: "DataSet") -> GivenNet:
             raise BadUsage(
                 f"{opened.title}: has {outputs} outputs, and --classes names {count} classes; give one for each"
             )
+    if opened.path is not None and not opened.notes.lacks("input_size"):
+        return opened
     own = ImageNotes.of(data).as_dict()
     header = {**opened.header, **{name: own[name] for name in opened.notes.lacks() if name in own}}
     return replace(opened, header=header, notes=ImageNotes.from_notes(header))

@@ -51,9 +51,9 @@ class GivenNet:
             )
         if names and (lacking := self.notes.lacks(*names)):
             flags = dict.fromkeys(_FLAGS[name] for name in lacking)
+            whose = "it is not known" if self.path is None else "not a trained net's file: it does not say"
             raise BadUsage(
-                f"{self.title}: it is not known what its images and classes are ({', '.join(lacking)}); say so with "
-                f"{', '.join(flags)}"
+                f"{self.title}: {whose} what its images and classes are ({', '.join(lacking)}); say so with {', '.join(flags)}"
             )
         return self
 

@@ -211,8 +211,8 @@ def parse_size(text: str) -> int:
         >>> [parse_size(text) for text in ("100k", "0.1M", "100_000", "100 kB", "100,000")]
         [100000, 100000, 100000, 100000, 100000]
     """
-    number = r"\d[\d_]*|\d{1,3}(?:,\d{3})+"  # commas only between thousands
-    found = re.fullmatch(rf"((?:{number})(?:\.\d+)?) ?([kmg]?)b?", text.strip(), re.IGNORECASE)
+    number = r"[0-9][0-9_]*|[0-9]{1,3}(?:,[0-9]{3})+"  # commas only between thousands
+    found = re.fullmatch(rf"((?:{number})(?:\.[0-9]+)?) ?([kmg]?)b?", text.strip(), re.IGNORECASE)
     if found is None:
         raise ValueError(f"{text!r} is no size; write 100k, 0.1M, 100_000 or 100kB, where k is 1000")
     scale = 1000 ** " kmg".index(found[2].lower() or " ")

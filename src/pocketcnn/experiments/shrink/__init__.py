@@ -1,8 +1,8 @@
 """Shrinking a trained net to a budget of bytes: choose how, fit, distil, store, and measure before and after.
 
 Candidates are the net in fewer bits, with zeros, and with a ring of windows in the place of its convolutions, for which the
-places that suffer most may stay as they are. Each is made as large as the budget allows. Those that start best are distilled
-for a while, and the best of these for the rest of the time. Choices are made on validation images, or on outputs; the test
+places that suffer most may stay as they are. Each is made as large as the budget allows. The net with zeros, and the two rings
+that start best, are distilled for a while, and the best of these for the rest of the time. Choices are made on validation images, or on outputs; the test
 images are used for the report only.
 """
 
@@ -40,7 +40,7 @@ __all__ = ["Candidate", "Shrunk", "shrink"]
 MINUTES = 10.0
 RECORD = "shrink.json"
 _KEPT = (0, 1, 2, 4, 8)  # numbers of most sensitive places that stay as they are
-_TRIED = 3  # candidates that are distilled for a while
+_TRIED = 2  # fitted candidates that are distilled for a while, beside the net with zeros
 _TRIAL = 0.25  # share of the time for that
 _log = logging.getLogger(__name__)
 
@@ -223,22 +223,15 @@ def _rings(
         return []
     if whole is None or folder is None:
         return [whole]
-    ring = int(whole.options["size"])
-    effects = sensitivity(net, whole.method, judge.examples(), **{**whole.options, "size": _share(net, whole, ring)})
+    # Each place alone gets a ring as long, for its weights, as that of all places together.
+    share = int(whole.options["size"]) / ways.replaced_by_windows(net)
+    options = {**whole.options, "size": min(1.0, share), "level": "net"}
+    effects = sensitivity(net, whole.method, judge.examples(), **options)
     write_atomically(folder / "sensitivity.svg", effects.figure())
     write_atomically(folder / "sensitivity.txt", f"{effects}\n")
     order = [effect.name for effect in effects.worst_first()]
     kept = [order[:count] for count in _KEPT[1:] if count < len(order)]
     return [whole, *(ways.windows(net, budget, storage, seen, keep) for keep in kept)]
-
-
-def _share(net: nn.Module, candidate: Candidate, length: int) -> float:
-    """The length of a ring as a share of the weights that it replaces."""
-    from pocketcnn.surgery import plan
-
-    options = {**candidate.options, "size": 9}
-    weights = sum(row.numbers_before for row in plan(net, candidate.method, **options).rows if row.becomes)
-    return min(1.0, max(length / weights, 1e-6))
 
 
 def _best(judge: Judge, book: _Book, found: list[Candidate], seconds: float) -> tuple[nn.Module, Candidate]:
@@ -261,7 +254,8 @@ def _best(judge: Judge, book: _Book, found: list[Candidate], seconds: float) -> 
             scored("at the start", one, small)
     if len(found) == 1 and found[0].method == PLAIN_METHOD and not found[0].pruned:
         return judge.start(found[0]), found[0]  # nothing was lost but bits
-    left = sorted(found, key=lambda one: -scores[one.label]["at the start"])[:_TRIED]
+    fitted = sorted((one for one in found if not one.pruned), key=lambda one: -scores[one.label]["at the start"])
+    left = [*fitted[:_TRIED], *(one for one in found if one.pruned)]  # zeros cost much at first, and are made up for
     if len(left) > 1:
         for one in left:
             if "after a trial" not in scores[one.label]:

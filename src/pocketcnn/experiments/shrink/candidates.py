@@ -100,7 +100,7 @@ def windows(
         NothingToCondense: there are no convolutions to replace.
     """
     options: dict[str, Any] = {"scheme": "windows", "gain": True, **({"exclude": tuple(keep)} if keep else {})}
-    weights = sum(row.numbers_before for row in plan(net, WINDOWS, **options).rows if row.becomes)
+    weights = replaced_by_windows(net, keep)
     if not weights:
         condense(net, WINDOWS, **options)  # raises an error that says why
     shortest = file_bytes(condense(net, WINDOWS, size=WINDOW, **options), storage, notes)
@@ -114,6 +114,12 @@ def windows(
             return Candidate(f"ring of windows, {length:,} parameters{kept}, {storage}", storage, found, WINDOWS, made)
         length -= max(8, found - max_bytes)  # the header's numbers and rounding to whole words take a few bytes more
     return None
+
+
+def replaced_by_windows(net: nn.Module, keep: Sequence[str] = ()) -> int:
+    """The number of weights that a ring replaces in a net, but for the places kept."""
+    rows = plan(net, WINDOWS, size=WINDOW, scheme="windows", exclude=tuple(keep) or None).rows
+    return sum(row.numbers_before for row in rows if row.becomes)
 
 
 def of_method(

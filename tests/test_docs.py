@@ -52,6 +52,12 @@ def test_the_tables_of_puppet_are_made_of_the_records():
         assert markdown(summarize(read_results(folder), read_speeds(folder))) in card, folder.name
 
 
+def test_the_table_of_own_nets_is_made_of_the_records():
+    own_nets = runpy.run_path(str(ROOT / "benchmarks" / "own_nets.py"))
+    table = own_nets["table"](read_json(own_nets["RESULTS"] / "outcomes.json"))
+    assert table in (ROOT / "docs" / "own_net.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_students_is_made_of_the_records():
     table = runpy.run_path(str(ROOT / "benchmarks" / "fit.py"))["table"]
     assert table(ROOT / "results" / "distil") in (ROOT / "docs" / "fit.md").read_text(encoding="utf-8")

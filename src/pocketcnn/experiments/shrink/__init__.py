@@ -225,7 +225,7 @@ def _rings(
         return [whole]
     # Each place alone gets a ring as long, for its weights, as that of all places together.
     share = int(whole.options["size"]) / ways.replaced_by_windows(net)
-    options = {**whole.options, "size": min(1.0, share), "level": "net"}
+    options = {**whole.options, "size": min(1.0, float(f"{share:.3g}")), "level": "net"}
     effects = sensitivity(net, whole.method, judge.examples(), **options)
     write_atomically(folder / "sensitivity.svg", effects.figure())
     write_atomically(folder / "sensitivity.txt", f"{effects}\n")

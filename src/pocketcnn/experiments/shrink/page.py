@@ -36,7 +36,11 @@ def write_page(result: Any, parts: Mapping[str, int], measure: str) -> None:
         rows.append(["error of the outputs, share of their variance", "0", f"{after['error']:.3g}"])
     if "agreement" in after:
         rows.append(["same likeliest class", "100.0 %", _percent(after["agreement"])])
-    body = [f"<h1>{html.escape(result.label)}</h1>", _table(["", "before", "after"], rows)]
+    body = [
+        f"<h1>{result.bytes_before:,} → {result.bytes_after:,} bytes</h1>",
+        f"<p>{html.escape(result.label)}</p>",
+        _table(["", "before", "after"], rows),
+    ]
     if by_class := after.get("by_class"):
         classes = [
             [

@@ -16,7 +16,7 @@ from pocketcnn.experiments.compare import folder_of
 from pocketcnn.experiments.reproduce import measure_rates, published, read_tables, reproduce
 from pocketcnn.experiments.reproduce.page import Rates, hours
 from pocketcnn.experiments.reproduce.published import comparable_settings, net_of
-from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
+from pocketcnn.experiments.reproduce.runs import Run, is_of, read_runs, runs_of
 from pocketcnn.experiments.reproduce.verdicts import order, rank_correlation, verdict
 from pocketcnn.support.intervals import difference, interval
 from pocketcnn.train import TrainConfig
@@ -572,3 +572,14 @@ def test_a_page_that_cannot_be_written_is_an_error_before_hours_of_runs(tables, 
     assert not pretended
     with pytest.raises(UnknownTable, match="did you mean 'sizes'"):
         page(tmp_path, "size")
+
+
+def test_a_setting_that_acts_on_methods_alone_does_not_tell_plain_runs_apart():
+    table = read_tables()["speednet"]
+    data, preset = table.rows[0].data, table.preset
+    train = {**comparable_settings(preset.train), "state_lr": 0.3}
+    plain, ring = (Run(Path(), "", data.name, net_of("speednet", *step), train, 0, 90.0, 1, None, None, {})
+                   for step in ((), ("ring", {"size": 0.1})))  # fmt: skip
+    assert is_of(plain, data, preset)
+    assert not is_of(ring, data, preset)
+    assert not is_of(dataclasses.replace(plain, train={**train, "lr": 9.0}), data, preset)

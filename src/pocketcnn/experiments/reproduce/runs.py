@@ -15,6 +15,7 @@ from pocketcnn.support.runs import CONFIG, RESULT, Count, RunResult, Share, read
 from pocketcnn.support.schema import shaped
 from pocketcnn.train.config import TrainConfig
 
+_IDLE_IN_PLAIN = ("state_lr",)  # settings that act on methods alone: plain runs may differ in them
 _REMEDY = "restore it, or move it out of the folder of results"
 
 
@@ -103,7 +104,11 @@ def is_of(run: Run, data: Data, preset: Preset) -> bool:
     """Returns True if a run used this data set and preset, and as many training images within one per cent."""
     images = preset.images(data)
     complete = run.images is None or abs(run.images - images) <= images / 100
-    return complete and run.data == data.name and run.train == comparable_settings(preset.train)
+    idle = _IDLE_IN_PLAIN if isinstance(run.net, list) and not run.net[2] else ()
+    asked, used = (
+        {k: v for k, v in train.items() if k not in idle} for train in (comparable_settings(preset.train), run.train)
+    )
+    return complete and run.data == data.name and used == asked
 
 
 def runs_of(row: Row, preset: Preset | None, runs: Iterable[Run]) -> list[Run]:

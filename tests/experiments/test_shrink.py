@@ -11,6 +11,7 @@ import pocketcnn as pc
 from pocketcnn.data import from_tensors
 from pocketcnn.errors import BadData, NothingFits
 from pocketcnn.experiments.shrink import candidates
+from pocketcnn.export import measure_onnx
 from pocketcnn.support.files import read_json, write_json
 from pocketcnn.train import TrainConfig, fit
 
@@ -128,8 +129,9 @@ def test_a_method_that_was_asked_for_takes_the_largest_size_that_fits(trained, d
 def test_a_net_of_two_inputs_without_labels(tmp_path):
     torch.manual_seed(0)
     net, inputs = TwoInputs(), (torch.randn(64, 1, 8, 8), torch.randn(64, 2, 8, 8))
-    found = pc.shrink(net, inputs, max_bytes=3500, minutes=0.05, output=tmp_path, onnx=False)
+    found = pc.shrink(net, inputs, max_bytes=3500, minutes=0.05, output=tmp_path)
     assert found.bytes_after <= 3500
+    assert measure_onnx(found.onnx, runs=1).input_size == ((1, 8, 8), (2, 8, 8))
     assert found.before == {"error": 0.0}
     scores = next(one for one in found.candidates if one["label"] == found.label)
     assert scores["at the end"] > scores["at the start"], "it learnt"

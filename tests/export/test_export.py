@@ -1,7 +1,5 @@
 """Exported files give the outputs of their nets, for every method and batch, and hold nothing that this does not need."""
 
-import dataclasses
-import functools
 import json
 import subprocess
 import sys
@@ -18,7 +16,6 @@ from pocketcnn.export._trace import trace
 from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.compact.places import Codes, Places
 from pocketcnn.methods.puppet import gauge_of
-from pocketcnn.support.calls import named_tensors
 
 onnx_package = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -33,16 +30,6 @@ METHODS = {
     "condconv": {"num_experts": 2},
     "involution": {"group_channels": 4},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_registry():
-    """Keeps torch's list of translations, which it would rebuild for each file in more time than a file takes."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        yield
 
 
 class Block(nn.Module):
@@ -134,7 +121,7 @@ def test_a_puppet_decides_in_the_file():
     net = made("puppet")
     x = _check.ordinary_images(17, SIZE, NOTES)
     assert set(gauge_of(net).levels_of(x).tolist()) == {0, 1}
-    program = trace(CompactNet(net, None, SIZE), x[:2], None, fixed=False).module()
+    program = trace(CompactNet(net, None, SIZE), (x[:2],), None, fixed=False).module()
     torch.testing.assert_close(program(x), net(x), rtol=1e-5, atol=1e-5)
 
 
@@ -336,54 +323,9 @@ def test_an_operation_without_counterpart_names_the_layer(tmp_path):
         written(net, tmp_path)
 
 
-@dataclasses.dataclass
-class Found:
-    """What `Several` returns."""
-
-    scores: torch.Tensor
-    maps: list
-
-
-class Several(nn.Module):
-    """A net of several outputs, of the kind asked for."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.kind, self.net, self.head = kind, made(), nn.Conv2d(SIZE[0], 2, 3, padding=1)
-
-    def forward(self, x):
-        scores, other = self.net(x), self.head(x)
-        if self.kind == "record":
-            return Found(scores, [other, other.mean((2, 3))])
-        return {"tuple": (scores, other), "dict": {"scores": scores, "map": other}, "nothing": 3}[self.kind]
-
-
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [("tuple", ["output0", "output1"]), ("dict", ["scores", "map"]), ("record", ["scores", "maps.0", "maps.1"])],
-)
-def test_several_outputs_have_names(kind, names, tmp_path):
-    net = pc.condense(Several(kind), "ring", size=0.3, include="net.*").eval()
-    found = export(net, tmp_path / "net.onnx", format="onnx_compact", input_size=SIZE, timed=False)
-    assert found.max_difference < 1e-4
-    session = onnx.session((tmp_path / "net.onnx").read_bytes(), 1)
-    assert [output.name for output in session.get_outputs()] == names
-    x = torch.randn(3, *SIZE)
-    wanted = list(named_tensors(net(x)).values())
-    for got, tensor in zip(session.run(names, {"images": x.numpy()}), wanted, strict=True):
-        torch.testing.assert_close(torch.from_numpy(got), tensor.detach(), atol=1e-4, rtol=1e-4)
-
-
-def test_several_outputs_in_torchs_format_and_none_at_all(tmp_path):
-    export(Several("dict").eval(), tmp_path / "net.pt2", format="torch_export", input_size=SIZE, timed=False)
-    assert len(torch.export.load(tmp_path / "net.pt2").module()(torch.randn(2, *SIZE))) == 2
-    with pytest.raises(CannotExport, match="Several returns a int without tensors"):
-        export(Several("nothing"), tmp_path / "net.onnx", input_size=SIZE)
-
-
 def test_a_file_that_disagrees_is_not_left_behind(tmp_path, monkeypatch):
     runner = onnx.runner
-    monkeypatch.setattr(onnx, "runner", lambda content, threads, outputs: lambda x: runner(content, threads)(x) + 1e-3)
+    monkeypatch.setattr(onnx, "runner", lambda content, threads, *names: lambda x: runner(content, threads)(x) + 1e-3)
     (tmp_path / "net").write_text("what was there")
     with pytest.raises(
         Disagreement, match=r"batch 1: the file's outputs are up to 0.001 from the net's, .* nothing was"
@@ -419,7 +361,7 @@ def test_files_are_held_against_the_rounding_of_the_net(change):
     wide = Cancelling().double().requires_grad_(False)
     wide.load_state_dict(net.state_dict())
     CHANGES[change](wide)
-    inputs = _check.probes(SIZE, NOTES, (1, 3), None)
+    inputs = _check.probes((SIZE,), NOTES, (1, 3), None)
 
     def run(x):
         return wide(x.double()).float()
@@ -439,7 +381,7 @@ def test_rounding_is_no_excuse_where_nothing_is_left_to_check():
         def forward(self, x):
             return (x + 1e6) - 1e6
 
-    inputs = _check.probes(SIZE, NOTES, (2,), None)
+    inputs = _check.probes((SIZE,), NOTES, (2,), None)
     with pytest.raises(Disagreement, match="batch 2"):
         _check.differences(lambda x: x, Noise(), inputs)
 
@@ -456,7 +398,7 @@ def test_what_overflows_in_the_net_must_overflow_in_the_file():
         def forward(self, x):
             return x**30
 
-    inputs = {"large": torch.tensor([[1e9, 1.0]])}
+    inputs = {"large": (torch.tensor([[1e9, 1.0]]),)}
     assert _check.differences(Cube(), Cube(), inputs) == {"large": 0.0}
     with pytest.raises(Disagreement, match="large"):
         _check.differences(lambda x: Cube()(x).clamp(max=1e9), Cube(), inputs)
@@ -468,7 +410,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(MissingExtra, match=r"exporting to ONNX needs onnxscript.*'pocketcnn\[export\]'"):
         written(net, tmp_path)
     monkeypatch.setitem(sys.modules, "executorch.exir", None)
-    program = trace(net, torch.zeros(2, *SIZE), None, fixed=False)
+    program = trace(net, (torch.zeros(2, *SIZE),), None, fixed=False)
     with pytest.raises(MissingExtra, match=r"exporting to ExecuTorch needs executorch.*'pocketcnn\[executorch\]'"):
         executorch.to_executorch(program)
 

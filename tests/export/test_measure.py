@@ -65,7 +65,7 @@ def loop():
 
 
 FILES = {
-    "empty": (b"", "not an ONNX file|input is not"),
+    "empty": (b"", "not an ONNX file|inputs are not"),
     "text": (b"this is no net" * 50, "not an ONNX file"),
     "weights outside": (file_of([CONV], [outside()]), "in another file, which is not opened"),
     "constant outside": (file_of([constant(outside()), CONV]), "in another file, which is not opened"),
@@ -82,9 +82,9 @@ FILES = {
         "onnxruntime cannot run it",
     ),
     "no operators": (file_of([CONV], [WEIGHT], domains=("other",)), "not an ONNX file|cannot run it"),
-    "integers": (file_of([helper.make_node("Cast", ["x"], ["y"], to=FLOAT)], kind=INT), "onnxruntime cannot run it"),
-    "negative side": (file_of([CONV], [WEIGHT], size=("batch", 1, -8, 8)), "input is not"),
-    "a vector": (file_of([CONV], [WEIGHT], size=("batch", 8)), "input is not|not an ONNX file"),
+    "integers": (file_of([helper.make_node("Cast", ["x"], ["y"], to=FLOAT)], kind=INT), "inputs are not"),
+    "negative side": (file_of([CONV], [WEIGHT], size=("batch", 1, -8, 8)), "inputs are not"),
+    "a vector": (file_of([CONV], [WEIGHT], size=("batch", 8)), "onnxruntime cannot run it"),
 }
 
 

@@ -17,9 +17,11 @@ FLAGS: dict[str, str] = {}  # the flags of the verb that runs, by the names of t
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
-def size_in_words(input_size: Sequence[int]) -> str:
-    """The size of an image: `3x32x32`."""
-    return "x".join(map(str, input_size))
+def size_in_words(input_size: Sequence[int] | Sequence[Sequence[int]]) -> str:
+    """The size of an image, `3x32x32`, or of several inputs, `3x32x32 and 5`."""
+    from pocketcnn.support.calls import sizes_of
+
+    return " and ".join("x".join(map(str, size)) for size in sizes_of(tuple(input_size)))  # type: ignore[arg-type]
 
 
 def with_commas(value: Any) -> str:

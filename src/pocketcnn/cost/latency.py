@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pocketcnn.cost.macs import most_complex
-from pocketcnn.support.modules import check_input_size, check_weights, device_and_dtype, evaluating
+from pocketcnn.support.calls import ExampleSize, random_inputs
+from pocketcnn.support.modules import check_weights, device_and_dtype, evaluating
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Latency:
 
 def measure_latency(
     model: nn.Module,
-    input_size: tuple[int, ...] = (3, 32, 32),
+    input_size: ExampleSize = (3, 32, 32),
     *,
     batch: int = 1,
     threads: int | None = None,
@@ -40,8 +41,8 @@ def measure_latency(
     If the cost depends on the image, the most complex one counts.
 
     Args:
-        model: any net that takes images; left as it was.
-        input_size: (channels, height, width) of an image.
+        model: any net; left as it was.
+        input_size: (channels, height, width) of an image; a tuple of sizes for a net of several inputs.
         batch: images at once.
         threads: CPU threads to use; None leaves the setting alone.
         runs: number of passes timed.
@@ -49,17 +50,16 @@ def measure_latency(
     Raises:
         ValueError: a number below 1.
     """
-    check_input_size(input_size, batch)
     check_weights(model)
+    inputs = random_inputs(model, input_size, batch)
     if runs < 1 or warmup < 0 or (threads is not None and threads < 1):
         raise ValueError(f"runs and threads must be at least 1, got {runs}, {threads}")
     device, dtype = device_and_dtype(model)
-    x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     times = []
     with evaluating(model), most_complex(model), torch.inference_mode(), _threads(threads):
         for run in range(warmup + runs):
             start = time.perf_counter()
-            model(x)
+            model(*inputs)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if run >= warmup:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pocketcnn.cost.params import count_params, serialized_bytes
-from pocketcnn.support.modules import check_input_size, check_weights, device_and_dtype, evaluating, hooked
+from pocketcnn.support.calls import ExampleSize, random_inputs
+from pocketcnn.support.modules import check_weights, evaluating, hooked
 from pocketcnn.support.protocols import CountsMacs, MakesKernel, gauge_of
 
 
@@ -43,7 +43,7 @@ class Cost:
     macs_max: int | None = None
 
 
-def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost:
+def measure(model: nn.Module, input_size: ExampleSize = (3, 32, 32)) -> Cost:
     """Counts a net's parameters, bytes, multiply-adds and depth for one image.
 
     Every convolution and matrix product that runs is counted. This includes making kernels, unless the net keeps them for
@@ -51,8 +51,8 @@ def measure(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Cost
     `extra_macs(x, y)`. Biases, norms, activations, pooling and Fourier transforms are not counted.
 
     Args:
-        model: any net that takes an image; it is run once in evaluation mode and left as it was.
-        input_size: (channels, height, width) of the image.
+        model: any net; it is run once in evaluation mode and left as it was.
+        input_size: (channels, height, width) of the image; a tuple of sizes for a net of several inputs.
     Raises:
         UnsupportedNet: a part of the net has no weights yet.
         ValueError: not three sizes of at least 1, or a net that cannot take an image of that size.
@@ -85,7 +85,7 @@ def most_complex(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> dict[str, int]:
+def macs_by_module(model: nn.Module, input_size: ExampleSize = (3, 32, 32)) -> dict[str, int]:
     """Counts the multiply-adds of `measure` by the dotted name of the module they run in, those inside it included.
 
     Args:
@@ -105,7 +105,7 @@ def macs_by_module(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) 
     return {name: macs for name, macs in found.items() if macs and name}
 
 
-def _counted(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", Counter[str]]:
+def _counted(model: nn.Module, input_size: ExampleSize) -> tuple["_Watch", Counter[str]]:
     """Runs a net once; returns the watch, and the multiply-adds by operator."""
     watch, counter = _observe(model, input_size)
     operators: Counter[str] = Counter()
@@ -115,20 +115,18 @@ def _counted(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", C
     return watch, operators
 
 
-def _observe(model: nn.Module, input_size: tuple[int, ...]) -> tuple["_Watch", FlopCounterMode]:
+def _observe(model: nn.Module, input_size: ExampleSize) -> tuple["_Watch", FlopCounterMode]:
     """Runs a net once under the counters."""
-    check_input_size(input_size)
     check_weights(model)
-    device, dtype = device_and_dtype(model)
-    x = torch.rand(1, *input_size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
+    inputs = random_inputs(model, input_size)
     counter = FlopCounterMode(display=False)
     try:
         with evaluating(model), most_complex(model):
-            model(x)  # so that kernels that a net makes once and keeps are not counted for an image
+            model(*inputs)  # so that kernels that a net makes once and keeps are not counted for an image
             watch = _Watch()
             with hooked(watch.hooks_on(model)), watch, counter:
-                model(x)
-    except (RuntimeError, ValueError) as error:
+                model(*inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{type(model).__name__} cannot take an image of {input_size}: {error}") from error
     return watch, counter
 

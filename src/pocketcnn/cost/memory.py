@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from pocketcnn.support.calls import ExampleSize, random_inputs
 from pocketcnn.support.memory import require_memory
-from pocketcnn.support.modules import check_input_size, check_weights, device_and_dtype, evaluating, in_mode
+from pocketcnn.support.modules import check_weights, device_and_dtype, evaluating, in_mode
 
 
 def measure_memory(
-    model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32), *, batch: int = 1, training: bool = False
+    model: nn.Module, input_size: ExampleSize = (3, 32, 32), *, batch: int = 1, training: bool = False
 ) -> int:
     """Measures the peak bytes of one pass, without the net and its input.
 
@@ -21,27 +22,26 @@ def measure_memory(
     leaves out the working memory of single operations.
 
     Args:
-        model: any net that takes images; left as it was.
-        input_size: (channels, height, width) of an image.
+        model: any net; left as it was.
+        input_size: (channels, height, width) of an image; a tuple of sizes for a net of several inputs.
         batch: images at once.
         training: True for forward and backward in training mode, gradients counted; else forward in evaluation mode.
     """
-    check_input_size(input_size, batch)
     check_weights(model)
-    device, dtype = device_and_dtype(model)
-    x = torch.rand(batch, *input_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    inputs = random_inputs(model, input_size, batch)
+    device, _ = device_and_dtype(model)
     with _training(model) if training else evaluating(model):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
-            _run(model, x, training)
+            _run(model, inputs, training)
             torch.cuda.synchronize(device)
             return torch.cuda.max_memory_allocated(device) - before
         constants = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
-        known = [t.untyped_storage() for t in (x, *model.parameters(), *model.buffers(), *constants)]
+        known = [t.untyped_storage() for t in (*inputs, *model.parameters(), *model.buffers(), *constants)]
         with _Live({storage._cdata for storage in known}) as live:
-            _run(model, x, training)
+            _run(model, inputs, training)
         return live.peak
 
 
@@ -68,9 +68,9 @@ def check_room(model: nn.Module, input_size: tuple[int, ...], *, batch: int = 1)
     )
 
 
-def _run(model: nn.Module, x: Tensor, training: bool) -> None:
+def _run(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> None:
     """Runs one pass, backward too in training."""
-    outputs = tree_iter(model(x))  # some nets return several
+    outputs = tree_iter(model(*inputs))  # some nets return several
     learning = [y.sum() for y in outputs if training and isinstance(y, Tensor) and y.requires_grad]
     if learning:
         torch.stack(learning).sum().backward()

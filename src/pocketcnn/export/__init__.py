@@ -4,6 +4,7 @@ Before a file is written, its outputs are compared with the net's: on ordinary i
 several sizes. `docs/export.md` says what each format costs.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from pocketcnn.cost.params import serialized_bytes
 from pocketcnn.errors import CannotExport, CannotWrite
 from pocketcnn.export import executorch, onnx, torch_export
-from pocketcnn.export._check import BATCHES, differences, ordinary_images, probes
+from pocketcnn.export._check import BATCHES, differences, ordinary_inputs, probes
 from pocketcnn.export._trace import summary, trace
 from pocketcnn.export.compact import CompactNet
 from pocketcnn.export.measure import OnnxCost, measure_onnx
-from pocketcnn.support.calls import FlatOutputs, named_tensors
+from pocketcnn.support.calls import ExampleSize, FlatOutputs, Inputs, named_tensors, sizes_of
 from pocketcnn.support.copying import copied
 from pocketcnn.support.files import write_atomically
-from pocketcnn.support.modules import check_input_size, check_weights, uncompiled
+from pocketcnn.support.modules import check_weights, uncompiled
 from pocketcnn.support.timing import in_turns
 from pocketcnn.surgery import materialize
 
@@ -76,12 +77,12 @@ def export(
     path: str | Path,
     *,
     format: str = "onnx",
-    input_size: tuple[int, ...] | None = None,
+    input_size: ExampleSize | None = None,
     batch: int | None = None,
     opset: int | None = None,
     entropy: float | None = None,
     notes: Mapping[str, Any] | None = None,
-    images: Tensor | None = None,
+    images: Inputs | None = None,
     timed: bool = True,
 ) -> Exported:
     """Writes a net to a file for serving. The file is checked against the net, and not written if it disagrees.
@@ -90,20 +91,22 @@ def export(
     batch norms after them are folded in; CondConv, involution and Global layers keep their operations.
 
     Args:
-        model: any net from images to one tensor, or to several in tuples, dictionaries or records; it is left alone. In
-            ONNX files several outputs have the names of keys and fields, `output0` and so on in tuples; other files hold
-            them in that order.
+        model: any net from one or several tensors to one tensor, or to several in tuples, dictionaries or records; it is
+            left alone. In ONNX files a single input is called `images`, several have the names of the arguments of
+            `forward`; several outputs have the names of keys and fields, `output0` and so on in tuples. Other files hold
+            all of them in that order.
         path: of the file, in a folder that exists.
         format: `"onnx"`; `"onnx_compact"`, which stores shared parameters once and has the graph compute where each layer
             reads them; `"torch_export"`, a `.pt2` file; or `"executorch"`, a `.pte` file.
-        input_size: (channels, height, width) of an image, or the size of another example, such as (channels, length); by
-            default that of the notes or the net, else 3x32x32.
+        input_size: (channels, height, width) of an image, or the size of another example, such as (channels, length); a
+            tuple of such sizes for a net of several inputs. By default that of the notes or the net, else 3x32x32.
         batch: the size of every batch; by default batches may have any size, with ExecuTorch up to 32.
         opset: ONNX's version, 18 to 23.
         entropy: in bits, as in `materialize`: a net whose depth depends on its images becomes the one that images of this
             entropy see. By default the file chooses the depth for each image, but every image costs the full depth.
         notes: of the model file; classes, mean, std and input_size are kept in ONNX and `.pt2` files.
-        images: more images [number, channels, height, width] to check with, normalised.
+        images: more images [number, channels, height, width] to check with, normalised; a tuple of as many tensors as
+            the net takes.
         timed: times the file and the net.
     Raises:
         ValueError: an argument out of range, or a size of images that the net does not take.
@@ -115,15 +118,17 @@ def export(
     path, notes = Path(path), dict(notes or {})
     _check_target(path, format, opset)
     size = _input_size(model, input_size, notes)
-    notes["input_size"] = list(size)
     net = _as_written(model)
-    check_input_size(size, 1 if batch is None else batch)
-    outputs = _outputs_of(net, size)
+    sizes = sizes_of(size, 1 if batch is None else batch)
+    notes.pop("input_size", None)
+    if len(sizes) == 1:  # of several inputs the file itself says the sizes
+        notes["input_size"] = list(sizes[0])
+    names, outputs = _names_of(net, len(sizes)), _outputs_of(net, sizes)
     wanted = _flat(net if entropy is None else materialize(net, entropy=entropy, partly=True), outputs)
     plain = materialize(net, entropy=entropy, fold_norm=True, input_size=size, partly=True, serving=True)
     threads = torch.get_num_threads()
     most = executorch.LARGEST if format == "executorch" else None
-    example = ordinary_images(batch or most or 2, size, notes)
+    example = ordinary_inputs(batch or most or 2, sizes, notes)
 
     def program(served: nn.Module) -> Any:
         return trace(_flat(served, outputs), example, most, fixed=batch is not None)
@@ -137,18 +142,18 @@ def export(
         run = torch_export.runner(content)
     else:
         opset = onnx.check_opset(opset)
-        content = onnx.to_onnx(program(plain), opset, notes=notes, outputs=outputs)
+        content = onnx.to_onnx(program(plain), opset, notes=notes, inputs=names, outputs=outputs)
         if format == "onnx_compact":
             dense_bytes = len(content)
             traced = program(CompactNet(net, entropy, size))
-            compact = onnx.to_onnx(traced, opset, notes=notes, outputs=outputs, compact=True)
+            compact = onnx.to_onnx(traced, opset, notes=notes, inputs=names, outputs=outputs, compact=True)
             content = min(content, compact, key=len)
-        run = onnx.runner(content, threads, outputs)
-    found = differences(run, wanted, probes(size, notes, BATCHES if batch is None else (batch,), images))
-    speeds = tuple(_speed(run, net, ordinary_images(n, size, notes)) for n in _timed(batch) if timed)
+        run = onnx.runner(content, threads, names, outputs)
+    found = differences(run, wanted, probes(sizes, notes, BATCHES if batch is None else (batch,), images))
+    speeds = tuple(_speed(run, net, ordinary_inputs(n, sizes, notes)) for n in _timed(batch) if timed)
     write_atomically(path, content)
-    sizes = (len(content), serialized_bytes(model), dense_bytes, dense_bytes == len(content))
-    return Exported(path, format, *sizes, opset, found, speeds, threads)
+    lengths = (len(content), serialized_bytes(model), dense_bytes, dense_bytes == len(content))
+    return Exported(path, format, *lengths, opset, found, speeds, threads)
 
 
 def _flat(net: nn.Module, outputs: Sequence[str] | None) -> nn.Module:
@@ -179,30 +184,39 @@ def _timed(batch: int | None) -> tuple[int, ...]:
     return (1, LARGE_BATCH) if batch is None else (batch,)
 
 
-def _speed(run: Any, net: nn.Module, x: Tensor) -> Speed:
+def _speed(run: Any, net: nn.Module, inputs: tuple[Tensor, ...]) -> Speed:
     """Times a file and its net in turns, with the same number of threads."""
 
     def eager() -> None:
         with torch.inference_mode():
-            net(x)
+            net(*inputs)
 
-    turns = in_turns({"file": lambda: run(x), "net": eager}, seconds=1.0, least=5, warmup=3)
+    turns = in_turns({"file": lambda: run(*inputs), "net": eager}, seconds=1.0, least=5, warmup=3)
     file_ms, net_ms = (1e3 * turns.median(side) for side in ("file", "net"))
-    return Speed(len(x), file_ms, net_ms, turns.ratio("file", "net").median)
+    return Speed(len(inputs[0]), file_ms, net_ms, turns.ratio("file", "net").median)
 
 
-def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> tuple[int, ...]:
+def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> ExampleSize:
     """The size of an image: the given one, else that of the notes, else that of the net, else 3x32x32."""
     check_weights(model)
     return tuple(given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32))
 
 
-def _outputs_of(net: nn.Module, size: tuple[int, ...]) -> tuple[str, ...] | None:
-    """Checks that a net takes an image of that size; returns the names of its outputs if they are several, or in a container."""
+def _names_of(net: nn.Module, count: int) -> tuple[str, ...]:
+    """Names what a net takes: by the arguments of its `forward` if they are several."""
+    if count == 1:
+        return (onnx.INPUT,)
+    named = [one for one in inspect.signature(net.forward).parameters.values() if one.kind is not one.VAR_POSITIONAL]
+    return tuple(named[place].name if place < len(named) else f"input{place}" for place in range(count))
+
+
+def _outputs_of(net: nn.Module, sizes: Sequence[tuple[int, ...]]) -> tuple[str, ...] | None:
+    """Checks that a net takes examples of these sizes; returns the names of its outputs if they are several, or in a container."""
     try:
         with torch.no_grad():
-            y = net(torch.zeros(1, *size))
+            y = net(*(torch.zeros(1, *size) for size in sizes))
     except Exception as error:  # whatever a foreign net raises
+        size = sizes[0] if len(sizes) == 1 else sizes
         raise ValueError(
             f"{type(net).__name__} cannot take an image of {size} ({summary(error)}); give its size as input_size"
         ) from error

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pocketcnn.errors import Disagreement
 from pocketcnn.export._trace import quiet
+from pocketcnn.support.calls import Inputs, batches_of
 from pocketcnn.support.copying import copied
 
 BATCHES = (1, 3, 17)
@@ -22,16 +23,21 @@ on ordinary images never above this share of the largest output, because nothing
 _AT_ONCE = 4  # images that go through the net in float64 together, to bound its memory
 _STRANGE = ("zeros", "black", "white", "large")
 
-Run = Callable[[Tensor], Any]
+Run = Callable[..., Any]
 
 
-def ordinary_images(count: int, input_size: tuple[int, ...], notes: Mapping[str, Any]) -> Tensor:
+def ordinary_inputs(count: int, sizes: Sequence[tuple[int, ...]], notes: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Draws what a net of inputs of some sizes is called with, each input with images of its own."""
+    return tuple(ordinary_images(count, size, notes, place) for place, size in enumerate(sizes))
+
+
+def ordinary_images(count: int, input_size: tuple[int, ...], notes: Mapping[str, Any], seed: int = 0) -> Tensor:
     """Draws random images [count, channels, height, width] of every degree of detail, normalised as the notes say.
 
     They are noise with spots of several sizes and several contrasts, in 256 steps like decoded images. Without notes
     they are normalised to about mean 0 and deviation 1.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     if len(input_size) != 3:  # no images
         return torch.randn(count, *input_size, generator=generator)
     channels, *size = input_size
@@ -53,26 +59,29 @@ def normalised(pixels: Tensor, notes: Mapping[str, Any]) -> Tensor:
 
 
 def probes(
-    input_size: tuple[int, ...], notes: Mapping[str, Any], batches: Sequence[int], images: Tensor | None
-) -> dict[str, Tensor]:
-    """The inputs that a file is checked on, by name."""
-    found = {f"batch {count}": ordinary_images(count, input_size, notes) for count in batches}
+    sizes: Sequence[tuple[int, ...]], notes: Mapping[str, Any], batches: Sequence[int], images: Inputs | None
+) -> dict[str, tuple[Tensor, ...]]:
+    """What a file is checked on, by name: a tensor for each input, whose sizes are given."""
+    found = {f"batch {count}": ordinary_inputs(count, sizes, notes) for count in batches}
     count = batches[-1]
     if images is not None:
-        for number, rows in enumerate(images[: len(images) // count * count].split(count)):
-            found[f"images {number * count} to {number * count + count - 1}"] = rows
-    shape = (count, *input_size)
-    black, white = (normalised(torch.full(shape, value), notes) for value in (0.0, 1.0))
+        given = images if isinstance(images, tuple) else (images,)
+        for first in range(0, len(given[0]) // count * count, count):
+            found[f"images {first} to {first + count - 1}"] = tuple(one[first : first + count] for one in given)
+
+    def filled(value: float) -> tuple[Tensor, ...]:
+        return tuple(torch.full((count, *size), value) for size in sizes)
+
     return {
         **found,
-        "zeros": torch.zeros(shape),
-        "black": black,
-        "white": white,
-        "large": 100 * ordinary_images(count, input_size, notes),
+        "zeros": filled(0.0),
+        "black": tuple(normalised(one, notes) for one in filled(0.0)),
+        "white": tuple(normalised(one, notes) for one in filled(1.0)),
+        "large": tuple(100 * one for one in ordinary_inputs(count, sizes, notes)),
     }
 
 
-def differences(run: Run, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, float]:
+def differences(run: Run, model: nn.Module, inputs: Mapping[str, tuple[Tensor, ...]]) -> dict[str, float]:
     """Compares the outputs of a file with those of the net, and returns the largest difference for each batch.
 
     Where the net overflows, as some nets do on inputs that are no images, the file must overflow too. Where the file differs
@@ -82,15 +91,15 @@ def differences(run: Run, model: nn.Module, inputs: Mapping[str, Tensor]) -> dic
         Disagreement: a difference is more than `TOLERANCE` or the net's rounding allows.
     """
     found = {}
-    for name, x in inputs.items():
+    for name, given in inputs.items():
         with torch.no_grad(), quiet():
-            wanted = _several(model(x))
-        got = _several(run(x))
+            wanted = _several(model(*given))
+        got = _several(run(*given))
         if [y.shape for y in got] != [y.shape for y in wanted]:
             shapes = [" and ".join(str(list(y.shape)) for y in some) for some in (got, wanted)]
             raise Disagreement(f"{name}: the file makes {shapes[0]}, the net {shapes[1]}; nothing was written")
         found[name] = max(
-            _apart(name, place, one, other, model, x)
+            _apart(name, place, one, other, model, given)
             for place, (one, other) in enumerate(zip(got, wanted, strict=True))
         )
     return found
@@ -100,7 +109,7 @@ def _several(outputs: Any) -> tuple[Tensor, ...]:
     return tuple(y.float() for y in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
 
-def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module, x: Tensor) -> float:
+def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module, given: tuple[Tensor, ...]) -> float:
     """The largest difference of one output from that of the net."""
     finite = wanted.isfinite()
     apart = (got - wanted)[finite].abs()
@@ -110,7 +119,7 @@ def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module,
     allowed = tolerance * scale
     if not found <= allowed:
         most = _MOST * scale if name.startswith("batch") else math.inf
-        allowed = max(allowed, min(_ROUNDING * rounding(model, x, wanted, place), most))
+        allowed = max(allowed, min(_ROUNDING * rounding(model, given, wanted, place), most))
     if not found <= allowed or got[~finite].isfinite().any():
         raise Disagreement(
             f"{name}: the file's outputs are up to {found:.3g} from the net's, {allowed:.3g} is allowed; nothing was written"
@@ -118,20 +127,22 @@ def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module,
     return found
 
 
-def rounding(model: nn.Module, x: Tensor, wanted: Tensor, place: int = 0) -> float:
+def rounding(model: nn.Module, given: tuple[Tensor, ...], wanted: Tensor, place: int = 0) -> float:
     """Measures how far the outputs of a net in float32 are from those in float64; 0 if it cannot run in float64.
 
     Args:
         model: in float32; it is left alone.
-        x: the images.
+        given: what it is called with.
         wanted: the net's outputs for them; of several, the one of that `place`.
         place: its number.
-    Cost: a copy of the net in float64, and a pass of all images through it.
+    Cost: a copy of the net in float64, and a pass of all examples through it.
     """
     try:
         with torch.no_grad(), quiet():
             wide = copied(model).double()
-            exact = torch.cat([_of_place(wide(rows.double()), place) for rows in x.split(_AT_ONCE)])
+            exact = torch.cat(
+                [_of_place(wide(*(one.double() for one in rows)), place) for rows in batches_of(given, _AT_ONCE)]
+            )
     except Exception:  # a foreign net may make tensors of its own, in float32
         return 0.0
     finite = wanted.isfinite() & exact.isfinite()

@@ -1,6 +1,7 @@
 """Tracing a net to the operations it runs, and finding the layer that cannot be traced."""
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,21 +14,21 @@ from torch.export import Dim, ExportedProgram
 from pocketcnn.errors import CannotExport
 
 
-def trace(model: nn.Module, x: Tensor, most: int | None, *, fixed: bool) -> ExportedProgram:
+def trace(model: nn.Module, inputs: tuple[Tensor, ...], most: int | None, *, fixed: bool) -> ExportedProgram:
     """Traces a net to a program, for batches of any size or of one size.
 
     Args:
         model: in evaluation mode.
-        x: images, at least two where the batch is not fixed.
+        inputs: what it is called with, at least two examples where the batch is not fixed.
         most: the largest batch; None for no limit.
-        fixed: makes a program that takes only batches of the size of `x`.
+        fixed: makes a program that takes only batches of this size.
     Raises:
         CannotExport: it cannot be traced; the message names the innermost layer that cannot be traced by itself.
     """
     try:
-        return _traced(model, (x,), None if fixed else Dim("batch", min=1, max=most))
+        return _traced(model, inputs, None if fixed else Dim("batch", min=1, max=most))
     except Exception as error:  # whatever the code of a foreign net raises when it is traced
-        name, found = _culprit(model, (x,), fixed, error)
+        name, found = _culprit(model, inputs, fixed, error)
         layer = type(model.get_submodule(name)).__name__
         raise CannotExport(
             f"{name or 'the net'} ({layer}): torch.export cannot trace it ({summary(found)}); a net may depend on the "
@@ -63,7 +64,11 @@ def quiet() -> Iterator[None]:
 
 def _traced(module: nn.Module, arguments: tuple[Any, ...], batch: Any) -> ExportedProgram:
     """Traces a module to a program; the first axis of every tensor among its arguments is the batch."""
-    shapes = None if batch is None else tuple({0: batch} if isinstance(a, Tensor) else None for a in arguments)
+    shapes: Any = None if batch is None else tuple({0: batch} if isinstance(a, Tensor) else None for a in arguments)
+    kinds = [one.kind for one in inspect.signature(module.forward).parameters.values()]
+    if shapes and inspect.Parameter.VAR_POSITIONAL in kinds:
+        named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        shapes = (*shapes[:named], shapes[named:])
     with quiet(), torch.no_grad():
         return torch.export.export(module, arguments, dynamic_shapes=shapes)
 

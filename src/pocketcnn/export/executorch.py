@@ -49,8 +49,8 @@ def runner(content: bytes) -> Any:
     program = runtime.load_program(content)
     method = program.load_method("forward")
 
-    def run(x: torch.Tensor, program: Any = program) -> Any:  # keeps the program alive, which the method needs
-        found = tuple(y.clone() for y in method.execute([x.contiguous()]))
+    def run(*inputs: torch.Tensor, program: Any = program) -> Any:  # keeps the program alive, which the method needs
+        found = tuple(y.clone() for y in method.execute([x.contiguous() for x in inputs]))
         return found[0] if len(found) == 1 else found
 
     return run

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from pocketcnn.cost import Latency
 from pocketcnn.errors import BrokenFile, PocketError
 from pocketcnn.export.onnx import package, session
+from pocketcnn.support.calls import ExampleSize
 from pocketcnn.support.timing import first_line, in_turns
 
 _MOST_BYTES = 2 << 30  # of a file; protobuf reads no more
@@ -29,7 +30,7 @@ class OnnxCost:
     when it loads the file. Their multiply-adds are `generating_macs` and are not part of `macs`.
     """
 
-    input_size: tuple[int, ...]
+    input_size: ExampleSize
     size_bytes: int
     stored_numbers: int
     table_bytes: int
@@ -54,7 +55,7 @@ def measure_onnx(
         warmup: how many passes run before.
     Raises:
         FileNotFoundError: there is no such file.
-        BrokenFile: it is no ONNX file, its input is not a batch of images, onnxruntime cannot run it, it keeps weights in
+        BrokenFile: it is no ONNX file, its inputs are not batches of one size, onnxruntime cannot run it, it keeps weights in
             other files, or it asks for more memory or work than any net here.
         ValueError: a number below 1.
         MissingExtra: onnx or onnxruntime is not installed.
@@ -81,35 +82,44 @@ def _measured(
 ) -> OnnxCost:
     """Counts and times a file that was parsed and checked."""
     graph = model.graph
-    given, shape = _input_of(path, graph)
-    batch, size = shape[0] or batch, shape[1:]
-    if math.prod((batch, *size)) > _MOST_NUMBERS:
-        raise BrokenFile(f"{path}: takes {batch} images of {list(size)}, more than fit in memory here; export it again")
-    _check_values(path, model, given)
+    shapes = _inputs_of(path, graph)
+    fixed = max(shape[0] for shape in shapes.values())
+    batch, random = fixed or batch, np.random.default_rng(0)
+    for _, *size in shapes.values():
+        if math.prod((batch, *size)) > _MOST_NUMBERS:
+            raise BrokenFile(f"{path}: takes {batch} images of {size}, more than fit in memory here; export it again")
+    _check_values(path, model, shapes)
     stored, table_bytes = _stored(graph)
-    x = np.random.default_rng(0).random((batch, *size), dtype=np.float32)
-    macs, generating, generating_macs = _count(model, given, x[: shape[0] or 1])
+    feed = {name: random.random((batch, *shape[1:]), dtype=np.float32) for name, shape in shapes.items()}
+    macs, generating, generating_macs = _count(model, {name: x[: fixed or 1] for name, x in feed.items()})
     threads = torch.get_num_threads() if threads is None else threads
     opened = session(content, threads)
-    turns = in_turns({"file": lambda: opened.run(None, {given: x})}, seconds=60.0, most=runs, warmup=warmup)
+    turns = in_turns({"file": lambda: opened.run(None, feed)}, seconds=60.0, most=runs, warmup=warmup)
     times = [1e3 * second for second in turns.seconds["file"]]
     median, p95 = (float(np.percentile(times, q)) for q in (50, 95))
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     latency = Latency(median, p95, batch, threads, "float32", "onnxruntime on the CPU", turns.rounds)
+    sizes = tuple(shape[1:] for shape in shapes.values())
     return OnnxCost(
-        size, len(content), stored, table_bytes, sum(macs.values()), macs, generating, generating_macs, opset,
+        sizes[0] if len(sizes) == 1 else sizes, len(content), stored, table_bytes, sum(macs.values()), macs, generating, generating_macs, opset,
         latency,
     )  # fmt: skip
 
 
-def _input_of(path: Path, graph: Any) -> tuple[str, tuple[int, ...]]:
-    """The name of the input, and its batch, 0 if it may be any, channels, height and width."""
+def _inputs_of(path: Path, graph: Any) -> dict[str, tuple[int, ...]]:
+    """The batch, 0 if it may be any, and the size of an example, for images channels, height and width, by the input's name."""
     known = {tensor.name for tensor in graph.initializer}
-    given = [value for value in graph.input if value.name not in known]
-    shape = given[0].type.tensor_type.shape.dim if len(given) == 1 else []
-    if len(shape) != 4 or not all(side.dim_value > 0 for side in shape[1:]) or shape[0].dim_value < 0:
-        raise BrokenFile(f"{path}: its input is not [batch, channels, height, width] of images of one size")
-    return given[0].name, tuple(side.dim_value for side in shape)
+    given = {value.name: value.type.tensor_type for value in graph.input if value.name not in known}
+    shapes = {name: tuple(side.dim_value for side in kind.shape.dim) for name, kind in given.items()}
+    floats = package("onnx").TensorProto.FLOAT
+    if (
+        not shapes
+        or any(kind.elem_type != floats for kind in given.values())
+        or any(not 2 <= len(shape) <= 5 or min(shape[1:]) < 1 or shape[0] < 0 for shape in shapes.values())
+        or len({shape[0] for shape in shapes.values()}) > 1
+    ):
+        raise BrokenFile(f"{path}: its inputs are not batches of float32 images, or other examples, of one size")
+    return shapes
 
 
 def _check_tensors(path: Path, model: Any, length: int) -> None:
@@ -129,7 +139,7 @@ def _check_tensors(path: Path, model: Any, length: int) -> None:
             raise BrokenFile(f"{path}: {tensor.name or 'a tensor'} is longer than the file; copy or export it again")
 
 
-def _check_values(path: Path, model: Any, given: str) -> None:
+def _check_values(path: Path, model: Any, given: Collection[str]) -> None:
     """Checks that shapes bound what a run takes.
 
     Raises:
@@ -140,7 +150,7 @@ def _check_values(path: Path, model: Any, given: str) -> None:
     inferred = package("onnx.shape_inference").infer_shapes(model, data_prop=True)
     for value in _messages(inferred, "ValueInfoProto"):
         sides = [side.dim_value for side in value.type.tensor_type.shape.dim]
-        if value.name != given and math.prod(side or 1 for side in sides) > _MOST_NUMBERS:
+        if value.name not in given and math.prod(side or 1 for side in sides) > _MOST_NUMBERS:
             raise BrokenFile(
                 f"{path}: its value {value.name} is {sides}, more than fits in memory here; export it again"
             )
@@ -179,7 +189,7 @@ def _stored(graph: Any) -> tuple[int, int]:
     return sum(a.size for a in floats), sum(a.nbytes for a in arrays) - sum(a.nbytes for a in floats)
 
 
-def _count(model: Any, given: str, x: np.ndarray) -> tuple[dict[str, int], dict[str, int], int]:
+def _count(model: Any, feed: Mapping[str, np.ndarray]) -> tuple[dict[str, int], dict[str, int], int]:
     """Counts by operator the multiply-adds of one image and the nodes that depend on no image, and the multiply-adds of the latter.
 
     Shapes are those of a run, because they may depend on values that the graph computes.
@@ -189,7 +199,7 @@ def _count(model: Any, given: str, x: np.ndarray) -> tuple[dict[str, int], dict[
     macs: Counter[str] = Counter()
     generating: Counter[str] = Counter()
     generating_macs = 0
-    sizes = _sizes(model, given, x)
+    sizes, count_of = _sizes(model, feed), len(next(iter(feed.values())))
     for node in graph.node:
         depends = not seen.isdisjoint(node.input)
         if depends:
@@ -198,18 +208,20 @@ def _count(model: Any, given: str, x: np.ndarray) -> tuple[dict[str, int], dict[
             generating[node.op_type] += 1
         if node.op_type in _INNER:
             first, second, out = (sizes[name] for name in (*node.input[:2], node.output[0]))
-            count = math.prod(out) * _INNER[node.op_type](node, first, second) // len(x)
+            count = math.prod(out) * _INNER[node.op_type](node, first, second) // count_of
             if depends:
                 macs[node.op_type] += count
             else:
-                generating_macs += count * len(x)
+                generating_macs += count * count_of
     return dict(macs), dict(generating), generating_macs
 
 
-def _sizes(model: Any, given: str, x: np.ndarray) -> dict[str, tuple[int, ...]]:
+def _sizes(model: Any, feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs and outputs of operators that multiply, by name."""
     graph = model.graph
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer} | {given: x.shape}
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer} | {
+        name: x.shape for name, x in feed.items()
+    }
     multiplying = [node for node in graph.node if node.op_type in _INNER]
     names = sorted({name for node in multiplying for name in (*node.input[:2], node.output[0])} - sizes.keys())
     watched = type(model)()
@@ -217,7 +229,7 @@ def _sizes(model: Any, given: str, x: np.ndarray) -> dict[str, tuple[int, ...]]:
     del watched.graph.output[:]
     for name in names:
         watched.graph.output.add().name = name
-    found = session(watched.SerializeToString(), 1).run(names, {given: x}) if names else []
+    found = session(watched.SerializeToString(), 1).run(names, dict(feed)) if names else []
     return sizes | {name: array.shape for name, array in zip(names, found, strict=True)}
 
 

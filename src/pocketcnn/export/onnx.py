@@ -19,6 +19,7 @@ NOTES = ("classes", "input_size", "mean", "std")
 """The notes that serving needs, kept in the file under the key `KEY` as JSON."""
 KEY = "pocketcnn"
 INPUT, OUTPUT = "images", "logits"
+"""Names of the input and the output of nets that have one."""
 _FOLDED = 1024  # the largest constant, in numbers, that is computed in advance for a compact file
 
 
@@ -49,6 +50,7 @@ def to_onnx(
     opset: int,
     *,
     notes: Mapping[str, Any],
+    inputs: tuple[str, ...] = (INPUT,),
     outputs: tuple[str, ...] | None = None,
     compact: bool = False,
 ) -> bytes:
@@ -58,9 +60,10 @@ def to_onnx(
     any reader can infer.
 
     Args:
-        program: from one tensor to one tensor, or to a tuple of tensors.
+        program: from one or several tensors to one tensor, or to a tuple of tensors.
         opset: of ONNX, one of `OPSETS`.
         notes: of a model file; those of `NOTES` are kept.
+        inputs: names of what the net takes, in its order.
         outputs: names of the tensors in the tuple; None for one tensor.
         compact: leaves operations on constants in the graph where their result is large, and gives every value a name
             of a few letters.
@@ -72,7 +75,7 @@ def to_onnx(
         with quiet():
             written: Any = torch.onnx.export(
                 program, (), dynamo=True, verbose=False, optimize=not compact, opset_version=opset,
-                input_names=[INPUT], output_names=list(outputs or (OUTPUT,)),
+                input_names=list(inputs), output_names=list(outputs or (OUTPUT,)),
             )  # fmt: skip
             if compact:
                 _optimize(written.model)
@@ -101,12 +104,15 @@ def session(content: bytes, threads: int) -> Any:
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def runner(content: bytes, threads: int, outputs: tuple[str, ...] | None = None) -> Any:
-    """Returns a function that runs a file on images, and returns one tensor or a tuple of those that are named."""
+def runner(
+    content: bytes, threads: int, inputs: tuple[str, ...] = (INPUT,), outputs: tuple[str, ...] | None = None
+) -> Any:
+    """Returns a function that runs a file on what the net takes, and returns one tensor or a tuple of those that are named."""
     opened = session(content, threads)
 
-    def run(x: torch.Tensor) -> Any:
-        found = tuple(map(torch.from_numpy, opened.run(list(outputs or (OUTPUT,)), {INPUT: x.numpy()})))
+    def run(*given: torch.Tensor) -> Any:
+        feed = {name: x.numpy() for name, x in zip(inputs, given, strict=True)}
+        found = tuple(map(torch.from_numpy, opened.run(list(outputs or (OUTPUT,)), feed)))
         return found[0] if outputs is None else found
 
     return run

@@ -22,12 +22,12 @@ def to_torch(program: ExportedProgram, *, notes: Mapping[str, Any]) -> bytes:
 
 
 def runner(content: bytes) -> Any:
-    """Returns a function that runs a file on images."""
+    """Returns a function that runs a file on what the net takes."""
     with quiet():
         net = torch.export.load(io.BytesIO(content)).module()
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(*inputs: torch.Tensor) -> Any:
         with torch.inference_mode():
-            return net(x)
+            return net(*inputs)
 
     return run

@@ -7,9 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pocketcnn.support.modules import device_and_dtype
+
 Inputs = Tensor | tuple[Tensor, ...]
 """What a net is called with: one tensor, or a tuple of as many as it takes; the first axis counts the examples."""
+ExampleSize = tuple[int, ...] | tuple[tuple[int, ...], ...]
+"""The size of one example: (channels, height, width) of an image; or a tuple of as many sizes as the net has inputs."""
 _TINY = 1e-12
+
+
+def sizes_of(input_size: ExampleSize, batch: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Checks the size of an example and of a batch, and returns a size for each input.
+
+    Raises:
+        ValueError: a size is not one to four whole numbers of at least 1, or the batch is below 1.
+    Example:
+        >>> sizes_of((3, 32, 32)), sizes_of(((3, 32, 32), (5,)))
+        (((3, 32, 32),), ((3, 32, 32), (5,)))
+    """
+    several = len(input_size) > 0 and all(isinstance(one, tuple | list) for one in input_size)
+    sizes: Any = input_size if several else (input_size,)
+    if any(not 1 <= len(size) <= 4 or min(size) < 1 for size in sizes):
+        raise ValueError(f"input_size is (channels, height, width), each at least 1, not {tuple(input_size)}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, not {batch}")
+    return tuple(map(tuple, sizes))
+
+
+def random_inputs(net: nn.Module, input_size: ExampleSize, batch: int = 1) -> tuple[Tensor, ...]:
+    """Draws what a net is called with, from 0 to 1, on its device and in its precision; always the same numbers.
+
+    Raises:
+        ValueError: as in `sizes_of`.
+    """
+    device, dtype = device_and_dtype(net)
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.rand(batch, *size, generator=generator).to(device, dtype) for size in sizes_of(input_size, batch)
+    )
 
 
 def as_inputs(given: Any) -> tuple[Tensor, ...]:
@@ -85,14 +120,14 @@ def named_tensors(output: Any, name: str = "output") -> dict[str, Tensor]:
 
 
 class FlatOutputs(nn.Module):
-    """A net of one input that returns its tensors as a tuple, in the order of `named_tensors`; one tensor as it is."""
+    """A net that returns its tensors as a tuple, in the order of `named_tensors`; one tensor as it is."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor) -> Any:
-        output = self.net(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        output = self.net(*inputs)
         return output if isinstance(output, Tensor) else tuple(named_tensors(output).values())
 
 

@@ -29,18 +29,6 @@ ON_META = "on the meta device, without values; give the net some first, by to_em
 HOOKS = tuple(_WORDS)  # attributes of an `nn.Module` that hold its hooks
 
 
-def check_input_size(input_size: tuple[int, ...], batch: int = 1) -> None:
-    """Checks the size of an example, for images (channels, height, width), and a batch size.
-
-    Raises:
-        ValueError: not one to four whole numbers of at least 1, or a batch below 1.
-    """
-    if not 1 <= len(input_size) <= 4 or min(input_size) < 1:
-        raise ValueError(f"input_size is (channels, height, width), each at least 1, not {tuple(input_size)}")
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, not {batch}")
-
-
 def lazy_parts(model: nn.Module) -> dict[str, str]:
     """Names the modules of a net that have no weights before their first batch, such as `nn.LazyLinear`, and says so."""
     return {

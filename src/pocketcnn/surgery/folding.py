@@ -19,12 +19,13 @@ from torch.utils.weak import TensorWeakRef
 from pocketcnn.cost.macs import most_complex
 from pocketcnn.methods._norms import fold_
 from pocketcnn.methods._passes import image_sizes
+from pocketcnn.support.calls import ExampleSize, random_inputs, sizes_of
 from pocketcnn.support.copying import copied
-from pocketcnn.support.modules import carried_by, check_input_size, device_and_dtype
+from pocketcnn.support.modules import carried_by
 from pocketcnn.support.protocols import FoldsNorms
 
 
-def fold_norms_(model: nn.Module, input_size: tuple[int, ...] | None = None) -> list[str]:
+def fold_norms_(model: nn.Module, input_size: ExampleSize | None = None) -> list[str]:
     """Folds every batch norm that directly follows a convolution, and puts the net in evaluation mode.
 
     Layers that fold their norms by themselves (`FoldsNorms`) are asked to, and not looked into.
@@ -58,14 +59,14 @@ def _named(name: str) -> Iterator[None]:
         raise ValueError(f"{name or 'the net'}: {error}") from error
 
 
-def _pairs(model: nn.Module, input_size: tuple[int, ...] | None) -> list[tuple[str, str]]:
+def _pairs(model: nn.Module, input_size: ExampleSize | None) -> list[tuple[str, str]]:
     """Names the convolutions, and the norms that can be folded into them, found by running the net."""
     if input_size is not None:
-        check_input_size(input_size)
+        sizes_of(input_size)
     if not {nn.Conv2d, nn.BatchNorm2d} <= set(map(type, _seen(model))):
         return []
     failed: Exception | None = None
-    sizes = [input_size] if input_size is not None else image_sizes(model)
+    sizes: list[Any] = [input_size] if input_size is not None else image_sizes(model)
     for size in sizes:
         try:
             return _watched(model, size)
@@ -75,8 +76,8 @@ def _pairs(model: nn.Module, input_size: tuple[int, ...] | None) -> list[tuple[s
     if input_size is not None:
         raise ValueError(f"{name} cannot take an image of {input_size}: {failed}") from failed
     raise ValueError(
-        f"{name} cannot take one image of any of the sizes tried: {failed}; pass input_size=(channels, height, width); of "
-        "a net that takes more than an image, fold the parts"
+        f"{name} cannot take one image of any of the sizes tried: {failed}; pass input_size=(channels, height, width), "
+        "or a tuple of such sizes if the net has several inputs"
     ) from failed
 
 
@@ -86,14 +87,13 @@ def _seen(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if module not in own)
 
 
-def _watched(model: nn.Module, size: tuple[int, ...]) -> list[tuple[str, str]]:
-    """Sends an image through a copy of the net, so that the pass leaves no trace in the net itself."""
+def _watched(model: nn.Module, size: ExampleSize) -> list[tuple[str, str]]:
+    """Sends an example through a copy of the net, so that the pass leaves no trace in the net itself."""
     model = copied(model)
-    device, dtype = device_and_dtype(model)
-    x = torch.rand(1, *size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
+    inputs = random_inputs(model, size)
     watch = _Watch(model)
     with torch.no_grad(), most_complex(model), watch:
-        y = model(x)
+        y = model(*inputs)
     names = {module: name for name, module in model.named_modules()}
     return [(names[conv], names[norm]) for conv, norm in watch.pairs(y)]
 

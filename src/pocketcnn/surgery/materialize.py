@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pocketcnn.errors import CannotMaterialize
+from pocketcnn.support.calls import ExampleSize
 from pocketcnn.support.copying import copied
 from pocketcnn.support.modules import carried_by, uncompiled
 from pocketcnn.support.protocols import Listener, LooksAtEntropy, MakesKernel, ServesOtherwise, is_condensed
@@ -38,7 +39,7 @@ def materialize(
     *,
     entropy: float | None = None,
     fold_norm: bool = False,
-    input_size: tuple[int, ...] | None = None,
+    input_size: ExampleSize | None = None,
     partly: bool = False,
     serving: bool = False,
 ) -> nn.Module:
@@ -109,7 +110,7 @@ def _attached(layer: nn.Module) -> str:
     return next((f"it has {words}" for part in own if (words := carried_by(part))), "")
 
 
-def fold_norm(model: nn.Module, *, input_size: tuple[int, ...] | None = None) -> nn.Module:
+def fold_norm(model: nn.Module, *, input_size: ExampleSize | None = None) -> nn.Module:
     """Folds every batch norm that directly follows a convolution into it; the given net is left alone.
 
     In evaluation mode a batch norm is a factor and a summand for each channel. The convolution takes them over: it has a
@@ -123,8 +124,8 @@ def fold_norm(model: nn.Module, *, input_size: tuple[int, ...] | None = None) ->
     file does not describe folding: save the given net, and fold the net that `load` returns.
 
     Args:
-        model: any net that takes one image; fold one that takes more part by part.
-        input_size: (channels, height, width) of an image for the net. None tries some sizes, with the channels of the
+        model: any net.
+        input_size: (channels, height, width) of an image for the net, a tuple of sizes for one of several inputs. None tries some sizes, with the channels of the
             first convolution.
     Returns:
         A new net in evaluation mode, with the outputs of the given one in evaluation mode.
@@ -144,7 +145,7 @@ def fold_norm(model: nn.Module, *, input_size: tuple[int, ...] | None = None) ->
     return _folded(copied(uncompiled(model)), input_size)
 
 
-def _folded(model: nn.Module, input_size: tuple[int, ...] | None) -> nn.Module:
+def _folded(model: nn.Module, input_size: ExampleSize | None) -> nn.Module:
     """Folds the net itself, and records in it that norms are gone."""
     if not fold_norms_(model, input_size):
         return model

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pocketcnn.cost import Cost, macs_by_module, measure
+from pocketcnn.support.calls import ExampleSize
 from pocketcnn.support.modules import lazy_parts, uncompiled
 from pocketcnn.support.tables import columns
 from pocketcnn.surgery.condense import apply_step
@@ -89,7 +90,7 @@ def plan(
     model: nn.Module,
     method: str,
     *,
-    input_size: tuple[int, ...] | None = None,
+    input_size: ExampleSize | None = None,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     where: Where | None = None,
@@ -101,7 +102,7 @@ def plan(
     Args:
         model: any net.
         method: a name in `METHODS`.
-        input_size: (channels, height, width) of an image; if given, both nets run once, and the plan also compares
+        input_size: (channels, height, width) of an image, a tuple of sizes for a net of several inputs; if given, both nets run once, and the plan also compares
             multiply-adds, depth and file size.
         include: as in `condense`; so are `exclude`, `where` and the options.
         exclude: as in `condense`.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pocketcnn.experiments.shrink.candidates import Candidate
 from pocketcnn.experiments.shrink.judges import ByLabels, ByOutputs, Judge, Scores
 from pocketcnn.experiments.shrink.page import write_page
 from pocketcnn.models.spec import PLAIN_METHOD, parse_method
-from pocketcnn.support.calls import Inputs
+from pocketcnn.support.calls import ExampleSize, Inputs, as_inputs
 from pocketcnn.support.files import make_folder, read_json, write_atomically, write_json
 from pocketcnn.support.runs import MODEL
 from pocketcnn.train import PRESETS, TrainConfig
@@ -147,7 +147,7 @@ def shrink(
     book = _Book(make_folder(Path(output)), asked)
     found = _candidates(net, judge, book, budget, method, storage, seen, sensitive)
     small, chosen = _best(judge, book, found, 60 * minutes)
-    size = seen.get("input_size") or (list(data.shape[1:]) if isinstance(data, Tensor) else None)
+    size: ExampleSize = tuple(seen.get("input_size", ())) or tuple(tuple(one.shape[1:]) for one in as_inputs(data))
     return _written(net, small, chosen, judge, book, seen, budget, size if onnx else None)
 
 
@@ -281,7 +281,7 @@ def _written(
     book: _Book,
     seen: Mapping[str, Any],
     budget: int,
-    size: Sequence[int] | None,
+    size: ExampleSize | None,
 ) -> Shrunk:
     """Writes the files, and measures the net before and after on examples that chose nothing; ONNX if a size is given."""
     path = book.folder / MODEL
@@ -314,13 +314,13 @@ def _written(
     return result
 
 
-def _exported(net: nn.Module, path: Path, seen: Mapping[str, Any], size: Sequence[int]) -> tuple[Path, int] | None:
+def _exported(net: nn.Module, path: Path, seen: Mapping[str, Any], size: ExampleSize) -> tuple[Path, int] | None:
     """Writes the net as ONNX; says why where that cannot be done."""
     from pocketcnn.errors import CannotExport, MissingExtra
     from pocketcnn.export import export
 
     try:
-        found = export(net, path, format="onnx_compact", notes=seen, input_size=tuple(size), timed=False)
+        found = export(net, path, format="onnx_compact", notes=seen, input_size=size, timed=False)
     except (CannotExport, MissingExtra, ValueError) as error:
         _log.warning("no ONNX file: %s", error)
         return None

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from pocketcnn.export.compact.readings import Reading
 from pocketcnn.methods import METHODS
+from pocketcnn.support.calls import ExampleSize
 from pocketcnn.support.copying import copied
 from pocketcnn.support.wings import part_of
 from pocketcnn.surgery import materialize
@@ -33,10 +34,10 @@ class ReadingNet(nn.Module):
     Args:
         model: any net; it is left alone.
         entropy: as in `materialize`. Without it, stages whose depth depends on the image stay as they are.
-        input_size: (channels, height, width) of an image.
+        input_size: (channels, height, width) of an image; a tuple of sizes for a net of several inputs.
     """
 
-    def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, entropy: float | None, input_size: ExampleSize) -> None:
         super().__init__()
         model = copied(model)
         self.net = materialize(model, entropy=entropy, partly=True, serving=True)
@@ -58,13 +59,13 @@ class ReadingNet(nn.Module):
             factor = weight[(slice(None), *[slice(1)] * (weight.dim() - 1))].clone()
             self.net.get_submodule(name).weight = nn.Parameter(factor)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         made = [source() for source in self.sources]
         kernels = {
             f"{name}.weight": made[number][slot].view(shape) * self._weight(name)
             for number, slot, name, shape in self.reads
         }
-        return functional_call(self.net, kernels, (x,))
+        return functional_call(self.net, kernels, inputs)
 
     def _weight(self, name: str) -> Any:
         return self.net.get_submodule(name).weight
@@ -79,7 +80,7 @@ class CompactNet(nn.Module):
         input_size: as in `ReadingNet`.
     """
 
-    def __init__(self, model: nn.Module, entropy: float | None, input_size: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, entropy: float | None, input_size: ExampleSize) -> None:
         super().__init__()
         for method in (name for name, part in _parts(model).items() if part is None):
             _log.info(
@@ -91,12 +92,12 @@ class CompactNet(nn.Module):
         self.names = [name for name, _ in known]
         self.tables = nn.ModuleList(table for _, table in known)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         given: dict[str, Tensor] = {}
         for name, table in zip(self.names, self.tables, strict=True):
             places, signs = table()
             given |= {f"{name}.indices": places.int(), f"{name}.signs": signs}
-        return functional_call(self.reading, given, (x,))
+        return functional_call(self.reading, given, inputs)
 
 
 def _readings(model: nn.Module, dense: nn.Module, entropy: float | None) -> list[tuple[ModuleType, Reading]]:

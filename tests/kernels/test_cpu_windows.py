@@ -16,10 +16,10 @@ def distances(rows, windows, found):
 
 
 @settings(deadline=None)  # the first call compiles
-@given(rows=st.integers(0, 200), windows=st.integers(1, 90), seed=st.integers(0, 99))
-def test_the_compiled_search_is_as_near_as_the_definition(rows, windows, seed):
+@given(rows=st.integers(0, 200), windows=st.integers(1, 90), width=st.integers(1, 20), seed=st.integers(0, 99))
+def test_the_compiled_search_is_as_near_as_the_definition(rows, windows, width, seed):
     generator = torch.Generator().manual_seed(seed)
-    rows, windows = torch.randn(rows, WINDOW, generator=generator), torch.randn(windows, WINDOW, generator=generator)
+    rows, windows = torch.randn(rows, width, generator=generator), torch.randn(windows, width, generator=generator)
     fast, slow = kernels.nearest_windows(rows, windows), numerics.nearest_windows(rows, windows)
     assert fast.dtype == slow.dtype == torch.int64
     torch.testing.assert_close(distances(rows, windows, fast), distances(rows, windows, slow))
@@ -36,19 +36,21 @@ def test_several_threads_find_the_same_as_one():
 
 
 @pytest.mark.parametrize("sizes", [[90, 200], [9], [4], [1000, 1]])
-@pytest.mark.parametrize("ring_size", [1, 7, 40, 300])
-def test_a_fit_by_either_search_has_the_same_error(sizes, ring_size):
+@pytest.mark.parametrize(("ring_size", "window"), [(1, 9), (7, 9), (40, 9), (300, 9), (40, 3), (40, 12)])
+def test_a_fit_by_either_search_has_the_same_error(sizes, ring_size, window):
     weights = [torch.randn(size) for size in sizes]
 
     def error(codes):
-        parts = codes.split([-(-size // WINDOW) for size in sizes])
-        places, signs = zip(*(window_indices(c, ring_size, s) for c, s in zip(parts, sizes, strict=True)), strict=True)
+        parts = codes.split([-(-size // window) for size in sizes])
+        read = [window_indices(c, ring_size, s, window) for c, s in zip(parts, sizes, strict=True)]
+        places, signs = zip(*read, strict=True)
         places, signs, target = torch.cat(places), torch.cat(signs), torch.cat(weights)
         ring = torch.zeros(ring_size).index_add_(0, places, target * signs)
         ring /= torch.zeros(ring_size).index_add_(0, places, torch.ones_like(target)).clamp(min=1)
         return float((target - ring[places] * signs).square().sum())
 
     slow, fast = (
-        error(fit_windows(weights, ring_size, nearest=n)) for n in (numerics.nearest_windows, kernels.nearest_windows)
+        error(fit_windows(weights, ring_size, window=window, nearest=n))
+        for n in (numerics.nearest_windows, kernels.nearest_windows)
     )
     assert fast == pytest.approx(slow, rel=1e-3, abs=1e-6)

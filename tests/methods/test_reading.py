@@ -77,6 +77,29 @@ def test_a_layer_is_torchs_with_the_weight_of_the_ring(layer, scheme):
     assert [name for name, _ in small.named_parameters()] == ["bias", "ring.values"][layer.bias is None :]
 
 
+@pytest.mark.parametrize("window", [3, 9])
+def test_windows_take_few_bytes_in_onnx_whatever_the_shape_of_kernels(window, tmp_path):
+    """Kernels of three weights and of one: a window runs over several, and the last of a layer is cut off."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv1d(*shape, padding="same")
+        for shape in ((2, 100, 7), (100, 100, 3), (100, 100, 1), (100, 80, 1), (80, 1, 1))
+    ]
+    net = pc.condense(
+        nn.Sequential(*layers), "ring", size=200, scheme="windows", window=window, gain=True, initialize="fit"
+    ).eval()
+    codes = sum(-(-layer.weight.numel() // window) for layer in layers[1:4])
+    assert len(net[1].ring.codes) == codes
+    found = export(net, tmp_path / "net.onnx", format="onnx_compact", input_size=(2, 30), timed=False)
+    assert found.max_difference < 1e-5
+    assert not found.dense
+    stored = (
+        4 * sum(p.numel() for p in net.parameters()) + codes * 1.25
+    )  # a place below 200 and a sign: 9 bits, 10 in the file
+    assert stored < found.size_bytes < stored + 9000 < found.dense_bytes / 3
+
+
 def test_the_ring_has_the_variance_of_each_layers_fan_out():
     assert [fan_out_of(layer) for layer in LAYERS] == [8, 8, 4 * 3, 8 * 5, 4 * 9, 6 * 4, 3 * 9, 3 * 8]
     torch.manual_seed(0)

@@ -121,6 +121,8 @@ def test_meta_device_then_to_empty_then_reset_gives_a_whole_net():
         (dict(size=0), "at least 1"),
         (dict(seed=-1), "seed must lie in"),
         (dict(scheme="spiral"), "no ring scheme 'spiral'"),
+        (dict(window=0), "from 1 to 64, not 0"),
+        (dict(window=65), "from 1 to 64, not 65"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -302,6 +304,25 @@ def test_windows_of_zeros_and_of_rings_too_long():
         ValueError, match="codes of windows reach 294,912 parameters of a ring, this one would have 300,000"
     ):
         ParameterRing([(4, 4, 3, 3)], size=300_000, scheme="windows")
+    with pytest.raises(ValueError, match="codes of windows reach 98,304 parameters"):
+        ParameterRing([(4, 4, 3, 3)], size=100_000, scheme="windows", window=3)
+
+
+def test_short_windows_come_nearer_and_long_ones_take_fewer_bytes(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=False) for _ in range(4)))
+    left, codes = {}, {}
+    for window in (3, 9, 18):
+        fitted = pc.condense(net, "ring", initialize="fit", scheme="windows", size=120, window=window).eval()
+        left[window] = (fitted[1].dense_weight() - net[1].weight).square().sum().item()
+        codes[window] = fitted[1].ring.codes.numel()
+        path = tmp_path / f"{window}.safetensors"
+        pc.save(fitted, path)
+        again, x = pc.load(path, base=net), torch.randn(2, 8, 11, 11)
+        assert again[1].ring.span == window
+        assert again(x).equal(fitted(x))
+    assert left[3] < left[9] < left[18]
+    assert codes == {3: 2 * 2 * 192, 9: 2 * 2 * 64, 18: 2 * 2 * 32}
 
 
 def test_codes_of_windows_are_stored_and_places_follow_them(tmp_path):

@@ -200,18 +200,19 @@ def test_bad_channel_requests():
         channel_indices([(4, 4, 3, 3)], (4, 4, 3, 3), seed=-1)
 
 
-def test_windows_are_neighbours_with_one_sign_that_go_on_past_the_end():
+@pytest.mark.parametrize(("window", "count"), [(WINDOW, 4 + 1 + 1), (3, 11 + 3 + 2), (12, 3 + 1 + 1)])
+def test_windows_are_neighbours_with_one_sign_that_go_on_past_the_end(window, count):
     sizes, ring_size = [31, 9, 4], 13
-    indices, signs = ring_indices(sizes, ring_size, seed=5, scheme="windows")
-    codes = window_codes(sizes, seed=5).long()
-    assert len(codes) == 4 + 1 + 1
+    indices, signs = ring_indices(sizes, ring_size, seed=5, scheme="windows", window=window)
+    codes = window_codes(sizes, seed=5, window=window).long()
+    assert len(codes) == count
     expected, first = [], 0
     for size in sizes:
         for number in range(size):
-            code = int(codes[first + number // WINDOW, 0]) + 256 * int(codes[first + number // WINDOW, 1])
+            code = int(codes[first + number // window, 0]) + 256 * int(codes[first + number // window, 1])
             start = (code >> 1) * ring_size >> 15
-            expected.append(((start + number % WINDOW) % ring_size, -1 if code & 1 else 1))
-        first += -(-size // WINDOW)
+            expected.append(((start + number % window) % ring_size, -1 if code & 1 else 1))
+        first += -(-size // window)
     assert list(zip(indices.tolist(), signs.tolist(), strict=True)) == expected
 
 

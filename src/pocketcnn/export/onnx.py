@@ -20,7 +20,7 @@ NOTES = ("classes", "input_size", "mean", "std")
 KEY = "pocketcnn"
 INPUT, OUTPUT = "images", "logits"
 """Names of the input and the output of nets that have one."""
-_FOLDED = 1024  # the largest constant, in numbers, that is computed in advance for a compact file
+_FOLDED = 256  # the largest constant, in numbers, that is computed in advance for a compact file
 
 
 def package(name: str) -> Any:

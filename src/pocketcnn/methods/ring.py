@@ -29,17 +29,19 @@ from pocketcnn.methods._sites import conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics._shapes import Pair, accumulation_dtype
 from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
 from pocketcnn.numerics.ring_index import (
-    LONGEST,
     SCHEMES,
+    WINDOW,
     affine_constants,
     affine_indices,
     code_count,
+    longest,
     window_codes,
     window_indices,
 )
 
 LEVELS = ("net", "stage", "block")
 _SEEDLESS = ("identity", "windows")  # schemes that are read round and round, or by codes that the file stores
+_WIDEST = 64  # neighbours in a window; few kernels have so many weights alike
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +55,9 @@ class RingOptions:
     """Rebuilds the place and the sign of every weight; stored in the model file."""
     scheme: str = "random"
     """Assignment of places and signs: "random" (shuffled), "block" (by filter), "affine" (arithmetic), "identity", or
-    "windows" (nine neighbours at a time, from stored places that a fit chooses)."""
+    "windows" (some neighbours at a time, from stored places that a fit chooses)."""
+    window: int = WINDOW
+    """For "windows": number of neighbours, each of which two bytes place; 3 for kernels of three weights in one dimension."""
     level: str | dict[str, str] = "net"
     """One ring for the "net", each "stage" or each "block"; or ring names by dotted-name pattern of the layers."""
     subnets: str = ""
@@ -77,6 +81,8 @@ class RingOptions:
             raise ValueError(f"seed must lie in [0, 2**64), not {self.seed}")
         if self.scheme not in SCHEMES:
             raise ValueError(f"no ring scheme {self.scheme!r}; known: {', '.join(SCHEMES)}")
+        if not 1 <= self.window <= _WIDEST:
+            raise ValueError(f"window is a number of neighbours from 1 to {_WIDEST}, not {self.window}")
         if isinstance(self.level, str) and self.level not in LEVELS:
             raise ValueError(f"no level {self.level!r}; known: {', '.join(LEVELS)}, or rings by pattern")
         if not self.level:
@@ -97,6 +103,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         size: length of the ring, an integer or a fraction in (0, 1] of all the layers' weights.
         seed: rebuilds places and signs.
         scheme: see `pocketcnn.numerics.ring_indices`.
+        window: number of neighbours of the scheme `"windows"`.
         groups: the number of groups of each layer's convolution; 1 for all when not given.
         fans: the number of outputs that each input value of a layer reaches; that of convolutions when not given.
         subnets: the number of the sub-network that each layer is part of; 0 for all when not given. The list of places
@@ -122,6 +129,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         *,
         seed: int = 0,
         scheme: str = "random",
+        window: int = WINDOW,
         groups: Sequence[int] | None = None,
         fans: Sequence[int] | None = None,
         subnets: Sequence[int] | None = None,
@@ -130,27 +138,25 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        options = RingOptions(size, seed, scheme)  # checks them
+        options = RingOptions(size, seed, scheme, window)  # checks them
         if not shapes:
             raise ValueError("a ring needs the shape of at least one layer")
         self.shapes = [tuple(shape) for shape in shapes]
-        self.seed, self.scheme = options.seed, options.scheme
+        self.seed, self.scheme, self.span = options.seed, options.scheme, options.window
         self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
         self.subnets = list(subnets or [0] * len(shapes))
         if len(self.subnets) != len(shapes):
             raise ValueError(f"{len(shapes)} layers need as many sub-network numbers, got {len(self.subnets)}")
         total = sum(self.sizes)
         length = max(1, round(size * total)) if isinstance(size, float) else size
-        longest = max(
-            sum(n for n, s in zip(self.sizes, self.subnets, strict=True) if s == k) for k in set(self.subnets)
-        )
-        if scheme == "windows" and length > LONGEST:
+        most = max(sum(n for n, s in zip(self.sizes, self.subnets, strict=True) if s == k) for k in set(self.subnets))
+        if scheme == "windows" and length > longest(window):
             raise ValueError(
-                f"codes of windows reach {LONGEST:,} parameters of a ring, this one would have {length:,}; take a smaller size, "
+                f"codes of windows reach {longest(window):,} parameters of a ring, this one would have {length:,}; take a smaller size, "
                 'or level="stage" for several rings'
             )
-        if len(set(self.subnets)) > 1 and length > longest:
-            _log.warning("a ring of %d parameters, but no sub-network reads more than %d of them", length, longest)
+        if len(set(self.subnets)) > 1 and length > most:
+            _log.warning("a ring of %d parameters, but no sub-network reads more than %d of them", length, most)
         if fans is None:
             fans = [fan_out(shape, g) for shape, g in zip(self.shapes, groups or [1] * len(shapes), strict=True)]
         variances = [2 / fan for fan in fans]
@@ -159,7 +165,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         self.values = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
         self.gains = nn.Parameter(torch.empty(len(shapes), device=device, dtype=dtype)) if gain else None
         if self.scheme == "windows":
-            count = sum(map(code_count, self.sizes))
+            count = sum(code_count(size, window) for size in self.sizes)
             self.register_buffer("codes", torch.empty(count, 2, device=device, dtype=torch.float32))
         else:
             # Rebuilt from the seed, hence never in a file; int32 halves the memory and the reading time of int64.
@@ -211,7 +217,9 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         for number in dict.fromkeys(self.subnets):
             slots = [slot for slot, subnet in enumerate(self.subnets) if subnet == number]
             sizes = [self.sizes[slot] for slot in slots]
-            drawn = window_codes(sizes, seed=self.seed_of(number)).split(list(map(code_count, sizes)))
+            drawn = window_codes(sizes, seed=self.seed_of(number), window=self.span).split(
+                [code_count(size, self.span) for size in sizes]
+            )
             for slot, own in zip(slots, drawn, strict=True):
                 codes[self.code_window(slot)] = own.float()
         return codes
@@ -227,8 +235,8 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
 
     def code_window(self, slot: int) -> slice:
         """The part of `codes` that belongs to the layer in that slot."""
-        start = sum(map(code_count, self.sizes[:slot]))
-        return slice(start, start + code_count(self.sizes[slot]))
+        start = sum(code_count(size, self.span) for size in self.sizes[:slot])
+        return slice(start, start + code_count(self.sizes[slot], self.span))
 
     def places(self, slot: int) -> tuple[Tensor, Tensor]:
         """Places and signs of the kernel's weights for the layer in that slot, both flat."""
@@ -237,7 +245,8 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
             indices = torch.empty(self.sizes[slot], device="meta", dtype=torch.int32)
             return indices, torch.empty_like(indices, dtype=torch.int8)
         if self.scheme == "windows":
-            return window_indices(self.whole("codes")[self.code_window(slot)], len(self.values), self.sizes[slot])
+            codes = self.whole("codes")[self.code_window(slot)]
+            return window_indices(codes, len(self.values), self.sizes[slot], self.span)
         if self.scheme == "affine" and torch.compiler.is_exporting():
             return self._computed(slot)  # an exported net needs no tables
         return self.indices[self.window(slot)], self.signs[self.window(slot)]
@@ -451,6 +460,7 @@ def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:
             sizes[name],
             seed=(options.seed + (number << 32)) % 2**64,
             scheme=options.scheme,
+            window=options.window,
             fans=[fan_out_of(conv) for conv in convs],
             subnets=[site.detail[1] for site in group],
             gain=options.gain,
@@ -491,7 +501,12 @@ def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | N
         weights = [w.to(accumulation_dtype(w)) for w in weights]
         if ring.scheme == "windows":
             ring.codes.copy_(
-                fit_windows([_normalised(w) for w in weights], len(ring.values), nearest=kernels.nearest_windows)
+                fit_windows(
+                    [_normalised(w) for w in weights],
+                    len(ring.values),
+                    window=ring.span,
+                    nearest=kernels.nearest_windows,
+                )
             )
         places = [ring.places(slot) for slot in range(len(weights))]
         values, gains = fit_ring(weights, ring.scales, places, len(ring.values), std=ring.std)

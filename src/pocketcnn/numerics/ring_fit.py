@@ -71,7 +71,9 @@ def fit_ring(
     return ring, gains
 
 
-def nearest_windows(rows: Float[Tensor, "rows 9"], windows: Float[Tensor, "windows 9"]) -> Int[Tensor, " rows"]:
+def nearest_windows(
+    rows: Float[Tensor, "rows window"], windows: Float[Tensor, "windows window"]
+) -> Int[Tensor, " rows"]:
     """Finds, for each row, the window for which |row - sign * window|^2 is least with the better of both signs.
 
     Args:
@@ -79,7 +81,7 @@ def nearest_windows(rows: Float[Tensor, "rows 9"], windows: Float[Tensor, "windo
         windows: the windows that may be chosen.
     Returns:
         int64, the number of the window; of equals the first, up to rounding.
-    Cost: rows * windows * `WINDOW` multiply-adds.
+    Cost: rows * windows * length of a window multiply-adds.
     """
     half = windows.square().sum(1) / 2  # the square is least where |row . window| - |window|^2 / 2 is largest
     return torch.cat([((part @ windows.T).abs() - half).argmax(1) for part in rows.split(_ROWS)])
@@ -89,6 +91,7 @@ def fit_windows(
     weights: Sequence[Tensor],
     ring_size: int,
     *,
+    window: int = WINDOW,
     rounds: int = 4,
     seed: int = 0,
     nearest: Callable[[Tensor, Tensor], Tensor] = nearest_windows,
@@ -101,6 +104,7 @@ def fit_windows(
     Args:
         weights: the kernels, flat, brought to one scale.
         ring_size: number of parameters of the ring.
+        window: number of weights that a code stands for.
         rounds: number of rounds that choose codes and ring in turn.
         seed: of the first pick.
         nearest: `nearest_windows`, or a faster function that finds the same.
@@ -108,13 +112,13 @@ def fit_windows(
         uint8, the codes of all layers in order, as `window_indices` takes them.
     Cost: rounds * (weights of all kernels) * (places where windows start, at most 2**15 and `ring_size`) multiply-adds.
     """
-    rows = torch.cat([F.pad(w, (0, -len(w) % WINDOW)).view(-1, WINDOW) for w in weights])
-    known = torch.cat([_real(len(w)) for w in weights]).to(rows)
+    rows = torch.cat([F.pad(w, (0, -len(w) % window)).view(-1, window) for w in weights])
+    known = torch.cat([_real(len(w), window) for w in weights]).to(rows)
     cut = (known[:, -1] == 0).nonzero().flatten()  # the last window of a layer may have fewer weights
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
-    start = rows[picked[: code_count(ring_size)]].flatten()
+    start = rows[picked[: code_count(ring_size, window)]].flatten()
     ring = start.repeat(-(-ring_size // len(start)))[:ring_size]
-    codes, places = _starts(ring_size, rows.device)
+    codes, places = _starts(ring_size, window, rows.device)
     began = time.monotonic()
     for number in range(rounds):
         book = ring[places]
@@ -139,18 +143,18 @@ def fit_windows(
     return torch.stack([code % 256, code // 256], 1).to(torch.uint8)
 
 
-def _starts(ring_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The codes of positive sign whose windows start at different places, and those windows' places, [codes, WINDOW].
+def _starts(ring_size: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The codes of positive sign whose windows start at different places, and those windows' places, [codes, window].
 
     On a short ring many codes start at one place; the first is enough.
     """
     code = torch.arange(0, CODES, 2, device=device)
     table = torch.stack([code % 256, code // 256], 1).to(torch.uint8)
-    places = window_indices(table, ring_size, WINDOW * len(code))[0].view(-1, WINDOW)
+    places = window_indices(table, ring_size, window * len(code), window)[0].view(-1, window)
     differ = torch.cat([code[:1] == 0, places[1:, 0] != places[:-1, 0]])
     return code[differ], places[differ]
 
 
-def _real(size: int) -> Tensor:
+def _real(size: int, window: int) -> Tensor:
     """Marks the weights in a layer's windows by 1, and the padding of the last window by 0."""
-    return (torch.arange(code_count(size) * WINDOW) < size).view(-1, WINDOW)
+    return (torch.arange(code_count(size, window) * window) < size).view(-1, window)

@@ -15,9 +15,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 SCHEMES = ("random", "block", "affine", "identity", "windows")
-WINDOW = 9  # neighbouring parameters that a code of the scheme "windows" stands for: a kernel of 3x3
+WINDOW = 9  # neighbouring parameters that a code of the scheme "windows" stands for by default: a kernel of 3x3
 CODES = 1 << 16  # number of codes: each takes two bytes
-LONGEST = WINDOW * CODES // 2  # length of the longest ring that windows reach wholly
 _SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS, _FILTERS, _AFFINE, _WINDOWS = range(7)
 _TURNS = 16  # turns around the ring after which the steps repeat, from other starts
 _PRIME = 2**31 - 1  # squares of smaller numbers fit in 64 bits
@@ -30,6 +29,7 @@ def ring_indices(
     seed: int,
     scheme: str = "random",
     filter_sizes: Sequence[int] | None = None,
+    window: int = WINDOW,
 ) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
     """Computes the place on the ring and the sign of every weight of the layers.
 
@@ -42,8 +42,8 @@ def ring_indices(
     pattern of signs for the weights of a filter, the same for all of its filters.
     `"affine"`: places and signs are arithmetic, see `affine_indices`; an exported net needs no table of them.
     `"identity"`: round and round the ring, all signs positive: plain reuse, for comparison.
-    `"windows"`: every `WINDOW` weights of a layer are neighbours on the ring, from a place and with a sign that the seed
-    draws, see `window_codes`; a fit may choose them instead. Of a ring beyond `LONGEST`, parts are never read.
+    `"windows"`: every `window` weights of a layer are neighbours on the ring, from a place and with a sign that the seed
+    draws, see `window_codes`; a fit may choose them instead. Of a ring beyond `longest(window)`, parts are never read.
 
     Args:
         sizes: number of weights of each layer, in the order of the layers; each at least 1.
@@ -51,6 +51,7 @@ def ring_indices(
         seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
         scheme: one of the above.
         filter_sizes: for `"block"`, number of weights of a filter, for each layer; by default a layer is one filter.
+        window: for `"windows"`, number of neighbours.
     Returns:
         `(indices, signs)`: int64 places in [0, N) and int8 signs, -1 or 1, both flat, on the CPU, of length M.
     Raises:
@@ -71,8 +72,8 @@ def ring_indices(
     check_seed(seed)
     total = sum(sizes)
     if scheme == "windows":
-        parts = window_codes(sizes, seed=seed).split([code_count(size) for size in sizes])
-        read = [window_indices(codes, ring_size, size) for codes, size in zip(parts, sizes, strict=True)]
+        parts = window_codes(sizes, seed=seed, window=window).split([code_count(size, window) for size in sizes])
+        read = [window_indices(codes, ring_size, size, window) for codes, size in zip(parts, sizes, strict=True)]
         return torch.cat([indices for indices, _ in read]), torch.cat([signs for _, signs in read])
     if scheme == "affine":
         return affine_indices(torch.arange(total, device="cpu"), affine_constants(ring_size, seed))
@@ -152,27 +153,33 @@ def affine_indices(
     return places, torch.where(drawn <= _PRIME // 2, 1, -1).to(torch.int8)
 
 
-def code_count(size: int) -> int:
-    """Number of codes for the windows of a layer of `size` weights: one for every `WINDOW` weights begun."""
-    return -(-size // WINDOW)
+def longest(window: int) -> int:
+    """Length of the longest ring that windows of some length reach wholly."""
+    return window * CODES // 2
 
 
-def window_codes(sizes: Sequence[int], *, seed: int) -> UInt8[Tensor, "codes 2"]:
+def code_count(size: int, window: int = WINDOW) -> int:
+    """Number of codes for the windows of a layer of `size` weights: one for every `window` weights begun."""
+    return -(-size // window)
+
+
+def window_codes(sizes: Sequence[int], *, seed: int, window: int = WINDOW) -> UInt8[Tensor, "codes 2"]:
     """Draws codes of the scheme `"windows"` at random: two bytes each, the lower one first.
 
     Args:
         sizes: number of weights of each layer.
         seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
+        window: number of weights that a code stands for.
     Returns:
         uint8, on the CPU; the codes of all layers in order. Bytes, because all devices and file formats have them.
     """
     check_seed(seed)
-    drawn = _stream(seed, _WINDOWS).bytes(2 * sum(map(code_count, sizes)))
+    drawn = _stream(seed, _WINDOWS).bytes(2 * sum(code_count(size, window) for size in sizes))
     return torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(-1, 2)
 
 
 def window_indices(
-    codes: UInt8[Tensor, "codes 2"], ring_size: int, size: int
+    codes: UInt8[Tensor, "codes 2"], ring_size: int, size: int, window: int = WINDOW
 ) -> tuple[Int[Tensor, " size"], Int[Tensor, " size"]]:
     """Computes places and signs of the weights of a layer, from the codes of its windows.
 
@@ -180,9 +187,10 @@ def window_indices(
     window as a share, in units of 2**-15, of the way round the ring; windows continue past the ring's end at its start.
 
     Args:
-        codes: as many as `code_count(size)`.
+        codes: as many as `code_count(size, window)`.
         ring_size: N, number of parameters of the ring.
         size: number of weights of the layer.
+        window: number of weights that a code stands for.
     Returns:
         int64 places in [0, N) and int8 signs, -1 or 1.
     Example:
@@ -191,10 +199,10 @@ def window_indices(
     """
     low, high = codes.long().unbind(1)
     code = low + 256 * high
-    inside = torch.arange(WINDOW, device=codes.device)
+    inside = torch.arange(window, device=codes.device)
     starts = code // 2 * ring_size // (CODES // 2)
     places = (starts[:, None] + inside) % ring_size
-    signs = (1 - 2 * (code % 2))[:, None].expand(-1, WINDOW).to(torch.int8)
+    signs = (1 - 2 * (code % 2))[:, None].expand(-1, window).to(torch.int8)
     return places.flatten()[:size], signs.flatten()[:size]
 
 

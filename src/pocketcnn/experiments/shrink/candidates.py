@@ -17,7 +17,7 @@ from pocketcnn.checkpoint.storage import Storage, hold_zeros_, prune_
 from pocketcnn.errors import NothingFits, NothingToCondense
 from pocketcnn.methods import METHODS
 from pocketcnn.models.spec import PLAIN_METHOD, parse_method, spell
-from pocketcnn.numerics.ring_index import LONGEST, WINDOW
+from pocketcnn.numerics.ring_index import WINDOW, longest
 from pocketcnn.support.copying import copied
 from pocketcnn.surgery import condense, plan
 
@@ -106,7 +106,7 @@ def windows(
     shortest = file_bytes(condense(net, WINDOWS, size=WINDOW, **options), storage, notes)
     length = min(WINDOW + (max_bytes - shortest) // _BYTES[storage], weights)
     while length >= WINDOW:
-        level = {} if length <= LONGEST else {"level": "stage"}
+        level = {} if length <= longest(WINDOW) else {"level": "stage"}
         made = {**options, "size": int(length), **level}
         found = file_bytes(condense(net, WINDOWS, **made), storage, notes)
         if found <= max_bytes:

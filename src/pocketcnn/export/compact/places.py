@@ -49,26 +49,32 @@ class Places(nn.Module):
 
     A kernel is cut into rows of one length. If weight j of row r is read at `(rows[r] + columns[j]) mod length`, and its
     sign is the product of one sign of r and one of j, only `rows` and `columns` are stored; with rows of one weight this
-    always works. Longer rows work for filters that are read alike, and for runs of neighbours. A place and a sign are
-    stored as one number: the place, plus `length` where the sign is negative.
+    always works. Longer rows work for filters that are read alike, and for runs of neighbours; the last row of a kernel may
+    be cut off. A place and a sign are stored as one number: the place, plus `length` where the sign is negative.
 
     Args:
         indices: places of all kernels, flat.
         signs: -1 or 1 for each place.
         shapes: of the kernels, in order.
         length: how many numbers there are to read from.
+        widths: lengths of rows to try beside filters and their planes; those that need the fewest numbers are taken.
     """
 
-    def __init__(self, indices: Tensor, signs: Tensor, shapes: Sequence[tuple[int, ...]], length: int) -> None:
+    def __init__(
+        self,
+        indices: Tensor,
+        signs: Tensor,
+        shapes: Sequence[tuple[int, ...]],
+        length: int,
+        widths: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.length = length
         rows, columns = [], []
-        sizes = [math.prod(shape) for shape in shapes]
-        for shape, places, flips in zip(shapes, indices.long().split(sizes), signs.split(sizes), strict=True):
-            found = (
-                self._cut(places.view(-1, width), flips.view(-1, width) < 0)
-                for width in (math.prod(shape[1:]), math.prod(shape[2:]), 1)
-            )
+        self.sizes = [math.prod(shape) for shape in shapes]
+        for shape, places, flips in zip(shapes, indices.long().split(self.sizes), signs.split(self.sizes), strict=True):
+            tried = (math.prod(shape[1:]), math.prod(shape[2:]), *widths, 1)
+            found = (self._cut(places, flips < 0, width) for width in tried if width <= len(places))
             row, column = min((cut for cut in found if cut is not None), key=lambda cut: len(cut[0]) + len(cut[1]))
             rows.append(row)
             columns.append(column)
@@ -81,16 +87,18 @@ class Places(nn.Module):
         if set(self.widths) == {1}:
             return rows % self.length, self._signs(rows)
         places, signs = [], []
-        for row, column in zip(rows.split(self.heights), self.columns().split(self.widths), strict=True):
-            places.append(((row[:, None] + column) % self.length).flatten())
-            signs.append((self._signs(row)[:, None] * self._signs(column)).flatten())
+        columns = self.columns().split(self.widths)
+        for row, column, size in zip(rows.split(self.heights), columns, self.sizes, strict=True):
+            places.append(((row[:, None] + column) % self.length).flatten()[:size])
+            signs.append((self._signs(row)[:, None] * self._signs(column)).flatten()[:size])
         return torch.cat(places), torch.cat(signs)
 
-    def _cut(self, places: Tensor, flips: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _cut(self, places: Tensor, flips: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
         """Codes of rows and columns that give the table; None if there are none for rows of this width."""
-        row, column = places[:, :1], (places[:1] - places[0, 0]) % self.length
-        row_flip, column_flip = flips[:, :1], flips[:1] ^ flips[0, 0]
-        if not (((row + column) % self.length == places).all() and ((row_flip ^ column_flip) == flips).all()):
+        row, column = places[::width, None], (places[None, :width] - places[0]) % self.length
+        row_flip, column_flip = flips[::width, None], flips[None, :width] ^ flips[0]
+        made = (row + column).flatten()[: len(places)] % self.length, (row_flip ^ column_flip).flatten()[: len(places)]
+        if not (made[0].equal(places) and made[1].equal(flips)):
             return None
         return (row + self.length * row_flip).flatten(), (column + self.length * column_flip).flatten()
 

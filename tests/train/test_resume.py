@@ -239,8 +239,7 @@ def test_averaging_leaves_the_indices_of_a_ring_alone(few, tmp_path):
     assert stored["test_loss"] == pytest.approx(result["test_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["ring", "puppet"])
-@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize(("method", "decay"), [("ring", 0.0), ("ring", 0.9), ("puppet", 0.9)])
 def test_checkpoints_with_a_shared_tensor_under_the_names_of_all_its_owners_resume(few, tmp_path, method, decay):
     """Those of version 0.1 are like that."""
     config = dataclasses.replace(SHORT, epochs=2, ema_decay=decay)

@@ -11,6 +11,7 @@ import pocketcnn as pc
 from pocketcnn.data import from_tensors
 from pocketcnn.errors import BadData, NothingFits
 from pocketcnn.experiments.shrink import candidates
+from pocketcnn.experiments.shrink import candidates as ways
 from pocketcnn.export import measure_onnx
 from pocketcnn.support.files import read_json, write_json
 from pocketcnn.train import TrainConfig, fit
@@ -79,7 +80,7 @@ def test_the_budget_is_kept_and_little_is_lost(shrunk, trained, digits):
 def test_what_was_tried_is_written_down(shrunk):
     labels = [one["label"] for one in shrunk.candidates]
     assert any("zeros" in label for label in labels)
-    assert any("ring of windows" in label for label in labels)
+    assert any(", windows of " in label for label in labels)
     assert any("but 1 plain" in label for label in labels)
     assert all(one["bytes"] <= 8000 for one in shrunk.candidates)
     page = shrunk.page.read_text()
@@ -193,3 +194,24 @@ def test_budgets_and_images_that_do_not_fit(trained, digits, tmp_path):
         pc.shrink(trained, colour, max_bytes=5000, output=tmp_path / "d", **SETTINGS)
     with pytest.raises(BadData, match="knows other classes than digits has"):
         pc.shrink(trained, digits, max_bytes=5000, notes={"classes": ["a", "b"]}, output=tmp_path / "e", **SETTINGS)
+
+
+def test_of_windows_of_several_lengths_the_nearest_that_fits_is_taken(caplog):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(32, 32, 3) for _ in range(8)))  # 6 layers of 9,216 weights are replaced
+
+    def taken(max_bytes, method=None):
+        if method is None:
+            return ways.windows(net, max_bytes, "int8", {})
+        return ways.of_method(net, "ring", method, max_bytes, "int8", {})
+
+    few, many = taken(34_000), taken(48_000)
+    with caplog.at_level("INFO", "pocketcnn"):
+        assert taken(34_000) == few
+    errors = {float(record.args[1]): record.args[0] for record in caplog.records if "energy" in record.msg}
+    assert len(errors) > 1
+    assert errors[min(errors)] == few.label
+    assert few.options["window"] > many.options["window"]
+    assert 0 <= 34_000 - few.bytes < 300
+    assert taken(48_000, {"scheme": "windows", "window": 18}).options["window"] == 18
+    assert taken(20_000) is None

@@ -231,7 +231,9 @@ def _rings(
     write_atomically(folder / "sensitivity.txt", f"{effects}\n")
     order = [effect.name for effect in effects.worst_first()]
     kept = [order[:count] for count in _KEPT[1:] if count < len(order)]
-    return [whole, *(ways.windows(net, budget, storage, seen, keep) for keep in kept)]
+    # What stays plain leaves less for codes: windows as long as those of all places together, or the next longer ones.
+    lengths = [length for length in ways.LENGTHS if length >= whole.options["window"]][:2]
+    return [whole, *(ways.windows(net, budget, storage, seen, keep, lengths) for keep in kept)]
 
 
 def _best(judge: Judge, book: _Book, found: list[Candidate], seconds: float) -> tuple[nn.Module, Candidate]:

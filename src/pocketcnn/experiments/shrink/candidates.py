@@ -19,12 +19,13 @@ from pocketcnn.methods import METHODS
 from pocketcnn.models.spec import PLAIN_METHOD, parse_method, spell
 from pocketcnn.numerics.ring_index import WINDOW, longest
 from pocketcnn.support.copying import copied
-from pocketcnn.surgery import condense, plan
+from pocketcnn.surgery import condense, materialize, plan
 
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _STEPS = 9  # of a bisection
 WINDOWS = "ring"
+LENGTHS = (4, 6, WINDOW, 12, 18, 27)  # of windows, tried
 MOST_PRUNED = 0.97
 Notes = Mapping[str, Any]
 
@@ -92,28 +93,63 @@ def pruned(net: nn.Module, max_bytes: int, storage: Storage, notes: Notes) -> Ca
 
 
 def windows(
-    net: nn.Module, max_bytes: int, storage: Storage, notes: Notes, keep: Sequence[str] = ()
+    net: nn.Module,
+    max_bytes: int,
+    storage: Storage,
+    notes: Notes,
+    keep: Sequence[str] = (),
+    lengths: Sequence[int] = LENGTHS,
 ) -> Candidate | None:
     """A ring read by windows, as long as fits, for all convolutions but those kept; None if none fits.
+
+    Short windows need many codes, and long ones fit badly: of several lengths the one with the nearest fit is taken.
 
     Raises:
         NothingToCondense: there are no convolutions to replace.
     """
-    options: dict[str, Any] = {"scheme": "windows", "gain": True, **({"exclude": tuple(keep)} if keep else {})}
+    found = [one for each in lengths if (one := _windows(net, max_bytes, storage, notes, keep, each)) is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    errors = [_distance(net, one.start(net, None)) for one in found]
+    for one, error in zip(found, errors, strict=True):
+        _log.info("%s: %.1f %% of the weights' energy is lost by the fit", one.label, 100 * error)
+    return found[errors.index(min(errors))]
+
+
+def _windows(
+    net: nn.Module, max_bytes: int, storage: Storage, notes: Notes, keep: Sequence[str], window: int
+) -> Candidate | None:
+    """A ring read by windows of one length, as long as fits."""
+    options: dict[str, Any] = {"scheme": "windows", "window": window, "gain": True}
+    options |= {"exclude": tuple(keep)} if keep else {}
     weights = replaced_by_windows(net, keep)
     if not weights:
         condense(net, WINDOWS, **options)  # raises an error that says why
-    shortest = file_bytes(condense(net, WINDOWS, size=WINDOW, **options), storage, notes)
-    length = min(WINDOW + (max_bytes - shortest) // _BYTES[storage], weights)
-    while length >= WINDOW:
-        level = {} if length <= longest(WINDOW) else {"level": "stage"}
+    shortest = file_bytes(condense(net, WINDOWS, size=window, **options), storage, notes)
+    length = min(window + (max_bytes - shortest) // _BYTES[storage], weights)
+    while length >= window:
+        level = {} if length <= longest(window) else {"level": "stage"}
         made = {**options, "size": int(length), **level}
         found = file_bytes(condense(net, WINDOWS, **made), storage, notes)
         if found <= max_bytes:
             kept = f" but {len(keep)} plain" if keep else ""
-            return Candidate(f"ring of windows, {length:,} parameters{kept}, {storage}", storage, found, WINDOWS, made)
+            label = f"ring of {length:,} parameters, windows of {window}{kept}, {storage}"
+            return Candidate(label, storage, found, WINDOWS, made)
         length -= max(8, found - max_bytes)  # the header's numbers and rounding to whole words take a few bytes more
     return None
+
+
+@torch.no_grad()
+def _distance(net: nn.Module, small: nn.Module) -> float:
+    """How much of the energy of a net's kernels a fit loses: the mean over layers, each by its number of weights."""
+    made = dict(materialize(small).named_parameters())
+    lost = total = 0.0
+    for name, weight in net.named_parameters():
+        if weight.dim() > 1 and name in made and made[name].shape == weight.shape:
+            energy = max(float(weight.square().sum()), torch.finfo(weight.dtype).tiny)
+            lost += weight.numel() * float((weight - made[name]).square().sum()) / energy
+            total += weight.numel()
+    return lost / total
 
 
 def replaced_by_windows(net: nn.Module, keep: Sequence[str] = ()) -> int:
@@ -134,7 +170,8 @@ def of_method(
 
     if method == WINDOWS and options.get("scheme") == "windows" and not {"size", "level"} & options.keys():
         keep = options.get("exclude") or ()
-        return windows(net, max_bytes, storage, notes, (keep,) if isinstance(keep, str) else keep)
+        lengths = (int(options["window"]),) if "window" in options else LENGTHS
+        return windows(net, max_bytes, storage, notes, (keep,) if isinstance(keep, str) else keep, lengths)
     searched = METHODS[method].searched
     if "size" not in searched or "size" in options:
         found = made()
@@ -168,7 +205,10 @@ def nothing_fits(
     least, how = copied(net), "as it is"
     if method is None:
         with contextlib.suppress(NothingToCondense):
-            least, how = condense(net, WINDOWS, size=WINDOW, scheme="windows", gain=True), "with the shortest ring"
+            least, how = (
+                condense(net, WINDOWS, size=1, scheme="windows", window=LENGTHS[-1], gain=True),
+                "with the shortest ring",
+            )
     elif method != PLAIN_METHOD:
         name, options = parse_method(method)
         shortest = {"size": 0.001} if "size" in METHODS[name].searched and "size" not in options else {}

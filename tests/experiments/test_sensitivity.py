@@ -1,5 +1,7 @@
 """Sensitivity: each place alone, in outputs and bytes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import pocketcnn as pc
 from pocketcnn.errors import NothingToCondense
 from pocketcnn.surgery import condense
+from pocketcnn.surgery.fitting import recalibrate_
 
 
 class Pair(nn.Module):
@@ -34,8 +37,10 @@ def test_each_place_is_condensed_alone(net):
     assert [row.name for row in found.rows] == pc.plan(net, "ring", include="layer[12].*").replaced
     row = found.rows[3]
     small = condense(net, "ring", include=row.name, scheme="windows", size=0.3, initialize="fit", images=images)
+    trained = copy.deepcopy(net)
+    recalibrate_(trained, images)
     with torch.no_grad():
-        wanted, y = net(images), small.eval()(images)
+        wanted, y = trained(images), small.eval()(images)
     assert row.error == pytest.approx(float((y - wanted).square().mean() / wanted.var(correction=0)), rel=1e-3)
     assert row.agreement == float((y.argmax(1) == wanted.argmax(1)).float().mean())
     weights = net.get_submodule(row.name).weight.numel()
@@ -46,6 +51,26 @@ def test_each_place_is_condensed_alone(net):
     assert str(found).splitlines()[0] == "ring:scheme=windows,size=0.3, each place alone, 32 examples"
     assert str(found).splitlines()[2].startswith(worst[0].name)
     assert found.figure().startswith("<?xml")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_new_statistics_alone_change_is_no_effect(net, several):
+    """Statistics of other images would hide the effect of a place that loses nothing."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, y):
+            return self.net(x + y)
+
+    images = 3 + torch.randn(64, 1, 12, 12)  # far from those of the net's statistics
+    given = (Two(), (images, images)) if several else (net, images)
+    found = pc.sensitivity(given[0], "ring", given[1], include="*layer2.1.*", size=1.0, scheme="identity")
+    assert len(found.rows) == 2
+    assert max(row.error for row in found.rows) < 1e-6
+    assert {row.agreement for row in found.rows} == {1.0}
 
 
 def test_a_net_of_several_inputs_and_outputs():

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from pocketcnn.cost import distinct_tensors
 from pocketcnn.models.spec import spell
 from pocketcnn.support.calls import Inputs, as_inputs, distance
+from pocketcnn.support.copying import copied
 from pocketcnn.support.plots import BLUE, pyplot, shortened, svg
 from pocketcnn.support.tables import columns
 from pocketcnn.surgery import condense, plan
+from pocketcnn.surgery.fitting import recalibrate_
 from pocketcnn.surgery.plan import describe
 from pocketcnn.surgery.selection import Patterns
 from pocketcnn.train.agreement import outputs_of
@@ -82,7 +84,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Condenses each place of a trained net alone, and compares the outputs with those of the net.
 
-    The method is fitted to the trained weights. Use the result to leave the most sensitive places as they are: `exclude=`.
+    The method is fitted to the trained weights. Batch norms take their statistics from the images, before and after. Use the result to leave the most sensitive places as they are: `exclude=`.
 
     Args:
         net: a trained net; it is left alone.
@@ -101,10 +103,15 @@ def sensitivity(
     names = plan(net, method, include=include, exclude=exclude, **options).replaced
     if not names:
         condense(net, method, include=include, exclude=exclude, **options)  # raises an error that says why
-    wanted, before = outputs_of(net, inputs), stored_bytes(net)
+    # A fit takes statistics of batch norms anew, which alone moves the outputs: so they are taken anew here too.
+    trained = copied(net)
+    recalibrate_(trained, inputs)
+    wanted, before = outputs_of(trained, inputs), stored_bytes(net)
     rows = []
     for number, name in enumerate(names):
         small = condense(net, method, include=name, initialize="fit", images=_of_one(inputs), **options)
+        if len(inputs) > 1:
+            recalibrate_(small, inputs)
         found = outputs_of(small, inputs)
         rows.append(
             SiteEffect(

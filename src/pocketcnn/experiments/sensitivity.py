@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pocketcnn.cost import distinct_tensors
+from pocketcnn.methods import METHODS
 from pocketcnn.models.spec import spell
 from pocketcnn.support.calls import Inputs, as_inputs, distance
 from pocketcnn.support.copying import copied
@@ -103,15 +104,15 @@ def sensitivity(
     names = plan(net, method, include=include, exclude=exclude, **options).replaced
     if not names:
         condense(net, method, include=include, exclude=exclude, **options)  # raises an error that says why
-    # A fit takes statistics of batch norms anew, which alone moves the outputs: so they are taken anew here too.
+    shown = inputs[0] if METHODS[method].match is None and len(inputs) == 1 else None  # a fit to weights needs none
+    # New statistics of batch norms alone move the outputs, so the trained net takes them too.
     trained = copied(net)
     recalibrate_(trained, inputs)
     wanted, before = outputs_of(trained, inputs), stored_bytes(net)
     rows = []
     for number, name in enumerate(names):
-        small = condense(net, method, include=name, initialize="fit", images=_of_one(inputs), **options)
-        if len(inputs) > 1:
-            recalibrate_(small, inputs)
+        small = condense(net, method, include=name, initialize="fit", images=shown, **options)
+        recalibrate_(small, inputs)
         found = outputs_of(small, inputs)
         rows.append(
             SiteEffect(
@@ -136,8 +137,3 @@ def agreement(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float | None
 def stored_bytes(net: nn.Module) -> int:
     """Bytes of a net's stored tensors, in their own types."""
     return sum(tensor.nbytes for tensor in distinct_tensors(net).values())
-
-
-def _of_one(inputs: tuple[Tensor, ...]) -> Tensor | None:
-    """The images for a fit; None for a net of several inputs, whose fit uses the weights only."""
-    return inputs[0] if len(inputs) == 1 else None

@@ -20,6 +20,8 @@ from pocketcnn.surgery.plan import describe
 from pocketcnn.surgery.selection import Patterns
 from pocketcnn.train.agreement import outputs_of
 
+_LEAST = 1e-6  # error that is drawn
+_SMALLEST, _LARGEST = 8, 160  # area of a dot that saves nothing, and what the one that saves most has more
 _log = logging.getLogger(__name__)
 
 
@@ -60,16 +62,18 @@ class Sensitivity:
         return f"{self.method}, each place alone, {self.examples:,} examples\n" + columns(cells, "llrrrr")
 
     def figure(self) -> str:
-        """Draws the errors as bars, in the order of the net; the text of an SVG file."""
+        """Draws the errors as dots, in the order of the net, with areas as the bytes saved; the text of an SVG file."""
         plots = pyplot()
         height = 0.8 + 0.24 * len(self.rows)
         figure, axes = plots.subplots(figsize=(6.4, height), layout="constrained")
         places = range(len(self.rows))
-        axes.barh(places, [row.error for row in self.rows], color=BLUE, height=0.7)
+        most = max(1, *(row.bytes_saved for row in self.rows))
+        areas = [_SMALLEST + _LARGEST * max(0, row.bytes_saved) / most for row in self.rows]
+        axes.scatter([max(_LEAST, row.error) for row in self.rows], places, areas, color=BLUE, linewidths=0)
+        axes.set_xscale("log")
         axes.set_yticks(places, [shortened(row.name) for row in self.rows])
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("error of the net's outputs, as a share of their variance")
+        axes.set_ylim(len(self.rows) - 0.4, -0.6)
+        axes.set_xlabel(f"error of the net's outputs, as a share of their variance (area: bytes saved, at most {most:,})")
         axes.set_title(f"{self.method}: each place condensed alone")
         return svg(figure)
 

@@ -6,11 +6,12 @@ number that `hashlib.scrypt` derives from the passphrase and the file's salt. Al
 without the seed nobody knows where each belongs.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from pocketcnn.checkpoint import packed as packing
 from pocketcnn.checkpoint.header import (
     FORMAT,
     VERSION,
@@ -31,7 +33,7 @@ from pocketcnn.checkpoint.header import (
 )
 from pocketcnn.checkpoint.lock import GUESSABLE, SCRYPT, hide_seeds
 from pocketcnn.checkpoint.sealed import Head, read_head, seal, verify
-from pocketcnn.checkpoint.storage import Storage, check_fit, pack, unpack
+from pocketcnn.checkpoint.storage import Norms, Storage, check_fit, lighten_, pack, unpack
 from pocketcnn.cost import distinct_tensors, separate
 from pocketcnn.errors import (
     BadFactory,
@@ -73,6 +75,8 @@ def save(
     notes: dict[str, Any] | None = None,
     storage: Storage | None = None,
     passphrase: str | None = None,
+    packed: bool = False,
+    norms: Norms = "exact",
 ) -> int:
     """Writes a net to one file, atomically: an old file of this name is kept until the new one is complete.
 
@@ -84,10 +88,14 @@ def save(
             Weights load in their own type, rounded. None stores every tensor unchanged.
         passphrase: hides the seeds of the net's rings or puppets. It does not encrypt the weights: somebody with data
             can train them further. A seed below 2**32 can be found by trying, so draw one with `secrets.randbits(64)`.
+        packed: codes header and tensors together in as few bytes as is known here, see `pocketcnn.checkpoint.packed`. The
+            net that loads is the same, bit for bit; versions of this package before 0.3 cannot load it.
+        norms: `"float16"` rounds norms and biases, `"folded"` also leaves of each batch norm a factor and a summand: fewer bytes
+            in a packed file, see `pocketcnn.checkpoint.storage.lighten_`. The given net is left alone.
     Returns:
         The length of the file in bytes.
     Raises:
-        ValueError: no such storage; or the passphrase is empty, or the net has no seed to hide.
+        ValueError: no such storage or norms; or the passphrase is empty, or the net has no seed to hide.
         CannotWrite: the folder does not exist or is not writable, the disk is full, or no file can describe the net, see
             `check_savable`. An old file stays intact.
     """
@@ -96,6 +104,9 @@ def save(
     if not path.parent.is_dir():
         raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
     made = provenance(model)
+    if norms != "exact":
+        model = copied(unwrapped(model))
+        lighten_(model, norms)
     with bare(model) as net:
         header: dict[str, Any] = {
             "format": FORMAT,
@@ -120,12 +131,13 @@ def save(
             )  # fmt: skip
         if storage is not None:
             tensors, header["storage"] = pack(tensors, net, storage)
-    text = json.dumps(header)
-    try:
-        check_header(text, path)  # so that no file is written that cannot be read
-    except BrokenFile as error:
-        raise CannotWrite(f"{error}; nothing was written") from error
-    content = seal(serialize(separate(tensors)), {FORMAT: text})
+        text = json.dumps(header)
+        try:
+            check_header(text, path)  # so that no file is written that cannot be read
+            content = packing.pack_file(json.loads(text), tensors, net) if packed else serialize(separate(tensors))
+        except BrokenFile as error:
+            raise CannotWrite(f"{error}; nothing was written") from error
+    content = seal(content, {FORMAT: packing.outer() if packed else text})
     write_atomically(path, content)
     return len(content)
 
@@ -286,7 +298,7 @@ def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: 
             words = " ".join(str(error).split()) if isinstance(error, ValueError | PocketError) else repr(error)
             raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {words[:500]}") from error
         if light:
-            check_fit(path, head, model, header.storage)
+            check_fit(path, _laid_out(head, model, path), model, header.storage)
     if header.base is not None:
         made = record_of(model)
         remember(model, dataclasses.replace(made, base=dataclasses.asdict(header.base)))
@@ -390,13 +402,12 @@ def fill_from_(
 
 def _fill(model: nn.Module, path: Path, head: Head, storage: StorageEntry | None, allow_nonfinite: bool) -> None:
     """Copies the tensors of a file, whose head was checked, into a net."""
-    check_fit(path, head, model, storage)
+    check_fit(path, _laid_out(head, model, path), model, storage)
     wanted = distinct_tensors(model)
     places = model.state_dict(keep_vars=True)
-    with safe_open(path, framework="pt") as file:
-        read = file.get_tensor
+    with _reader(path, head, model) as (names, read):
         if storage is not None:
-            stored = {name: read(name) for name in head.tensors}
+            stored = {name: read(name) for name in names}
             try:
                 read = unpack(stored, wanted, model, dataclasses.asdict(storage)).pop
             except (ValueError, IndexError, RuntimeError) as error:
@@ -412,6 +423,22 @@ def _fill(model: nn.Module, path: Path, head: Head, storage: StorageEntry | None
                 )
             whole = fresh.dtype != places[name].dtype  # whole numbers, which the net holds as floats
             places[name].data = new.to(places[name].dtype) if whole else new
+
+
+def _laid_out(head: Head, model: nn.Module, path: Path) -> Head:
+    """The head of a file with its tensors by name; those of a packed file follow from the net."""
+    return packing.open_packed(path, head).laid_out(model, head) if packing.is_packed(head.metadata[FORMAT]) else head
+
+
+@contextlib.contextmanager
+def _reader(path: Path, head: Head, model: nn.Module) -> Iterator[tuple[Collection[str], Callable[[str], Tensor]]]:
+    """Opens a file to read its tensors one by one; gives their names and a function that reads one."""
+    if packing.is_packed(head.metadata[FORMAT]):
+        tensors = packing.open_packed(path, head).tensors(model)
+        yield tuple(tensors), tensors.pop
+    else:
+        with safe_open(path, framework="pt") as file:
+            yield tuple(head.tensors), file.get_tensor
 
 
 def _is_finite(tensor: Tensor, constants: Tensor | None = None) -> bool:

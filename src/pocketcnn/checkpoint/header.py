@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from pocketcnn.checkpoint import packed
 from pocketcnn.checkpoint.sealed import AGAIN, Head, read_head, seal, verify
 from pocketcnn.errors import BrokenFile, ForeignFile, NewerFormat
 from pocketcnn.support.files import write_atomically
@@ -128,7 +129,10 @@ def parse_header(head: Head, path: Path) -> tuple[dict[str, Any], Header]:
         raise ForeignFile(
             f"{path}: a safetensors file, but not written by pocketcnn.save; build the net and load it there"
         )
-    return check_header(head.metadata[FORMAT], path)
+    text = head.metadata[FORMAT]
+    if packed.is_packed(text):
+        text = json.dumps(packed.open_packed(path, head).header)
+    return check_header(text, path)
 
 
 def check_header(text: str, path: Path) -> tuple[dict[str, Any], Header]:
@@ -143,8 +147,10 @@ def check_header(text: str, path: Path) -> tuple[dict[str, Any], Header]:
         raise BrokenFile(f"{where}: {len(text):,} characters, more than {LONGEST:,}; {AGAIN}")
     content = parse_json(text, where, remedy=AGAIN)
     version = content.get("version") if isinstance(content, dict) else None
-    if type(version) is int and version > VERSION:
-        raise NewerFormat(f"{path}: format version {version}, this pocketcnn reads up to {VERSION}; upgrade pocketcnn")
+    if type(version) is int and version > packed.VERSION:
+        raise NewerFormat(
+            f"{path}: format version {version}, this pocketcnn reads up to {packed.VERSION}; upgrade pocketcnn"
+        )
     header = shaped(content, Header, where, remedy=AGAIN)
     return {name: value for name, value in content.items() if value is not None or name == "base"}, header
 
@@ -162,7 +168,11 @@ def replace_notes_(path: Path, notes: dict[str, Any]) -> None:
     verify(path, head)
     text = json.dumps({**header, "notes": notes})
     check_header(text, path)
-    write_atomically(path, seal(path.read_bytes(), {FORMAT: text}))
+    if packed.is_packed(head.metadata[FORMAT]):
+        content, text = packed.open_packed(path, head).with_header(json.loads(text)), packed.outer()
+    else:
+        content = path.read_bytes()
+    write_atomically(path, seal(content, {FORMAT: text}))
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:

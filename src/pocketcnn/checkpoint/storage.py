@@ -15,15 +15,19 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.checkpoint.header import StorageEntry
 from pocketcnn.checkpoint.sealed import Head
 from pocketcnn.cost import distinct_tensors
 from pocketcnn.errors import BrokenFile, NewerFormat
+from pocketcnn.methods._norms import reduce_
 from pocketcnn.support.protocols import NamesWeights
 
 Storage = Literal["float32", "float16", "int8"]
-_SCALES, _MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
+Norms = Literal["exact", "float16", "folded"]
+_DIGITS = 11  # of float16, the one that is not written included
+SCALES, MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
 _WORTH = 128  # the bytes that a mask must save at least
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
@@ -72,6 +76,38 @@ def prune_(model: nn.Module, fraction: float, names: Collection[str] | None = No
         kept[smallest] = False
         weight.copy_(torch.where(kept.view(weight.shape), weight, 0))  # whatever its layout in memory
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+@torch.no_grad()
+def lighten_(model: nn.Module, norms: Norms) -> None:
+    """Makes numbers that are no weights, those of norms and biases, take fewer bytes in a packed file.
+
+    Args:
+        model: the net; changed in place.
+        norms: `"exact"` changes nothing. `"float16"` rounds these numbers to the 11 digits that float16 keeps; their range stays
+            that of their type. `"folded"` also makes of each batch norm a factor and a summand, which is enough to serve.
+    Raises:
+        ValueError: no such way.
+    """
+    if norms not in get_args(Norms):
+        raise ValueError(f"no norms {norms!r}; known: {', '.join(get_args(Norms))}")
+    if norms == "folded":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and reduce_(module) and module.num_batches_tracked is not None:
+                module.num_batches_tracked.zero_()
+    if norms == "exact":
+        return
+    weights = set(weights_of(model).values())
+    statistics = (b for module in model.modules() if isinstance(module, _BatchNorm) for b in module.buffers())
+    for tensor in (*(p for p in model.parameters() if p not in weights), *statistics):
+        if tensor.is_floating_point():
+            tensor.copy_(_rounded(tensor))
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """Rounds numbers to `_DIGITS` binary digits."""
+    mantissa, exponent = torch.frexp(tensor.double())
+    return torch.ldexp((mantissa * 2**_DIGITS).round() / 2**_DIGITS, exponent).to(tensor.dtype)
 
 
 def hold_zeros_(model: nn.Module) -> None:
@@ -151,9 +187,9 @@ def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> t
             sparse.append(name)
         packed[name] = small
     if scales:
-        packed[_SCALES] = torch.cat(scales)
+        packed[SCALES] = torch.cat(scales)
     if masks:
-        packed[_MASKS] = torch.cat(masks)
+        packed[MASKS] = torch.cat(masks)
     return packed, {"weights": storage, "dtype": next(iter(kinds), "float32"), "sparse": sparse}
 
 
@@ -171,7 +207,7 @@ def check_fit(path: Path, head: Head, model: nn.Module, storage: StorageEntry | 
     wanted, net = distinct_tensors(model), type(model).__name__
     stored, sparse = dict(head.tensors), set(storage.sparse) if storage is not None else set()
     whole = weights_of(model) if storage is not None and storage.weights == "int8" else {}
-    for name in (_SCALES, _MASKS) if storage is not None else ():
+    for name in (SCALES, MASKS) if storage is not None else ():
         stored.pop(name, None)
     if keys := sorted(stored.keys() ^ wanted.keys()):
         raise BrokenFile(
@@ -210,8 +246,8 @@ def unpack(
     """
     if entry["dtype"] not in _FLOATS:
         raise ValueError(f"weights cannot be {entry['dtype']}; known: {', '.join(_FLOATS)}")
-    tensors = {name: tensor for name, tensor in stored.items() if name not in (_SCALES, _MASKS)}
-    scales, masks = stored.get(_SCALES, torch.empty(0)), stored.get(_MASKS, torch.empty(0, dtype=torch.uint8))
+    tensors = {name: tensor for name, tensor in stored.items() if name not in (SCALES, MASKS)}
+    scales, masks = stored.get(SCALES, torch.empty(0)), stored.get(MASKS, torch.empty(0, dtype=torch.uint8))
     dtype = getattr(torch, entry["dtype"])
     known = weights_of(model)
     for name in (name for name in wanted if name in known and name in tensors):

@@ -73,7 +73,9 @@ class Sensitivity:
         axes.set_xscale("log")
         axes.set_yticks(places, [shortened(row.name) for row in self.rows])
         axes.set_ylim(len(self.rows) - 0.4, -0.6)
-        axes.set_xlabel(f"error of the net's outputs, as a share of their variance (area: bytes saved, at most {most:,})")
+        axes.set_xlabel(
+            f"error of the net's outputs, as a share of their variance (area: bytes saved, at most {most:,})"
+        )
         axes.set_title(f"{self.method}: each place condensed alone")
         return svg(figure)
 

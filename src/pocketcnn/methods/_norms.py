@@ -58,6 +58,26 @@ def fold_(conv: nn.Conv2d, norm: Any) -> None:
     norm.training = mode
 
 
+@torch.no_grad()
+def reduce_(norm: Any) -> bool:
+    """Leaves of a batch norm a factor and a summand, in its weight and bias; its mean becomes 0, its variance 1 - eps.
+
+    In evaluation mode it gives what it gave, up to rounding. Norms without weight and bias, or without running statistics,
+    are left alone.
+
+    Returns:
+        Whether it was reduced.
+    """
+    if norm.weight is None or norm.bias is None or norm.running_mean is None or norm.running_var is None:
+        return False
+    factor = _wide(norm.weight) * (_wide(norm.running_var) + norm.eps).rsqrt()
+    norm.bias.copy_(_wide(norm.bias) - _wide(norm.running_mean) * factor)
+    norm.weight.copy_(factor)
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    return True
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """Copies a tensor to float64 on the CPU; not every device has float64."""
     return tensor.detach().to("cpu", torch.float64, copy=True)

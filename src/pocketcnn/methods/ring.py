@@ -34,7 +34,9 @@ from pocketcnn.numerics.ring_index import (
     affine_constants,
     affine_indices,
     code_count,
+    codes_of_numbers,
     longest,
+    numbers_of_codes,
     window_codes,
     window_indices,
 )
@@ -189,6 +191,18 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
     def stored_types(self) -> dict[str, torch.dtype]:  # type: ignore[override]
         """The codes of windows are bytes in a file."""
         return {"codes": torch.uint8} if self.scheme == "windows" else {}
+
+    def limit_of(self, name: str) -> int | None:
+        """Codes of windows stand for places and signs."""
+        return 2 * len(self.values) if name == "codes" and self.scheme == "windows" else None
+
+    def numbers_of(self, name: str, stored: Tensor) -> Tensor:
+        """Places and signs of codes."""
+        return numbers_of_codes(stored, len(self.values))
+
+    def stored_of(self, name: str, numbers: Tensor) -> Tensor:
+        """Codes of places and signs."""
+        return codes_of_numbers(numbers, len(self.values))
 
     def where(self) -> torch.device:
         """Device of the ring."""

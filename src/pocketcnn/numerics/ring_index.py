@@ -206,6 +206,24 @@ def window_indices(
     return places.flatten()[:size], signs.flatten()[:size]
 
 
+def numbers_of_codes(codes: UInt8[Tensor, "codes 2"], ring_size: int) -> Int[Tensor, " codes"]:
+    """The place where each window starts, times two, plus one if its sign is negative: numbers below 2 * `ring_size`."""
+    low, high = codes.long().unbind(1)
+    code = low + 256 * high
+    return code // 2 * ring_size // (CODES // 2) * 2 + code % 2
+
+
+def codes_of_numbers(numbers: Int[Tensor, " codes"], ring_size: int) -> UInt8[Tensor, "codes 2"]:
+    """The first code that `numbers_of_codes` maps to each number; a fit chooses among these only.
+
+    Example:
+        >>> numbers_of_codes(codes_of_numbers(torch.arange(20), ring_size=10), ring_size=10).equal(torch.arange(20))
+        True
+    """
+    code = -(-(numbers // 2) * (CODES // 2) // ring_size) * 2 + numbers % 2
+    return torch.stack([code % 256, code // 256], 1).to(torch.uint8)
+
+
 def channel_indices(
     shapes: Sequence[tuple[int, int, int, int]], state_shape: tuple[int, int, int, int], *, seed: int
 ) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:

@@ -168,6 +168,23 @@ class HoldsWholeNumbers(Protocol):
 
 
 @runtime_checkable
+class CodesNumbers(Protocol):
+    """A module with stored tensors that stand for whole numbers below a limit, which packed files keep in few bits."""
+
+    def limit_of(self, name: str) -> int | None:
+        """The limit of the numbers that a tensor of the module stands for; None if it stands for none."""
+        ...
+
+    def numbers_of(self, name: str, stored: Tensor) -> Tensor:
+        """The numbers, flat."""
+        ...
+
+    def stored_of(self, name: str, numbers: Tensor) -> Tensor:
+        """A tensor that stands for numbers, one for each index of its first axis."""
+        ...
+
+
+@runtime_checkable
 class TakesImages(Protocol):
     """A net that knows the size of the images it is made for."""
 

@@ -36,6 +36,8 @@ def measure(words: Sequence[str]) -> None:
         """CPU threads, 1 to 1,024; by default all."""
         runs: Count = 50
         """Number of passes that are timed, 1 or more."""
+        bytes: bool = False
+        """Show what each part of the model file takes, and nothing else."""
         data: str | None = None
         """Also show what the test images of this data set cost, where the cost depends on the image."""
 
@@ -51,6 +53,9 @@ def measure(words: Sequence[str]) -> None:
     method, options = parse_method(given.method)
     if method != PLAIN_METHOD:
         net = pc.condense(net, method, **options)
+    if given.bytes:
+        print(_bytes_of(net, opened if method == PLAIN_METHOD else None))
+        return
     size = input_size_of(given, opened, batch=given.batch)
     cost = pc.measure(net, size)
     latency = pc.measure_latency(net, size, batch=given.batch, threads=given.threads, runs=given.runs)
@@ -69,6 +74,21 @@ def measure(words: Sequence[str]) -> None:
         print(f"{key:<{width}}  {value:>16}")
     if given.data is not None:
         print(_costs_by_image(net, known, given))
+
+
+def _bytes_of(net: Any, opened: Any) -> str:
+    """The byte ledger of a net's file; of the file that it would have if it was not opened as one."""
+    import tempfile
+    from pathlib import Path
+
+    from pocketcnn import checkpoint
+
+    if opened is not None and opened.path is not None:
+        return str(checkpoint.ledger(opened.path, net))
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / checkpoint.FILE
+        checkpoint.save(net, path)
+        return str(checkpoint.ledger(path, net))
 
 
 def _cost_of_onnx(given: Any) -> str:

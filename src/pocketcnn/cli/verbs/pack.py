@@ -26,6 +26,11 @@ def pack(words: Sequence[str]) -> None:
         """Type of the weights in the file; they are rounded to it."""
         prune: Fraction = 0.0
         """Share of each weight tensor that is set to zero, in [0, 1), smallest weights first."""
+        packed: bool = False
+        """Code all of the file in as few bytes as is known here; the net that loads is the same, bit for bit."""
+        norms: Literal["exact", "float16", "folded"] = "exact"
+        """Round norms and biases to float16's digits, which makes a packed file smaller; or also leave of each batch norm a factor
+        and a summand (folded), which is enough to serve."""
         lock: Literal["keep", "new", "none"] = "keep"
         """Passphrase that hides the seeds of rings and puppets: the file's own, if any (keep); a new one, read from
         POCKETCNN_NEW_PASSPHRASE or asked for (new); or none."""
@@ -50,7 +55,10 @@ def pack(words: Sequence[str]) -> None:
     if given.lock != "none":
         kept = passphrase_of(path) if path is not None else None
         passphrase = kept if given.lock == "keep" else new_passphrase(given.output)
-    size = checkpoint.save(packed, given.output, notes=opened.header, storage=given.storage, passphrase=passphrase)
+    size = checkpoint.save(
+        packed, given.output, notes=opened.header, storage=given.storage, passphrase=passphrase, packed=given.packed,
+        norms=given.norms,
+    )  # fmt: skip
     nets.append(("after", size, checkpoint.load(given.output, base=given.base, passphrase=passphrase)))
     for title, length, net in nets:
         accuracy = ""

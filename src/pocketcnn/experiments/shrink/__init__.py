@@ -312,7 +312,7 @@ def _written(
         seconds=book.seconds,
     )
     book.note("result", json.loads(json.dumps(dataclasses.asdict(result), default=str)))
-    write_page(result, ways.parts_in(path), judge.measure)
+    write_page(result, checkpoint.ledger(path, stored).by_module(), judge.measure)
     return result
 
 

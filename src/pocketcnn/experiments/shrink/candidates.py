@@ -228,17 +228,7 @@ def parts_of(net: nn.Module, storage: Storage) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / checkpoint.FILE
         checkpoint.save(net, path, storage=storage)
-        return parts_in(path)
-
-
-def parts_in(path: Path) -> dict[str, int]:
-    """The bytes of a model file by the module whose tensors they are, and those of its head."""
-    head = checkpoint.read_head(path)
-    found: dict[str, int] = {}
-    for name, entry in head.tensors.items():
-        owner = name.rpartition(".")[0] or name
-        found[owner] = found.get(owner, 0) + entry.nbytes
-    return {**found, "names and description": head.start}
+        return checkpoint.ledger(path, net).by_module()
 
 
 def storages_of(storage: str | None) -> tuple[Storage, ...]:

@@ -121,7 +121,7 @@ def test_unusable_files_say_what_they_are(small, tmp_path):
         pc.load(path)
     header = {"format": "pocketcnn", "version": 99, "base": None, "steps": [], "frozen": [], "notes": {}}
     save_file({"weight": torch.zeros(3)}, path, metadata={"pocketcnn": json.dumps(header)})
-    with pytest.raises(NewerFormat, match="format version 99, this pocketcnn reads up to 2; upgrade"):
+    with pytest.raises(NewerFormat, match="format version 99, this pocketcnn reads up to 3; upgrade"):
         pc.load(path)
 
 

@@ -21,8 +21,8 @@ from pocketcnn.checkpoint.header import StorageEntry
 from pocketcnn.checkpoint.sealed import Head
 from pocketcnn.cost import distinct_tensors
 from pocketcnn.errors import BrokenFile, NewerFormat
-from pocketcnn.methods._norms import reduce_
 from pocketcnn.support.protocols import NamesWeights
+from pocketcnn.surgery.folding import reduce_norms_
 
 Storage = Literal["float32", "float16", "int8"]
 Norms = Literal["exact", "float16", "folded"]
@@ -92,9 +92,7 @@ def lighten_(model: nn.Module, norms: Norms) -> None:
     if norms not in get_args(Norms):
         raise ValueError(f"no norms {norms!r}; known: {', '.join(get_args(Norms))}")
     if norms == "folded":
-        for module in model.modules():
-            if isinstance(module, _BatchNorm) and reduce_(module) and module.num_batches_tracked is not None:
-                module.num_batches_tracked.zero_()
+        reduce_norms_(model)
     if norms == "exact":
         return
     weights = set(weights_of(model).values())

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import TensorWeakRef
 
 from pocketcnn.cost.macs import most_complex
-from pocketcnn.methods._norms import fold_
+from pocketcnn.methods._norms import fold_, reduce_
 from pocketcnn.methods._passes import image_sizes
 from pocketcnn.support.calls import ExampleSize, random_inputs, sizes_of
 from pocketcnn.support.copying import copied
@@ -48,6 +49,13 @@ def fold_norms_(model: nn.Module, input_size: ExampleSize | None = None) -> list
                 layer.fold_norm_()
     left = set(model.modules())
     return [name for name, norm in norms.items() if norm not in left or not isinstance(norm, nn.BatchNorm2d)]
+
+
+def reduce_norms_(model: nn.Module) -> None:
+    """Leaves of every batch norm a factor and a summand, which is enough to serve; see `methods._norms.reduce_`."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and reduce_(module) and module.num_batches_tracked is not None:
+            module.num_batches_tracked.zero_()
 
 
 @contextlib.contextmanager

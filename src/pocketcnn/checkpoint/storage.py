@@ -26,6 +26,11 @@ from pocketcnn.surgery.folding import reduce_norms_
 
 Storage = Literal["float32", "float16", "int8"]
 Norms = Literal["exact", "float16", "folded"]
+_LOOKED_AT, _MOST_SIZES = (
+    512,
+    129,
+)  # values of a row that may tell soon that it has no step; sizes that a row with one has
+_DIVISORS = 16  # of the smallest value of a row, tried for its step
 _DIGITS = 11  # of float16, the one that is not written included
 SCALES, MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
 _WORTH = 128  # the bytes that a mask must save at least
@@ -99,11 +104,11 @@ def lighten_(model: nn.Module, norms: Norms) -> None:
     statistics = (b for module in model.modules() if isinstance(module, _BatchNorm) for b in module.buffers())
     for tensor in (*(p for p in model.parameters() if p not in weights), *statistics):
         if tensor.is_floating_point():
-            tensor.copy_(_rounded(tensor))
+            tensor.copy_(rounded(tensor))
 
 
-def _rounded(tensor: Tensor) -> Tensor:
-    """Rounds numbers to `_DIGITS` binary digits."""
+def rounded(tensor: Tensor) -> Tensor:
+    """Rounds numbers to the 11 binary digits of float16; their range stays that of their type."""
     mantissa, exponent = torch.frexp(tensor.double())
     return torch.ldexp((mantissa * 2**_DIGITS).round() / 2**_DIGITS, exponent).to(tensor.dtype)
 
@@ -123,6 +128,9 @@ def hold_zeros_(model: nn.Module) -> None:
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds a weight to `(int8 numbers, float32 scales)`; numbers * scales is near the weight.
 
+    A row that holds whole numbers times a step, as after training for few bits, keeps them: its scale is the step, and nothing is
+    lost. Of other rows the largest value becomes 127 scales.
+
     Args:
         weight: any shape; each index of the first axis has a scale, a weight of one axis has a single scale.
     Raises:
@@ -131,21 +139,43 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
         >>> quantize(torch.tensor([1.0, -0.5, 0.0]))[0]
         tensor([127, -64,   0], dtype=torch.int8)
     """
-    rows = _rows(weight.float())
+    rows = rows_of(weight.float())
     scales = rows.abs().amax(dim=1) / 127
     if not torch.isfinite(scales).all():
         raise ValueError("weights that are not finite cannot be stored as int8")
     scales = torch.where(scales == 0, 1.0, scales)
+    for number, row in enumerate(rows):
+        if (step := _step_of(row)) is not None:
+            scales[number] = step
     return (rows / scales[:, None]).round().to(torch.int8).view(weight.shape), scales
+
+
+def _step_of(row: Tensor) -> Tensor | None:
+    """The step of which all values of a row are multiples, up to 127, exactly; None if there is none."""
+    sizes = row[:_LOOKED_AT].abs().unique()
+    if len(sizes) > _MOST_SIZES:
+        return None
+    sizes = row.abs().unique()
+    sizes = sizes[sizes > 0]
+    if not 0 < len(sizes) < _MOST_SIZES:
+        return None
+    for divisor in range(1, _DIVISORS + 1):
+        step = sizes[0] / divisor
+        numbers = (sizes / step).round()
+        if numbers[-1] > 127:
+            return None
+        if (numbers * step).equal(sizes):
+            return step
+    return None
 
 
 def dequantize(numbers: Tensor, scales: Tensor) -> Tensor:
     """The float32 weight that the result of `quantize` stands for."""
-    return (_rows(numbers).float() * scales[:, None]).view(numbers.shape)
+    return (rows_of(numbers).float() * scales[:, None]).view(numbers.shape)
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """The weight as a matrix [scales, values of each]."""
+def rows_of(weight: Tensor) -> Tensor:
+    """A weight as a matrix [rows, values of each]: a row for each index of its first axis, one for a weight of one axis."""
     return weight.reshape(1, -1) if weight.dim() < 2 else weight.flatten(1)
 
 
@@ -260,7 +290,7 @@ def unpack(
             whole[kept] = tensor
             tensor = whole.view(like.shape)
         if entry["weights"] == "int8" and tensor.dtype == torch.int8:
-            count = len(_rows(like))
+            count = len(rows_of(like))
             if tensor.shape != like.shape or len(scales) < count:
                 raise ValueError(f"{name} is {list(tensor.shape)} in the file, {list(like.shape)} in the net")
             tensor = dequantize(tensor, scales[:count])

@@ -72,6 +72,8 @@ class TrainConfig:
     """Train on the validation images too, once nothing is left to choose; validation scores are those of seen images then."""
     tta: Literal["off", "flip", "flip_shift"] = "off"
     """Test also with outputs averaged over an image and its mirror image, and over both shifted by a pixel; scores of their own."""
+    bits: Literal["off", "8", "4", "3", "2", "ternary", "1"] = "off"
+    """Bits of each weight, rounded in every step while exact weights are trained; the first and the last layer have 8."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the forward pass; auto measures which is faster for this net on this device."""
     channels_last: Literal["auto", "on", "off"] = "auto"
@@ -93,6 +95,8 @@ class TrainConfig:
             if choices and getattr(self, field.name) not in choices:
                 known = ", ".join(map(str, choices))
                 bad.append(f"no {field.name} {getattr(self, field.name)!r}; known: {known}")
+        if self.bits != "off" and self.ema_decay:
+            bad.append("an average of weights (ema_decay) has more bits than the weights; leave out ema_decay or bits")
         if bad:
             raise ValueError("; ".join(bad))
 

@@ -21,6 +21,7 @@ from pocketcnn.train.features import common_stages, map_distance
 from pocketcnn.train.images import Normalize
 from pocketcnn.train.loader import Loader, Share
 from pocketcnn.train.optimizers import make_optimizer
+from pocketcnn.train.rounding import Rounding
 from pocketcnn.train.scores import USUAL, Scores, first
 from pocketcnn.train.teacher import Teacher
 
@@ -57,6 +58,7 @@ class Classifier(pl.LightningModule):
             cutout=config.cutout,
         )
         self._alternation = _alternation(data, config)
+        self.rounding = None if config.bits == "off" else Rounding(net, config.bits)
         # In a tuple, so that checkpoints hold no second copy of the net.
         self._callable = (torch.compile(net) if config.compile else net,)
         self._dtype = device_and_dtype(net)[1]
@@ -184,10 +186,19 @@ class Classifier(pl.LightningModule):
         return taken
 
     def configure_optimizers(self) -> Any:
-        config, optimizer = self.config, make_optimizer(self.net, self.config)
+        config, optimizer = self.config, make_optimizer(self.net, self.config, self.rounding)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_scale(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.rounding is not None:
+            self.rounding.restore_()
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        if self.rounding is not None:
+            self.rounding.round_()
 
     def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **options: Any) -> None:
         """Clips gradients, but not those of what Muon turns: these tell a direction and have lengths of their own."""

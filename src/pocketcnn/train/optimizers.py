@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pocketcnn.support.modules import hooked
 from pocketcnn.support.protocols import SharesKernels, StacksKernels, is_condensed
 from pocketcnn.train.config import TrainConfig
+from pocketcnn.train.rounding import Rounding
 
 _KINDS = ("kernels", "states", "factors", "rest")
 _OF_FACTORS = 0.1  # of the rate of states
@@ -191,7 +192,7 @@ def _turn_made(maker: nn.Module, arguments: Any, made: Any) -> Any:
     return {key: _turn_made(maker, arguments, kernel) for key, kernel in made.items()}
 
 
-def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(net: nn.Module, config: TrainConfig, rounding: Rounding | None = None) -> torch.optim.Optimizer:
     """Makes the optimizer that a configuration asks for, as `fit` does; for training loops of one's own.
 
     Muon reaches a ring or a puppeteer only inside `turned_kernels`.
@@ -199,6 +200,7 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     Args:
         net: any net.
         config: its optimizer, rates, momenta and weight decay count. The rates are the highest of the schedule.
+        rounding: of the net's weights; its step sizes are trained too.
     Raises:
         ValueError: Muon for a net without kernels that it could turn.
     Example:
@@ -215,12 +217,19 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
             raise ValueError(f"optimizer 'muon' turns kernels, and {type(net).__name__} has none; take sgd or adamw")
         rest = [p for p in every if p.requires_grad and id(p) not in turned]
         moving = [{**group, "momentum": config.rest_momentum} for group in _by_rate(net, rest, config.rest_lr, config)]
-        return Muon([*turning, *moving])
+        steps = [] if rounding is None else [_steps_of(rounding, _OF_FACTORS * config.state_lr, kind="factors")]
+        return Muon([*turning, *moving, *steps])
     groups = _by_rate(net, every, config.lr, config)
+    groups += [] if rounding is None else [_steps_of(rounding, config.lr)]
     if config.optimizer == "sgd":
         nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, config.lr)
+
+
+def _steps_of(rounding: Rounding, lr: float, **more: Any) -> dict[str, Any]:
+    """The group of the step sizes by which weights are rounded; they do not decay."""
+    return {"params": list(rounding.parameters()), "lr": lr, "weight_decay": 0.0, **more}
 
 
 def _turning(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -1,0 +1,166 @@
+"""Nets that are trained for few bits compute with the numbers that their files hold."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import pocketcnn as pc
+from pocketcnn.checkpoint.storage import dequantize, quantize, weights_of
+from pocketcnn.data import load
+from pocketcnn.train import PRESETS, TrainConfig, fit
+from pocketcnn.train.images import normalized
+from pocketcnn.train.rounding import Rounding, best_steps, round_weights_
+
+LEVELS = {"8": 255, "4": 16, "3": 8, "2": 4, "ternary": 3, "1": 2}
+SHORT = dataclasses.replace(PRESETS["demo"], epochs=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def net(method=None, **options):
+    torch.manual_seed(0)
+    plain = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.25)
+    return plain if method is None else pc.condense(plain, method, **options)
+
+
+def slow_rounded(row, step, low, high):
+    """A row rounded to whole numbers times a step, one value at a time."""
+    return [step * min(high, max(low, round(value / step))) for value in row]
+
+
+@pytest.mark.parametrize("bits", LEVELS)
+def test_each_row_has_few_values_and_the_first_and_the_last_layer_many(bits):
+    one = net()
+    names = list(weights_of(one))
+    round_weights_(one, bits)
+    for name, weight in weights_of(one).items():
+        most = LEVELS["8" if name in (names[0], names[-1]) else bits]
+        assert max(len(row.unique()) for row in weight.flatten(1)) <= most
+    assert max(len(row.unique()) for row in one.get_parameter(names[0]).flatten(1)) > 4
+
+
+@pytest.mark.parametrize("bits", ["8", "4", "3", "2", "ternary"])
+def test_the_start_rounds_best(bits):
+    rows = torch.randn(3, 40)
+    low, high = {"8": (-127, 127), "4": (-8, 7), "3": (-4, 3), "2": (-2, 1), "ternary": (-1, 1)}[bits]
+    found = best_steps(rows, bits)
+    for row, step in zip(rows.tolist(), found.tolist(), strict=True):
+
+        def error(step, row=row):
+            return sum((a - b) ** 2 for a, b in zip(row, slow_rounded(row, step, low, high), strict=True))
+
+        others = [max(map(abs, row)) * share / 40 / high for share in range(1, 41)]
+        assert error(step) <= min(map(error, others)) * 1.0001
+
+
+def test_gradients_of_exact_weights_and_of_steps():
+    """Beside autograd through the rounding, whose derivative is taken as 1."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 5), nn.Linear(5, 2))
+    weight = layers[1].weight
+    exact = weight.detach().clone()
+    rounding = Rounding(layers, "2")
+    log_step = rounding.get_parameter("log_step1").detach().double().requires_grad_()
+    latent, x = exact.double().requires_grad_(), torch.randn(7, 6)
+    step = log_step.exp()[:, None]
+    ratio = latent / step
+    clamped = ratio.clamp(-2.5, 1.5)  # values just outside of the numbers are rounded to the last one, and still move
+    through = (clamped + (ratio.round().clamp(-2, 1) - clamped).detach()) * step
+    torch.testing.assert_close(through.float(), weight.detach(), atol=1e-3, rtol=1e-3)
+    maps = torch.nn.functional.linear(layers[0](x).double().detach(), through, layers[1].bias.detach().double())
+    torch.nn.functional.linear(maps, layers[2].weight.detach().double()).square().sum().backward()
+    layers(x)  # the same in the net
+    torch.nn.functional.linear(layers[1](layers[0](x)), layers[2].weight).square().sum().backward()
+    rounding.restore_()
+    assert weight.equal(exact)
+    torch.testing.assert_close(weight.grad, latent.grad.float(), atol=0.05, rtol=0.02)
+    relative = (
+        log_step.grad / step.detach()[:, 0] ** 2 / 4**0.5
+    )  # of a step, for a rate of 1, as learned step sizes have it
+    found = rounding.get_parameter("log_step1").grad
+    torch.testing.assert_close(found.double(), relative.clamp(-0.1, 0.1), atol=2e-3, rtol=0.02)
+    assert rounding.get_parameter("log_step0").grad is None, "of eight bits"
+
+
+@pytest.mark.parametrize(("method", "options", "bits"), [
+    (None, {}, "ternary"), (None, {}, "1"), (None, {}, "4"), ("ring", {"size": 0.3}, "4"), ("puppet", {}, "8"), ("condconv", {"num_experts": 2}, "2"),
+    ("pde", {}, "4"), ("involution", {"group_channels": 4}, "4"),
+])  # fmt: skip
+def test_what_is_trained_is_what_is_stored_bit_for_bit(method, options, bits, digits, tmp_path):
+    one = net(method, **options)
+    result = fit(one, digits, dataclasses.replace(SHORT, bits=bits, epochs=3), tmp_path / "run")
+    assert result["test_accuracy"] > 0.15
+    stored = pc.load(tmp_path / "run" / "model.safetensors")
+    small = tmp_path / "small.safetensors"
+    pc.save(stored, small, storage="int8", packed=True)
+    again, x = pc.load(small), next(iter(normalized(digits.test.sample(4).in_order(4), digits)))
+    for name, weight in weights_of(stored).items():
+        assert weight.equal(weights_of(again)[name]), name
+    assert again(x).equal(stored(x))
+    assert again.eval()(x).equal(one.eval()(x)), "and what the net in memory computes"
+    assert pc.materialize(again, **({"entropy": 3.0} if method == "puppet" else {}), partly=True)(x).shape == (4, 10)
+
+
+def test_a_plain_net_learns_with_three_values(digits, tmp_path):
+    accuracy = {
+        bits: fit(net(), digits, dataclasses.replace(SHORT, bits=bits, epochs=8), tmp_path / bits)["test_accuracy"]
+        for bits in ("off", "ternary")
+    }
+    assert accuracy["ternary"] > accuracy["off"] - 0.12
+    assert accuracy["ternary"] > 0.6
+    ternary = pc.load(tmp_path / "ternary" / "model.safetensors")
+    size = {bits: pc.save(pc.load(tmp_path / bits / "model.safetensors"), tmp_path / "net.safetensors", storage="int8", packed=True) for bits in accuracy}  # fmt: skip
+    weights = sum(weight.numel() for weight in weights_of(ternary).values())
+    assert size["off"] - size["ternary"] > 0.6 * weights, "of eight bits each weight keeps 1.6"
+
+
+def test_a_run_resumes_to_the_same_bits(digits, tmp_path):
+    config = dataclasses.replace(SHORT, bits="4", epochs=3)
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    fit(net(), digits, config, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        fit(net(), digits, config, tmp_path / "cut", on_epoch=stop)
+    fit(net(), digits, config, tmp_path / "cut")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+def test_muon_trains_few_bits_too(digits, tmp_path):
+    config = TrainConfig(epochs=3, batch_size=64, optimizer="muon", lr=0.1, bits="ternary", precision="float32", channels_last="off")  # fmt: skip
+    result = fit(net(), digits, config, tmp_path / "run")
+    assert result["test_accuracy"] > 0.5
+
+
+def test_rows_with_a_step_are_stored_as_they_are():
+    generator = torch.Generator().manual_seed(0)
+    for most in (1, 2, 7, 127):
+        numbers = torch.randint(-most, most + 1, (6, 50), generator=generator)
+        numbers[0], numbers[1], numbers[2, 1:] = 0, 3 if most > 2 else 1, 0
+        steps = (torch.rand(6, generator=generator) + 0.1).half().float()
+        weight = numbers.float() * steps[:, None]
+        found, scales = quantize(weight)
+        assert dequantize(found, scales).equal(weight)
+        assert found.abs().max() <= 127
+    rough = torch.randn(4, 300, generator=generator)
+    found, scales = quantize(rough)
+    assert found.abs().amax(1).tolist() == [127] * 4
+    assert (dequantize(found, scales) - rough).abs().max() <= scales.max() / 2 * 1.001
+
+
+def test_what_cannot_be_rounded():
+    with pytest.raises(ValueError, match="no bits '5'; known: off, 8, 4, 3, 2, ternary, 1"):
+        Rounding(net(), "5")
+    with pytest.raises(ValueError, match="no weights to round"):
+        Rounding(nn.BatchNorm2d(3), "4")
+    with pytest.raises(ValueError, match="no bits '7'"):
+        TrainConfig(bits="7")
+    with pytest.raises(ValueError, match="leave out ema_decay or bits"):
+        TrainConfig(bits="4", ema_decay=0.9)

@@ -164,7 +164,9 @@ def test_data_sets_of_deep_images(tmp_path, caplog):
     assert "are read as 12 bits" in caplog.text
     assert load(tmp_path, bits=16).test.images.max() == 4000 >> 8
     assert open_stream(tmp_path, image_size=4, channels=1, bits=16).test.sample(9).images.max() == 4000 >> 8
-    with pytest.raises(BadImage, match=r"row 1: .*its largest value 4000 needs more than 10 bits; give .* --bits"):
+    with pytest.raises(
+        BadImage, match=r"row 1: .*its largest value 4000 needs more than 10 bits; give .* --pixel-bits"
+    ):
         load(tmp_path, bits=10)
     with pytest.raises(ValueError, match="bits must be one of 8, 10, 12, 14, 16, not 11"):
         load(tmp_path, bits=11)

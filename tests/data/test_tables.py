@@ -317,7 +317,7 @@ def test_the_command_line_names_the_remedy_and_takes_it(tmp_path, capsys):
     for words, code in (
         ([], 2),
         (["--label-column", "coarse_label"], 0),
-        (["--label-column", "label", "--bits", "12"], 0),
+        (["--label-column", "label", "--pixel-bits", "12"], 0),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["data", str(tmp_path), *words])

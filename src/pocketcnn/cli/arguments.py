@@ -22,7 +22,7 @@ class TableOptions:
     """Column of the images in parquet files; needed if several columns may hold them."""
     label_column: str | None = None
     """Column of the labels in parquet files; needed if several columns may hold them."""
-    bits: Literal[8, 10, 12, 14, 16] | None = None
+    pixel_bits: Literal[8, 10, 12, 14, 16] | None = None
     """Bits that pixels of more than 8 bits use; by default the fewest that hold their largest value."""
 
 
@@ -146,7 +146,10 @@ def load_data(given: Any) -> "DataSet":
 
 def table_options_of(given: TableOptions, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The flags of `TableOptions` as `pocketcnn.data.load` takes them; where one is not given, the usual value if any."""
-    found = {field.name: getattr(given, field.name) for field in fields(TableOptions)}
+    names = {
+        field.name: field.name.removeprefix("pixel_") for field in fields(TableOptions)
+    }  # --bits are those of weights
+    found = {name: getattr(given, flag) for flag, name in names.items()}
     return {name: (usual or {}).get(name) if value is None else value for name, value in found.items()}
 
 

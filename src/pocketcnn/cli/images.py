@@ -173,7 +173,9 @@ def data_for(opened: GivenNet, given: Any) -> "DataSet":
     name = given.data or opened.needs("data").notes.data
     reading = reading_for(opened.notes, name, opened.title, image_size=given.image_size, channels=given.channels)
     columns = table_options_of(given, opened.notes.reading if name == opened.notes.data else {})
-    return as_trained(load_data(replace(given, data=name, **reading, **columns)), opened.notes)
+    return as_trained(
+        load_data(replace(given, data=name, **reading, pixel_bits=columns.pop("bits"), **columns)), opened.notes
+    )
 
 
 def completed(opened: GivenNet, data: "DataSet") -> GivenNet:

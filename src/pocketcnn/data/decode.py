@@ -159,7 +159,9 @@ def in_8_bits(image: np.ndarray, bits: int) -> np.ndarray:
     if image.dtype != np.uint16:
         return image
     if (largest := int(image.max())) >> bits:
-        raise ValueError(f"its largest value {largest} needs more than {bits} bits; give the range with --bits (bits=)")
+        raise ValueError(
+            f"its largest value {largest} needs more than {bits} bits; give the range with --pixel-bits (bits=)"
+        )
     return (image >> (bits - 8)).astype(np.uint8)
 
 

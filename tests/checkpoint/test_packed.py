@@ -84,6 +84,17 @@ def test_zeros_masks_whole_numbers_and_other_types(tmp_path):
     assert zeros.equal(net.conv.weight == 0)
 
 
+@pytest.mark.parametrize(("low", "high", "bits"), [(-1, 1, 1.6), (-2, 1, 2.02), (-8, 7, 4.02), (-9, 9, 4.5)])
+def test_whole_numbers_that_lie_close_together_take_few_bits(low, high, bits, tmp_path):
+    net, path = nn.Sequential(nn.Linear(500, 300, bias=False)), tmp_path / "net.safetensors"
+    numbers = torch.randint(low, high + 1, (300, 500))
+    numbers[:, 0] = high
+    net[0].weight = nn.Parameter(0.25 * numbers.float())
+    size = pc.save(net, path, storage="int8", packed=True)
+    assert size < 300 * 500 * bits / 8 + 900
+    assert pc.load(path, base=nn.Sequential(nn.Linear(500, 300, bias=False)))[0].weight.equal(net[0].weight)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_norms_of_two_numbers_give_the_same_outputs(name, tmp_path):
     net, x = made(name), torch.randn(4, 3, 16, 16)

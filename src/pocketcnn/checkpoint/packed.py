@@ -35,6 +35,11 @@ _TYPES = {
     "u": ("U8", torch.uint8), "?": ("BOOL", torch.bool), "z": ("C64", torch.complex64),
 }  # fmt: skip
 _LETTERS = {dtype: letter for letter, (_, dtype) in _TYPES.items()}
+_SMALL = {
+    "1": (-1, 1),
+    "2": (-2, 1),
+    "4": (-8, 7),
+}  # letters of int8 numbers that lie between two, as after training for few bits
 
 
 class _Blob(msgspec.Struct, array_like=True):
@@ -86,7 +91,7 @@ class Packed:
         wanted = distinct_tensors(model)
         names = [*wanted, *(name for name in self.description.more if name not in wanted)]
         types = self.description.types
-        if len(names) != len(types) or set(types) - {*_TYPES, _NUMBERS}:
+        if len(names) != len(types) or set(types) - {*_TYPES, *_SMALL, _NUMBERS}:
             raise BrokenFile(
                 f"{self.path}: its {len(types)} tensors do not fit {type(model).__name__}, which has {len(names)}; was the net "
                 "changed after condense?"
@@ -94,7 +99,8 @@ class Packed:
         for name, letter in zip(names, types, strict=True):
             length = self.description.more.get(name)
             shape = tuple(wanted[name].shape) if length is None else (length,)
-            yield name, _LETTERS[wanted[name].dtype] if letter == _NUMBERS else letter, shape
+            stands_for = _LETTERS[wanted[name].dtype] if letter == _NUMBERS else "c" if letter in _SMALL else letter
+            yield name, stands_for, shape
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Decodes the tensors, by name, in the order of the net.
@@ -113,6 +119,9 @@ class Packed:
                 if letter == _NUMBERS:
                     owner, own, limit = _coder(model, lane[0])
                     values = owner.stored_of(own, read_numbers(stream, shapes[lane[0]][0], limit))
+                elif letter in _SMALL:
+                    low, high = _SMALL[letter]
+                    values = (read_numbers(stream, sum(counts), high - low + 1) + low).to(torch.int8)
                 else:
                     values = read_values(stream, sum(counts), _TYPES[letter][1])
                 parts = [values] if letter == _NUMBERS else values.split(counts)
@@ -188,14 +197,19 @@ def pack_file(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
         raise ValueError(f"tensors of {odd} cannot be packed")
     letters, streams = {}, []
     for name, tensor in ordered.items():
-        letters[name] = _NUMBERS if _as_numbers(model, name, tensor) is not None else _LETTERS[tensor.dtype]
+        letters[name] = _NUMBERS if _as_numbers(model, name, tensor) is not None else _letter_of(tensor)
     for lane in _lanes(letters):
-        if letters[lane[0]] == _NUMBERS:
+        letter = letters[lane[0]]
+        values = torch.cat([ordered[name].detach().cpu().flatten() for name in lane])
+        if letter == _NUMBERS:
             numbers = _as_numbers(model, lane[0], ordered[lane[0]])
             assert numbers is not None
             streams.append(write_numbers(*numbers))
+        elif letter in _SMALL:
+            low, high = _SMALL[letter]
+            streams.append(write_numbers(values.long() - low, high - low + 1))
         else:
-            streams.append(write_values(torch.cat([ordered[name].detach().cpu().flatten() for name in lane])))
+            streams.append(write_values(values))
     more = {
         name: len(tensor)
         for name, tensor in ordered.items()
@@ -207,6 +221,14 @@ def pack_file(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
             f"{total:,} bytes of nearly equal numbers pack to {len(content):,}, which load would not believe"
         )
     return content
+
+
+def _letter_of(tensor: Tensor) -> str:
+    """The letter of a tensor's type; of numbers in int8 that lie close together, that of the least range that holds them."""
+    if tensor.dtype == torch.int8 and tensor.numel():
+        least, most = int(tensor.min()), int(tensor.max())
+        return next((letter for letter, (low, high) in _SMALL.items() if low <= least and most <= high), "c")
+    return _LETTERS[tensor.dtype]
 
 
 def _serialized(header: dict[str, Any], types: str, more: dict[str, int], streams: list[bytes]) -> bytes:

@@ -308,6 +308,23 @@ def test_windows_of_zeros_and_of_rings_too_long():
         ParameterRing([(4, 4, 3, 3)], size=100_000, scheme="windows", window=3)
 
 
+def test_a_codebook_fits_worse_than_windows_that_overlap_and_takes_fewer_bits(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=False) for _ in range(5))).eval()
+    left, sizes = {}, {}
+    for scheme in ("windows", "codebook"):
+        fitted = pc.condense(net, "ring", initialize="fit", scheme=scheme, size=180).eval()
+        left[scheme] = (fitted[1].dense_weight() - net[1].weight).square().sum().item()
+        places, _ = fitted[1].ring.places(0)
+        assert scheme == "windows" or (places[::9] % 9 == 0).all()
+        path = tmp_path / "net.safetensors"
+        sizes[scheme] = pc.save(fitted, path, packed=True)
+        x = torch.randn(2, 8, 13, 13)
+        assert pc.load(path, base=net)(x).equal(fitted(x))
+    assert left["windows"] < left["codebook"]
+    assert sizes["codebook"] < sizes["windows"] - 50
+
+
 def test_short_windows_come_nearer_and_long_ones_take_fewer_bytes(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=False) for _ in range(4)))

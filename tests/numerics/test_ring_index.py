@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 import oracles
 from pocketcnn.numerics import channel_indices, ring_indices, ring_kernel
 from pocketcnn.numerics.ring_index import (
+    CODED,
     SCHEMES,
     WINDOW,
     affine_constants,
     affine_indices,
+    codes_of_numbers,
+    numbers_of_codes,
     window_codes,
     window_indices,
 )
@@ -21,7 +24,7 @@ sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 
 @settings(deadline=None, max_examples=200)
-@given(sizes, st.integers(1, 150), st.integers(0, 2**64 - 1), st.sampled_from([s for s in SCHEMES if s != "windows"]))
+@given(sizes, st.integers(1, 150), st.integers(0, 2**64 - 1), st.sampled_from([s for s in SCHEMES if s not in CODED]))
 def test_every_number_is_used_floor_or_one_more_times(sizes, ring_size, seed, scheme):
     indices, signs = ring_indices(sizes, ring_size, seed=seed, scheme=scheme)
     total = sum(sizes)
@@ -214,6 +217,18 @@ def test_windows_are_neighbours_with_one_sign_that_go_on_past_the_end(window, co
             expected.append(((start + number % window) % ring_size, -1 if code & 1 else 1))
         first += -(-size // window)
     assert list(zip(indices.tolist(), signs.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(("ring_size", "window"), [(27, 9), (30, 9), (5, 9), (100_000, 4)])
+def test_windows_of_a_codebook_do_not_overlap(ring_size, window):
+    indices, signs = ring_indices([400, 31], ring_size, seed=5, scheme="codebook", window=window)
+    starts = torch.cat([indices[:400][::window], indices[400:][::window]])
+    assert (starts % window == 0).all()
+    assert int(starts.max()) <= max(0, ring_size - window), "no window goes on past the end"
+    count = max(1, ring_size // window)
+    numbers = torch.arange(2 * count)
+    assert numbers_of_codes(codes_of_numbers(numbers, count), count).equal(numbers)
+    assert set(signs.tolist()) <= {-1, 1}
 
 
 def test_codes_of_windows_reach_every_place_and_both_signs():

@@ -29,10 +29,12 @@ from pocketcnn.methods._sites import conv_sites, matches, sites_by_pattern
 from pocketcnn.numerics._shapes import Pair, accumulation_dtype
 from pocketcnn.numerics.ring_fit import fit_ring, fit_windows
 from pocketcnn.numerics.ring_index import (
+    CODED,
     SCHEMES,
     WINDOW,
     affine_constants,
     affine_indices,
+    apart_in,
     code_count,
     codes_of_numbers,
     longest,
@@ -42,7 +44,7 @@ from pocketcnn.numerics.ring_index import (
 )
 
 LEVELS = ("net", "stage", "block")
-_SEEDLESS = ("identity", "windows")  # schemes that are read round and round, or by codes that the file stores
+_SEEDLESS = ("identity", *CODED)  # schemes that are read round and round, or by codes that the file stores
 _WIDEST = 64  # neighbours in a window; few kernels have so many weights alike
 _log = logging.getLogger(__name__)
 
@@ -57,9 +59,9 @@ class RingOptions:
     """Rebuilds the place and the sign of every weight; stored in the model file."""
     scheme: str = "random"
     """Assignment of places and signs: "random" (shuffled), "block" (by filter), "affine" (arithmetic), "identity", or
-    "windows" (some neighbours at a time, from stored places that a fit chooses)."""
+    "windows" (some neighbours at a time, from stored places that a fit chooses), or "codebook" (windows that do not overlap)."""
     window: int = WINDOW
-    """For "windows": number of neighbours, each of which two bytes place; 3 for kernels of three weights in one dimension."""
+    """For "windows" and "codebook": number of neighbours, each of which two bytes place; 3 for kernels of three weights in one dimension."""
     level: str | dict[str, str] = "net"
     """One ring for the "net", each "stage" or each "block"; or ring names by dotted-name pattern of the layers."""
     subnets: str = ""
@@ -105,7 +107,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         size: length of the ring, an integer or a fraction in (0, 1] of all the layers' weights.
         seed: rebuilds places and signs.
         scheme: see `pocketcnn.numerics.ring_indices`.
-        window: number of neighbours of the scheme `"windows"`.
+        window: number of neighbours of the schemes `"windows"` and `"codebook"`.
         groups: the number of groups of each layer's convolution; 1 for all when not given.
         fans: the number of outputs that each input value of a layer reaches; that of convolutions when not given.
         subnets: the number of the sub-network that each layer is part of; 0 for all when not given. The list of places
@@ -152,7 +154,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         total = sum(self.sizes)
         length = max(1, round(size * total)) if isinstance(size, float) else size
         most = max(sum(n for n, s in zip(self.sizes, self.subnets, strict=True) if s == k) for k in set(self.subnets))
-        if scheme == "windows" and length > longest(window):
+        if scheme in CODED and length > longest(window):
             raise ValueError(
                 f"codes of windows reach {longest(window):,} parameters of a ring, this one would have {length:,}; take a smaller size, "
                 'or level="stage" for several rings'
@@ -166,7 +168,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         self.scales = [v**0.5 / self.std for v in variances]
         self.values = nn.Parameter(torch.empty(length, device=device, dtype=dtype))
         self.gains = nn.Parameter(torch.empty(len(shapes), device=device, dtype=dtype)) if gain else None
-        if self.scheme == "windows":
+        if self.scheme in CODED:
             count = sum(code_count(size, window) for size in self.sizes)
             self.register_buffer("codes", torch.empty(count, 2, device=device, dtype=torch.float32))
         else:
@@ -181,7 +183,7 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         nn.init.normal_(self.values, std=self.std)
         if self.gains is not None:
             nn.init.ones_(self.gains)
-        if self.scheme == "windows" and not self.codes.is_meta:
+        if self.scheme in CODED and not self.codes.is_meta:
             with torch.device("cpu"):
                 codes = self._drawn_codes()
             self.codes.copy_(codes)
@@ -190,19 +192,29 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
     @property
     def stored_types(self) -> dict[str, torch.dtype]:  # type: ignore[override]
         """The codes of windows are bytes in a file."""
-        return {"codes": torch.uint8} if self.scheme == "windows" else {}
+        return {"codes": torch.uint8} if self.scheme in CODED else {}
+
+    @property
+    def apart(self) -> int:
+        """How far apart the places lie where windows may start."""
+        return apart_in(self.scheme, self.span)
+
+    @property
+    def _starts(self) -> int:
+        """How many places there are where windows may start."""
+        return max(1, len(self.values) // self.apart)
 
     def limit_of(self, name: str) -> int | None:
         """Codes of windows stand for places and signs."""
-        return 2 * len(self.values) if name == "codes" and self.scheme == "windows" else None
+        return 2 * self._starts if name == "codes" and self.scheme in CODED else None
 
     def numbers_of(self, name: str, stored: Tensor) -> Tensor:
         """Places and signs of codes."""
-        return numbers_of_codes(stored, len(self.values))
+        return numbers_of_codes(stored, self._starts)
 
     def stored_of(self, name: str, numbers: Tensor) -> Tensor:
         """Codes of places and signs."""
-        return codes_of_numbers(numbers, len(self.values))
+        return codes_of_numbers(numbers, self._starts)
 
     def where(self) -> torch.device:
         """Device of the ring."""
@@ -258,9 +270,9 @@ class ParameterRing(AbstractShared, AbstractConstants, AbstractWhole):
         if self.values.is_meta:
             indices = torch.empty(self.sizes[slot], device="meta", dtype=torch.int32)
             return indices, torch.empty_like(indices, dtype=torch.int8)
-        if self.scheme == "windows":
+        if self.scheme in CODED:
             codes = self.whole("codes")[self.code_window(slot)]
-            return window_indices(codes, len(self.values), self.sizes[slot], self.span)
+            return window_indices(codes, len(self.values), self.sizes[slot], self.span, self.apart)
         if self.scheme == "affine" and torch.compiler.is_exporting():
             return self._computed(slot)  # an exported net needs no tables
         return self.indices[self.window(slot)], self.signs[self.window(slot)]
@@ -513,12 +525,13 @@ def match(trained: Mapping[str, Sequence[Any]], made: Mapping[str, nn.Module | N
     for ring, convs in readers.items():
         weights = [convs[slot].weight.flatten() for slot in range(len(ring.shapes))]
         weights = [w.to(accumulation_dtype(w)) for w in weights]
-        if ring.scheme == "windows":
+        if ring.scheme in CODED:
             ring.codes.copy_(
                 fit_windows(
                     [_normalised(w) for w in weights],
                     len(ring.values),
                     window=ring.span,
+                    apart=ring.apart,
                     nearest=kernels.nearest_windows,
                 )
             )

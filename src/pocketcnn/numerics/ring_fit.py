@@ -92,6 +92,7 @@ def fit_windows(
     ring_size: int,
     *,
     window: int = WINDOW,
+    apart: int = 1,
     rounds: int = 4,
     seed: int = 0,
     nearest: Callable[[Tensor, Tensor], Tensor] = nearest_windows,
@@ -105,6 +106,7 @@ def fit_windows(
         weights: the kernels, flat, brought to one scale.
         ring_size: number of parameters of the ring.
         window: number of weights that a code stands for.
+        apart: windows start at multiples of it; with that of a window they do not overlap.
         rounds: number of rounds that choose codes and ring in turn.
         seed: of the first pick.
         nearest: `nearest_windows`, or a faster function that finds the same.
@@ -118,7 +120,7 @@ def fit_windows(
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
     start = rows[picked[: code_count(ring_size, window)]].flatten()
     ring = start.repeat(-(-ring_size // len(start)))[:ring_size]
-    codes, places = _starts(ring_size, window, rows.device)
+    codes, places = _starts(ring_size, window, apart, rows.device)
     began = time.monotonic()
     for number in range(rounds):
         book = ring[places]
@@ -143,14 +145,14 @@ def fit_windows(
     return torch.stack([code % 256, code // 256], 1).to(torch.uint8)
 
 
-def _starts(ring_size: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _starts(ring_size: int, window: int, apart: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The codes of positive sign whose windows start at different places, and those windows' places, [codes, window].
 
     On a short ring many codes start at one place; the first is enough.
     """
     code = torch.arange(0, CODES, 2, device=device)
     table = torch.stack([code % 256, code // 256], 1).to(torch.uint8)
-    places = window_indices(table, ring_size, window * len(code), window)[0].view(-1, window)
+    places = window_indices(table, ring_size, window * len(code), window, apart)[0].view(-1, window)
     differ = torch.cat([code[:1] == 0, places[1:, 0] != places[:-1, 0]])
     return code[differ], places[differ]
 

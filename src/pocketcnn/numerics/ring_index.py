@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-SCHEMES = ("random", "block", "affine", "identity", "windows")
+SCHEMES = ("random", "block", "affine", "identity", "windows", "codebook")
+CODED = ("windows", "codebook")  # schemes that are read by stored codes
 WINDOW = 9  # neighbouring parameters that a code of the scheme "windows" stands for by default: a kernel of 3x3
 CODES = 1 << 16  # number of codes: each takes two bytes
 _SAMPLING, _SHUFFLING, _SIGNS, _CHANNELS, _FILTERS, _AFFINE, _WINDOWS = range(7)
@@ -44,6 +45,8 @@ def ring_indices(
     `"identity"`: round and round the ring, all signs positive: plain reuse, for comparison.
     `"windows"`: every `window` weights of a layer are neighbours on the ring, from a place and with a sign that the seed
     draws, see `window_codes`; a fit may choose them instead. Of a ring beyond `longest(window)`, parts are never read.
+    `"codebook"`: like it, but windows start at multiples of `window` only, so that they do not overlap: vector quantisation, the
+    control for what overlapping is worth.
 
     Args:
         sizes: number of weights of each layer, in the order of the layers; each at least 1.
@@ -51,7 +54,7 @@ def ring_indices(
         seed: 0 <= seed < 2**64; the same seed gives the same answer for ever and on every machine.
         scheme: one of the above.
         filter_sizes: for `"block"`, number of weights of a filter, for each layer; by default a layer is one filter.
-        window: for `"windows"`, number of neighbours.
+        window: for `"windows"` and `"codebook"`, number of neighbours.
     Returns:
         `(indices, signs)`: int64 places in [0, N) and int8 signs, -1 or 1, both flat, on the CPU, of length M.
     Raises:
@@ -71,9 +74,10 @@ def ring_indices(
         raise ValueError(f"every layer reads at least 1 number off the ring; got sizes {list(sizes)}")
     check_seed(seed)
     total = sum(sizes)
-    if scheme == "windows":
+    if scheme in CODED:
+        apart = apart_in(scheme, window)
         parts = window_codes(sizes, seed=seed, window=window).split([code_count(size, window) for size in sizes])
-        read = [window_indices(codes, ring_size, size, window) for codes, size in zip(parts, sizes, strict=True)]
+        read = [window_indices(codes, ring_size, size, window, apart) for codes, size in zip(parts, sizes, strict=True)]
         return torch.cat([indices for indices, _ in read]), torch.cat([signs for _, signs in read])
     if scheme == "affine":
         return affine_indices(torch.arange(total, device="cpu"), affine_constants(ring_size, seed))
@@ -153,6 +157,11 @@ def affine_indices(
     return places, torch.where(drawn <= _PRIME // 2, 1, -1).to(torch.int8)
 
 
+def apart_in(scheme: str, window: int) -> int:
+    """How far apart the places lie where windows may start."""
+    return window if scheme == "codebook" else 1
+
+
 def longest(window: int) -> int:
     """Length of the longest ring that windows of some length reach wholly."""
     return window * CODES // 2
@@ -179,18 +188,19 @@ def window_codes(sizes: Sequence[int], *, seed: int, window: int = WINDOW) -> UI
 
 
 def window_indices(
-    codes: UInt8[Tensor, "codes 2"], ring_size: int, size: int, window: int = WINDOW
+    codes: UInt8[Tensor, "codes 2"], ring_size: int, size: int, window: int = WINDOW, apart: int = 1
 ) -> tuple[Int[Tensor, " size"], Int[Tensor, " size"]]:
     """Computes places and signs of the weights of a layer, from the codes of its windows.
 
-    The lowest bit of a code is the sign, 1 for negative. The other bits, a number below 2**15, give the start of the
-    window as a share, in units of 2**-15, of the way round the ring; windows continue past the ring's end at its start.
+    The lowest bit of a code is the sign, 1 for negative. The other bits, a number below 2**15, choose among the places where a
+    window may start, which are counted out evenly; windows continue past the ring's end at its start.
 
     Args:
         codes: as many as `code_count(size, window)`.
         ring_size: N, number of parameters of the ring.
         size: number of weights of the layer.
         window: number of weights that a code stands for.
+        apart: windows start at multiples of it.
     Returns:
         int64 places in [0, N) and int8 signs, -1 or 1.
     Example:
@@ -200,27 +210,34 @@ def window_indices(
     low, high = codes.long().unbind(1)
     code = low + 256 * high
     inside = torch.arange(window, device=codes.device)
-    starts = code // 2 * ring_size // (CODES // 2)
+    starts = code // 2 * max(1, ring_size // apart) // (CODES // 2) * apart
     places = (starts[:, None] + inside) % ring_size
     signs = (1 - 2 * (code % 2))[:, None].expand(-1, window).to(torch.int8)
     return places.flatten()[:size], signs.flatten()[:size]
 
 
-def numbers_of_codes(codes: UInt8[Tensor, "codes 2"], ring_size: int) -> Int[Tensor, " codes"]:
-    """The place where each window starts, times two, plus one if its sign is negative: numbers below 2 * `ring_size`."""
+def numbers_of_codes(codes: UInt8[Tensor, "codes 2"], starts: int) -> Int[Tensor, " codes"]:
+    """The number of the place where each window starts, times two, plus one if its sign is negative.
+
+    Args:
+        codes: of windows.
+        starts: number of places where windows may start: the ring's length, for windows that overlap.
+    Returns:
+        int64, below twice the number of places.
+    """
     low, high = codes.long().unbind(1)
     code = low + 256 * high
-    return code // 2 * ring_size // (CODES // 2) * 2 + code % 2
+    return code // 2 * starts // (CODES // 2) * 2 + code % 2
 
 
-def codes_of_numbers(numbers: Int[Tensor, " codes"], ring_size: int) -> UInt8[Tensor, "codes 2"]:
+def codes_of_numbers(numbers: Int[Tensor, " codes"], starts: int) -> UInt8[Tensor, "codes 2"]:
     """The first code that `numbers_of_codes` maps to each number; a fit chooses among these only.
 
     Example:
-        >>> numbers_of_codes(codes_of_numbers(torch.arange(20), ring_size=10), ring_size=10).equal(torch.arange(20))
+        >>> numbers_of_codes(codes_of_numbers(torch.arange(20), starts=10), starts=10).equal(torch.arange(20))
         True
     """
-    code = -(-(numbers // 2) * (CODES // 2) // ring_size) * 2 + numbers % 2
+    code = -(-(numbers // 2) * (CODES // 2) // starts) * 2 + numbers % 2
     return torch.stack([code % 256, code // 256], 1).to(torch.uint8)
 
 

@@ -13,7 +13,7 @@ from pocketcnn.export.compact.places import Places
 from pocketcnn.export.compact.readings import Reading
 from pocketcnn.methods.ring import ParameterRing, RingConv2d
 from pocketcnn.numerics import ring_kernel
-from pocketcnn.numerics.ring_index import affine_constants, affine_indices
+from pocketcnn.numerics.ring_index import CODED, affine_constants, affine_indices
 
 
 def readings(name: str, layer: RingConv2d, dense: nn.Module, entropy: float | None) -> Iterator[Reading]:
@@ -39,7 +39,7 @@ class Ring(nn.Module):
         self.ring = ring
         if ring.scheme != "affine":
             places, signs = zip(*map(ring.places, range(len(ring.shapes))), strict=True)
-            widths = (ring.span,) if ring.scheme == "windows" else ()
+            widths = (ring.span,) if ring.scheme in CODED else ()
             self.places = Places(torch.cat(places), torch.cat(signs), ring.shapes, len(ring.values), widths)
 
     def forward(self) -> dict[int, Tensor]:

@@ -16,7 +16,8 @@ from pocketcnn.support.protocols import CodesNumbers
 from pocketcnn.support.tables import columns
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
-DESCRIPTION = "names and description"
+DESCRIPTION, CODES, SHARED = "names and description", "codes", "shared weights"
+_SHARED = (CODES, SHARED)
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Ledger:
         return dict(sorted(found.items(), key=lambda part: -part[1]))
 
     def by_module(self) -> dict[str, int]:
-        """Bytes by the module whose tensors they are."""
+        """Bytes by the module whose tensors they are; what several modules share, by its kind."""
         found: dict[str, int] = {}
         for name, length in self.tensors.items():
-            owner = name.rpartition(".")[0] or name
+            owner = self.kinds[name] if self.kinds[name] in _SHARED else name.rpartition(".")[0] or name
             found[owner] = found.get(owner, 0) + length
         return {**found, DESCRIPTION: self.rest}
 
@@ -88,9 +89,9 @@ def _kinds(net: nn.Module, names: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(owner, _NORMS):
             return "norms"
         if isinstance(owner, CodesNumbers) and owner.limit_of(own) is not None:
-            return "codes"
+            return CODES
         if name in weights and weights[name].dim() == 1:
-            return "shared weights"
+            return SHARED
         return ends.get(name) or ("weights" if name in weights else "biases, factors, counters")
 
     return {name: kind(name) for name in names}

@@ -258,10 +258,10 @@ def _best(judge: Judge, book: _Book, found: list[Candidate], seconds: float) -> 
         return judge.start(found[0]), found[0]  # nothing was lost but bits
     fitted = sorted((one for one in found if not one.pruned), key=lambda one: -scores[one.label]["at the start"])
     left = [*fitted[:_TRIED], *(one for one in found if one.pruned)]  # zeros cost much at first, and are made up for
+    each = _TRIAL * seconds / len(left)
     if len(left) > 1:
         for one in left:
             if "after a trial" not in scores[one.label]:
-                each = _TRIAL * seconds / len(left)
                 _log.info("%s: training for %.0f s", one.label, each)
                 small = judge.improve(one, starts[one.label], each, starts[one.label].parent / "trial")
                 scored("after a trial", one, small)
@@ -272,6 +272,13 @@ def _best(judge: Judge, book: _Book, found: list[Candidate], seconds: float) -> 
     small = judge.improve(chosen, starts[chosen.label], seconds, starts[chosen.label].parent / "final")
     if "at the end" not in scores[chosen.label]:
         scored("at the end", chosen, small)
+    known = scores[chosen.label]
+    best = max(known, key=lambda kind: known[kind])
+    if best == "at the start":
+        small = checkpoint.load(starts[chosen.label], base=judge.plain)
+    elif best == "after a trial":  # reads what the trial left
+        small = judge.improve(chosen, starts[chosen.label], each, starts[chosen.label].parent / "trial")
+    _log.info("%s: the net %s is kept", chosen.label, best)
     return small, chosen
 
 

@@ -134,3 +134,34 @@ def test_sizes_that_a_net_of_several_inputs_cannot_take(tmp_path):
     with pytest.raises(ValueError, match="or a tuple of such sizes if the net has several inputs"):
         pc.fold_norm(net)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_inputs_and_outputs_are_told_apart(tmp_path):
+    class Named(nn.Module):
+        def forward(self, left, right):
+            return {"left": left + 1, "right": 2 * right}
+
+    class Any(nn.Module):
+        def forward(self, input1, *rest, **more):
+            return input1 + sum(rest)
+
+    sizes = ((3,), (3,), (3,))
+    export(Named(), tmp_path / "net.onnx", input_size=sizes[:2], timed=False)
+    session = onnx.session((tmp_path / "net.onnx").read_bytes(), 1)
+    assert [one.name for one in session.get_inputs()] == ["left_in", "right_in"]
+    assert [one.name for one in session.get_outputs()] == ["left", "right"]
+    export(Any(), tmp_path / "net.onnx", input_size=sizes, timed=False)
+    session = onnx.session((tmp_path / "net.onnx").read_bytes(), 1)
+    assert [one.name for one in session.get_inputs()] == ["input1", "input1_in", "input2"]
+
+
+def test_notes_of_images_are_for_inputs_of_as_many_channels(tmp_path):
+    notes = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]}
+    found = export(Meeting().eval(), tmp_path / "net.onnx", input_size=SIZES, notes=notes, timed=False)
+    assert found.max_difference < 1e-5
+
+
+@pytest.mark.parametrize("size", [8, (3, (8, 8)), (3.0, 8, 8), (), ((3, 8, 8), ())])
+def test_sizes_that_are_none(size):
+    with pytest.raises(ValueError, match=r"input_size is \(channels, height, width\).*or a tuple of such sizes"):
+        pc.measure(nn.Conv2d(3, 3, 3), size)

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
-from pocketcnn.checkpoint.storage import dequantize, quantize, weights_of
+from pocketcnn.checkpoint.storage import dequantize, hold_zeros_, prune_, quantize, weights_of
 from pocketcnn.data import load
 from pocketcnn.train import PRESETS, TrainConfig, fit
 from pocketcnn.train.images import normalized
-from pocketcnn.train.rounding import Rounding, best_steps, round_weights_
+from pocketcnn.train.optimizers import make_optimizer
+from pocketcnn.train.rounding import Rounding, best_steps
 
 LEVELS = {"8": 255, "4": 16, "3": 8, "2": 4, "ternary": 3, "1": 2}
 SHORT = dataclasses.replace(PRESETS["demo"], epochs=2)
@@ -37,7 +38,7 @@ def slow_rounded(row, step, low, high):
 def test_each_row_has_few_values_and_the_first_and_the_last_layer_many(bits):
     one = net()
     names = list(weights_of(one))
-    round_weights_(one, bits)
+    Rounding(one, bits)
     for name, weight in weights_of(one).items():
         most = LEVELS["8" if name in (names[0], names[-1]) else bits]
         assert max(len(row.unique()) for row in weight.flatten(1)) <= most
@@ -155,10 +156,45 @@ def test_rows_with_a_step_are_stored_as_they_are():
     assert (dequantize(found, scales) - rough).abs().max() <= scales.max() / 2 * 1.001
 
 
+@pytest.mark.parametrize("bits", ["8", "4", "ternary", "1"])
+def test_rows_that_start_at_zero_learn(bits):
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+    nn.init.zeros_(one[1].weight)
+    x, target = torch.randn(64, 6), torch.randn(64, 4)
+    config = TrainConfig(optimizer="adamw", lr=0.02, weight_decay=0.0, bits=bits)
+    rounding = Rounding(one, bits)
+    optimizer = make_optimizer(one, config, rounding)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = (one(x) - target).square().mean()
+        loss.backward()
+        rounding.restore_()
+        optimizer.step()
+        rounding.round_()
+    assert one[1].weight.abs().max() > 0.05
+
+
+@pytest.mark.parametrize("bits", LEVELS)
+def test_zeros_that_are_held_and_frozen_weights_stay(bits, digits, tmp_path):
+    one = net()
+    prune_(one, 0.5)
+    zeros = {name: weight == 0 for name, weight in weights_of(one).items()}
+    hold_zeros_(one)
+    one.layer1.requires_grad_(False)
+    before = one.layer1[0].conv1.weight.clone()
+    fit(one, digits, dataclasses.replace(SHORT, bits=bits, epochs=1), tmp_path / "run")
+    assert one.layer1[0].conv1.weight.equal(before)
+    for name, weight in weights_of(one).items():
+        assert (weight[zeros[name]] == 0).all(), name
+
+
 def test_what_cannot_be_rounded():
+    with pytest.raises(ValueError, match=r"weights of torch.bfloat16 would be rounded twice"):
+        Rounding(net().bfloat16(), "4")
     with pytest.raises(ValueError, match="no bits '5'; known: off, 8, 4, 3, 2, ternary, 1"):
         Rounding(net(), "5")
-    with pytest.raises(ValueError, match="no weights to round"):
+    with pytest.raises(ValueError, match="no weights to round that are trained"):
         Rounding(nn.BatchNorm2d(3), "4")
     with pytest.raises(ValueError, match="no bits '7'"):
         TrainConfig(bits="7")

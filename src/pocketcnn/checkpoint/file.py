@@ -49,7 +49,7 @@ from pocketcnn.errors import (
 from pocketcnn.models.builders import BUILDERS, LIBRARIES, known, runs_code
 from pocketcnn.models.recipes import check_name, create_model
 from pocketcnn.models.spec import parse_model
-from pocketcnn.support.copying import copied
+from pocketcnn.support.copying import copied, skeleton
 from pocketcnn.support.files import write_atomically
 from pocketcnn.support.modules import bare, filled_later, unwrapped
 from pocketcnn.support.version import __version__
@@ -89,7 +89,7 @@ def save(
         passphrase: hides the seeds of the net's rings or puppets. It does not encrypt the weights: somebody with data
             can train them further. A seed below 2**32 can be found by trying, so draw one with `secrets.randbits(64)`.
         packed: codes header and tensors together in as few bytes as is known here, see `pocketcnn.checkpoint.packed`. The
-            net that loads is the same, bit for bit; versions of this package before 0.3 cannot load it.
+            net that loads is the same, bit for bit. Packing takes about a second for each million float32 numbers.
         norms: `"float16"` rounds norms and biases, `"folded"` also leaves of each batch norm a factor and a summand: fewer bytes
             in a packed file, see `pocketcnn.checkpoint.storage.lighten_`. The given net is left alone.
     Returns:
@@ -281,7 +281,9 @@ def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: 
             with bare(base) as plain:
                 net = copied(plain)
         todo = _steps_after(net, steps, header, path)
-        return rebuild_(net.to("meta") if light else net, todo)
+        return rebuild_(
+            skeleton(net)[0] if light and base is not None else net, todo
+        )  # which keeps weights that are tied
 
     foreign = base is not None or header.base is None or header.base.name not in BUILDERS
     for light in (True, False):
@@ -298,7 +300,7 @@ def _built(header: Header, base: nn.Module | None, steps: Sequence[Step], head: 
             words = " ".join(str(error).split()) if isinstance(error, ValueError | PocketError) else repr(error)
             raise BrokenFile(f"{path}: the net it describes cannot be rebuilt: {words[:500]}") from error
         if light:
-            check_fit(path, _laid_out(head, model, path), model, header.storage)
+            check_fit(path, laid_out(head, model, path), model, header.storage)
     if header.base is not None:
         made = record_of(model)
         remember(model, dataclasses.replace(made, base=dataclasses.asdict(header.base)))
@@ -402,7 +404,7 @@ def fill_from_(
 
 def _fill(model: nn.Module, path: Path, head: Head, storage: StorageEntry | None, allow_nonfinite: bool) -> None:
     """Copies the tensors of a file, whose head was checked, into a net."""
-    check_fit(path, _laid_out(head, model, path), model, storage)
+    check_fit(path, laid_out(head, model, path), model, storage)
     wanted = distinct_tensors(model)
     places = model.state_dict(keep_vars=True)
     with _reader(path, head, model) as (names, read):
@@ -425,7 +427,7 @@ def _fill(model: nn.Module, path: Path, head: Head, storage: StorageEntry | None
             places[name].data = new.to(places[name].dtype) if whole else new
 
 
-def _laid_out(head: Head, model: nn.Module, path: Path) -> Head:
+def laid_out(head: Head, model: nn.Module, path: Path) -> Head:
     """The head of a file with its tensors by name; those of a packed file follow from the net."""
     return packing.open_packed(path, head).laid_out(model, head) if packing.is_packed(head.metadata[FORMAT]) else head
 

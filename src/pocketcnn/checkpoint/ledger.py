@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pocketcnn.checkpoint import packed
-from pocketcnn.checkpoint.header import FORMAT, file_in
-from pocketcnn.checkpoint.sealed import read_head
-from pocketcnn.checkpoint.storage import MASKS, SCALES, weights_of
+from pocketcnn.checkpoint.file import laid_out
+from pocketcnn.checkpoint.header import FORMAT, file_in, parse_header
+from pocketcnn.checkpoint.sealed import read_head, verify
+from pocketcnn.checkpoint.storage import MASKS, SCALES, check_fit, weights_of
 from pocketcnn.support.protocols import CodesNumbers
 from pocketcnn.support.tables import columns
 
@@ -67,6 +68,9 @@ def ledger(path: str | Path, net: nn.Module) -> Ledger:
     """
     path = file_in(Path(path))
     head = read_head(path)
+    _, header = parse_header(head, path)
+    verify(path, head)
+    check_fit(path, laid_out(head, net, path), net, header.storage)
     if packed.is_packed(head.metadata[FORMAT]):
         tensors = packed.open_packed(path, head).ledger(net)
     else:

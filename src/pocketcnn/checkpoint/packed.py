@@ -1,13 +1,15 @@
 """Packed model files: header and tensors coded together, in one tensor of bytes, without loss.
 
 A packed file is a `.safetensors` whose only tensor, `packed`, is a MessagePack list: the length of the description, the
-description, and a stream for each type of number. The description is the header of an ordinary file and, for each tensor in the
-order of the net, a letter for its type. Names and shapes are not stored, because the net that the header describes has them.
+description, and a stream for each type of number. The description is JSON: the header of an ordinary file and, for each tensor in
+the order of the net, a letter for its type. Names and shapes are not stored, because the net that the header describes has them;
+a hash of them tells whether it does.
 Tensors of one type lie one after the other, those of one name in the modules together: norms' variances are more like each
 other than like kernels. `pocketcnn.checkpoint.coding` says how numbers are coded.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,18 +23,21 @@ from torch import Tensor, nn
 from pocketcnn.checkpoint.coding import expand, read_numbers, read_values, squeeze, write_numbers, write_values
 from pocketcnn.checkpoint.sealed import AGAIN, Head, TensorEntry
 from pocketcnn.cost import distinct_tensors
-from pocketcnn.errors import BrokenFile
+from pocketcnn.errors import BrokenFile, CannotWrite
 from pocketcnn.support.protocols import CodesNumbers
+from pocketcnn.support.schema import parse_json, shaped
 
 TENSOR = "packed"
 VERSION = 3  # of the format; ordinary files keep an older one
 _LONGEST = 8 << 20  # bytes of a description
+_DEEPEST = 32  # times the length of a file, and 64 kB: the longest description that it may have
 _MOST, _SPARE = 256, 1 << 20  # a net takes at most so many times the bytes of its file, and so many more
 _NUMBERS = "#"  # letter of whole numbers below a limit that the net knows
 _TYPES = {
     "f": ("F32", torch.float32), "h": ("F16", torch.float16), "b": ("BF16", torch.bfloat16), "d": ("F64", torch.float64),
     "l": ("I64", torch.int64), "i": ("I32", torch.int32), "s": ("I16", torch.int16), "c": ("I8", torch.int8),
-    "u": ("U8", torch.uint8), "?": ("BOOL", torch.bool), "z": ("C64", torch.complex64),
+    "u": ("U8", torch.uint8), "?": ("BOOL", torch.bool), "z": ("C64", torch.complex64), "w": ("U16", torch.uint16),
+    "v": ("U32", torch.uint32), "x": ("U64", torch.uint64),
 }  # fmt: skip
 _LETTERS = {dtype: letter for letter, (_, dtype) in _TYPES.items()}
 _SMALL = {
@@ -50,12 +55,21 @@ class _Blob(msgspec.Struct, array_like=True):
     streams: list[bytes]
 
 
-class _Description(msgspec.Struct):
-    """What is stored beside the streams: `more` are the lengths of tensors of one axis that are not those of the net."""
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """What is stored beside the streams.
+
+    `more` are the lengths of tensors of one axis that are not those of the net; `names` is a hash of the net's tensors.
+    """
 
     header: dict[str, Any]
     types: str
-    more: dict[str, Annotated[int, msgspec.Meta(ge=0)]]
+    more: dict[str, Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]]
+    names: str
+
+    def text(self) -> bytes:
+        """The description as JSON, in ASCII."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +105,12 @@ class Packed:
         wanted = distinct_tensors(model)
         names = [*wanted, *(name for name in self.description.more if name not in wanted)]
         types = self.description.types
+        numbered = {name for name, letter in zip(names, types, strict=False) if letter == _NUMBERS}
+        if self.description.names != _hash_of(wanted) or not numbered <= wanted.keys():
+            raise BrokenFile(
+                f"{self.path}: its tensors do not fit {type(model).__name__}: they have other names or shapes; was the net changed "
+                "after condense, or is base another net?"
+            )
         if len(names) != len(types) or set(types) - {*_TYPES, *_SMALL, _NUMBERS}:
             raise BrokenFile(
                 f"{self.path}: its {len(types)} tensors do not fit {type(model).__name__}, which has {len(names)}; was the net "
@@ -136,16 +156,16 @@ class Packed:
 
     def with_header(self, header: Mapping[str, Any]) -> bytes:
         """The content of the same file with another header, as safetensors writes it."""
-        return _serialized(dict(header), self.description.types, self.description.more, self.blob.streams)
+        return serialized(dataclasses.replace(self.description, header=dict(header)), self.blob.streams)
 
     def ledger(self, model: nn.Module) -> dict[str, int]:
         """The bytes that each tensor takes, its share of the bytes of its stream, and the description's."""
-        names = [name for name, _, _ in self._tensors(model)]
         shapes = {name: shape for name, _, shape in self._tensors(model)}
+        lanes = _lanes(dict(zip(shapes, self.description.types, strict=True)))
+        if len(lanes) != len(self.blob.streams):
+            raise BrokenFile(f"{self.path}: cut off, {len(self.blob.streams)} streams for {len(lanes)}; {AGAIN}")
         found: dict[str, int] = {}
-        for lane, stream in zip(
-            _lanes(dict(zip(names, self.description.types, strict=True))), self.blob.streams, strict=True
-        ):
+        for lane, stream in zip(lanes, self.blob.streams, strict=True):
             left, total = len(stream), sum(torch.Size(shapes[name]).numel() for name in lane)
             for name in lane:
                 count = torch.Size(shapes[name]).numel()
@@ -173,12 +193,15 @@ def open_packed(path: Path, head: Head) -> Packed:
     with open(path, "rb") as file:
         file.seek(head.start)
         content = file.read()
+    where = f"{path}: its description of the net is damaged"
     try:
         blob = msgspec.msgpack.decode(content, type=_Blob)
-        described = msgspec.msgpack.decode(expand(blob.description, blob.length), type=_Description)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise BrokenFile(f"{path}: its description of the net is damaged ({error}); {AGAIN}") from error
-    return Packed(path, blob, described)
+        if blob.length > (1 << 16) + _DEEPEST * len(content):
+            raise ValueError(f"{blob.length:,} bytes of description in a file of {len(content):,}")
+        text = expand(blob.description, blob.length)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise BrokenFile(f"{where} ({error}); {AGAIN}") from error
+    return Packed(path, blob, shaped(parse_json(text, where, remedy=AGAIN), _Description, where, remedy=AGAIN))
 
 
 def pack_file(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> bytes:
@@ -189,22 +212,21 @@ def pack_file(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
         tensors: to store, those of the net and others of one axis.
         model: the net.
     Raises:
-        ValueError: a type of tensor that no packed file holds, or a net that packs to less than a 256th.
+        CannotWrite: a type of tensor that no packed file holds, or a net that packs to less than a 256th.
     """
     wanted = distinct_tensors(model)
     ordered = {name: tensors[name] for name in (*wanted, *(name for name in tensors if name not in wanted))}
-    if odd := next((tensor.dtype for tensor in ordered.values() if tensor.dtype not in _LETTERS), None):
-        raise ValueError(f"tensors of {odd} cannot be packed")
-    letters, streams = {}, []
-    for name, tensor in ordered.items():
-        letters[name] = _NUMBERS if _as_numbers(model, name, tensor) is not None else _letter_of(tensor)
+    if odd := next((name for name, tensor in ordered.items() if tensor.dtype not in _LETTERS), None):
+        raise CannotWrite(f"{odd} is of {ordered[odd].dtype}, which no packed file holds; save without packed")
+    modules = dict(model.named_modules())
+    numbers = {name: _as_numbers(modules, name, tensor) for name, tensor in ordered.items()}
+    letters = {name: _letter_of(t) if numbers[name] is None else _NUMBERS for name, t in ordered.items()}
+    streams = []
     for lane in _lanes(letters):
-        letter = letters[lane[0]]
+        letter, known = letters[lane[0]], numbers[lane[0]]
         values = torch.cat([ordered[name].detach().cpu().flatten() for name in lane])
-        if letter == _NUMBERS:
-            numbers = _as_numbers(model, lane[0], ordered[lane[0]])
-            assert numbers is not None
-            streams.append(write_numbers(*numbers))
+        if known is not None:
+            streams.append(write_numbers(*known))
         elif letter in _SMALL:
             low, high = _SMALL[letter]
             streams.append(write_numbers(values.long() - low, high - low + 1))
@@ -215,10 +237,10 @@ def pack_file(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
         for name, tensor in ordered.items()
         if name not in wanted or tensor.shape != wanted[name].shape
     }
-    content = _serialized(dict(header), "".join(letters.values()), more, streams)
+    content = serialized(_Description(dict(header), "".join(letters.values()), more, _hash_of(wanted)), streams)
     if (total := sum(tensor.nbytes for tensor in ordered.values())) > _SPARE + _MOST * len(content):
-        raise ValueError(
-            f"{total:,} bytes of nearly equal numbers pack to {len(content):,}, which load would not believe"
+        raise CannotWrite(
+            f"{total:,} bytes of nearly equal numbers pack to {len(content):,}, which load would not believe; save without packed"
         )
     return content
 
@@ -231,9 +253,16 @@ def _letter_of(tensor: Tensor) -> str:
     return _LETTERS[tensor.dtype]
 
 
-def _serialized(header: dict[str, Any], types: str, more: dict[str, int], streams: list[bytes]) -> bytes:
-    described = msgspec.msgpack.encode(_Description(header, types, more))
-    blob = msgspec.msgpack.encode(_Blob(len(described), squeeze(described), streams))
+def _hash_of(wanted: Mapping[str, Tensor]) -> str:
+    """Tells nets apart by the names and the shapes of their tensors, in order."""
+    text = json.dumps([[name, list(tensor.shape)] for name, tensor in wanted.items()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def serialized(description: _Description, streams: list[bytes]) -> bytes:
+    """The content of a packed file, as safetensors writes it."""
+    text = description.text()
+    blob = msgspec.msgpack.encode(_Blob(len(text), squeeze(text), streams))
     return serialize({TENSOR: torch.frombuffer(bytearray(blob), dtype=torch.uint8)})
 
 
@@ -254,10 +283,10 @@ def _coder(model: nn.Module, name: str) -> tuple[CodesNumbers, str, int]:
     return owner, own, limit
 
 
-def _as_numbers(model: nn.Module, name: str, stored: Tensor) -> tuple[Tensor, int] | None:
-    """A tensor as numbers below a limit, if the net knows a way that loses nothing."""
+def _as_numbers(modules: Mapping[str, nn.Module], name: str, stored: Tensor) -> tuple[Tensor, int] | None:
+    """A tensor as numbers below a limit, if the module that holds it knows a way that loses nothing."""
     path, _, own = name.rpartition(".")
-    owner = dict(model.named_modules()).get(path)
+    owner = modules.get(path)
     if not isinstance(owner, CodesNumbers) or (limit := owner.limit_of(own)) is None:
         return None
     numbers = owner.numbers_of(own, stored)

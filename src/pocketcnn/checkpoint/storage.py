@@ -26,11 +26,10 @@ from pocketcnn.surgery.folding import reduce_norms_
 
 Storage = Literal["float32", "float16", "int8"]
 Norms = Literal["exact", "float16", "folded"]
-_LOOKED_AT, _MOST_SIZES = (
-    512,
-    129,
-)  # values of a row that may tell soon that it has no step; sizes that a row with one has
-_DIVISORS = 16  # of the smallest value of a row, tried for its step
+_PROBED, _DIVISORS = (
+    8,
+    16,
+)  # values of a row that are looked at first; divisors of its smallest value, tried for its step
 _DIGITS = 11  # of float16, the one that is not written included
 SCALES, MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
 _WORTH = 128  # the bytes that a mask must save at least
@@ -129,44 +128,42 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds a weight to `(int8 numbers, float32 scales)`; numbers * scales is near the weight.
 
     A row that holds whole numbers times a step, as after training for few bits, keeps them: its scale is the step, and nothing is
-    lost. Of other rows the largest value becomes 127 scales.
+    lost, if its smallest number but 0 is at most 16. Of other rows the largest value becomes 127 scales.
 
     Args:
         weight: any shape; each index of the first axis has a scale, a weight of one axis has a single scale.
     Raises:
         ValueError: the weight is not finite.
     Example:
-        >>> quantize(torch.tensor([1.0, -0.5, 0.0]))[0]
-        tensor([127, -64,   0], dtype=torch.int8)
+        >>> quantize(torch.tensor([1.0, -0.51, 0.0]))[0], quantize(torch.tensor([1.0, -0.5, 0.0]))[0]
+        (tensor([127, -65,   0], dtype=torch.int8), tensor([ 2, -1,  0], dtype=torch.int8))
     """
     rows = rows_of(weight.float())
     scales = rows.abs().amax(dim=1) / 127
     if not torch.isfinite(scales).all():
         raise ValueError("weights that are not finite cannot be stored as int8")
     scales = torch.where(scales == 0, 1.0, scales)
-    for number, row in enumerate(rows):
-        if (step := _step_of(row)) is not None:
-            scales[number] = step
+    steps = _steps_of(rows)
+    scales = torch.where(steps > 0, steps, scales)
     return (rows / scales[:, None]).round().to(torch.int8).view(weight.shape), scales
 
 
-def _step_of(row: Tensor) -> Tensor | None:
-    """The step of which all values of a row are multiples, up to 127, exactly; None if there is none."""
-    sizes = row[:_LOOKED_AT].abs().unique()
-    if len(sizes) > _MOST_SIZES:
-        return None
-    sizes = row.abs().unique()
-    sizes = sizes[sizes > 0]
-    if not 0 < len(sizes) < _MOST_SIZES:
-        return None
+def _steps_of(rows: Tensor) -> Tensor:
+    """For each row the step of which all values are multiples, up to 127, exactly; 0 where none was found.
+
+    Steps are tried that go into the smallest value up to `_DIVISORS` times.
+    """
+    sizes, found = rows.abs(), torch.zeros(len(rows))
+    smallest = torch.where(sizes > 0, sizes, torch.inf).amin(1) if rows.numel() else torch.full((len(rows),), torch.inf)
     for divisor in range(1, _DIVISORS + 1):
-        step = sizes[0] / divisor
-        numbers = (sizes / step).round()
-        if numbers[-1] > 127:
-            return None
-        if (numbers * step).equal(sizes):
-            return step
-    return None
+        steps = smallest / divisor
+        todo = (smallest.isfinite() & (found == 0)).nonzero()[:, 0]
+        for width in (_PROBED, sizes.shape[1]):  # a few values tell for most rows
+            part, step = sizes[todo, :width], steps[todo, None]
+            numbers = (part / step).round()
+            todo = todo[((numbers * step == part) & (numbers <= 127)).all(1)]
+        found[todo] = steps[todo]
+    return found
 
 
 def dequantize(numbers: Tensor, scales: Tensor) -> Tensor:

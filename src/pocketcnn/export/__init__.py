@@ -123,7 +123,8 @@ def export(
     notes.pop("input_size", None)
     if len(sizes) == 1:  # of several inputs the file itself says the sizes
         notes["input_size"] = list(sizes[0])
-    names, outputs = _names_of(net, len(sizes)), _outputs_of(net, sizes)
+    outputs = _outputs_of(net, sizes)
+    names = _names_of(net, len(sizes), outputs or (onnx.OUTPUT,))
     wanted = _flat(net if entropy is None else materialize(net, entropy=entropy, partly=True), outputs)
     plain = materialize(net, entropy=entropy, fold_norm=True, input_size=size, partly=True, serving=True)
     threads = torch.get_num_threads()
@@ -202,12 +203,19 @@ def _input_size(model: Any, given: Any, notes: Mapping[str, Any]) -> ExampleSize
     return tuple(given or notes.get("input_size") or getattr(model, "input_size", None) or (3, 32, 32))
 
 
-def _names_of(net: nn.Module, count: int) -> tuple[str, ...]:
-    """Names what a net takes: by the arguments of its `forward` if they are several."""
+def _names_of(net: nn.Module, count: int, taken: Sequence[str]) -> tuple[str, ...]:
+    """Names what a net takes: by the arguments of its `forward` if they are several, with `_in` where an output has that name."""
     if count == 1:
         return (onnx.INPUT,)
-    named = [one for one in inspect.signature(net.forward).parameters.values() if one.kind is not one.VAR_POSITIONAL]
-    return tuple(named[place].name if place < len(named) else f"input{place}" for place in range(count))
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [one.name for one in inspect.signature(net.forward).parameters.values() if one.kind in kinds]
+    names: list[str] = []
+    for place in range(count):
+        name = named[place] if place < len(named) else f"input{place}"
+        while name in (*names, *taken):
+            name += "_in"
+        names.append(name)
+    return tuple(names)
 
 
 def _outputs_of(net: nn.Module, sizes: Sequence[tuple[int, ...]]) -> tuple[str, ...] | None:

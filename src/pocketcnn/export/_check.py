@@ -53,7 +53,10 @@ def ordinary_images(count: int, input_size: tuple[int, ...], notes: Mapping[str,
 
 def normalised(pixels: Tensor, notes: Mapping[str, Any]) -> Tensor:
     """Normalises images in [0, 1] as in the net's training."""
-    mean, std = (torch.tensor(notes.get(key, [number])) for key, number in (("mean", 0.5), ("std", 0.25)))
+    # Of several inputs the notes say of one how it is normalised: of that which has as many channels.
+    fits = len(notes.get("mean", [0])) in (1, pixels.shape[1] if pixels.dim() > 1 else 1)
+    known = notes if fits else {}
+    mean, std = (torch.tensor(known.get(key, [number])) for key, number in (("mean", 0.5), ("std", 0.25)))
     along = [-1, *[1] * (pixels.dim() - 2)]
     return (pixels - mean.view(along)) / std.view(along)
 

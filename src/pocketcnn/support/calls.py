@@ -25,10 +25,13 @@ def sizes_of(input_size: ExampleSize, batch: int = 1) -> tuple[tuple[int, ...], 
         >>> sizes_of((3, 32, 32)), sizes_of(((3, 32, 32), (5,)))
         (((3, 32, 32),), ((3, 32, 32), (5,)))
     """
-    several = len(input_size) > 0 and all(isinstance(one, tuple | list) for one in input_size)
-    sizes: Any = input_size if several else (input_size,)
-    if any(not 1 <= len(size) <= 4 or min(size) < 1 for size in sizes):
-        raise ValueError(f"input_size is (channels, height, width), each at least 1, not {tuple(input_size)}")
+    given: Any = input_size if isinstance(input_size, tuple | list) else (None,)
+    sizes = given if given and all(isinstance(one, tuple | list) for one in given) else (given,)
+    if any(not 1 <= len(size) <= 4 or any(type(side) is not int or side < 1 for side in size) for size in sizes):
+        raise ValueError(
+            f"input_size is (channels, height, width), whole numbers of at least 1, or a tuple of such sizes for a net of several "
+            f"inputs, not {input_size!r}"
+        )
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     return tuple(map(tuple, sizes))

@@ -52,10 +52,18 @@ def fold_norms_(model: nn.Module, input_size: ExampleSize | None = None) -> list
 
 
 def reduce_norms_(model: nn.Module) -> None:
-    """Leaves of every batch norm a factor and a summand, which is enough to serve; see `methods._norms.reduce_`."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and reduce_(module) and module.num_batches_tracked is not None:
-            module.num_batches_tracked.zero_()
+    """Leaves of every batch norm a factor and a summand, which is enough to serve; see `methods._norms.reduce_`.
+
+    Norms whose weight or bias is shared, or made of other parameters, are left alone.
+    """
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+
+    def own(norm: nn.Module) -> bool:  # and not made of something else, nor shared
+        return all(owners[id(norm._parameters.get(name))] == 1 for name in ("weight", "bias"))
+
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm) and own(norm) and reduce_(norm) and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()
 
 
 @contextlib.contextmanager

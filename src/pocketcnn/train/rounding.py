@@ -22,7 +22,7 @@ Bits = Literal["off", "8", "4", "3", "2", "ternary", "1"]
 _RANGES = {"8": (-127, 127), "4": (-8, 7), "3": (-4, 3), "2": (-2, 1), "ternary": (-1, 1), "1": (-1, 1)}
 _TRIED = 40  # step sizes tried for a start, as shares of the one that the largest weight asks for
 _TINY = 1e-12
-_FASTEST = 0.1  # relative change of a step size for a rate of 1
+_FASTEST = 0.1  # largest gradient of the logarithm of a step size
 
 
 class Rounding(nn.Module):
@@ -31,20 +31,24 @@ class Rounding(nn.Module):
     The first and the last weight of two or more axes have 8 bits, because they are small and much depends on them.
 
     Args:
-        net: its weights are rounded from now on, in place.
+        net: its trainable weights are rounded from now on, in place; frozen ones stay as they are.
         bits: of the numbers; `"ternary"` for -1, 0 and 1, `"1"` for -1 and 1.
     Raises:
-        ValueError: no such number of bits, or a net without weights.
+        ValueError: no such number of bits, a net without trainable weights, or weights of 16 bits, whose products with a step
+            would be rounded again.
     """
 
     def __init__(self, net: nn.Module, bits: Bits) -> None:
         super().__init__()
         if bits not in _RANGES:
             raise ValueError(f"no bits {bits!r}; known: {', '.join(get_args(Bits))}")
-        self._weights = tuple(weights_of(net).values())  # a tuple, so that they are the net's alone
+        known = weights_of(net).values()
+        self._weights = tuple(w for w in known if w.requires_grad)  # a tuple, so that they are the net's alone
         if not self._weights:
-            raise ValueError(f"{type(net).__name__} has no weights to round")
-        wide = [weight for weight in self._weights if weight.dim() > 1]
+            raise ValueError(f"{type(net).__name__} has no weights to round that are trained")
+        if odd := next((w.dtype for w in self._weights if w.dtype not in (torch.float32, torch.float64)), None):
+            raise ValueError(f"weights of {odd} would be rounded twice; train few bits in float32 (net.float())")
+        wide = [weight for weight in known if weight.dim() > 1]
         ends = {id(weight) for weight in (*wide[:1], *wide[-1:])}
         self.bits: list[str] = ["8" if id(weight) in ends else bits for weight in self._weights]
         for number, weight in enumerate(self._weights):
@@ -95,7 +99,7 @@ def _steps(log_step: Tensor) -> Tensor:
 def _numbers(x: Tensor, bits: str) -> Tensor:
     """The whole numbers nearest to weights divided by their steps."""
     if bits == "1":
-        return torch.where(x < 0, -1.0, 1.0)
+        return x.sign()  # 0 stays 0, where pruned weights are held
     return x.round().clamp(*_RANGES[bits])
 
 
@@ -120,19 +124,17 @@ def best_steps(rows: Tensor, bits: str) -> Tensor:
     """
     largest = _largest(rows)
     if bits == "1":
-        return rows.abs().mean(1).clamp(min=_TINY)
+        return _filled(rows.abs().mean(1), rows)
     found, least = largest.clone(), torch.full_like(largest, math.inf)
     for share in range(1, _TRIED + 1):
         step = largest * (share / _TRIED) / max(1, _RANGES[bits][1])
         error = (_numbers(rows / step[:, None], bits) * step[:, None] - rows).square().sum(1)
         found, least = torch.where(error < least, step, found), torch.minimum(error, least)
-    return found
+    return _filled(found, rows)
 
 
-def round_weights_(net: nn.Module, bits: Bits) -> None:
-    """Rounds the weights of a net to few bits, in place, without training.
-
-    Raises:
-        ValueError: as for `Rounding`.
-    """
-    Rounding(net, bits)
+def _filled(steps: Tensor, rows: Tensor) -> Tensor:
+    """Gives rows of zeros, which say nothing of their size, the median step of the others; or one of a usual start."""
+    some = rows.abs().amax(1) > 0
+    usual = steps[some].median() if some.any() else torch.tensor(rows.shape[1] ** -0.5)
+    return torch.where(some, steps, usual.to(steps)).clamp(min=_TINY)

@@ -43,6 +43,8 @@ def measure(words: Sequence[str]) -> None:
 
     given = parse(Measure, words, "measure", method_help)
     if given.model.endswith(".onnx"):
+        if given.bytes:
+            raise BadUsage(f"{given.model}: --bytes shows the parts of a model file; an exported file has none of them")
         print(_cost_of_onnx(given))
         return
     import pocketcnn as pc

@@ -32,6 +32,7 @@ _PROBED, _DIVISORS = (
 )  # values of a row that are looked at first; divisors of its smallest value, tried for its step
 _DIGITS = 11  # of float16, the one that is not written included
 SCALES, MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
+_FEW = 7  # the largest number of four bits
 _WORTH = 128  # the bytes that a mask must save at least
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
@@ -176,13 +177,16 @@ def rows_of(weight: Tensor) -> Tensor:
     return weight.reshape(1, -1) if weight.dim() < 2 else weight.flatten(1)
 
 
-def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack(
+    tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage, *, digits: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Converts the weights among a file's tensors to another type.
 
     Args:
         tensors: the tensors of a net, by name.
         model: the net, which says which of them are weights.
         storage: `"float32"`, `"float16"` or `"int8"`.
+        digits: the file will hold whole numbers of few bits in so many bits, zeros too; these need no mask.
     Returns:
         The tensors to store, and the entry `storage` of the file's header.
     Raises:
@@ -206,7 +210,8 @@ def pack(tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage) -> t
             if not torch.isfinite(small).all() and torch.isfinite(weight).all():
                 raise ValueError(f"{name}: its largest value, {weight.abs().max():.3g}, does not fit in {storage}")
         nonzero = small.flatten() != 0
-        if small.nbytes - int(nonzero.sum()) * small.itemsize - -(-len(nonzero) // 8) > _WORTH:
+        few = digits and storage == "int8" and int(small.abs().max()) <= _FEW
+        if not few and small.nbytes - int(nonzero.sum()) * small.itemsize - -(-len(nonzero) // 8) > _WORTH:
             masks.append(_bits(nonzero))
             small = small.flatten()[nonzero]
             sparse.append(name)

@@ -120,6 +120,18 @@ def test_a_plain_net_learns_with_three_values(digits, tmp_path):
     assert size["off"] - size["ternary"] > 0.6 * weights, "of seven bits or eight each weight keeps 1.6"
 
 
+def test_a_trained_net_learns_to_do_with_few_bits_from_itself(digits, tmp_path):
+    fit(net(), digits, dataclasses.replace(SHORT, epochs=8), tmp_path / "teacher")
+    config = dataclasses.replace(PRESETS["distil"], epochs=2, bits="4", precision="float32", channels_last="off")
+    found = pc.distil(tmp_path / "teacher", "plain", digits, config, tmp_path / "student")
+    assert found["name"] == "resnet20 plain fit"
+    teacher, student = (pc.load(tmp_path / name / "model.safetensors") for name in ("teacher", "student"))
+    before = pc.train.evaluate(teacher, digits)["test_accuracy"]
+    assert found["start"]["validation_accuracy"] == pytest.approx(before, abs=0.1)
+    assert found["test_accuracy"] > before - 0.15
+    assert len(student.layer2[0].conv1.weight[0].unique()) <= 16
+
+
 def test_a_run_resumes_to_the_same_bits(digits, tmp_path):
     config = dataclasses.replace(SHORT, bits="4", epochs=3)
 

@@ -21,6 +21,7 @@ from pocketcnn.errors import BadData
 from pocketcnn.methods import METHODS
 from pocketcnn.models.recipes import create_model, options_for
 from pocketcnn.models.spec import PLAIN_METHOD, parse_method, parse_model
+from pocketcnn.support.copying import copied
 from pocketcnn.support.files import make_folder, write_json
 from pocketcnn.support.runs import Share, read_record
 from pocketcnn.surgery import condense, provenance
@@ -58,7 +59,8 @@ def distil(
     Args:
         teacher: a trained net, which is left alone; the file of one, saved without a passphrase; the folder of its run; or
             a `Teacher`, which says how its images are normalised.
-        student: a method with its options (`"ring:size=0.25"`), which condenses the teacher; the file of a net, made by name
+        student: a method with its options (`"ring:size=0.25"`), which condenses the teacher; `"plain"` for a copy of the teacher,
+            as for `config.bits`; the file of a net, made by name
             or from the teacher; the name of a net, which starts fresh; or a net, which is trained in place.
         data: images of the classes that the teacher knows. With `config.teacher_weight` 1 their labels are not used. A
             student that is given as a net sees them normalised by their own mean and deviation, one from a file as the file
@@ -250,6 +252,8 @@ def _student(teacher: nn.Module, student: str, data: DataSet, initialize: str, i
         return _loaded(Path(student), teacher)
     if _is_method(student):
         method, options = parse_method(student)
+        if method == PLAIN_METHOD:
+            return copied(teacher).requires_grad_(True)
         # The teacher was frozen; all weights of the student are to be trained.
         return condensed(teacher.requires_grad_(True), method, data, initialize=initialize, images=images, **options)
     name, options = parse_model(student)
@@ -266,7 +270,7 @@ def _loaded(path: Path, teacher: nn.Module) -> nn.Module:
 
 
 def _is_method(student: str) -> bool:
-    return student.partition(":")[0] in METHODS
+    return student.partition(":")[0] in (PLAIN_METHOD, *METHODS)
 
 
 def _digest(student: str) -> str:

@@ -30,7 +30,7 @@ def distil(words: Sequence[str]) -> None:
     @dataclass(frozen=True)
     class Distil(DataOptions, ForeignArguments, DeviceArguments):
         student: str = "ring:size=0.25,scheme=windows"
-        """A method with its options, which condenses the teacher; a model file; or a net by name."""
+        """A method with its options, which condenses the teacher; plain for a copy of it; a model file; or a net by name."""
         initialize: Literal["fit", "fresh"] = "fit"
         """Start a condensed student from the teacher's weights (fit), or from random ones (fresh)."""
         unlabelled: Path | None = None

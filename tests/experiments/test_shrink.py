@@ -206,6 +206,7 @@ def test_of_windows_of_several_lengths_the_nearest_that_fits_is_taken(caplog):
         return ways.of_method(net, "ring", method, max_bytes, "int8", {})
 
     few, many = taken(34_000), taken(48_000)
+    caplog.clear()
     with caplog.at_level("INFO", "pocketcnn"):
         assert taken(34_000) == few
     errors = {float(record.args[1]): record.args[0] for record in caplog.records if "energy" in record.msg}

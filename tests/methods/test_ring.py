@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import pocketcnn as pc
-from pocketcnn.methods.ring import ParameterRing, RingConv2d, RingOptions, lengths
+from pocketcnn.methods.ring import ParameterRing, RingConv2d, RingOptions
+from pocketcnn.numerics.ring_index import lengths
 
 
 def test_kernel_equals_reading_number_by_number():

@@ -37,6 +37,7 @@ from pocketcnn.numerics.ring_index import (
     apart_in,
     code_count,
     codes_of_numbers,
+    lengths,
     longest,
     numbers_of_codes,
     window_codes,
@@ -435,37 +436,6 @@ def _subnets(model: nn.Module, pattern: str, found: Sequence[Site]) -> dict[str,
     for number, sites in enumerate(members.values()):
         numbers.update((site.name, number) for site in sites)
     return numbers
-
-
-def lengths(size: int | float | dict[str, int | float], numbers: Mapping[str, int]) -> dict[str, int]:
-    """Computes the length of each ring.
-
-    Args:
-        size: as in `RingOptions`; an integer is divided among the rings in proportion to the weights they replace.
-        numbers: number of weights that each ring replaces, by the ring's name.
-    Raises:
-        ValueError: a ring without a size, a size without a ring, or an integer below the number of rings.
-    Example:
-        >>> lengths(10, {"early": 30, "late": 70}), lengths({"early": 0.5, "late": 4}, {"early": 30, "late": 70})
-        ({'early': 3, 'late': 7}, {'early': 15, 'late': 4})
-    """
-    if isinstance(size, dict):
-        if wrong := sorted(size.keys() ^ numbers.keys()):
-            raise ValueError(
-                f"size gives lengths for {', '.join(size)}, but the rings are {', '.join(numbers)}; see {wrong[0]}"
-            )
-        return {name: max(1, round(of * numbers[name])) if isinstance(of, float) else of for name, of in size.items()}
-    if isinstance(size, float):
-        return {name: max(1, round(size * count)) for name, count in numbers.items()}
-    if size < len(numbers):
-        raise ValueError(f"{size} parameters are too few for {len(numbers)} rings; size must be at least 1 for each")
-    # Each ring has one parameter; the rest is divided, and the remainder of rounding goes to the largest fractions.
-    shares = {name: (size - len(numbers)) * count / sum(numbers.values()) for name, count in numbers.items()}
-    shared = {name: 1 + int(share) for name, share in shares.items()}
-    left = size - sum(shared.values())
-    for name in sorted(shares, key=lambda name: int(shares[name]) - shares[name])[:left]:
-        shared[name] += 1
-    return shared
 
 
 def build(sites: Sequence[Site], options: RingOptions) -> dict[str, nn.Module]:

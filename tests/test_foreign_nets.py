@@ -27,7 +27,7 @@ QUICK = [
     for name, net in foreign.NETS.items()
     if not net.slow
     for method in sorted(pc.METHODS)
-    if numbers(name, method) < 2.5 or method == min(sorted(pc.METHODS), key=lambda other: numbers(name, other))
+    if numbers(name, method) < 1.2 or method == min(sorted(pc.METHODS), key=lambda other: numbers(name, other))
 ]
 
 

@@ -42,6 +42,10 @@ RECORD = "shrink.json"
 _KEPT = (0, 1, 2, 4, 8)  # numbers of most sensitive places that stay as they are
 _TRIED = 2  # fitted candidates that are distilled for a while, beside the net with zeros
 _TRIAL = 0.25  # share of the time for that
+_ROOM, _MORE_ZEROS = (
+    100,
+    8,
+)  # part of the budget that is left; hundredths of the weights that may become zero to keep it
 _log = logging.getLogger(__name__)
 
 
@@ -194,17 +198,18 @@ def _candidates(
         return [Candidate(**entry) for entry in held]
     storages = ways.storages_of(storage)
     least = storages[-1]
+    room = budget - budget // _ROOM  # training makes numbers less alike, which take more bytes in a packed file then
     found: list[Candidate | None] = []
     if method is not None and method != PLAIN_METHOD:
         name, options = parse_method(method)
-        found = [ways.of_method(net, name, options, budget, least, seen)]
+        found = [ways.of_method(net, name, options, room, least, seen)]
     elif (whole := ways.plain(net, budget, storages, seen)) is not None:
         _log.info("%s fits as it is", whole.label)
         found = [whole]
     else:
-        found = [ways.pruned(net, budget, least, seen)]
+        found = [ways.pruned(net, room, least, seen)]
         if method is None:
-            found += _rings(net, judge, budget, least, seen, book.folder if sensitive else None)
+            found += _rings(net, judge, room, least, seen, book.folder if sensitive else None)
     fitting = [one for one in found if one is not None]
     if not fitting:
         raise ways.nothing_fits(net, budget, least, seen, method)
@@ -296,7 +301,12 @@ def _written(
     path = book.folder / MODEL
     if chosen.pruned:
         prune_(small, chosen.pruned)  # an optimizer may have moved zeros
-    length = checkpoint.save(small, path, notes=dict(seen), storage=ways.kept_as(chosen.storage))
+    length = ways.write(small, path, chosen.storage, seen)
+    for share in range(1, _MORE_ZEROS + 1):  # training may have made numbers less alike
+        if length <= budget:
+            break
+        prune_(small, max(chosen.pruned, 0.0) + share / 100)
+        length = ways.write(small, path, chosen.storage, seen)
     if length > budget:
         raise NothingFits(
             f"{path}: {chosen.label} takes {length:,} bytes, more than {budget:,}; allow so many, or name a method"
@@ -311,13 +321,14 @@ def _written(
         page=book.folder / "report.html",
         label=chosen.label,
         candidates=tuple(listed),
-        bytes_before=ways.file_bytes(net, None, seen),
+        bytes_before=checkpoint.save(net, book.folder / "before.safetensors", notes=dict(seen)),
         bytes_after=length,
         onnx_bytes=None if exported is None else exported[1],
         before=judge.report(judge.plain),
         after=judge.report(stored),
         seconds=book.seconds,
     )
+    (book.folder / "before.safetensors").unlink()
     book.note("result", json.loads(json.dumps(dataclasses.asdict(result), default=str)))
     write_page(result, checkpoint.ledger(path, stored).by_module(), judge.measure)
     return result

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketcnn import checkpoint
-from pocketcnn.checkpoint.storage import Storage, hold_zeros_, prune_
+from pocketcnn.checkpoint.storage import Norms, Storage, hold_zeros_, prune_
 from pocketcnn.errors import NothingFits, NothingToCondense
 from pocketcnn.methods import METHODS
 from pocketcnn.models.spec import PLAIN_METHOD, parse_method, spell
@@ -24,6 +24,7 @@ from pocketcnn.surgery import condense, materialize, plan
 _log = logging.getLogger(__name__)
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _STEPS = 9  # of a bisection
+_FINE = 500  # a file that is shorter than the budget by less than this part of it is long enough
 WINDOWS = "ring"
 LENGTHS = (4, 6, WINDOW, 12, 18, 27)  # of windows, tried
 MOST_PRUNED = 0.97
@@ -62,12 +63,21 @@ class Candidate:
 def file_bytes(net: nn.Module, storage: Storage | None, notes: Notes) -> int:
     """The length of the model file that a net would have."""
     with tempfile.TemporaryDirectory() as place:
-        return checkpoint.save(net, Path(place) / checkpoint.FILE, notes=dict(notes), storage=kept_as(storage))
+        return write(net, Path(place) / checkpoint.FILE, storage, notes)
 
 
-def kept_as(storage: Storage | None) -> Storage | None:
-    """The storage to name when a file is written: none for float32, which files have anyway."""
-    return None if storage == "float32" else storage
+def _condensed_bytes(net: nn.Module, method: str, options: Mapping[str, Any], storage: Storage, notes: Notes) -> int:
+    """The length of the file of a net that is condensed and not fitted: fresh numbers are less alike, and take no fewer bytes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return file_bytes(condense(net, method, **options), storage, notes)
+
+
+def write(net: nn.Module, path: Path, storage: Storage | None, notes: Notes) -> int:
+    """Writes a net as the smallest file of a storage: packed, with int8 also norms of two numbers. Returns its length."""
+    norms: Norms = "folded" if storage == "int8" else "exact"
+    own = None if storage == "float32" else storage  # as files have anyway
+    return checkpoint.save(net, path, notes=dict(notes), storage=own, packed=True, norms=norms)
 
 
 def plain(net: nn.Module, max_bytes: int, storages: Sequence[Storage], notes: Notes) -> Candidate | None:
@@ -125,18 +135,23 @@ def _windows(
     weights = replaced_by_windows(net, keep)
     if not weights:
         condense(net, WINDOWS, **options)  # raises an error that says why
-    shortest = file_bytes(condense(net, WINDOWS, size=window, **options), storage, notes)
-    length = min(window + (max_bytes - shortest) // _BYTES[storage], weights)
-    while length >= window:
-        level = {} if length <= longest(window) else {"level": "stage"}
-        made = {**options, "size": int(length), **level}
-        found = file_bytes(condense(net, WINDOWS, **made), storage, notes)
-        if found <= max_bytes:
-            kept = f" but {len(keep)} plain" if keep else ""
-            label = f"ring of {length:,} parameters, windows of {window}{kept}, {storage}"
-            return Candidate(label, storage, found, WINDOWS, made)
-        length -= max(8, found - max_bytes)  # the header's numbers and rounding to whole words take a few bytes more
-    return None
+
+    def made(length: int) -> dict[str, Any]:
+        return {**options, "size": length, **({} if length <= longest(window) else {"level": "stage"})}
+
+    length, tried = window, dict[int, int]()
+    while length not in tried and len(tried) < _STEPS:  # packed, a parameter takes less than its number type
+        tried[length] = _condensed_bytes(net, WINDOWS, made(length), storage, notes)
+        room = max_bytes - tried[length]
+        step = room // _BYTES[storage] if room > max_bytes // _FINE else min(0, room) - (room < 0)
+        length = min(max(window, length + step), weights)
+    fitting = [length for length, found in tried.items() if found <= max_bytes]
+    if not fitting:
+        return None
+    length = max(fitting)
+    kept = f" but {len(keep)} plain" if keep else ""
+    label = f"ring of {length:,} parameters, windows of {window}{kept}, {storage}"
+    return Candidate(label, storage, tried[length], WINDOWS, made(length))
 
 
 @torch.no_grad()
@@ -165,7 +180,7 @@ def of_method(
 
     def made(**more: Any) -> Candidate:
         own = {**METHODS[method].match_options, **options, **more}
-        length = file_bytes(condense(net, method, **own), storage, notes)
+        length = _condensed_bytes(net, method, own, storage, notes)
         return Candidate(f"{spell(method, {**options, **more})}, {storage}", storage, length, method, own)
 
     if method == WINDOWS and options.get("scheme") == "windows" and not {"size", "level"} & options.keys():
@@ -227,7 +242,7 @@ def parts_of(net: nn.Module, storage: Storage) -> dict[str, int]:
     """The bytes that each module's own tensors take in a file, and those of the file's header as `header`."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / checkpoint.FILE
-        checkpoint.save(net, path, storage=storage)
+        write(net, path, storage, {})
         return checkpoint.ledger(path, net).by_module()
 
 

@@ -34,6 +34,22 @@ def test_whole_numbers_come_out_as_they_went_in(limit, count, seed):
     assert len(stored) <= 3 + -(-count * bits // 8)
 
 
+@settings(deadline=None)
+@given(
+    limit=st.integers(1, 2**31),
+    count=st.integers(0, 3000),
+    share=st.sampled_from([0.0, 0.001, 0.05, 0.6]),
+    seed=st.integers(0, 9),
+)
+def test_numbers_that_are_mostly_equal_come_out_as_they_went_in(limit, count, share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(0, limit, (count,), generator=generator)
+    usual = torch.rand(count, generator=generator) >= share
+    numbers[usual] = seed % limit
+    stored = coding.write_numbers(numbers, limit)
+    assert coding.read_numbers(stored, count, limit).equal(numbers)
+
+
 @pytest.mark.parametrize("limit", range(1, 18))
 def test_small_limits(limit):
     numbers = torch.arange(40) % limit
@@ -55,7 +71,11 @@ def test_rounded_and_skewed_numbers_take_few_bytes():
     trits = torch.randint(0, 3, (10_000,))
     assert len(coding.write_numbers(trits, 3)) < 2050  # five in a byte; log2(3) bits each are 1,981 bytes
     skewed = (torch.rand(10_000) < 0.9).long()
-    assert len(coding.write_numbers(skewed, 2)) < 680  # their entropy is 586 bytes
+    assert len(coding.write_numbers(skewed, 2)) < 650  # their entropy is 586 bytes
+    few = torch.where(torch.rand(200_000) < 0.05, torch.randint(0, 2, (200_000,)) * 2, 1)
+    assert len(coding.write_numbers(few, 3)) < 1.03 * 200_000 / 8 * (
+        0.2864 + 0.05
+    )  # their entropy: where they are, and signs
     rounded = torch.randn(1000).half().float()
     assert len(coding.write_values(rounded)) < 2000 < 3300 < len(coding.write_values(torch.randn(1000)))
     assert len(coding.write_values(torch.zeros(1000))) < 60
@@ -71,7 +91,9 @@ def test_numbers_out_of_range_are_refused():
 @given(data=st.data())
 def test_damaged_bytes_end_in_an_error_or_in_numbers_that_are_allowed(data):
     limit = data.draw(st.sampled_from([2, 3, 200, 31_000]))
-    stored = bytearray(coding.write_numbers(torch.arange(500) * 7919 % limit, limit))
+    numbers = torch.arange(500) * 7919 % limit
+    numbers[torch.arange(500) % data.draw(st.sampled_from([1, 2, 50])) > 0] = 1
+    stored = bytearray(coding.write_numbers(numbers, limit))
     for _ in range(data.draw(st.integers(1, 3))):
         stored[data.draw(st.integers(0, len(stored) - 1))] ^= data.draw(st.integers(1, 255))
     stored = bytes(stored[: data.draw(st.integers(0, len(stored)))])
@@ -89,6 +111,17 @@ def test_cut_and_lying_bytes_are_refused(data, change):
     stored, length = change(coding.squeeze(data), len(data))
     with pytest.raises(ValueError, match=r"are due|cannot be decoded|not known"):
         coding.expand(stored, length)
+
+
+def test_runs_that_lead_out_of_the_numbers_are_refused():
+    numbers = torch.zeros(4000, dtype=torch.long)
+    numbers[3999] = 1
+    stored = coding.write_numbers(numbers, 5000)
+    for count in (3999, 1000, 1):
+        with pytest.raises(ValueError, match=r"runs that reach number 4,000 of|runs in"):
+            coding.read_numbers(stored, count, 5000)
+    with pytest.raises(ValueError, match=r"not below 1|not known"):
+        coding.read_numbers(stored, 4000, 1)
 
 
 def test_bytes_that_would_swell_take_no_memory():

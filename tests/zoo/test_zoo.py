@@ -125,6 +125,16 @@ def test_what_is_added_is_found_and_loads_as_it_was_stored(folder, digits_run, d
     assert b"/home/me" not in path.read_bytes()
 
 
+def test_a_packed_file_is_added(folder, digits_run, digits, tmp_path):
+    card = add(digits_run, name="a", data="digits", commit="abc", storage="int8", norms="folded", dataset=digits)
+    trained = pc.load(digits_run / "model.safetensors")
+    notes = ImageNotes.of(digits).as_dict()
+    size = pc.save(trained, tmp_path / "packed", storage="int8", packed=True, norms="folded", notes=notes)
+    assert card.size_bytes == size < pc.save(trained, tmp_path / "whole", storage="int8", notes=notes) - 5000
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.equal(pc.load(zoo.path_of(card))(x), pc.load(tmp_path / "packed")(x))
+
+
 def test_the_accuracy_is_of_images_as_the_net_was_trained_to_see_them(folder, digits_run, digits):
     """Mean and deviation of a data set depend on its split; those of another split would change the outputs."""
     shifted = dataclasses.replace(digits, mean=(0.9,), std=(0.02,))

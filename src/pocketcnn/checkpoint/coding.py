@@ -2,7 +2,8 @@
 
 Bytes are kept as they are, or coded by DEFLATE (Huffman codes and repeats) or LZMA (an adaptive range coder), whichever is
 shortest; a tag says which. Whole numbers below a limit are cut into digits that fill bytes: five numbers below 3 in a
-byte, or two bytes for one number of 12 bits. Of floating-point numbers all lowest bytes come first, then the next ones: signs
+byte, or two bytes for one number of 12 bits. Where most are equal, as zeros are in a pruned net, the lengths of their runs are
+coded, and the others by themselves: random zeros take 0.7 % more than their entropy. Of floating-point numbers all lowest bytes come first, then the next ones: signs
 and exponents are much alike, and so are the lowest bytes of numbers that were rounded.
 
 Whoever decodes says how many numbers must come out, and no more memory is taken, whatever the bytes claim.
@@ -129,7 +130,7 @@ class _Bits:
 
     @staticmethod
     def takes(limit: int) -> bool:
-        return limit > 1
+        return _bits_of(limit) not in (0, 8)  # else there are none, or they are bytes already
 
     def length(self, count: int, limit: int) -> int:
         return -(-count * _bits_of(limit) // 8)
@@ -150,6 +151,9 @@ class _Bits:
 
 _FORMS: tuple[_Digits | _Bits, ...] = (_Digits(), _Bits())
 _PLANES = len(_FORMS)  # the tag of numbers cut into bytes
+_RUNS = _PLANES + 1  # the tag of numbers of which most are equal
+_MANY = 0.25  # share of the numbers from which their runs are tried
+_STEP = 255  # a run of so many goes on in the next byte
 
 
 def _bits_of(limit: int) -> int:
@@ -168,10 +172,30 @@ def write_numbers(numbers: Tensor, limit: int) -> bytes:
     values = numbers.detach().cpu().numpy().astype(np.int64)
     if not 1 <= limit <= _LONGEST or (len(values) and not 0 <= values.min() <= values.max() < limit):
         raise ValueError(f"numbers below {limit} are due, from 0; there are others")
+    usual, times = np.unique(values, return_counts=True)
+    most = int(usual[times.argmax()]) if len(values) else 0
+    found = [_in_forms(values, limit)]
+    if len(values) and times.max() >= _MANY * len(values):
+        found.append(_in_runs(values, most, limit))
+    return min(found, key=len)
+
+
+def _in_forms(values: np.ndarray, limit: int) -> bytes:
     found = [bytes([tag]) + squeeze(form.write(values, limit)) for tag, form in enumerate(_FORMS) if form.takes(limit)]
     width = max(1, -(-_bits_of(limit) // 8))
     found.append(bytes([_PLANES]) + _write_planes(values.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :width]))
     return min(found, key=len)
+
+
+def _in_runs(values: np.ndarray, usual: int, limit: int) -> bytes:
+    """Encodes the lengths of the runs of a usual number, and the other numbers."""
+    others = np.flatnonzero(values != usual)
+    runs = np.diff(others, prepend=-1) - 1
+    steps = np.full(int((runs // _STEP + 1).sum()), _STEP, np.uint8)
+    steps[np.cumsum(runs // _STEP + 1) - 1] = runs % _STEP
+    coded = squeeze(steps.tobytes())
+    parts = (_varint(usual), _varint(len(steps)), _varint(len(coded)), coded, _in_forms(values[others], limit))
+    return bytes([_RUNS]) + b"".join(parts)
 
 
 def read_numbers(stored: bytes, count: int, limit: int) -> Tensor:
@@ -184,20 +208,42 @@ def read_numbers(stored: bytes, count: int, limit: int) -> Tensor:
     Raises:
         ValueError: the bytes are damaged, or a number is not below the limit.
     """
+    values = _of_runs(stored[1:], count, limit) if stored[:1] == bytes([_RUNS]) else _of_forms(stored, count, limit)
+    if len(values) and values.max() >= limit:
+        raise ValueError(f"the number {values.max()} is not below {limit}")
+    return torch.from_numpy(values)
+
+
+def _of_forms(stored: bytes, count: int, limit: int) -> np.ndarray:
     tag = stored[0] if stored else 255
     if tag == _PLANES:
         wide = np.zeros((count, 8), np.uint8)
         width = max(1, -(-_bits_of(limit) // 8))
         wide[:, :width] = _read_planes(stored[1:], count, width)
-        values = wide.reshape(-1).view("<i8").astype(np.int64)
-    elif tag < len(_FORMS) and _FORMS[tag].takes(limit):
+        return wide.reshape(-1).view("<i8").astype(np.int64)
+    if tag < len(_FORMS) and _FORMS[tag].takes(limit):
         form = _FORMS[tag]
-        values = form.read(np.frombuffer(expand(stored[1:], form.length(count, limit)), np.uint8), count, limit)
-    else:
-        raise ValueError("numbers in a form that is not known")
-    if len(values) and values.max() >= limit:
-        raise ValueError(f"the number {values.max()} is not below {limit}")
-    return torch.from_numpy(values)
+        return form.read(np.frombuffer(expand(stored[1:], form.length(count, limit)), np.uint8), count, limit)
+    raise ValueError("numbers in a form that is not known")
+
+
+def _of_runs(stored: bytes, count: int, limit: int) -> np.ndarray:
+    heads = []
+    for _ in range(3):
+        head, length = _read_varint(stored)
+        heads.append(head)
+        stored = stored[length:]
+    usual, length, coded = heads
+    if length > count + count // _STEP:
+        raise ValueError(f"{length:,} runs in {count:,} numbers")
+    steps = np.frombuffer(expand(stored[:coded], length), np.uint8)
+    ends = steps < _STEP
+    others = (np.cumsum(steps, dtype=np.int64) + np.cumsum(ends) - 1)[ends]
+    if len(others) and others[-1] >= count:
+        raise ValueError(f"runs that reach number {others[-1] + 1:,} of {count:,}")
+    values = np.full(count, usual, np.int64)
+    values[others] = _of_forms(stored[coded:], len(others), limit)
+    return values
 
 
 def write_values(values: Tensor) -> bytes:

@@ -130,7 +130,7 @@ def save(
                 "allow_nonfinite=True is given", path, odd,
             )  # fmt: skip
         if storage is not None:
-            tensors, header["storage"] = pack(tensors, net, storage, digits=packed)
+            tensors, header["storage"] = pack(tensors, net, storage, coded=packed)
         text = json.dumps(header)
         try:
             check_header(text, path)  # so that no file is written that cannot be read

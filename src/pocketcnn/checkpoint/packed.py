@@ -44,7 +44,8 @@ _SMALL = {
     "1": (-1, 1),
     "2": (-2, 1),
     "4": (-8, 7),
-}  # letters of int8 numbers that lie between two, as after training for few bits
+    "8": (-128, 127),
+}  # letters of int8 numbers by the range they lie in: a small one after training for few bits
 
 
 class _Blob(msgspec.Struct, array_like=True):
@@ -249,7 +250,7 @@ def _letter_of(tensor: Tensor) -> str:
     """The letter of a tensor's type; of numbers in int8 that lie close together, that of the least range that holds them."""
     if tensor.dtype == torch.int8 and tensor.numel():
         least, most = int(tensor.min()), int(tensor.max())
-        return next((letter for letter, (low, high) in _SMALL.items() if low <= least and most <= high), "c")
+        return next(letter for letter, (low, high) in _SMALL.items() if low <= least and most <= high)
     return _LETTERS[tensor.dtype]
 
 

@@ -32,7 +32,6 @@ _PROBED, _DIVISORS = (
 )  # values of a row that are looked at first; divisors of its smallest value, tried for its step
 _DIGITS = 11  # of float16, the one that is not written included
 SCALES, MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
-_FEW = 7  # the largest number of four bits
 _WORTH = 128  # the bytes that a mask must save at least
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _FLOATS_IN_FILES = ("F16", "BF16", "F32", "F64")
@@ -107,10 +106,10 @@ def lighten_(model: nn.Module, norms: Norms) -> None:
             tensor.copy_(rounded(tensor))
 
 
-def rounded(tensor: Tensor) -> Tensor:
-    """Rounds numbers to the 11 binary digits of float16; their range stays that of their type."""
+def rounded(tensor: Tensor, digits: int = _DIGITS) -> Tensor:
+    """Rounds numbers to some binary digits, by default the 11 of float16; their range stays that of their type."""
     mantissa, exponent = torch.frexp(tensor.double())
-    return torch.ldexp((mantissa * 2**_DIGITS).round() / 2**_DIGITS, exponent).to(tensor.dtype)
+    return torch.ldexp((mantissa * 2**digits).round() / 2**digits, exponent).to(tensor.dtype)
 
 
 def hold_zeros_(model: nn.Module) -> None:
@@ -178,7 +177,7 @@ def rows_of(weight: Tensor) -> Tensor:
 
 
 def pack(
-    tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage, *, digits: bool = False
+    tensors: Mapping[str, Tensor], model: nn.Module, storage: Storage, *, coded: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Converts the weights among a file's tensors to another type.
 
@@ -186,7 +185,7 @@ def pack(
         tensors: the tensors of a net, by name.
         model: the net, which says which of them are weights.
         storage: `"float32"`, `"float16"` or `"int8"`.
-        digits: the file will hold whole numbers of few bits in so many bits, zeros too; these need no mask.
+        coded: the file will code whole numbers, zeros too, in few bytes; these need no mask.
     Returns:
         The tensors to store, and the entry `storage` of the file's header.
     Raises:
@@ -210,8 +209,8 @@ def pack(
             if not torch.isfinite(small).all() and torch.isfinite(weight).all():
                 raise ValueError(f"{name}: its largest value, {weight.abs().max():.3g}, does not fit in {storage}")
         nonzero = small.flatten() != 0
-        few = digits and storage == "int8" and int(small.abs().max()) <= _FEW
-        if not few and small.nbytes - int(nonzero.sum()) * small.itemsize - -(-len(nonzero) // 8) > _WORTH:
+        masked = not (coded and storage == "int8")
+        if masked and small.nbytes - int(nonzero.sum()) * small.itemsize - -(-len(nonzero) // 8) > _WORTH:
             masks.append(_bits(nonzero))
             small = small.flatten()[nonzero]
             sparse.append(name)

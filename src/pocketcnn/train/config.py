@@ -74,6 +74,8 @@ class TrainConfig:
     """Test also with outputs averaged over an image and its mirror image, and over both shifted by a pixel; scores of their own."""
     bits: Literal["off", "8", "4", "3", "2", "ternary", "1"] = "off"
     """Bits of each weight, rounded in every step while exact weights are trained; the first and the last layer have 8."""
+    sparsity: Fraction = 0.0
+    """Share of the weights that become zero while others are trained, but in the first and the last layer, in [0, 1); needs bits."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the forward pass; auto measures which is faster for this net on this device."""
     channels_last: Literal["auto", "on", "off"] = "auto"
@@ -97,6 +99,8 @@ class TrainConfig:
                 bad.append(f"no {field.name} {getattr(self, field.name)!r}; known: {known}")
         if self.bits != "off" and self.ema_decay:
             bad.append("an average of weights (ema_decay) has more bits than the weights; leave out ema_decay or bits")
+        if self.sparsity and self.bits in ("off", "1"):
+            bad.append("sparsity takes weights that are rounded and can be zero; give bits 8, 4, 3, 2 or ternary")
         if bad:
             raise ValueError("; ".join(bad))
 

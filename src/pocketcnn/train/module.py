@@ -58,7 +58,7 @@ class Classifier(pl.LightningModule):
             cutout=config.cutout,
         )
         self._alternation = _alternation(data, config)
-        self.rounding = None if config.bits == "off" else Rounding(net, config.bits)
+        self.rounding = None if config.bits == "off" else Rounding(net, config.bits, config.sparsity)
         # In a tuple, so that checkpoints hold no second copy of the net.
         self._callable = (torch.compile(net) if config.compile else net,)
         self._dtype = device_and_dtype(net)[1]
@@ -198,7 +198,7 @@ class Classifier(pl.LightningModule):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         super().optimizer_step(*arguments, **options)
         if self.rounding is not None:
-            self.rounding.round_()
+            self.rounding.round_(self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches))
 
     def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **options: Any) -> None:
         """Clips gradients, but not those of what Muon turns: these tell a direction and have lengths of their own."""

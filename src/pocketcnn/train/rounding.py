@@ -7,10 +7,15 @@ evaluated, stored or exported is what was computed.
 
 Source: Esser et al., Learned Step Size Quantization, ICLR 2020. We differ in that the logarithm of a step size is learnt, one for
 each row, from the start that rounds the weights best.
+
+A share of the weights can be zero, more of them from step to step (Zhu and Gupta, To Prune, or Not to Prune, 2017), chosen anew in
+each: those that are small beside the others of their row. Small layers keep a larger share than large ones, in proportion to the
+sum of a weight's sides over their product (Evci et al., Rigging the Lottery, ICML 2020). Ternary weights that are kept are signs, and
+the step of a row is their mean size (Li et al., Ternary Weight Networks, 2016).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -23,6 +28,8 @@ _RANGES = {"8": (-127, 127), "4": (-8, 7), "3": (-4, 3), "2": (-2, 1), "ternary"
 _TRIED = 40  # step sizes tried for a start, as shares of the one that the largest weight asks for
 _TINY = 1e-12
 _FASTEST = 0.1  # largest gradient of the logarithm of a step size
+_RISES = 0.5  # share of a training in which the share of zeros rises
+_STEP_DIGITS = 5  # of a step size: the exact weights make up for its rounding
 
 
 class Rounding(nn.Module):
@@ -33,13 +40,15 @@ class Rounding(nn.Module):
     Args:
         net: its trainable weights are rounded from now on, in place; frozen ones stay as they are.
         bits: of the numbers; `"ternary"` for -1, 0 and 1, `"1"` for -1 and 1.
+        sparsity: share of the weights that are zero in the end, without the first and the last, in [0, 1).
     Raises:
-        ValueError: no such number of bits, a net without trainable weights, or weights of 16 bits, whose products with a step
+        ValueError: no such number of bits, zeros among weights of one bit, a net without trainable weights, or weights of 16 bits, whose products with a step
             would be rounded again.
     """
 
-    def __init__(self, net: nn.Module, bits: Bits) -> None:
+    def __init__(self, net: nn.Module, bits: Bits, sparsity: float = 0.0) -> None:
         super().__init__()
+        self.sparsity = sparsity
         if bits not in _RANGES:
             raise ValueError(f"no bits {bits!r}; known: {', '.join(get_args(Bits))}")
         known = weights_of(net).values()
@@ -57,31 +66,64 @@ class Rounding(nn.Module):
             start = best_steps(rows_of(exact.float()), self.bits[number])
             # They take no part in a backward pass: several devices would wait for their gradients.
             self.register_parameter(f"log_step{number}", nn.Parameter(start.log(), requires_grad=False))
-        self.round_()
+        self._inner = [number for number, weight in enumerate(self._weights) if id(weight) not in ends]
+        self.round_(0.0)
 
-    def _parts(self) -> Iterator[tuple[nn.Parameter, Tensor, nn.Parameter, str]]:
-        """Yields each weight, its exact values, the logarithms of its step sizes, and its bits."""
-        for number, weight in enumerate(self._weights):
-            yield weight, self.get_buffer(f"exact{number}"), self.get_parameter(f"log_step{number}"), self.bits[number]
+    def _parts(self) -> Iterator[tuple[int, nn.Parameter, Tensor, nn.Parameter, str]]:
+        """Yields the place of each weight, the weight, its exact values, the logarithms of its step sizes, and its bits."""
+        for place, weight in enumerate(self._weights):
+            yield (
+                place,
+                weight,
+                self.get_buffer(f"exact{place}"),
+                self.get_parameter(f"log_step{place}"),
+                self.bits[place],
+            )
 
     @torch.no_grad()
-    def round_(self) -> None:
-        """Takes the weights of the net as the exact ones, and rounds them in the net."""
-        for weight, exact, log_step, bits in self._parts():
+    def round_(self, progress: float = 1.0) -> None:
+        """Takes the weights of the net as the exact ones, and rounds them in the net.
+
+        Args:
+            progress: the share of the training that is over, for the share of zeros.
+        """
+        for _, weight, exact, _, _ in self._parts():
             exact.copy_(weight)
+        kept = self._kept(progress) if self.sparsity else {}
+        for place, weight, exact, log_step, bits in self._parts():
+            rows = rows_of(exact.float())
+            if place in kept:
+                rows = rows * kept[place]
             if bits == "8":  # so many numbers need no step that is learnt
-                log_step.copy_((_largest(rows_of(exact.float())) / 127).log())
-            weight.copy_(_rows_rounded(exact, log_step, bits))
+                log_step.copy_((_largest(rows) / 127).log())
+            elif place in kept and bits == "ternary":
+                log_step.copy_(_filled(rows.abs().sum(1) / kept[place].sum(1).clamp(min=1), rows).log())
+                rows = rows.sign() * _steps(log_step, bits)[:, None]
+            weight.copy_(_rows_rounded(rows, log_step, bits).view(weight.shape))
+
+    def _kept(self, progress: float) -> dict[int, Tensor]:
+        """Finds which weights are not zero, as rows of booleans by the weight's place."""
+        zeros = self.sparsity * (1 - (1 - min(1.0, progress / _RISES)) ** 3 / 2)
+        shares = densities([self._weights[place].shape for place in self._inner], 1 - zeros)
+        found = {}
+        for place, share in zip(self._inner, shares, strict=True):
+            rows = rows_of(self.get_buffer(f"exact{place}").float())
+            sizes = rows.abs() / rows.square().mean(1, keepdim=True).sqrt().clamp(min=_TINY)
+            less = sizes.numel() - round(share * sizes.numel())
+            least = sizes.flatten().kthvalue(less).values if less else sizes.new_tensor(-1.0)
+            larger = sizes > least
+            found[place] = larger if larger.any() else sizes >= least  # all are of one size
+        return found
 
     @torch.no_grad()
     def restore_(self) -> None:
         """Puts the exact weights into the net, for a step of the optimizer; gradients there become those of the exact weights."""
-        for weight, exact, log_step, bits in self._parts():
+        for _, weight, exact, log_step, bits in self._parts():
             weight.copy_(exact)
             if weight.grad is None:
                 continue
             low, high = _RANGES[bits]
-            step = _steps(log_step)
+            step = _steps(log_step, bits)
             x, gradient = rows_of(exact.float()) / step[:, None], rows_of(weight.grad.float())
             inside = (x >= low - 0.5) & (x <= high + 0.5) if bits != "1" else x.abs() <= 1.5
             # The derivative of the rounded weight by its step, over the step: relative changes of both are of one size.
@@ -91,9 +133,35 @@ class Rounding(nn.Module):
             weight.grad.copy_((gradient * inside).view(weight.shape))
 
 
-def _steps(log_step: Tensor) -> Tensor:
-    """Step sizes, with few digits, so that products with whole numbers are exact."""
-    return rounded(log_step.detach().exp().clamp(min=_TINY))
+def densities(shapes: Sequence[torch.Size], density: float) -> list[float]:
+    """Shares a number of weights that are not zero among tensors: small ones keep a larger part of theirs.
+
+    Args:
+        shapes: of the tensors.
+        density: share of all weights that are not zero, in (0, 1].
+    Returns:
+        The share of each tensor's weights: in proportion to the sum of its sides over their product, and at most 1.
+    Example:
+        >>> [round(share, 2) for share in densities([(8, 3, 3, 3), (16, 8, 3, 3)], 0.5)]
+        [1.0, 0.41]
+    """
+    sizes, sides = [math.prod(shape) for shape in shapes], [sum(shape) for shape in shapes]
+    left, whole = density * sum(sizes), set[int]()
+    while True:
+        factor = left / max(1, sum(side for place, side in enumerate(sides) if place not in whole))
+        more = {place for place, size in enumerate(sizes) if place not in whole and factor * sides[place] >= size}
+        if not more:
+            return [1.0 if place in whole else factor * sides[place] / size for place, size in enumerate(sizes)]
+        whole |= more
+        left -= sum(sizes[place] for place in more)
+
+
+def _steps(log_step: Tensor, bits: str) -> Tensor:
+    """Step sizes, with few digits, so that they take few bytes, and products with whole numbers are exact.
+
+    Those of eight bits make the largest weight of a row 127, by which a file knows them again.
+    """
+    return rounded(log_step.detach().exp().clamp(min=_TINY), *([] if bits == "8" else [_STEP_DIGITS]))
 
 
 def _numbers(x: Tensor, bits: str) -> Tensor:
@@ -103,9 +171,9 @@ def _numbers(x: Tensor, bits: str) -> Tensor:
     return x.round().clamp(*_RANGES[bits])
 
 
-def _rows_rounded(weight: Tensor, log_step: Tensor, bits: str) -> Tensor:
-    step = _steps(log_step)[:, None]
-    return (_numbers(rows_of(weight.float()) / step, bits) * step).view(weight.shape).to(weight.dtype)
+def _rows_rounded(rows: Tensor, log_step: Tensor, bits: str) -> Tensor:
+    step = _steps(log_step, bits)[:, None]
+    return _numbers(rows / step, bits) * step
 
 
 def _largest(rows: Tensor) -> Tensor:

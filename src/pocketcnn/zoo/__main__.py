@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tyro
 
-from pocketcnn.checkpoint.storage import Storage
+from pocketcnn.checkpoint.storage import Norms, Storage
 from pocketcnn.data import load
 from pocketcnn.zoo.add import add
 
@@ -16,6 +16,7 @@ def main(
     data: str,
     commit: str,
     storage: Storage = "float16",
+    norms: Norms | None = None,
     record: str = "",
     note: str = "",
 ) -> None:
@@ -28,12 +29,14 @@ def main(
         data: The data set itself, by name or folder; the stored file is measured on its test images.
         commit: Commit of pocketcnn that trained the net.
         storage: Type of the weights in the file.
+        norms: Pack the file, with its norms so.
         record: Folder under results/ with the run's record.
         note: A remark for the card.
     """
     card = add(
-        run, name=name, data=data_name, commit=commit, storage=storage, record=record, note=note, dataset=load(data)
-    )
+        run, name=name, data=data_name, commit=commit, storage=storage, norms=norms, record=record, note=note,
+        dataset=load(data),
+    )  # fmt: skip
     print(f"{card.title}: {card.size_bytes:,} bytes, test accuracy {100 * card.test_accuracy:.2f} % as {storage}, "
           f"{100 * card.trained_accuracy:.2f} % as trained")  # fmt: skip
 

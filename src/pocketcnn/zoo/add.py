@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketcnn import checkpoint, zoo
 from pocketcnn.checkpoint.notes import ImageNotes
-from pocketcnn.checkpoint.storage import Storage
+from pocketcnn.checkpoint.storage import Norms, Storage
 from pocketcnn.cost import count_params
 from pocketcnn.support.files import make_folder, write_atomically, write_json
 from pocketcnn.support.runs import MODEL, read_result
@@ -30,6 +30,7 @@ def add(
     data: str,
     commit: str,
     storage: Storage = "float16",
+    norms: Norms | None = None,
     record: str = "",
     note: str = "",
     folder: str | Path | None = None,
@@ -45,6 +46,7 @@ def add(
         data: name of its data set in the zoo.
         commit: commit of pocketcnn that trained the net.
         storage: type of the weights in the file, see `pocketcnn.checkpoint.storage`.
+        norms: packs the file, with its norms so; None for an ordinary file.
         record: folder under `results/` with the run's record.
         note: a remark for the card.
         folder: folder of the zoo; by default the package's own.
@@ -65,7 +67,7 @@ def add(
     others = [card for card in read_cards(folder) if (card.name, card.data) != (name, data)]
     room = LARGEST_ZOO - sum(card.size_bytes for card in others)
     net, notes = checkpoint.load(source), {**checkpoint.read_header(source)["notes"], "data": data}
-    content, accuracy = _stored(net, notes, f"{data}/{name}", storage, room, dataset)
+    content, accuracy = _stored(net, notes, f"{data}/{name}", storage, norms, room, dataset)
     card = Card(
         name=name,
         data=data,
@@ -90,7 +92,13 @@ def add(
 
 
 def _stored(
-    net: "nn.Module", notes: dict[str, Any], title: str, storage: Storage, room: int, dataset: "DataSet"
+    net: "nn.Module",
+    notes: dict[str, Any],
+    title: str,
+    storage: Storage,
+    norms: Norms | None,
+    room: int,
+    dataset: "DataSet",
 ) -> tuple[bytes, float]:
     """Stores a net as the zoo does, and measures what was stored.
 
@@ -99,6 +107,7 @@ def _stored(
         notes: notes for its file.
         title: data set and name of the net in the zoo.
         storage: type of the weights.
+        norms: as for `add`.
         room: bytes that the zoo has left for the file.
         dataset: the data on whose test images the net is measured, normalised as in its training.
     Returns:
@@ -110,7 +119,8 @@ def _stored(
 
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / MODEL
-        size = checkpoint.save(net, file, notes=notes, storage=storage)
+        how: dict[str, Any] = {} if norms is None else {"packed": True, "norms": norms}
+        size = checkpoint.save(net, file, notes=notes, storage=storage, **how)
         if size > LARGEST_FILE:
             raise ValueError(f"{title}: {size:,} bytes as {storage}, a file may have {LARGEST_FILE:,}")
         if size > room:

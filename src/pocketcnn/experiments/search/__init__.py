@@ -2,7 +2,7 @@
 trained.
 
 A candidate is a plain net of some width, condensed in some of its stages by one method or by two in turn, and stored in
-some precision. Its cost in bytes, multiply-adds and milliseconds is known before training, so candidates over budget are
+some precision, for which it is trained if it has few bits. Its cost in bytes, multiply-adds and milliseconds is known before training, so candidates over budget are
 never trained: Optuna learns by how much they miss and proposes others. The result is the Pareto front of validation
 accuracy, bytes of the file and latency. The accuracy is that of the net in the file, rounded as stored.
 
@@ -80,9 +80,11 @@ def search(
         NothingFits: no candidate meets the budgets; the nearest is named.
         BadStorage: the database cannot be opened, written or is not that of a search.
         BadData: the net does not fit the images or the classes.
-        ValueError: fewer than one trial, or fewer than were trained; or the database holds a search with other settings.
+        ValueError: fewer than one trial, or fewer than were trained; bits or sparsity in the config; or the database holds a search with other settings.
         MissingExtra: Optuna is missing.
     """
+    if config.bits != "off" or config.sparsity:
+        raise ValueError("a search chooses the bits of each candidate itself; leave out bits and sparsity")
     if trials < 1:
         raise ValueError(f"trials is how many candidates are trained, at least 1, not {trials}")
     check_input(create_model(space.model, **space.model_options), data)

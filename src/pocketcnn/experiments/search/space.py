@@ -6,22 +6,30 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from pocketcnn import checkpoint
 from pocketcnn.checkpoint.storage import Storage
 from pocketcnn.errors import NothingToCondense
 from pocketcnn.methods import METHODS, Range, get_method
 from pocketcnn.models.recipes import RECIPES, create_model
 from pocketcnn.models.spec import PLAIN_METHOD, parse_method
 from pocketcnn.surgery import condense, plan
+from pocketcnn.train.rounding import Bits
 
 _log = logging.getLogger(__name__)
 _PAIRS = ("pde+ring", "involution+ring")  # the second method works on the layers that the first one leaves
 WIDTHS = (2, 16)  # narrowest and widest, in sixteenths of the net's channels
 Record = dict[str, Any]
+STORED: dict[str, tuple[Storage, Bits]] = {
+    "float32": ("float32", "off"), "float16": ("float16", "off"), "int8": ("int8", "off"), "int4": ("int8", "4"),
+    "int2": ("int8", "2"), "ternary": ("int8", "ternary"),
+}  # fmt: skip
+"""How a candidate's weights are stored, and the bits that it is trained for; packed files hold few bits in few bytes."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plain net by name, the parts that condense it, and the number type of its weights in the file."""
+    """A plain net by name, the parts that condense it, and how its weights are stored: a key of `STORED`."""
 
     model: str
     model_options: Mapping[str, Any]
     parts: tuple[Part, ...]
-    storage: Storage
+    storage: str
     label: str
+
+    @property
+    def bits(self) -> Bits:
+        """The bits that its weights are trained for."""
+        return STORED[self.storage][1]
+
+    def save(self, net: nn.Module, path: Path, notes: dict[str, Any]) -> int:
+        """Writes the net's packed file, and returns its bytes."""
+        return checkpoint.save(net, path, notes=notes, storage=STORED[self.storage][0], packed=True)
 
     def build(self, seed: int) -> nn.Module:
         """The net, with initial weights drawn from the seed.
@@ -165,7 +182,7 @@ class Space:
             model_options["width"] = self.model_options.get("width", 1.0) * sixteenths / 16
             words.append(f"width={model_options['width']:g}")
         parts = tuple(self._part(trial, name, fixed) for name, fixed in self.methods[text])
-        storage = trial.suggest_categorical("storage", get_args(Storage))
+        storage = trial.suggest_categorical("storage", list(STORED))
         words += ["+".join(map(self._call, parts)) or PLAIN_METHOD, storage]
         return Candidate(self.model, model_options, parts, storage, " ".join(words))
 
@@ -191,6 +208,7 @@ class Space:
         return {
             "methods": list(self.methods),
             "widths": self.widths,
+            "storage": list(STORED),
             "options": {
                 name: {
                     key: dataclasses.astuple(allowed) if isinstance(allowed, Range) else allowed

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import weights_of
 from pocketcnn.cost import measure, measure_latency
@@ -36,6 +35,7 @@ from pocketcnn.models.spec import PLAIN_METHOD
 from pocketcnn.support.runs import LAST, PREVIOUS, read_curve
 from pocketcnn.surgery import as_served
 from pocketcnn.train import TrainConfig, fit
+from pocketcnn.train.rounding import Rounding
 
 _log = logging.getLogger(__name__)
 _STARTUP = 20  # proposals drawn at random before the sampler uses what it learned
@@ -158,14 +158,22 @@ class Worker:
             raise
 
     def _costs(self, candidate: Candidate) -> Record:
-        """Measures bytes of the file, multiply-adds and milliseconds of a candidate; training does not change them."""
-        net = candidate.build(self.config.seed)
+        """Measures bytes of the file, multiply-adds and milliseconds of a candidate before it is trained.
+
+        All its numbers are random, so that the packed file is about as long as that of the trained net.
+        """
+        config, net = self._config(candidate), candidate.build(self.config.seed)
+        weights = set(weights_of(net).values())
         with torch.no_grad():
-            for weight in weights_of(net).values():
-                weight[weight == 0] = 1.0  # some weights start at 0, and zeros are stored in fewer bytes
+            for number in (*net.parameters(), *net.buffers()):
+                if number in weights:
+                    number[number == 0] = 1.0  # some weights start at 0, and zeros are stored in fewer bytes
+                elif number.is_floating_point():
+                    number.copy_(torch.rand(number.shape))
+        if config.bits != "off":
+            Rounding(net, config.bits)
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "net.safetensors"
-            size = checkpoint.save(net, file, notes=ImageNotes.of(self.data).as_dict(), storage=candidate.storage)
+            size = candidate.save(net, Path(folder) / "net.safetensors", ImageNotes.of(self.data).as_dict())
         cost = measure(net, self.data.input_size)
         served = as_served(net)
         # The least of several medians: time that other processes take is not the net's.
@@ -176,6 +184,10 @@ class Worker:
             "latency_ms": rounded(min(latency.median_ms for latency in rounds)),  # further digits are noise
             "trainable_params": cost.trainable_params,
         }
+
+    def _config(self, candidate: Candidate) -> TrainConfig:
+        """How a candidate is trained: as all are, for the bits that it is stored in."""
+        return dataclasses.replace(self.config, bits=candidate.bits)
 
     def _train(
         self, trial: Any, candidate: Candidate, costs: Mapping[str, float], note: Callable[..., None]
@@ -192,12 +204,14 @@ class Worker:
         _log.info("trial %d: %s: %s", trial.number, candidate.label, costs_in_words(costs))
         net = candidate.build(self.config.seed)
         fit(
-            net, self.data, self.config, folder, name=f"trial {trial.number}",
+            net, self.data, self._config(candidate), folder, name=f"trial {trial.number}",
             identity={"model": candidate.model, "label": candidate.label}, accelerator=self.accelerator,
             test=False, on_epoch=watch,
         )  # fmt: skip
         file = folder / "stored.safetensors"
-        size = checkpoint.save(net, file, notes=ImageNotes.of(self.data).as_dict(), storage=candidate.storage)
+        size = candidate.save(net, file, ImageNotes.of(self.data).as_dict())
+        for name, miss in self.budgets.misses({**costs, "file_bytes": size}).items():
+            trial.set_constraint(f"trained {name}", miss)  # a packed file is as long as its numbers are various
         accuracy = accuracy_of(file, self.data, "validation")
         note(outcome="trained", file_bytes=size, validation_accuracy=accuracy, curve=read_curve(folder))
         self._tidy(trial)

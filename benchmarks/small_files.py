@@ -1,0 +1,217 @@
+"""Trains nets for files of few bytes from one teacher, packs them, and makes the table and the picture of docs/small_files.md.
+
+    python benchmarks/small_files.py --list --data ../shared/data/cifar10    # the commands that train what is not trained yet
+    python benchmarks/small_files.py --measure --data cifar10                # packs every net and classifies the test images
+    python benchmarks/small_files.py                                         # the table and the picture, from the records
+
+Every net learns the outputs of the same teacher, a plain `speednet` trained on all training images, for as many epochs and with
+the same settings. Each file is packed, with its norms folded to two numbers a channel.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PICTURE = ROOT / "results" / "small-files", ROOT / "docs" / "small_files.svg"
+TEACHER = "results/reproduce/speedrun_all/speednet-plain/seed1"
+TITLE = "| file | made by | bytes | seeds | test % |\n|---|---|---:|---:|---:|"
+FAMILIES = {
+    "sparse": "ternary, most weights zero",
+    "bits": "narrower, few bits",
+    "pruned": "pruned, 8 bits",
+    "narrow": "narrower, 8 bits",
+    "ring": "ring",
+    "ringbits": "ring, few bits",
+    "puppet": "puppet",
+}
+PAGES = {"light": ("#1f2328", "#8b949e", "#d0d7de"), "dark": ("#e6edf3", "#8b949e", "#30363d")}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A file to make: what it belongs to, how the table calls it, its student and the settings that are its own."""
+
+    name: str
+    family: str
+    label: str
+    student: str = "plain"
+    settings: str = ""
+    seeds: int = 1
+
+    def command(self, data: str, seed: int) -> str:
+        """The command that trains it."""
+        words = f"--preset small --all-images --seed {seed} --data {data} --output results/small-files/{self.name}/seed{seed}"
+        return " ".join(
+            f"pocketcnn distil --teacher {TEACHER} --student {self.student} {self.settings} {words}".split()
+        )
+
+
+def _ternary(share: float, seeds: int = 1) -> Trial:
+    return Trial(
+        f"ternary-{share:g}",
+        "sparse",
+        f"ternary, {share:.1%} zero",
+        settings=f"--bits ternary --sparsity {share:g}",
+        seeds=seeds,
+    )
+
+
+def _narrow(width: float, bits: str) -> Trial:
+    family, words = ("narrow", "8 bits") if bits == "8" else ("bits", bits if bits == "ternary" else f"{bits} bits")
+    return Trial(
+        f"width-{width:g}-{bits}",
+        family,
+        f"{width:g} of the channels, {words}",
+        f"speednet:width={width:g}",
+        f"--bits {bits}",
+    )
+
+
+TRIALS = (
+    _ternary(0.94, 2),
+    _ternary(0.975, 2),
+    _ternary(0.991, 2),
+    _narrow(0.2, "8"),
+    _narrow(0.3, "4"),
+    _narrow(0.43, "2"),
+    _narrow(0.47, "ternary"),
+    Trial("pruned-0.96", "pruned", "96 % zero, 8 bits", settings="--bits 8 --sparsity 0.96"),
+    Trial("ring-0.04", "ring", "ring of 4 %, 8 bits", "ring:size=0.04", "--bits 8"),
+    Trial("ring-0.2-ternary", "ringbits", "ring of 20 %, ternary", "ring:size=0.2", "--bits ternary"),
+    Trial("puppet-0.04", "puppet", "puppet of 4 %, 8 bits", "puppet:size=0.04,depth=fixed", "--bits 8"),
+)
+PUBLISHED: Sequence[tuple[str, int, float, str]] = (
+    ("ResNet-20, ternary (TTQ)", 58_000, 91.13, "at five trits a byte, counted by us"),
+    ("ResNet-32, ternary (TTQ)", 98_900, 92.37, "at five trits a byte, counted by us"),
+    ("ResNet-20, 2 bits (APoT)", 72_000, 90.96, "counted by us"),
+    ("ResNet-20, 3 bits (APoT)", 105_000, 92.49, "counted by us"),
+    ("ResNet-20, 1 bit (IR-Net)", 38_000, 90.8, "counted by us"),
+    ("ResNet-20, mixed bits (DNAS)", 65_000, 92.0, "as quoted"),
+    ("ResNet-20-4, entropy coded (LilNetX)", 66_000, 91.5, "as quoted"),
+    ("ResNet-18 (Tiled Bit Networks)", 96_000, 91.2, "as quoted"),
+)
+
+
+def measure(data: Any, results: Path) -> dict[str, Any]:
+    """Packs every trained net, and measures length and test accuracy of the file; what is in files.json is kept."""
+    import pocketcnn as pc
+    from pocketcnn import checkpoint
+    from pocketcnn.support.files import read_json, write_json
+    from pocketcnn.train import evaluate
+
+    path = results / "files.json"
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for trial, seed in _each():
+            run, file = results / trial.name / f"seed{seed}" / "model.safetensors", Path(folder) / "packed.safetensors"
+            if not run.exists() or str(seed) in found.get(trial.name, {}):
+                continue
+            net, notes = pc.load(run), checkpoint.read_header(run)["notes"]
+            size = pc.save(net, file, notes=notes, storage="int8", packed=True, norms="folded")
+            accuracy = evaluate(pc.load(file), data)["test_accuracy"]
+            found.setdefault(trial.name, {})[str(seed)] = {"bytes": size, "test_accuracy": accuracy}
+            write_json(path, found)
+    return found
+
+
+def _each() -> Iterator[tuple[Trial, int]]:
+    return ((trial, seed) for trial in TRIALS for seed in range(trial.seeds))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured file: means over its seeds."""
+
+    trial: Trial
+    seeds: int
+    size: float
+    accuracy: float
+
+
+def rows(found: Mapping[str, Any]) -> list[Row]:
+    """The measured files, the largest first."""
+    known = [
+        Row(
+            trial,
+            len(seeds),
+            mean(seed["bytes"] for seed in seeds.values()),
+            100 * mean(seed["test_accuracy"] for seed in seeds.values()),
+        )
+        for trial in TRIALS
+        if (seeds := found.get(trial.name))
+    ]
+    return sorted(known, key=lambda row: -row.size)
+
+
+def table(measured: Sequence[Row]) -> str:
+    """Table as Markdown: our files, and the published ones among them by their bytes."""
+    ours = [(row.size, f"| **{row.trial.label}** | {FAMILIES[row.trial.family]} | {row.size:,.0f} | {row.seeds} | **{row.accuracy:.2f}** |") for row in measured]  # fmt: skip
+    others = [
+        (size, f"| {name} | published, bytes {how} | {size:,} | | {accuracy:.2f} |")
+        for name, size, accuracy, how in PUBLISHED
+    ]
+    return "\n".join([TITLE, *(line for _, line in sorted([*ours, *others], key=lambda line: -line[0]))])
+
+
+def picture(measured: Sequence[Row], path: Path, page: str) -> None:
+    """Draws accuracy against bytes: a line for each family of ours, the published files in grey."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    ink, grey, line = PAGES[page]
+    look = {"text.color": ink, "axes.edgecolor": line, "xtick.color": ink, "ytick.color": ink, "axes.labelcolor": ink, "svg.hashsalt": path.name, "font.size": 10}  # fmt: skip
+    with pyplot.rc_context(look):
+        figure, axes = pyplot.subplots(figsize=(8, 4.6))
+        for name, size, accuracy, _ in PUBLISHED:
+            axes.plot(size / 1000, accuracy, "o", color=grey, markersize=4)
+            axes.annotate(name, (size / 1000, accuracy), (4, -9), textcoords="offset points", color=grey, fontsize=7)
+        for family, label in FAMILIES.items():
+            mine = [row for row in measured if row.trial.family == family]
+            if mine:
+                axes.plot([row.size / 1000 for row in mine], [row.accuracy for row in mine], "o-", label=label)
+        axes.set(xscale="log", xlabel="bytes of the file, in thousands", ylabel="CIFAR-10 test images, % right")
+        axes.set_xticks([25, 50, 100, 200], ["25", "50", "100", "200"])
+        axes.minorticks_off()
+        axes.grid(color=line, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower right")
+        figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="cifar10", help="data set whose images are learnt and classified")
+    parser.add_argument("--list", action="store_true", help="print the commands that train what is not trained yet")
+    parser.add_argument(
+        "--measure", action="store_true", help="first pack the trained nets and classify the test images"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs and their records")
+    given = parser.parse_args()
+    if given.list:
+        for trial, seed in _each():
+            if not (given.results / trial.name / f"seed{seed}" / "result.json").exists():
+                print(trial.command(given.data, seed))
+        return
+    from pocketcnn.support.files import read_json
+
+    if given.measure:
+        from pocketcnn.data import load
+
+        found = measure(load(given.data), given.results)
+    else:
+        found = read_json(given.results / "files.json")
+    print(table(rows(found)))
+    for page in PAGES:
+        picture(rows(found), PICTURE if page == "light" else PICTURE.with_stem(f"{PICTURE.stem}_dark"), page)
+
+
+if __name__ == "__main__":
+    main()

@@ -232,6 +232,14 @@ def test_a_run_resumes_to_the_same_bits(digits, tmp_path):
     assert files[0] == files[1]
 
 
+def test_norms_take_their_statistics_from_images_as_they_are(digits, tmp_path):
+    fit(net(), digits, dataclasses.replace(SHORT, bits="4", norm_images=200), tmp_path / "run")
+    one = pc.load(tmp_path / "run" / "model.safetensors")
+    maps = one.conv1(torch.cat(list(normalized(digits.train.sample(200).in_order(50), digits)))).detach()
+    torch.testing.assert_close(one.bn1.running_mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(one.bn1.running_var, maps.transpose(0, 1).flatten(1).var(1))
+
+
 def test_muon_trains_few_bits_too(digits, tmp_path):
     config = TrainConfig(epochs=3, batch_size=64, optimizer="muon", lr=0.1, bits="ternary", precision="float32", channels_last="off")  # fmt: skip
     result = fit(net(), digits, config, tmp_path / "run")

@@ -76,6 +76,8 @@ class TrainConfig:
     """Bits of each weight, rounded in every step while exact weights are trained; the first and the last layer have 8."""
     sparsity: Fraction = 0.0
     """Share of the weights that become zero while others are trained, but in the first and the last layer, in [0, 1); needs bits."""
+    norm_images: Number = 0
+    """Training images, neither shifted nor mirrored, that batch norms take their statistics from in the end; 0 keeps the running ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the forward pass; auto measures which is faster for this net on this device."""
     channels_last: Literal["auto", "on", "off"] = "auto"
@@ -138,6 +140,24 @@ PRESETS: dict[str, TrainConfig] = {
     # Ours, for a net that starts from a trained net's weights and learns from that net; see docs/fit.md.
     "distil": TrainConfig(
         epochs=5, lr=0.05, warmup=0.1, teacher_weight=0.9, temperature=4.0, precision="bfloat16", channels_last="on"
+    ),
+    # Ours, for a trained wide net that becomes ternary and sparse; see docs/small_files.md.
+    "few_bits": TrainConfig(
+        epochs=12,
+        small_epochs=4,
+        batch_size=500,
+        lr=0.1,
+        warmup=0.1,
+        teacher_weight=0.9,
+        temperature=4.0,
+        flip="alternate",
+        crop=4,
+        border="reflect",
+        bits="ternary",
+        sparsity=0.94,
+        norm_images=5000,
+        precision="bfloat16",
+        channels_last="on",
     ),
     # Mukherjee's second table.
     "report": TrainConfig(epochs=200, batch_size=32, lr=1e-2, nesterov=False, schedule="cosine", warmup=0.0),

@@ -14,6 +14,7 @@ from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.modules import device_and_dtype, hooked, maps_of
 from pocketcnn.support.protocols import is_condensed
+from pocketcnn.surgery.fitting import recalibrate_
 from pocketcnn.train.auto import LAYOUTS
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
@@ -25,6 +26,7 @@ from pocketcnn.train.rounding import Rounding
 from pocketcnn.train.scores import USUAL, Scores, first
 from pocketcnn.train.teacher import Teacher
 
+_AT_ONCE = 500  # images that are prepared together
 SMALL = 0.75  # factor for the sides of images in small_epochs
 
 
@@ -142,10 +144,17 @@ class Classifier(pl.LightningModule):
         return loss + self.config.feature_weight * map_distance(maps, wanted_maps)
 
     def on_validation_epoch_start(self) -> None:
+        if self.config.norm_images and self.current_epoch == self.config.epochs - 1:
+            self._take_statistics()
         self._share_statistics()  # the callbacks have already put in an averaged net
 
     def on_test_epoch_start(self) -> None:
         self._share_statistics()
+
+    def _take_statistics(self) -> None:
+        """Gives batch norms the statistics of training images as they are."""
+        images = self._data.train.sample(self.config.norm_images).in_order(_AT_ONCE)
+        recalibrate_(self.net, torch.cat([self._prepared(batch.to(self.device)) for batch, _ in images]))
 
     def _share_statistics(self) -> None:
         """Gives all devices the running statistics of the first one, whose net is kept at the end."""

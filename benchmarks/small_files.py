@@ -27,6 +27,7 @@ FAMILIES = {
     "pruned": "pruned, 8 bits",
     "narrow": "narrower, 8 bits",
     "ring": "ring",
+    "windows": "ring of windows",
     "ringbits": "ring, few bits",
     "puppet": "puppet",
 }
@@ -70,10 +71,17 @@ def _sparse(share: float, after: str = "") -> Trial:
     )
 
 
-def _narrow(width: float, bits: str) -> Trial:
+def _narrow(width: float, bits: str, after: str = "") -> Trial:
     family, words = ("narrow", "8 bits") if bits == "8" else ("bits", bits if bits == "ternary" else f"{bits} bits")
-    label = f"{width:g} of the channels, {words}"
-    return Trial(f"width-{width:g}-{bits}", family, label, f"--bits {bits} --sparsity 0", f"speednet:width={width:g}")
+    settings = f"--bits {bits} --sparsity 0"
+    return Trial(
+        f"width-{width:g}-{bits}",
+        family,
+        f"{width:g} of the channels, {words}",
+        settings,
+        f"speednet:width={width:g}",
+        after,
+    )
 
 
 TRIALS = (
@@ -83,12 +91,18 @@ TRIALS = (
     _narrow(0.2, "8"),
     _narrow(0.3, "4"),
     _narrow(0.43, "2"),
-    _narrow(0.47, "ternary"),
+    _narrow(0.47, "8"),
+    _narrow(0.47, "ternary", "width-0.47-8"),  # from a fresh start it collapses to zeros
     Trial("pruned-0.963", "pruned", "96.3 % zero, 8 bits", "--bits 8 --sparsity 0.963"),
     Trial("ring-0.04", "ring", "ring of 4 %, 8 bits", "--bits 8 --sparsity 0", "ring:size=0.04"),
     Trial("ring-0.2-ternary", "ringbits", "ring of 20 %, ternary", "--sparsity 0", "ring:size=0.2"),
     Trial("puppet-0.04", "puppet", "puppet of 4 %, 8 bits", "--bits 8 --sparsity 0", "puppet:size=0.04,depth=fixed"),
 )
+PACKAGED = {
+    "cifar10/resnet20_windows": Trial("resnet20-windows", "windows", "resnet20, windows fitted to it, 8 bits", ""),
+    "cifar10/resnet20_ring28": Trial("resnet20-ring", "ring", "resnet20, ring of 28 % fitted to it, 8 bits", ""),
+}
+"""Nets of the package, whose teacher is a plain resnet20 of 90.2 %."""
 PUBLISHED: Sequence[tuple[str, int, float, str]] = (
     ("ResNet-20, ternary (TTQ)", 58_000, 91.13, "at five trits a byte, counted by us"),
     ("ResNet-32, ternary (TTQ)", 98_900, 92.37, "at five trits a byte, counted by us"),
@@ -104,21 +118,27 @@ PUBLISHED: Sequence[tuple[str, int, float, str]] = (
 def measure(data: Any, results: Path) -> dict[str, Any]:
     """Packs every trained net, and measures length and test accuracy of the file; what is in files.json is kept."""
     import pocketcnn as pc
-    from pocketcnn import checkpoint
+    from pocketcnn import checkpoint, zoo
+    from pocketcnn.checkpoint.notes import ImageNotes
     from pocketcnn.support.files import read_json, write_json
     from pocketcnn.train import evaluate
 
     path = results / "files.json"
     found: dict[str, Any] = read_json(path) if path.exists() else {}
+    files = [
+        (trial.name, str(seed), results / trial.name / f"seed{seed}" / "model.safetensors") for trial, seed in _each()
+    ]
+    files += [(trial.name, "0", zoo.path_of(zoo.find(*title.split("/")[::-1]))) for title, trial in PACKAGED.items()]
     with tempfile.TemporaryDirectory() as folder:
-        for trial, seed in _each():
-            run, file = results / trial.name / f"seed{seed}" / "model.safetensors", Path(folder) / "packed.safetensors"
-            if not run.exists() or str(seed) in found.get(trial.name, {}):
+        for name, seed, file in files:
+            if not file.exists() or seed in found.get(name, {}):
                 continue
-            net, notes = pc.load(run), checkpoint.read_header(run)["notes"]
-            size = pc.save(net, file, notes=notes, storage="int8", packed=True, norms="folded")
-            accuracy = evaluate(pc.load(file), data)["test_accuracy"]
-            found.setdefault(trial.name, {})[str(seed)] = {"bytes": size, "test_accuracy": accuracy}
+            net, packed = pc.load(file), Path(folder) / "packed.safetensors"
+            notes = checkpoint.read_header(file)["notes"]
+            size = pc.save(net, packed, notes=notes, storage="int8", packed=True, norms="folded")
+            seen = ImageNotes.read(packed).applied_to(data)
+            accuracy = evaluate(pc.load(packed), seen)["test_accuracy"]
+            found.setdefault(name, {})[seed] = {"bytes": size, "test_accuracy": accuracy}
             write_json(path, found)
     return found
 
@@ -146,7 +166,7 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
             mean(seed["bytes"] for seed in seeds.values()),
             100 * mean(seed["test_accuracy"] for seed in seeds.values()),
         )
-        for trial in TRIALS
+        for trial in (*TRIALS, *PACKAGED.values())
         if (seeds := found.get(trial.name))
     ]
     return sorted(known, key=lambda row: -row.size)

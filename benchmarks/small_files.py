@@ -59,8 +59,8 @@ class Trial:
 
 
 def _sparse(share: float, after: str = "") -> Trial:
-    """Ternary weights, that share of them zero; those after another net are trained for half as long again."""
-    short = " --epochs 6 --small-epochs 2" if after else ""
+    """Ternary weights, that share of them zero; those after another net are trained for a third as long again."""
+    short = " --epochs 8 --small-epochs 3" if after else ""
     return Trial(
         f"ternary-{share:g}",
         "sparse",

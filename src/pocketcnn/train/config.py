@@ -143,8 +143,8 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     # Ours, for a trained wide net that becomes ternary and sparse; see docs/small_files.md.
     "few_bits": TrainConfig(
-        epochs=12,
-        small_epochs=4,
+        epochs=24,
+        small_epochs=12,
         batch_size=500,
         lr=0.1,
         warmup=0.1,

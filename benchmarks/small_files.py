@@ -71,7 +71,7 @@ def _sparse(share: float, after: str = "") -> Trial:
     )
 
 
-def _narrow(width: float, bits: str, after: str = "") -> Trial:
+def _narrow(width: float, bits: str, after: str = "", seeds: int = 1) -> Trial:
     family, words = ("narrow", "8 bits") if bits == "8" else ("bits", bits if bits == "ternary" else f"{bits} bits")
     settings = f"--bits {bits} --sparsity 0"
     return Trial(
@@ -81,17 +81,26 @@ def _narrow(width: float, bits: str, after: str = "") -> Trial:
         settings,
         f"speednet:width={width:g}",
         after,
+        seeds,
     )
 
 
 TRIALS = (
     _sparse(0.94),
     _sparse(0.9775, "ternary-0.94"),
-    _sparse(0.9922, "ternary-0.9775"),
+    Trial(
+        "width-0.47-ternary-0.94",
+        "sparse",
+        "0.47 of the channels, ternary, 94 % zero",
+        "--sparsity 0.94",
+        "",
+        "width-0.47-8",
+        2,
+    ),
     _narrow(0.2, "8"),
     _narrow(0.3, "4"),
     _narrow(0.43, "2"),
-    _narrow(0.47, "8"),
+    _narrow(0.47, "8", seeds=2),
     _narrow(0.47, "ternary", "width-0.47-8"),  # from a fresh start it collapses to zeros
     Trial("pruned-0.963", "pruned", "96.3 % zero, 8 bits", "--bits 8 --sparsity 0.963"),
     Trial("ring-0.04", "ring", "ring of 4 %, 8 bits", "--bits 8 --sparsity 0", "ring:size=0.04"),

@@ -165,6 +165,21 @@ def test_a_file_that_was_tampered_with_is_refused(ring_net, tmp_path):
             pc.load(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_scales_that_no_weight_has_are_refused(ring_net, tmp_path, scale):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    pc.save(ring_net, tmp_path / "net", storage="int8")
+    with safe_open(tmp_path / "net", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "net")
+    tensors["storage.scales"][3] = scale
+    save_file(tensors, tmp_path / "bad", metadata={"pocketcnn": metadata["pocketcnn"]})
+    with pytest.raises(BrokenFile, match=r"a scale of conv1.weight is not between 0 and infinity"):
+        pc.load(tmp_path / "bad")
+
+
 def test_foreign_modules_with_weights_of_their_own():
     class Fusion(torch.nn.Module):
         def __init__(self):

@@ -294,6 +294,8 @@ def unpack(
             count = len(rows_of(like))
             if tensor.shape != like.shape or len(scales) < count:
                 raise ValueError(f"{name} is {list(tensor.shape)} in the file, {list(like.shape)} in the net")
+            if not ((scales[:count] > 0) & (scales[:count] < torch.inf)).all():
+                raise ValueError(f"a scale of {name} is not between 0 and infinity")
             tensor = dequantize(tensor, scales[:count])
             scales = scales[count:]
         tensors[name] = tensor.to(dtype)

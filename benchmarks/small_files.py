@@ -4,8 +4,9 @@
     python benchmarks/small_files.py --measure --data cifar10                # packs every net and classifies the test images
     python benchmarks/small_files.py                                         # the table and the picture, from the records
 
-Every net learns the outputs of the same teacher, a plain `speednet` trained on all training images, for as many epochs and with
-the same settings. Each file is packed, with its norms folded to two numbers a channel.
+Every net learns the outputs of the same teacher, a plain `speednet` trained on all training images, with the same settings, for 24
+epochs. Some then go on: sparse ones for 8 epochs to become sparser, and narrow ones for 24 to become ternary. The nets of the package
+have another teacher. Each file is packed, with its norms folded to two numbers a channel.
 """
 
 import argparse

@@ -113,6 +113,13 @@ def test_cut_and_lying_bytes_are_refused(data, change):
         coding.expand(stored, length)
 
 
+def test_numbers_of_eight_bits_are_read_as_bits_too():
+    """As earlier files have them."""
+    numbers = torch.arange(200) % 190
+    stored = bytes([1]) + coding.squeeze(coding._FORMS[1].write(numbers.numpy(), 190))
+    assert coding.read_numbers(stored, 200, 190).equal(numbers)
+
+
 def test_runs_that_lead_out_of_the_numbers_are_refused():
     numbers = torch.zeros(4000, dtype=torch.long)
     numbers[3999] = 1

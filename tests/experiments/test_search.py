@@ -265,10 +265,30 @@ def test_a_file_that_is_too_long_once_trained_is_not_on_the_front(few, tmp_path,
     space = dataclasses.replace(Space.of("resnet20", NET, ["plain"]), widths=(2, 3))
     sizes = iter([19_000, 21_000])
     monkeypatch.setattr(searching.Candidate, "save", lambda self, net, path, notes: pc.save(net, path) and next(sizes))
+    accuracies = iter([0.1, 0.9])
+    monkeypatch.setattr(work, "accuracy_of", lambda file, data, split: next(accuracies))
     found = search(few, QUICK, tmp_path, trials=2, space=space, budgets=Budgets(max_bytes=20_000))
     assert [record["file_bytes"] for record in found.front] == [19_000]
+    assert sorted(record["file_bytes"] for record in found.trials if record["outcome"] == "trained") == [19_000, 21_000]
     with pytest.raises(ValueError, match="leave out bits and sparsity"):
         search(few, dataclasses.replace(QUICK, bits="4"), tmp_path, trials=1, space=space)
+
+
+def test_where_all_are_too_long_once_trained_the_nearest_is_named(few, tmp_path, untrained, monkeypatch):
+    space = dataclasses.replace(Space.of("resnet20", NET, ["plain"]), widths=(2, 3))
+    monkeypatch.setattr(searching.Candidate, "save", lambda self, net, path, notes: pc.save(net, path) and 21_000)
+    with pytest.raises(NothingFits, match=r"the nearest, .*, has 21,000 bytes"):
+        search(few, QUICK, tmp_path, trials=1, space=space, budgets=Budgets(max_bytes=20_000))
+
+
+def test_rings_with_codes_and_averages_of_weights_are_tried(few, tmp_path):
+    space = Space.of("resnet20", NET, ["ring:scheme=codebook"])
+    params = {"method": "ring:scheme=codebook", "width": 16, "storage": "int4", "ring.size": 0.1, "ring.level": "net",
+              "ring.stages": space.stages["ring"][0]}  # fmt: skip
+    candidate = space.propose(optuna.trial.FixedTrial(params))
+    worker = Worker(None, few, dataclasses.replace(QUICK, ema_decay=0.9), tmp_path, space, Budgets(), 1, "cpu")
+    assert worker._costs(candidate)["file_bytes"] > 1000
+    assert (worker._config(candidate).bits, worker._config(candidate).ema_decay) == ("4", 0.0)
 
 
 def test_where_nothing_can_be_built_the_reason_is_given(few, tmp_path, monkeypatch):

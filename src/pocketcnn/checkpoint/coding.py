@@ -1,10 +1,11 @@
 """Numbers in few bytes, without loss: in no more bits than they need, then by the codes of the standard library.
 
-Bytes are kept as they are, or coded by DEFLATE (Huffman codes and repeats) or LZMA (an adaptive range coder), whichever is
-shortest; a tag says which. Whole numbers below a limit are cut into digits that fill bytes: five numbers below 3 in a
-byte, or two bytes for one number of 12 bits. Where most are equal, as zeros are in a pruned net, the lengths of their runs are
-coded, and the others by themselves: random zeros take 0.7 % more than their entropy. Of floating-point numbers all lowest bytes come first, then the next ones: signs
-and exponents are much alike, and so are the lowest bytes of numbers that were rounded.
+Bytes are kept as they are, or coded by DEFLATE (Huffman codes and repeats) or LZMA (an adaptive range coder), whichever
+is shortest; a tag says which. Whole numbers below a limit are cut into digits that fill bytes: five numbers below 3 in
+a byte, or two bytes for one number of 12 bits. Where most are equal, as zeros are in a pruned net, the lengths of their
+runs are coded, and the others by themselves: random zeros take about 1 % more than their entropy. Of floating-point
+numbers all lowest bytes come first, then the next ones: signs and exponents are much alike, and so are the lowest bytes
+of numbers that were rounded.
 
 Whoever decodes says how many numbers must come out, and no more memory is taken, whatever the bytes claim.
 """
@@ -130,7 +131,7 @@ class _Bits:
 
     @staticmethod
     def takes(limit: int) -> bool:
-        return _bits_of(limit) not in (0, 8)  # else there are none, or they are bytes already
+        return limit > 1
 
     def length(self, count: int, limit: int) -> int:
         return -(-count * _bits_of(limit) // 8)
@@ -238,7 +239,7 @@ def _of_runs(stored: bytes, count: int, limit: int) -> np.ndarray:
         raise ValueError(f"{length:,} runs in {count:,} numbers")
     steps = np.frombuffer(expand(stored[:coded], length), np.uint8)
     ends = steps < _STEP
-    others = (np.cumsum(steps, dtype=np.int64) + np.cumsum(ends) - 1)[ends]
+    others = np.cumsum(steps + ends.view(np.uint8), dtype=np.int64)[ends] - 1
     if len(others) and others[-1] >= count:
         raise ValueError(f"runs that reach number {others[-1] + 1:,} of {count:,}")
     values = np.full(count, usual, np.int64)

@@ -40,12 +40,8 @@ _TYPES = {
     "v": ("U32", torch.uint32), "x": ("U64", torch.uint64),
 }  # fmt: skip
 _LETTERS = {dtype: letter for letter, (_, dtype) in _TYPES.items()}
-_SMALL = {
-    "1": (-1, 1),
-    "2": (-2, 1),
-    "4": (-8, 7),
-    "8": (-128, 127),
-}  # letters of int8 numbers by the range they lie in: a small one after training for few bits
+_SMALL = {"1": (-1, 1), "2": (-2, 1), "4": (-8, 7), "8": (-128, 127)}
+"""Letters of int8 numbers by the range they lie in: a small one after training for few bits."""
 
 
 class _Blob(msgspec.Struct, array_like=True):

@@ -26,10 +26,8 @@ from pocketcnn.surgery.folding import reduce_norms_
 
 Storage = Literal["float32", "float16", "int8"]
 Norms = Literal["exact", "float16", "folded"]
-_PROBED, _DIVISORS = (
-    8,
-    16,
-)  # values of a row that are looked at first; divisors of its smallest value, tried for its step
+_PROBED, _DIVISORS = 8, 16
+"""Values of a row that are looked at first; divisors of its smallest value that are tried for its step."""
 _DIGITS = 11  # of float16, the one that is not written included
 SCALES, MASKS = "storage.scales", "storage.masks"  # one tensor each, because each name takes a hundred bytes
 _WORTH = 128  # the bytes that a mask must save at least

@@ -11,7 +11,7 @@ In the end the batch norms take their statistics from the images, because other 
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,24 @@ def recalibrate_(model: nn.Module, images: Inputs, *, batch_size: int = 256) -> 
         images: as the net is given them, [count, channels, height, width]; a tuple of tensors for a net of several inputs.
         batch_size: images at once.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    take_statistics_(model, batches_of(as_inputs(images), batch_size, model))
+
+
+@torch.no_grad()
+def take_statistics_(
+    model: nn.Module, batches: Iterable[tuple[Tensor, ...]], norms: Sequence[nn.Module] | None = None
+) -> None:
+    """Replaces the running statistics of batch norms by the means over some batches.
+
+    Args:
+        model: changed in place; all of it but these norms is in evaluation mode meanwhile.
+        batches: inputs of the net; each counts as much as the others, so let them be of one size.
+        norms: those of the net that are changed; by default all.
+    """
+    every: Sequence[Any] = list(model.modules()) if norms is None else norms
+    norms = [m for m in every if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
     before = [({name: b.clone() for name, b in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
     done = False
     try:
@@ -110,8 +127,7 @@ def recalibrate_(model: nn.Module, images: Inputs, *, batch_size: int = 256) -> 
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
                 norm.training = True
-            # Batches of equal size, because each counts as much as the others.
-            for batch in batches_of(as_inputs(images), batch_size, model):
+            for batch in batches:
                 model(*batch)
         done = True
     finally:

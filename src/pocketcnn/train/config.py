@@ -75,9 +75,9 @@ class TrainConfig:
     bits: Literal["off", "8", "4", "3", "2", "ternary", "1"] = "off"
     """Bits of each weight, rounded in every step while exact weights are trained; the first and the last layer have 8."""
     sparsity: Fraction = 0.0
-    """Share of the weights that become zero while others are trained, but in the first and the last layer, in [0, 1); needs bits."""
+    """Share of the weights that become zero, in [0, 1); the first and the last layer keep theirs; needs bits."""
     norm_images: Number = 0
-    """Training images, neither shifted nor mirrored, that batch norms take their statistics from in the end; 0 keeps the running ones."""
+    """About how many training images, neither shifted nor mirrored, batch norms take their statistics from in the end; 0 keeps the running ones."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the forward pass; auto measures which is faster for this net on this device."""
     channels_last: Literal["auto", "on", "off"] = "auto"
@@ -101,6 +101,8 @@ class TrainConfig:
                 bad.append(f"no {field.name} {getattr(self, field.name)!r}; known: {known}")
         if self.bits != "off" and self.ema_decay:
             bad.append("an average of weights (ema_decay) has more bits than the weights; leave out ema_decay or bits")
+        if self.norm_images == 1:
+            bad.append("norm_images must be 0, or 2 or more: one image has no variance")
         if self.sparsity and self.bits in ("off", "1"):
             bad.append("sparsity takes weights that are rounded and can be zero; give bits 8, 4, 3, 2 or ternary")
         if bad:

@@ -1,20 +1,21 @@
 """The Lightning module: augments, normalises, classifies and counts, for any net and any number of devices."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.data import DataSet, Images, augment, generator_of, shrink
 from pocketcnn.errors import NonFiniteLoss
 from pocketcnn.support.layouts import in_layout, to_layout
 from pocketcnn.support.modules import device_and_dtype, hooked, maps_of
 from pocketcnn.support.protocols import is_condensed
-from pocketcnn.surgery.fitting import recalibrate_
+from pocketcnn.surgery.fitting import take_statistics_
 from pocketcnn.train.auto import LAYOUTS
 from pocketcnn.train.config import TrainConfig, learning_rate_scale
 from pocketcnn.train.engine import MeanMetric, MulticlassAccuracy, pl
@@ -52,6 +53,9 @@ class Classifier(pl.LightningModule):
         self._data = data
         self._teacher = (teacher,)  # in a tuple, so that checkpoints hold no copy of it
         self._position: dict[str, int] | None = None
+        self._norms: tuple[
+            nn.Module, ...
+        ] = ()  # those that learn, and are not frozen; a tuple, so that they are the net's
         self.augmentation = dataclasses.replace(
             data.augmentation,
             crop=data.augmentation.crop if config.crop is None else config.crop,
@@ -94,6 +98,7 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, labels = batch
+        self._norms = self._norms or tuple(m for m in self.net.modules() if isinstance(m, _BatchNorm) and m.training)
         where = (self.config.seed, self.current_epoch, index)
         # For nets that draw random numbers themselves.
         torch.manual_seed(generator_of(*where, self.global_rank, 1).initial_seed())
@@ -153,8 +158,9 @@ class Classifier(pl.LightningModule):
 
     def _take_statistics(self) -> None:
         """Gives batch norms the statistics of training images as they are."""
-        images = self._data.train.sample(self.config.norm_images).in_order(_AT_ONCE)
-        recalibrate_(self.net, torch.cat([self._prepared(batch.to(self.device)) for batch, _ in images]))
+        batches = (images for images, _ in self._data.train.sample(self.config.norm_images).in_order(_AT_ONCE))
+        prepared = ((self._prepared(images.to(self.device)),) for images in _of_one_size(batches))
+        take_statistics_(self.net, prepared, self._norms)
 
     def _share_statistics(self) -> None:
         """Gives all devices the running statistics of the first one, whose net is kept at the end."""
@@ -249,6 +255,15 @@ class Classifier(pl.LightningModule):
             for name, states in checkpoint["counted"].items():
                 for key, value in states.items():
                     setattr(self.metrics[name], key, value.to(self.metrics[name].device))
+
+
+def _of_one_size(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yields the batches that are as large as the first one."""
+    size = 0
+    for batch in batches:
+        size = size or len(batch)
+        if len(batch) == size:
+            yield batch
 
 
 def _alternation(data: DataSet, config: TrainConfig) -> Tensor | None:

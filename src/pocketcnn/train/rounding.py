@@ -1,17 +1,18 @@
 """Training for few bits: the net computes with rounded weights, and the exact ones are kept beside it and trained.
 
-Each weight of a net (see `pocketcnn.checkpoint.storage.weights_of`) is a whole number of few bits times a step size, one for each
-row, as in the model file. Gradients pass the rounding as if it were not there, except where a weight is out of the numbers' range;
-step sizes have gradients of their own. Between two steps of the optimizer the net holds its rounded weights, so whatever is
-evaluated, stored or exported is what was computed.
+Each weight of a net (see `pocketcnn.checkpoint.storage.weights_of`) is a whole number of few bits times a step size,
+one for each row, as in the model file. Gradients pass the rounding as if it were not there, except where a weight is
+out of the numbers' range; step sizes have gradients of their own. Between two steps of the optimizer the net holds its
+rounded weights, so whatever is evaluated, stored or exported is what was computed.
 
-Source: Esser et al., Learned Step Size Quantization, ICLR 2020. We differ in that the logarithm of a step size is learnt, one for
-each row, from the start that rounds the weights best.
+Source: Esser et al., Learned Step Size Quantization, ICLR 2020. We differ in that the logarithm of a step size is
+learnt, one for each row, from the start that rounds the weights best.
 
-A share of the weights can be zero, more of them from step to step (Zhu and Gupta, To Prune, or Not to Prune, 2017), chosen anew in
-each: those that are small beside the others of their row. Small layers keep a larger share than large ones, in proportion to the
-sum of a weight's sides over their product (Evci et al., Rigging the Lottery, ICML 2020). Ternary weights that are kept are signs, and
-the step of a row is their mean size (Li et al., Ternary Weight Networks, 2016).
+A share of the weights can be zero: half of it from the start, or as much as is zero already, and more in each step (Zhu
+and Gupta, To Prune, or Not to Prune, 2017). Zeros are chosen anew in each step: the weights that are small beside the
+others of their row. Small layers keep a larger share than large ones, in proportion to the sum of a weight's sides over
+their product (Evci et al., Rigging the Lottery, ICML 2020). Ternary weights that are kept are signs, times the mean
+size of those in the row (Li et al., Ternary Weight Networks, 2016).
 """
 
 import math
@@ -29,6 +30,7 @@ _TRIED = 40  # step sizes tried for a start, as shares of the one that the large
 _TINY = 1e-12
 _FASTEST = 0.1  # largest gradient of the logarithm of a step size
 _RISES = 0.5  # share of a training in which the share of zeros rises
+_SMALL = 0.7  # times the mean size of a row: the threshold of ternary weight networks
 _STEP_DIGITS = 5  # of a step size: the exact weights make up for its rounding
 
 
@@ -40,15 +42,19 @@ class Rounding(nn.Module):
     Args:
         net: its trainable weights are rounded from now on, in place; frozen ones stay as they are.
         bits: of the numbers; `"ternary"` for -1, 0 and 1, `"1"` for -1 and 1.
-        sparsity: share of the weights that are zero in the end, without the first and the last, in [0, 1).
+        sparsity: share of the weights that are zero in the end, in [0, 1); the first and the last weight keep theirs.
     Raises:
-        ValueError: no such number of bits, zeros among weights of one bit, a net without trainable weights, or weights of 16 bits, whose products with a step
+        ValueError: no such number of bits, a sparsity out of range or of weights of one bit, a net without trainable weights, or weights of 16 bits, whose products with a step
             would be rounded again.
     """
 
     def __init__(self, net: nn.Module, bits: Bits, sparsity: float = 0.0) -> None:
         super().__init__()
         self.sparsity = sparsity
+        if not 0 <= sparsity < 1 or (sparsity and bits == "1"):
+            raise ValueError(
+                f"a sparsity lies in [0, 1), and weights of one bit have none; got {sparsity} for bits {bits}"
+            )
         if bits not in _RANGES:
             raise ValueError(f"no bits {bits!r}; known: {', '.join(get_args(Bits))}")
         known = weights_of(net).values()
@@ -67,18 +73,23 @@ class Rounding(nn.Module):
             # They take no part in a backward pass: several devices would wait for their gradients.
             self.register_parameter(f"log_step{number}", nn.Parameter(start.log(), requires_grad=False))
         self._inner = [number for number, weight in enumerate(self._weights) if id(weight) not in ends]
+        if sparsity:
+            if not self._inner:
+                raise ValueError(
+                    f"{type(net).__name__} has a first and a last layer only, which keep their weights; leave out sparsity"
+                )
+            inner = [self._weights[number] for number in self._inner]
+            zero = sum(int((w == 0).sum()) for w in inner) / sum(w.numel() for w in inner)
+            self.register_buffer("begun", torch.tensor(min(sparsity, max(sparsity / 2, zero))))
+            for number in self._inner:
+                self.register_buffer(f"kept{number}", rows_of(self._weights[number]) != 0)
         self.round_(0.0)
 
     def _parts(self) -> Iterator[tuple[int, nn.Parameter, Tensor, nn.Parameter, str]]:
         """Yields the place of each weight, the weight, its exact values, the logarithms of its step sizes, and its bits."""
         for place, weight in enumerate(self._weights):
-            yield (
-                place,
-                weight,
-                self.get_buffer(f"exact{place}"),
-                self.get_parameter(f"log_step{place}"),
-                self.bits[place],
-            )
+            exact, log_step = self.get_buffer(f"exact{place}"), self.get_parameter(f"log_step{place}")
+            yield place, weight, exact, log_step, self.bits[place]
 
     @torch.no_grad()
     def round_(self, progress: float = 1.0) -> None:
@@ -89,36 +100,39 @@ class Rounding(nn.Module):
         """
         for _, weight, exact, _, _ in self._parts():
             exact.copy_(weight)
-        kept = self._kept(progress) if self.sparsity else {}
+        if self.sparsity:
+            self._choose_kept(progress)
         for place, weight, exact, log_step, bits in self._parts():
-            rows = rows_of(exact.float())
-            if place in kept:
-                rows = rows * kept[place]
+            rows, kept = rows_of(exact.float()), self._kept(place)
+            if kept is not None:
+                rows = rows * kept
             if bits == "8":  # so many numbers need no step that is learnt
-                log_step.copy_((_largest(rows) / 127).log())
-            elif place in kept and bits == "ternary":
-                log_step.copy_(_filled(rows.abs().sum(1) / kept[place].sum(1).clamp(min=1), rows).log())
+                log_step.copy_(_filled(_largest(rows) / 127, rows).log())
+            elif kept is not None and bits == "ternary":
+                log_step.copy_(_filled(rows.abs().sum(1) / kept.sum(1).clamp(min=1), rows).log())
                 rows = rows.sign() * _steps(log_step, bits)[:, None]
             weight.copy_(_rows_rounded(rows, log_step, bits).view(weight.shape))
 
-    def _kept(self, progress: float) -> dict[int, Tensor]:
-        """Finds which weights are not zero, as rows of booleans by the weight's place."""
-        zeros = self.sparsity * (1 - (1 - min(1.0, progress / _RISES)) ** 3 / 2)
+    def _kept(self, place: int) -> Tensor | None:
+        """Which weights are not zero, as rows of booleans; None for a tensor that keeps all."""
+        return self.get_buffer(f"kept{place}") if self.sparsity and place in self._inner else None
+
+    def _choose_kept(self, progress: float) -> None:
+        """Chooses which weights are not zero."""
+        more = self.sparsity - float(self.get_buffer("begun"))
+        zeros = self.sparsity - more * (1 - min(1.0, progress / _RISES)) ** 3
         shares = densities([self._weights[place].shape for place in self._inner], 1 - zeros)
-        found = {}
         for place, share in zip(self._inner, shares, strict=True):
             rows = rows_of(self.get_buffer(f"exact{place}").float())
-            sizes = rows.abs() / rows.square().mean(1, keepdim=True).sqrt().clamp(min=_TINY)
-            less = sizes.numel() - round(share * sizes.numel())
-            least = sizes.flatten().kthvalue(less).values if less else sizes.new_tensor(-1.0)
-            larger = sizes > least
-            found[place] = larger if larger.any() else sizes >= least  # all are of one size
-        return found
+            kept = _largest_share(rows / rows.square().mean(1, keepdim=True).sqrt().clamp(min=_TINY), share)
+            if self.bits[place] == "ternary":  # small weights are zero in any case
+                kept &= rows.abs() >= _SMALL * rows.abs().mean(1, keepdim=True)
+            self.get_buffer(f"kept{place}").copy_(kept & (rows != 0))
 
     @torch.no_grad()
     def restore_(self) -> None:
         """Puts the exact weights into the net, for a step of the optimizer; gradients there become those of the exact weights."""
-        for _, weight, exact, log_step, bits in self._parts():
+        for place, weight, exact, log_step, bits in self._parts():
             weight.copy_(exact)
             if weight.grad is None:
                 continue
@@ -127,10 +141,23 @@ class Rounding(nn.Module):
             x, gradient = rows_of(exact.float()) / step[:, None], rows_of(weight.grad.float())
             inside = (x >= low - 0.5) & (x <= high + 0.5) if bits != "1" else x.abs() <= 1.5
             # The derivative of the rounded weight by its step, over the step: relative changes of both are of one size.
-            slope = torch.where(inside, _numbers(x, bits) - x, _numbers(x, bits)) * gradient
-            relative = slope.sum(1) / math.sqrt(x.shape[1] * high) / step
-            log_step.grad = relative.clamp(-_FASTEST, _FASTEST) if bits != "8" else None
+            slope, kept = torch.where(inside, _numbers(x, bits) - x, _numbers(x, bits)) * gradient, self._kept(place)
+            relative = (slope if kept is None else slope * kept).sum(1) / math.sqrt(x.shape[1] * high) / step
+            computed = bits == "8" or (bits == "ternary" and kept is not None)  # and not learnt
+            log_step.grad = None if computed else relative.clamp(-_FASTEST, _FASTEST)
             weight.grad.copy_((gradient * inside).view(weight.shape))
+
+
+def _largest_share(values: Tensor, share: float) -> Tensor:
+    """Marks the share of values whose sizes are largest; of equal ones the first."""
+    sizes = values.abs()
+    count = round(share * sizes.numel())
+    if count in (0, sizes.numel()):
+        return torch.full_like(sizes, count > 0, dtype=torch.bool)
+    least = sizes.flatten().kthvalue(sizes.numel() - count).values
+    marked, equal = sizes > least, (sizes == least).flatten().nonzero()[:, 0]
+    marked.view(-1)[equal[: count - int(marked.sum())]] = True
+    return marked
 
 
 def densities(shapes: Sequence[torch.Size], density: float) -> list[float]:
@@ -140,12 +167,14 @@ def densities(shapes: Sequence[torch.Size], density: float) -> list[float]:
         shapes: of the tensors.
         density: share of all weights that are not zero, in (0, 1].
     Returns:
-        The share of each tensor's weights: in proportion to the sum of its sides over their product, and at most 1.
+        The share of each tensor's weights: in proportion to the sum of its sides over their product, and at most 1. A tensor of
+        one axis, such as a ring, counts as a square.
     Example:
         >>> [round(share, 2) for share in densities([(8, 3, 3, 3), (16, 8, 3, 3)], 0.5)]
         [1.0, 0.41]
     """
-    sizes, sides = [math.prod(shape) for shape in shapes], [sum(shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
+    sides = [sum(shape) if len(shape) > 1 else 2 * math.sqrt(math.prod(shape)) for shape in shapes]
     left, whole = density * sum(sizes), set[int]()
     while True:
         factor = left / max(1, sum(side for place, side in enumerate(sides) if place not in whole))
@@ -159,9 +188,10 @@ def densities(shapes: Sequence[torch.Size], density: float) -> list[float]:
 def _steps(log_step: Tensor, bits: str) -> Tensor:
     """Step sizes, with few digits, so that they take few bytes, and products with whole numbers are exact.
 
-    Those of eight bits make the largest weight of a row 127, by which a file knows them again.
+    Those of eight bits have more digits: the largest weight of a row must stay 127 steps, which is how `quantize` finds the step.
     """
-    return rounded(log_step.detach().exp().clamp(min=_TINY), *([] if bits == "8" else [_STEP_DIGITS]))
+    steps = log_step.detach().exp().clamp(min=_TINY)
+    return rounded(steps) if bits == "8" else rounded(steps, digits=_STEP_DIGITS)
 
 
 def _numbers(x: Tensor, bits: str) -> Tensor:

@@ -2,8 +2,8 @@
 trained.
 
 A candidate is a plain net of some width, condensed in some of its stages by one method or by two in turn, and stored in
-some precision, for which it is trained if it has few bits. Its cost in bytes, multiply-adds and milliseconds is known before training, so candidates over budget are
-never trained: Optuna learns by how much they miss and proposes others. The result is the Pareto front of validation
+some precision, for which it is trained if it has few bits. Its cost in bytes, multiply-adds and milliseconds is known
+before training, so candidates over budget are never trained: Optuna learns by how much they miss and proposes others. The result is the Pareto front of validation
 accuracy, bytes of the file and latency. The accuracy is that of the net in the file, rounded as stored.
 
 The sampler is Optuna's TPE. It takes three objectives and constraints, and learns from every proposal, from the twentieth
@@ -29,6 +29,7 @@ from pocketcnn.models.spec import PLAIN_METHOD
 from pocketcnn.support.files import make_folder
 from pocketcnn.train import TrainConfig
 from pocketcnn.train.outputs import check_input
+from pocketcnn.train.teacher import Teacher
 
 __all__ = ["METHODS_TRIED", "Budgets", "Candidate", "Found", "Part", "Space", "parse_size", "search", "stops"]
 
@@ -117,4 +118,5 @@ def _settings(data: DataSet, config: TrainConfig, space: Space, budgets: Budgets
         "budgets": dataclasses.asdict(budgets),
         "space": space.described(),
         "train": {**dataclasses.asdict(config), "teacher": Path(config.teacher).name},
+        **({"teacher": Teacher.read(config.teacher).digest} if config.teacher else {}),
     }))  # fmt: skip

@@ -48,7 +48,8 @@ def write_findings(study: Any, settings: Record, data: DataSet, output: Path, bu
     failed = import_optuna().trial.TrialState.FAIL  # this trial was resumed under another number
     records = [{"number": t.number, **record_of(t)} for t in found if record_of(t) and t.state != failed]
     best = {trial.number for trial in study.best_trials}
-    if not best and not any(map(occupies_place, found)):
+    trained = any(record["outcome"] == "trained" for record in records)  # and was too large in the end
+    if not best and (trained or not any(map(occupies_place, found))):
         raise NothingFits(_nothing_fits(records, budgets))
     counts = Counter(record["outcome"] for record in records if record["outcome"] != "surplus")
     front = sorted((r for r in records if r["number"] in best), key=lambda r: (r["file_bytes"], r["latency_ms"]))

@@ -1,6 +1,7 @@
 """One worker of a search: it proposes, measures and trains candidates, and stops poor ones early."""
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import tempfile
@@ -12,6 +13,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import weights_of
@@ -158,22 +161,14 @@ class Worker:
             raise
 
     def _costs(self, candidate: Candidate) -> Record:
-        """Measures bytes of the file, multiply-adds and milliseconds of a candidate before it is trained.
-
-        All its numbers are random, so that the packed file is about as long as that of the trained net.
-        """
-        config, net = self._config(candidate), candidate.build(self.config.seed)
-        weights = set(weights_of(net).values())
-        with torch.no_grad():
-            for number in (*net.parameters(), *net.buffers()):
-                if number in weights:
-                    number[number == 0] = 1.0  # some weights start at 0, and zeros are stored in fewer bytes
-                elif number.is_floating_point():
-                    number.copy_(torch.rand(number.shape))
-        if config.bits != "off":
-            Rounding(net, config.bits)
+        """Measures bytes of the file, multiply-adds and milliseconds of a candidate before it is trained."""
+        net = candidate.build(self.config.seed)
+        like_trained = copy.deepcopy(net)
+        fill_(like_trained)
+        if candidate.bits != "off":
+            Rounding(like_trained, candidate.bits)
         with tempfile.TemporaryDirectory() as folder:
-            size = candidate.save(net, Path(folder) / "net.safetensors", ImageNotes.of(self.data).as_dict())
+            size = candidate.save(like_trained, Path(folder) / "net.safetensors", ImageNotes.of(self.data).as_dict())
         cost = measure(net, self.data.input_size)
         served = as_served(net)
         # The least of several medians: time that other processes take is not the net's.
@@ -186,8 +181,10 @@ class Worker:
         }
 
     def _config(self, candidate: Candidate) -> TrainConfig:
-        """How a candidate is trained: as all are, for the bits that it is stored in."""
-        return dataclasses.replace(self.config, bits=candidate.bits)
+        """The settings of the search, for the bits in which a candidate is stored; few bits take no average of weights."""
+        if candidate.bits == "off":
+            return self.config
+        return dataclasses.replace(self.config, bits=candidate.bits, ema_decay=0.0)
 
     def _train(
         self, trial: Any, candidate: Candidate, costs: Mapping[str, float], note: Callable[..., None]
@@ -232,6 +229,18 @@ class Worker:
             if record.get("outcome") == "trained"
             and all(record[cost] <= _ALIKE * costs[cost] for cost in ("file_bytes", "latency_ms"))
         ]
+
+
+@torch.no_grad()
+def fill_(net: nn.Module) -> None:
+    """Makes constants random, so that a packed file is about as long as that of the trained net: they take few bytes."""
+    weights = set(weights_of(net).values())
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for weight in weights:
+        weight[weight == 0] = 1.0  # some weights start at 0
+    for number in (*(p for p in net.parameters() if p not in weights), *(b for norm in norms for b in norm.buffers())):
+        if number.is_floating_point():
+            number.copy_(torch.rand(number.shape))
 
 
 def stops(curve: Sequence[float], peers: Sequence[Sequence[float]], epochs: int) -> bool:

@@ -115,15 +115,15 @@ def take_statistics_(
         batches: inputs of the net; each counts as much as the others, so let them be of one size.
         norms: those of the net that are changed; by default all.
     """
-    every: Sequence[Any] = list(model.modules()) if norms is None else norms
-    norms = [m for m in every if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
+    every = model.modules() if norms is None else norms
+    taken = [m for m in every if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not taken:
         return
-    before = [({name: b.clone() for name, b in norm.named_buffers(recurse=False)}, norm.momentum) for norm in norms]
+    before = [({name: b.clone() for name, b in norm.named_buffers(recurse=False)}, norm.momentum) for norm in taken]
     done = False
     try:
         with evaluating(model):
-            for norm in norms:
+            for norm in taken:
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
                 norm.training = True
@@ -131,7 +131,7 @@ def take_statistics_(
                 model(*batch)
         done = True
     finally:
-        for norm, (buffers, momentum) in zip(norms, before, strict=True):
+        for norm, (buffers, momentum) in zip(taken, before, strict=True):
             norm.momentum = momentum
             if not done or norm.num_batches_tracked == 0:  # a head that runs only in training, for example
                 for name, buffer in buffers.items():

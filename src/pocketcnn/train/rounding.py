@@ -44,20 +44,19 @@ class Rounding(nn.Module):
         bits: of the numbers; `"ternary"` for -1, 0 and 1, `"1"` for -1 and 1.
         sparsity: share of the weights that are zero in the end, in [0, 1); the first and the last weight keep theirs.
     Raises:
-        ValueError: no such number of bits, a sparsity out of range or of weights of one bit, a net without trainable weights, or weights of 16 bits, whose products with a step
-            would be rounded again.
+        ValueError: no such number of bits, a sparsity out of range or of weights of one bit, a net without trainable
+            weights, or weights of 16 bits, whose products with a step would be rounded again.
     """
 
     def __init__(self, net: nn.Module, bits: Bits, sparsity: float = 0.0) -> None:
         super().__init__()
-        self.sparsity = sparsity
         if not 0 <= sparsity < 1 or (sparsity and bits == "1"):
             raise ValueError(
                 f"a sparsity lies in [0, 1), and weights of one bit have none; got {sparsity} for bits {bits}"
             )
         if bits not in _RANGES:
             raise ValueError(f"no bits {bits!r}; known: {', '.join(get_args(Bits))}")
-        known = weights_of(net).values()
+        self.sparsity, known = sparsity, weights_of(net).values()
         self._weights = tuple(w for w in known if w.requires_grad)  # a tuple, so that they are the net's alone
         if not self._weights:
             raise ValueError(f"{type(net).__name__} has no weights to round that are trained")
@@ -74,16 +73,18 @@ class Rounding(nn.Module):
             self.register_parameter(f"log_step{number}", nn.Parameter(start.log(), requires_grad=False))
         self._inner = [number for number, weight in enumerate(self._weights) if id(weight) not in ends]
         if sparsity:
-            if not self._inner:
-                raise ValueError(
-                    f"{type(net).__name__} has a first and a last layer only, which keep their weights; leave out sparsity"
-                )
-            inner = [self._weights[number] for number in self._inner]
-            zero = sum(int((w == 0).sum()) for w in inner) / sum(w.numel() for w in inner)
-            self.register_buffer("begun", torch.tensor(min(sparsity, max(sparsity / 2, zero))))
-            for number in self._inner:
-                self.register_buffer(f"kept{number}", rows_of(self._weights[number]) != 0)
+            self._begin_zeros(type(net).__name__)
         self.round_(0.0)
+
+    def _begin_zeros(self, name: str) -> None:
+        """Notes which weights are zero, and the share of zeros to begin with."""
+        if not self._inner:
+            raise ValueError(f"{name} has a first and a last layer only, which keep their weights; leave out sparsity")
+        inner = [self._weights[number] for number in self._inner]
+        zero = sum(int((w == 0).sum()) for w in inner) / sum(w.numel() for w in inner)
+        self.register_buffer("begun", torch.tensor(min(self.sparsity, max(self.sparsity / 2, zero))))
+        for number, weight in zip(self._inner, inner, strict=True):
+            self.register_buffer(f"kept{number}", rows_of(weight.detach()) != 0)
 
     def _parts(self) -> Iterator[tuple[int, nn.Parameter, Tensor, nn.Parameter, str]]:
         """Yields the place of each weight, the weight, its exact values, the logarithms of its step sizes, and its bits."""

@@ -10,6 +10,7 @@ have another teacher. Each file is packed, with its norms folded to two numbers 
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ TEACHER = "results/reproduce/speedrun_all/speednet-plain/seed1"
 TITLE = "| file | made by | bytes | seeds | test % |\n|---|---|---:|---:|---:|"
 FAMILIES = {
     "sparse": "ternary, most weights zero",
-    "bits": "narrower, few bits",
+    "narrow4": "narrower, 4 bits",
+    "narrow2": "narrower, 2 bits",
+    "narrowternary": "narrower, ternary",
     "pruned": "pruned, 8 bits",
-    "narrow": "narrower, 8 bits",
+    "narrow8": "narrower, 8 bits",
     "ring": "ring",
     "windows": "ring of windows",
     "ringbits": "ring, few bits",
@@ -73,11 +76,11 @@ def _sparse(share: float, after: str = "") -> Trial:
 
 
 def _narrow(width: float, bits: str, after: str = "", seeds: int = 1) -> Trial:
-    family, words = ("narrow", "8 bits") if bits == "8" else ("bits", bits if bits == "ternary" else f"{bits} bits")
+    words = bits if bits == "ternary" else f"{bits} bits"
     settings = f"--bits {bits} --sparsity 0"
     return Trial(
         f"width-{width:g}-{bits}",
-        family,
+        f"narrow{bits}",
         f"{width:g} of the channels, {words}",
         settings,
         f"speednet:width={width:g}",
@@ -193,8 +196,8 @@ def table(measured: Sequence[Row]) -> str:
     """Table as Markdown: our files, and the published ones among them by their bytes."""
     ours = [(row.size, f"| **{row.trial.label}** | {FAMILIES[row.trial.family]} | {row.size:,.0f} | {row.seeds} | **{row.accuracy:.2f}** |") for row in measured]  # fmt: skip
     others = [
-        (size, f"| {name} | published, bytes {how} | {size:,} | | {accuracy:.2f} |")
-        for name, size, accuracy, how in PUBLISHED
+        (size, f"| {number}: {name} | published, bytes {how} | {size:,} | | {accuracy:.2f} |")
+        for number, (name, size, accuracy, how) in enumerate(PUBLISHED, 1)
     ]
     return "\n".join([TITLE, *(line for _, line in sorted([*ours, *others], key=lambda line: -line[0]))])
 
@@ -210,13 +213,25 @@ def picture(measured: Sequence[Row], path: Path, page: str) -> None:
     look = {"text.color": ink, "axes.edgecolor": line, "xtick.color": ink, "ytick.color": ink, "axes.labelcolor": ink, "svg.hashsalt": path.name, "font.size": 10}  # fmt: skip
     with pyplot.rc_context(look):
         figure, axes = pyplot.subplots(figsize=(8, 4.6))
-        for name, size, accuracy, _ in PUBLISHED:
-            axes.plot(size / 1000, accuracy, "o", color=grey, markersize=4)
-            axes.annotate(name, (size / 1000, accuracy), (4, -9), textcoords="offset points", color=grey, fontsize=7)
-        for family, label in FAMILIES.items():
+        for number, (_, size, accuracy, _) in enumerate(PUBLISHED, 1):
+            axes.plot(
+                size / 1000,
+                accuracy,
+                "o",
+                color=grey,
+                markersize=5,
+                label="published, by number" if number == 1 else None,
+            )
+            axes.annotate(
+                f"{number}", (size / 1000, accuracy), (4, 3), textcoords="offset points", color=grey, fontsize=9
+            )
+        colours = [colour for name, colour in matplotlib.colors.TABLEAU_COLORS.items() if name != "tab:gray"]
+        for (family, label), colour in zip(FAMILIES.items(), itertools.cycle(colours)):
             mine = [row for row in measured if row.trial.family == family]
             if mine:
-                axes.plot([row.size / 1000 for row in mine], [row.accuracy for row in mine], "o-", label=label)
+                axes.plot(
+                    [row.size / 1000 for row in mine], [row.accuracy for row in mine], "o-", color=colour, label=label
+                )
         axes.set(xscale="log", xlabel="bytes of the file, in thousands", ylabel="CIFAR-10 test images, % right")
         axes.set_xticks([25, 50, 100, 200], ["25", "50", "100", "200"])
         axes.minorticks_off()

@@ -25,11 +25,11 @@ def tiny(count=128):
 
 @pytest.fixture
 def swept(tmp_path, monkeypatch, one_round):
-    """Folder of a sweep over two rings, each trained for one epoch."""
+    """Folder of a sweep over three rings, each trained for one epoch."""
     monkeypatch.setattr(ring_sweep, "load", lambda name, limit=None: tiny())
     monkeypatch.setattr(ring_sweep, "RING_PRUNED", (0.5,))
     monkeypatch.setattr(ring_sweep, "PRUNED", (0.9,))
-    words = "ring_sweep.py --epochs 1 --sizes 0.05 0.2 --widest 0.5 --output"
+    words = "ring_sweep.py --epochs 1 --sizes 0.01 0.05 0.2 --widest 0.5 --output"
     monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path)])
     ring_sweep.main()
     return tmp_path
@@ -38,7 +38,7 @@ def swept(tmp_path, monkeypatch, one_round):
 def test_the_sweep_sets_each_ring_beside_its_rivals(swept, capsys):
     rivals, files = (json.loads((swept / f"{name}.json").read_text()) for name in ("rivals", "files"))
     found = {(e["net"], e["storage"], e["pruned"]): e for e in files}
-    assert len(rivals) == 2
+    assert len(rivals) == 3
     for ring, rival in rivals.items():
         mine, narrower = found[ring, "float32", 0.0], found[rival["numbers"], "float32", 0.0]
         assert narrower["numbers"] == pytest.approx(mine["numbers"], rel=0.1)  # widths are whole channels
@@ -46,7 +46,11 @@ def test_the_sweep_sets_each_ring_beside_its_rivals(swept, capsys):
             assert found[rival["bytes"], "int8", 0.0]["bytes"] == pytest.approx(mine["bytes"], rel=0.05)
         assert found[ring, "int8", 0.0]["ring_bytes"] <= 0.26 * mine["ring_bytes"]
         assert found[ring, "int8", 0.5]["bytes"] < found[ring, "int8", 0.0]["bytes"]
-    assert [rivals[ring]["bytes"] is None for ring in rivals] == [False, True], "the last rival is wider than --widest"
+    assert [rivals[ring]["bytes"] is None for ring in rivals] == [
+        False,
+        False,
+        True,
+    ]  # the last rival is wider than --widest
     pruned = found["resnet20 pruned", "int8", 0.9]
     assert pruned["bytes"] < found["resnet20 plain", "int8", 0.0]["bytes"] / 2
     written = (swept / "table.md").read_text()

@@ -135,7 +135,7 @@ PUBLISHED: Sequence[tuple[str, int, float, str]] = (
 )
 
 
-def measure(data: Any, results: Path) -> dict[str, Any]:
+def measure(data: Any, runs: Path, results: Path) -> dict[str, Any]:
     """Packs every trained net, and measures length and test accuracy of the file; what is in files.json is kept."""
     import pocketcnn as pc
     from pocketcnn import checkpoint, zoo
@@ -146,7 +146,7 @@ def measure(data: Any, results: Path) -> dict[str, Any]:
     path = results / "files.json"
     found: dict[str, Any] = read_json(path) if path.exists() else {}
     files = [
-        (trial.name, str(seed), results / trial.name / f"seed{seed}" / "model.safetensors") for trial, seed in _each()
+        (trial.name, str(seed), runs / trial.name / f"seed{seed}" / "model.safetensors") for trial, seed in _each()
     ]
     files += [(trial.name, "0", zoo.path_of(zoo.find(*title.split("/")[::-1]))) for title, trial in PACKAGED.items()]
     with tempfile.TemporaryDirectory() as folder:
@@ -249,11 +249,12 @@ def main() -> None:
     parser.add_argument(
         "--measure", action="store_true", help="first pack the trained nets and classify the test images"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs and their records")
+    parser.add_argument("--runs", type=Path, default=RESULTS, help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     given = parser.parse_args()
     if given.list:
         for trial, seed in _each():
-            if not (given.results / trial.name / f"seed{seed}" / "result.json").exists():
+            if not (given.runs / trial.name / f"seed{seed}" / "result.json").exists():
                 print(trial.command(given.data, seed))
         return
     from pocketcnn.support.files import read_json
@@ -261,7 +262,7 @@ def main() -> None:
     if given.measure:
         from pocketcnn.data import load
 
-        found = measure(load(given.data), given.results)
+        found = measure(load(given.data), given.runs, given.results)
     else:
         found = read_json(given.results / "files.json")
     print(table(rows(found)))

@@ -58,6 +58,12 @@ def test_the_table_of_own_nets_is_made_of_the_records():
     assert table in (ROOT / "docs" / "own_net.md").read_text(encoding="utf-8")
 
 
+def test_the_table_of_small_files_is_made_of_the_records():
+    small_files = runpy.run_path(str(ROOT / "benchmarks" / "small_files.py"))
+    rows = small_files["rows"](read_json(small_files["RESULTS"] / "files.json"))
+    assert small_files["table"](rows) in (ROOT / "docs" / "small_files.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_students_is_made_of_the_records():
     table = runpy.run_path(str(ROOT / "benchmarks" / "fit.py"))["table"]
     assert table(ROOT / "results" / "distil") in (ROOT / "docs" / "fit.md").read_text(encoding="utf-8")

@@ -92,6 +92,7 @@ def _narrow(width: float, bits: str, after: str = "", seeds: int = 1) -> Trial:
 TRIALS = (
     _sparse(0.94),
     _sparse(0.9775, "ternary-0.94"),
+    _sparse(0.9922, "ternary-0.9775"),
     Trial(
         "width-0.47-ternary-0.94",
         "sparse",

@@ -25,6 +25,7 @@ TEACHER = "results/reproduce/speedrun_all/speednet-plain/seed1"
 TITLE = "| file | made by | bytes | seeds | test % |\n|---|---|---:|---:|---:|"
 FAMILIES = {
     "sparse": "ternary, most weights zero",
+    "after": "the same in two steps",
     "narrow4": "narrower, 4 bits",
     "narrow2": "narrower, 2 bits",
     "narrowternary": "narrower, ternary",
@@ -62,16 +63,19 @@ class Trial:
         return f"{words} --seed {seed} --data {data} --output {PLACE}/{self.name}/seed{seed}"
 
 
-def _sparse(share: float, after: str = "") -> Trial:
-    """Ternary weights, that share of them zero; those after another net are trained for a third as long again."""
-    short = " --epochs 8 --small-epochs 3" if after else ""
+def _sparse(share: float, seeds: int = 1, after: str = "") -> Trial:
+    """Ternary weights, that share of them zero; those of another net are trained for a third as long again."""
+    name, label = f"ternary-{share:g}", f"ternary, {100 * share:g} % zero"
+    if not after:
+        return Trial(name, "sparse", label, f"--sparsity {share:g}", seeds=seeds)
+    short = f"--sparsity {share:g} --epochs 8 --small-epochs 3"
     return Trial(
-        f"ternary-{share:g}",
-        "sparse",
-        f"ternary, {100 * share:g} % zero",
-        f"--sparsity {share:g}{short}",
+        f"{name}-after",
+        "after",
+        f"{label}, from {100 * float(after.rpartition('-')[2]):g} %",
+        short,
         after=after,
-        seeds=2,
+        seeds=seeds,
     )
 
 
@@ -90,9 +94,10 @@ def _narrow(width: float, bits: str, after: str = "", seeds: int = 1) -> Trial:
 
 
 TRIALS = (
-    _sparse(0.94),
-    _sparse(0.9775, "ternary-0.94"),
-    _sparse(0.9922, "ternary-0.9775"),
+    _sparse(0.94, 2),
+    _sparse(0.9775, 2),
+    _sparse(0.9922),
+    _sparse(0.9775, after="ternary-0.94"),
     Trial(
         "width-0.47-ternary-0.94",
         "sparse",

@@ -23,6 +23,7 @@ demo: .venv/stamp  ## train and compare plain, ring, condconv and involution net
 	$(BIN)/pocketcnn compare --data digits --models resnet20 \
 	    --methods plain ring:size=0.5 ring:size=0.1 condconv involution \
 	    --equal-size --seeds 3 --preset demo --output runs/demo
+	$(BIN)/pocketcnn explore runs/demo/*/seed0 --data digits --records runs/demo --output runs/demo/explore.html
 
 test: .venv/stamp  ## the whole test suite
 	$(BIN)/pytest

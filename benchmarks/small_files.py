@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from pocketcnn.explore.published import published
+
 ROOT = Path(__file__).parents[1]
 PLACE = "results/small-files"
 RESULTS, PICTURE = ROOT / PLACE, ROOT / "docs" / "small_files.svg"
@@ -129,16 +131,9 @@ PACKAGED = {
     "cifar10/resnet20_ring28": Trial("resnet20-ring", "ring", "resnet20, ring of 28 % fitted to it, 8 bits", ""),
 }
 """Nets of the package, whose teacher is a plain resnet20 of 90.2 %."""
-PUBLISHED: Sequence[tuple[str, int, float, str]] = (
-    ("ResNet-20, ternary (TTQ)", 58_000, 91.13, "at five trits a byte, counted by us"),
-    ("ResNet-32, ternary (TTQ)", 98_900, 92.37, "at five trits a byte, counted by us"),
-    ("ResNet-20, 2 bits (APoT)", 72_000, 90.96, "counted by us"),
-    ("ResNet-20, 3 bits (APoT)", 105_000, 92.49, "counted by us"),
-    ("ResNet-20, 1 bit (IR-Net)", 38_000, 90.8, "counted by us"),
-    ("ResNet-20, mixed bits (DNAS)", 65_000, 92.0, "as quoted"),
-    ("ResNet-20-4, entropy coded (LilNetX)", 66_000, 91.5, "as quoted"),
-    ("ResNet-18 (Tiled Bit Networks)", 96_000, 91.2, "as quoted"),
-)
+PUBLISHED: Sequence[tuple[str, int, float, str]] = [
+    (row["name"], row["bytes"], 100 * row["accuracy"], row["counted"]) for row in published("cifar10")
+]
 
 
 def measure(data: Any, runs: Path, results: Path) -> dict[str, Any]:

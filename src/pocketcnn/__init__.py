@@ -48,6 +48,7 @@ _MODULES = {
     "data": "pocketcnn.data",
     "distil": "pocketcnn.train.distil",
     "errors": "pocketcnn.errors",
+    "explore": "pocketcnn.explore",
     "export": "pocketcnn.export",
     "hub": "pocketcnn.hub",
     "methods": "pocketcnn.methods",

@@ -84,6 +84,7 @@ def export(
     notes: Mapping[str, Any] | None = None,
     images: Inputs | None = None,
     timed: bool = True,
+    strange: bool = True,
 ) -> Exported:
     """Writes a net to a file for serving. The file is checked against the net, and not written if it disagrees.
 
@@ -108,6 +109,8 @@ def export(
         images: more images [number, channels, height, width] to check with, normalised; a tuple of as many tensors as
             the net takes.
         timed: times the file and the net.
+        strange: checks the file also on inputs that are no images. False is for nets that return values from their inside,
+            which may overflow there.
     Raises:
         ValueError: an argument out of range, or a size of images that the net does not take.
         CannotExport: the net cannot be traced, or the format has no counterpart for an operation; the layer is named.
@@ -150,7 +153,7 @@ def export(
             compact = onnx.to_onnx(traced, opset, notes=notes, inputs=names, outputs=outputs, compact=True)
             content = min(content, compact, key=len)
         run = onnx.runner(content, threads, names, outputs)
-    found = differences(run, wanted, probes(sizes, notes, BATCHES if batch is None else (batch,), images))
+    found = differences(run, wanted, probes(sizes, notes, BATCHES if batch is None else (batch,), images, strange))
     speeds = tuple(_speed(run, net, ordinary_inputs(n, sizes, notes)) for n in _timed(batch) if timed)
     write_atomically(path, content)
     lengths = (len(content), serialized_bytes(model), dense_bytes, dense_bytes == len(content))

@@ -62,15 +62,22 @@ def normalised(pixels: Tensor, notes: Mapping[str, Any]) -> Tensor:
 
 
 def probes(
-    sizes: Sequence[tuple[int, ...]], notes: Mapping[str, Any], batches: Sequence[int], images: Inputs | None
+    sizes: Sequence[tuple[int, ...]],
+    notes: Mapping[str, Any],
+    batches: Sequence[int],
+    images: Inputs | None,
+    strange: bool = True,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """What a file is checked on, by name: a tensor for each input, whose sizes are given."""
+    """What a file is checked on, by name: a tensor for each input, whose sizes are given; also what is no image, if `strange`."""
     found = {f"batch {count}": ordinary_inputs(count, sizes, notes) for count in batches}
     count = batches[-1]
     if images is not None:
         given = images if isinstance(images, tuple) else (images,)
         for first in range(0, len(given[0]) // count * count, count):
             found[f"images {first} to {first + count - 1}"] = tuple(one[first : first + count] for one in given)
+
+    if not strange:
+        return found
 
     def filled(value: float) -> tuple[Tensor, ...]:
         return tuple(torch.full((count, *size), value) for size in sizes)

@@ -24,5 +24,6 @@ VERBS = {
     "report": "Rebuild table.md, figures and report.html from the records in a folder of runs.",
     "reproduce": "Compare published results with ours, with a verdict on each: read the records, run what is missing, write docs/results.md.",
     "picture": "Draw what trained nets make of images: feature maps, and the inside of layers that generate or share their kernels.",
+    "explore": "Write one HTML page with trained nets inside it: they run in the browser, beside their costs and a look inside.",
     "similarity": "Compare trained nets: how they see the same images (CKA), how alike a layer's filters are, accuracy by size of the ring.",
 }

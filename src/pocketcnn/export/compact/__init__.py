@@ -100,6 +100,11 @@ class CompactNet(nn.Module):
         return functional_call(self.reading, given, inputs)
 
 
+def has_compact_form(model: nn.Module) -> bool:
+    """Tells whether a layer of a net is stored in another form in a compact file than in a dense one."""
+    return any(part is not None for part in _parts(model).values())
+
+
 def _readings(model: nn.Module, dense: nn.Module, entropy: float | None) -> list[tuple[ModuleType, Reading]]:
     """The kernels that the layers of a net read, in order, each with the file of the layer's method."""
     parts = _parts(model)

@@ -1,0 +1,50 @@
+"""The fields in each Global layer: its coefficients, and the features on their way through the steps of the solver."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pocketcnn.explore.graphs import Tap
+from pocketcnn.methods.pde import GlobalLayer
+from pocketcnn.numerics import advect_diffuse
+from pocketcnn.pictures import Images
+
+
+def taps(net: nn.Module) -> Iterator[Tap]:
+    """Yields a tap for each Global layer; its keys are those of `fields`."""
+    for name, layer in net.named_modules():
+        if isinstance(layer, GlobalLayer):
+            yield Tap(f"pde/{name}", name, lambda layer, x, y: fields(layer, x))
+
+
+def fields(layer: Any, x: Tensor) -> dict[str, Tensor]:
+    """The fields of a Global layer for its input: velocity, diffusivity, and H[0] to H[num_steps].
+
+    Args:
+        layer: a `GlobalLayer`.
+        x: its input, [batch, channels, height, width].
+    Returns:
+        `u`, `v`, `Dx`, `Dy` and `H0`, `H1`, ..., each of the shape of `x`.
+    """
+    options = layer.options
+    coefficients = (*layer.velocities(x), *layer.diffusivities(x))
+    whole = {name: torch.as_tensor(c).expand(x.shape).float() for name, c in zip(["u", "v", "Dx", "Dy"], coefficients, strict=True)}  # fmt: skip
+    source = x if options.source else torch.zeros_like(x)
+    before, now = x, x if layer.initial is None else layer.initial(x)
+    states = [now]
+    for _ in range(options.num_steps):
+        after = advect_diffuse(
+            source, *coefficients, initial=now, previous=before, num_steps=1,
+            dt=options.dt, dx=options.dx, dy=options.dy, boundary=options.boundary,
+        )  # fmt: skip
+        before, now = now, after
+        states.append(after)
+    return {**whole, **{f"H{step}": state for step, state in enumerate(states)}}
+
+
+def facts(net: nn.Module, images: Images | None) -> dict[str, Any]:
+    """The number of steps of each layer, and the length of a step in time."""
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, GlobalLayer)}
+    return {name: {"steps": layer.options.num_steps, "dt": layer.options.dt} for name, layer in layers.items()}

@@ -1,0 +1,27 @@
+// What is chosen, in the part of the address after #, so that a finding can be sent as a link.
+
+const NUMBERS = { blur: [0, 3], contrast: [0, 2], noise: [0, 80] };
+export const CALM = { blur: 0, contrast: 1, noise: 0 };
+
+export function readState(page) {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const names = page.nets.map((net) => net.name);
+  const plain = page.nets.findIndex((net) => net.method === "plain");
+  const small = page.nets.findIndex((net) => net.method !== "plain");
+  const net = (key, usual) => (names.includes(given.get(key)) ? names.indexOf(given.get(key)) : Math.max(0, usual));
+  const state = { left: net("left", plain), right: net("right", small), ...CALM };
+  for (const [key, [low, high]] of Object.entries(NUMBERS)) {
+    const value = Number(given.get(key));
+    if (given.has(key) && value >= low && value <= high) state[key] = value;
+  }
+  const image = Number(given.get("image") ?? 0);
+  state.image = Number.isInteger(image) && image >= 0 && image < page.images.count ? image : 0;
+  return state;
+}
+
+export function writeState(state, page) {
+  const words = new URLSearchParams({ left: page.nets[state.left].name, right: page.nets[state.right].name });
+  if (state.image !== null) words.set("image", state.image);
+  for (const key of Object.keys(CALM)) if (state[key] !== CALM[key]) words.set(key, state[key]);
+  history.replaceState(null, "", `#${words}`);
+}

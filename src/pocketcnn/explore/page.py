@@ -21,7 +21,7 @@ def html(title: str, facts: Mapping[str, Any], blocks: Mapping[str, str], stored
     Args:
         title: of the page.
         facts: for the scripts, as values for JSON.
-        blocks: base64 content by name.
+        blocks: packed content by name.
         stored: how weights are stored, in words.
     """
     jinja2 = optional_import("jinja2", extra="explore", purpose="the page")

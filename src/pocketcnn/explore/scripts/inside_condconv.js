@@ -1,6 +1,6 @@
 // The weights of the experts for this image, over those of the mean image of each class.
 
-import { element, figure, plane, tiled } from "./draw.js";
+import { element, figure, plane } from "./draw.js";
 
 export function insideCondconv(place, net, seen, view, facts, { classes }) {
   const routers = net.facts.outputs.filter((name) => name.startsWith("condconv/"));
@@ -12,9 +12,11 @@ export function insideCondconv(place, net, seen, view, facts, { classes }) {
     const values = [...here, ...(means.length ? here.map(() => NaN) : []), ...means.flat()];
     const rows = values.length / here.length;
     const canvas = plane(element("canvas", { className: "routing" }), values, here.length, rows, [0, 1]);
+    Object.assign(canvas.style, { width: `${Math.min(160, 16 * here.length)}px`, height: `${8 * rows}px` });
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${name}: weights ${here.map((w) => w.toFixed(2)).join(", ")}`);
-    drawn.append(figure(`${name}: ${here.map((w) => w.toFixed(2)).join(" ")}`, canvas));
+    canvas.title = here.map((w) => w.toFixed(2)).join(" ");
+    drawn.append(figure(name, canvas));
   }
   const below = Object.keys(facts).length ? ` Below: the mean for ${classes.join(", ")}.` : "";
   place.append(

@@ -24,8 +24,9 @@ export function insidePde(place, net, seen, view, facts) {
     stepLabel.textContent = `step ${view.step} of ${facts[view.layer].steps}, time ${(view.step * facts[view.layer].dt).toFixed(1)}`;
     const map = (key, title, ends) => figure(title, plane(element("canvas", { className: "map" }), one(key), width, height, ends));
     const spread = (key, title) => {
-      const [low, high] = mostOf(one(key));
-      return map(key, `${title}, ${number(Math.max(0, low))} to ${number(Math.max(0, high))}`, [low, high]);
+      const values = one(key);
+      const [least, most] = [Math.min(...values), Math.max(...values)].map((value) => number(value));
+      return map(key, least === most ? `${title}, ${least} everywhere` : `${title}, ${least} to ${most}`, mostOf(values));
     };
     drawn.replaceChildren(
       figure("velocity", arrows(one("u"), one("v"), one("H0"), width, height)),

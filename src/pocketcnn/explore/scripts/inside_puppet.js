@@ -37,7 +37,7 @@ function curve({ quantiles, depths, histogram, measure }, value) {
   const [width, height] = [320, 130];
   const [low, high] = [Math.min(quantiles[0], value), Math.max(quantiles.at(-1), value)];
   const x = (v) => 8 + ((width - 16) * (v - low)) / (high - low || 1);
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height + 22}`, class: "chart", role: "img", "aria-label": `Calibration curve: share of images with less ${measure}` });
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height + 22}`, class: "chart curve", role: "img", "aria-label": `Calibration curve: share of images with less ${measure}` });
   if (histogram) {
     const most = Math.max(...histogram.counts);
     const step = (histogram.high - histogram.low) / histogram.counts.length;

@@ -19,7 +19,7 @@ from pocketcnn import checkpoint
 from pocketcnn.checkpoint.notes import ImageNotes
 from pocketcnn.checkpoint.storage import dequantize, quantize, weights_of
 from pocketcnn.cost import measure
-from pocketcnn.errors import BadUsage
+from pocketcnn.errors import BadUsage, CannotWrite
 from pocketcnn.explore import runtime as runtimes
 from pocketcnn.explore.graphs import Graph, graph_of
 from pocketcnn.explore.inside import facts_of, taps_of
@@ -90,6 +90,9 @@ def write_page(
         CannotExport: a net cannot be traced; or another error of `pocketcnn.export.export`.
         CannotWrite: the page cannot be written.
     """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
     notes = _common(nets)
     carried = runtimes.contents(runtime)  # first, because it may fail
     graphs, blocks, described = {}, {}, []
@@ -118,9 +121,9 @@ def write_page(
     parts = {f"runtime-{part}": _deflated(content) for part, content in carried.items()}
     title = f"Small nets on {Path(notes.data).name or 'your images'}, in your browser"
     text = html(title, facts, {**blocks, **parts}, "they are" if exact else "int8").encode()
-    write_atomically(Path(path), text)
+    write_atomically(path, text)
     return Page(
-        Path(path), len(text), len(text) - sum(map(len, parts.values())),
+        path, len(text), len(text) - sum(map(len, parts.values())),
         {name: graph.largest_difference for name, graph in graphs.items()},
     )  # fmt: skip
 

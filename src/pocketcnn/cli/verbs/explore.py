@@ -12,7 +12,7 @@ from pocketcnn.cli.images import common_notes, some_test_images
 from pocketcnn.cli.nets import GivenNet, open_nets
 from pocketcnn.cli.parsing import parse
 from pocketcnn.cli.printing import complain
-from pocketcnn.errors import BadUsage
+from pocketcnn.errors import PocketError
 from pocketcnn.support.ranges import Number
 from pocketcnn.support.tables import columns
 
@@ -50,7 +50,7 @@ def explore(words: Sequence[str]) -> None:
     given = parse(Explore, words, "explore")
     from pocketcnn.explore import PageNet, write_page
 
-    named = given.nets or _packaged(given.data)
+    named = given.nets or packaged(given.data)
     opened = open_nets(named, given.titles, given)
     notes = common_notes(opened, given.data)
     strip, images = _test_images(given, notes, next(iter(opened)))
@@ -66,7 +66,7 @@ def explore(words: Sequence[str]) -> None:
     print(f"{page.path}: {page.size_bytes:,} bytes{carried}; open it in a browser")
 
 
-def _packaged(data: str | None) -> tuple[str, ...]:
+def packaged(data: str | None) -> tuple[str, ...]:
     """The trained nets of the package for a data set, the large ones left out, which is said."""
     from pocketcnn import zoo
 
@@ -106,10 +106,10 @@ def _test_images(given: Any, notes: "ImageNotes", title: str) -> tuple[Any, "Ima
     labelled = functools.cache(functools.partial(some_test_images, given.data, notes, title=title, tables=given))
     try:
         pixels, x, labels, _ = labelled(given.images)
-    except BadUsage as error:
+    except PocketError as error:
         if given.data is not None:
             raise
-        complain(f"no test images on the page: {error}")
+        complain(f"{error}\nno test images on the page; name a data set with --data")
         return None, None
     return (pixels, labels.tolist()), Images(pixels, x, None, labelled)
 

@@ -20,6 +20,9 @@ where that is above 1."""
 _ROUNDING, _MOST = 8, 1e-2
 """A difference is allowed too up to so many times the net's own rounding error, which in deep or badly scaled nets is more;
 on ordinary images never above this share of the largest output, because nothing would be checked then."""
+_HUGE = (
+    1e15  # an example with larger outputs is not compared where the file overflows: so do squares and products inside
+)
 _AT_ONCE = 4  # images that go through the net in float64 together, to bound its memory
 _STRANGE = ("zeros", "black", "white", "large")
 
@@ -94,8 +97,9 @@ def probes(
 def differences(run: Run, model: nn.Module, inputs: Mapping[str, tuple[Tensor, ...]]) -> dict[str, float]:
     """Compares the outputs of a file with those of the net, and returns the largest difference for each batch.
 
-    Where the net overflows, as some nets do on inputs that are no images, the file must overflow too. Where the file differs
-    by more than `TOLERANCE`, the net is compared with itself in float64: a file cannot be nearer to it than its own rounding.
+    Where the net overflows, as some nets do on inputs that are no images, the file must overflow too; where its outputs are
+    huge, the file may. Where the file differs by more than `TOLERANCE`, the net is compared with itself in float64: a file
+    cannot be nearer to it than its own rounding.
 
     Raises:
         Disagreement: a difference is more than `TOLERANCE` or the net's rounding allows.
@@ -121,7 +125,8 @@ def _several(outputs: Any) -> tuple[Tensor, ...]:
 
 def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module, given: tuple[Tensor, ...]) -> float:
     """The largest difference of one output from that of the net."""
-    finite = wanted.isfinite()
+    huge = (wanted.abs() > _HUGE).flatten(1).any(1) & ~got.isfinite().flatten(1).all(1)
+    finite = wanted.isfinite() & ~huge.view(-1, *[1] * (wanted.dim() - 1))
     apart = (got - wanted)[finite].abs()
     found = float(apart.max()) if len(apart) else 0.0
     tolerance = STRANGE_TOLERANCE if name in _STRANGE else TOLERANCE
@@ -130,7 +135,7 @@ def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module,
     if not found <= allowed:
         most = _MOST * scale if name.startswith("batch") else math.inf
         allowed = max(allowed, min(_ROUNDING * rounding(model, given, wanted, place), most))
-    if not found <= allowed or got[~finite].isfinite().any():
+    if not found <= allowed or got[~wanted.isfinite()].isfinite().any():
         raise Disagreement(
             f"{name}: the file's outputs are up to {found:.3g} from the net's, {allowed:.3g} is allowed; nothing was written"
         )

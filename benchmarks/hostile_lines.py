@@ -117,10 +117,11 @@ VALUES: dict[str, dict[str, list[str]]] = {
     "report": {"": [word for word in WORDS if word not in ("/", ".", "~", "../" * 40)]},
     "reproduce": {"": WORDS, "--budget": NUMBERS, "--seeds": NUMBERS, "--recipe": WORDS},
     "picture": {"": WORDS + MODELS, "--images": NUMBERS, "--channel": NUMBERS},
+    "explore": {"": WORDS + MODELS, "--images": NUMBERS, "--runtime": WORDS},
     "similarity": {"": WORDS + MODELS, "--threshold": NUMBERS, "--images": NUMBERS},
 }
 NEEDS = {"shrink": ["x.safetensors", "--max-bytes", "9k"], "sensitivity": ["x.safetensors"], "measure": ["resnet20"], "pack": ["resnet20"], "export": ["resnet20"], "classify": ["x.png"], "picture": ["x.safetensors"],
-         "similarity": ["x.safetensors"], "data": ["digits"], "reproduce": ["ring_curve"], "publish": ["x.safetensors"],
+         "explore": ["x.safetensors"], "similarity": ["x.safetensors"], "data": ["digits"], "reproduce": ["ring_curve"], "publish": ["x.safetensors"],
          "distil": ["--teacher", "x.safetensors"], "evaluate": ["--model", "x.safetensors"]}  # fmt: skip
 
 

@@ -125,7 +125,8 @@ def _several(outputs: Any) -> tuple[Tensor, ...]:
 
 def _apart(name: str, place: int, got: Tensor, wanted: Tensor, model: nn.Module, given: tuple[Tensor, ...]) -> float:
     """The largest difference of one output from that of the net."""
-    huge = (wanted.abs() > _HUGE).flatten(1).any(1) & ~got.isfinite().flatten(1).all(1)
+    rows = [len(wanted), -1]
+    huge = (wanted.abs() > _HUGE).reshape(rows).any(1) & ~got.isfinite().reshape(rows).all(1)
     finite = wanted.isfinite() & ~huge.view(-1, *[1] * (wanted.dim() - 1))
     apart = (got - wanted)[finite].abs()
     found = float(apart.max()) if len(apart) else 0.0

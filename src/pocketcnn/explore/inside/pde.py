@@ -10,13 +10,28 @@ from pocketcnn.explore.graphs import Tap
 from pocketcnn.methods.pde import GlobalLayer
 from pocketcnn.numerics import advect_diffuse
 from pocketcnn.pictures import Images
+from pocketcnn.pictures.panels import spread_over
+
+_STEPS = 12  # the most that are shown: each is a whole map
 
 
 def taps(net: nn.Module) -> Iterator[Tap]:
-    """Yields a tap for each Global layer; its keys are those of `fields`."""
+    """Yields a tap for each Global layer; its keys are among those of `fields`."""
     for name, layer in net.named_modules():
         if isinstance(layer, GlobalLayer):
-            yield Tap(f"pde/{name}", name, lambda layer, x, y: fields(layer, x))
+            yield Tap(f"pde/{name}", name, _shown)
+
+
+def _shown(layer: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The fields of a layer without the steps that the page leaves out."""
+    found = fields(layer, x)
+    left_out = {f"H{step}" for step in range(layer.options.num_steps + 1)} - {f"H{step}" for step in steps_of(layer)}
+    return {name: field for name, field in found.items() if name not in left_out}
+
+
+def steps_of(layer: Any) -> list[int]:
+    """The steps that the page shows: all, or some from the first to the last."""
+    return spread_over(range(layer.options.num_steps + 1), _STEPS)
 
 
 def fields(layer: Any, x: Tensor) -> dict[str, Tensor]:
@@ -45,6 +60,6 @@ def fields(layer: Any, x: Tensor) -> dict[str, Tensor]:
 
 
 def facts(net: nn.Module, images: Images | None) -> dict[str, Any]:
-    """The number of steps of each layer, and the length of a step in time."""
+    """The steps of each layer that are shown, and the length of a step in time."""
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, GlobalLayer)}
-    return {name: {"steps": layer.options.num_steps, "dt": layer.options.dt} for name, layer in layers.items()}
+    return {name: {"steps": steps_of(layer), "dt": layer.options.dt} for name, layer in layers.items()}

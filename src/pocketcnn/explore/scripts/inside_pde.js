@@ -13,15 +13,16 @@ export function insidePde(place, net, seen, view, facts) {
     const of = (key) => seen[`pde/${view.layer}/${key}`];
     const [, channels, height, width] = of("H0").dims;
     channel.max = channels - 1;
-    step.max = facts[view.layer].steps;
-    channel.value = view.pdeChannel = Math.min(view.pdeChannel ?? busiest(of, channels), channels - 1);
-    step.value = view.step = Math.min(view.step ?? facts[view.layer].steps, facts[view.layer].steps);
+    const { steps, dt } = facts[view.layer];
+    step.max = steps.length - 1;
+    channel.value = view.pdeChannel = Math.min(view.pdeChannel ?? busiest(of, channels, steps.at(-1)), channels - 1);
+    step.value = view.step = Math.min(view.step ?? Infinity, steps.length - 1);
+    const now = steps[view.step];
     const one = (key) => channelOf(of(key), view.pdeChannel);
-    const states = Array.from({ length: facts[view.layer].steps + 1 }, (_, k) => one(`H${k}`));
-    const ends = states.map(limits);
+    const ends = steps.map((k) => limits(one(`H${k}`)));
     const common = [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))];
     channelLabel.textContent = `channel ${view.pdeChannel}`;
-    stepLabel.textContent = `step ${view.step} of ${facts[view.layer].steps}, time ${(view.step * facts[view.layer].dt).toFixed(1)}`;
+    stepLabel.textContent = `step ${now} of ${steps.at(-1)}, time ${(now * dt).toFixed(1)}`;
     const map = (key, title, ends) => figure(title, plane(element("canvas", { className: "map" }), one(key), width, height, ends));
     const spread = (key, title) => {
       const values = one(key);
@@ -30,7 +31,7 @@ export function insidePde(place, net, seen, view, facts) {
     };
     drawn.replaceChildren(
       figure("velocity", arrows(one("u"), one("v"), one("H0"), width, height)),
-      spread("Dx", "diffusivity along x"), spread("Dy", "along y"), map(`H${view.step}`, `H[${view.step}]`, common)
+      spread("Dx", "diffusivity along x"), spread("Dy", "along y"), map(`H${now}`, `H[${now}]`, common)
     );
   };
   const change = (key, input) => () => { view[key] = key === "layer" ? input.value : Number(input.value); draw(); };
@@ -46,11 +47,10 @@ export function insidePde(place, net, seen, view, facts) {
 }
 
 // The channel that the layer changes most.
-function busiest(of, channels) {
-  const steps = Object.keys([...Array(64)]).filter((k) => of(`H${k}`)).length - 1;
+function busiest(of, channels, end) {
   let [best, most] = [0, -1];
   for (let c = 0; c < channels; c++) {
-    const [first, last] = [channelOf(of("H0"), c), channelOf(of(`H${steps}`), c)];
+    const [first, last] = [channelOf(of("H0"), c), channelOf(of(`H${end}`), c)];
     const moved = last.reduce((sum, value, i) => sum + Math.abs(value - first[i]), 0);
     if (moved > most) [best, most] = [c, moved];
   }

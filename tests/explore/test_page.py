@@ -101,7 +101,13 @@ def page(nets, data, folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium(folder):
     sync_api = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--use-fake-device-for-media-stream",
+    ]
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         yield browser
@@ -262,6 +268,49 @@ def test_files_that_are_no_images_are_explained(opened, tmp_path):
     opened.tab.set_input_files("#file", tmp_path / "notes.png")
     opened.tab.wait_for_selector("#message:not([hidden])")
     assert opened.tab.inner_text("#message").startswith("notes.png is no image that this browser can read")
+
+
+def test_a_dropped_file_is_classified(opened, data, tmp_path):
+    opened.open("image=0")
+    before = opened.probabilities("left")
+    Image.fromarray(data.test.images[4, 0].numpy()).save(tmp_path / "four.png")
+    content = base64.b64encode((tmp_path / "four.png").read_bytes()).decode()
+    opened.tab.locator("main").evaluate(
+        """(place, content) => {
+            const files = new DataTransfer();
+            files.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], "four.png", { type: "image/png" }));
+            place.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: files }));
+        }""",
+        content,
+    )
+    opened.tab.wait_for_selector("#strip:not(:has([aria-checked=true]))", state="attached")
+    opened.wait()
+    assert not torch.equal(opened.probabilities("left"), before)
+
+
+def test_an_enormous_image_is_refused(opened, tmp_path):
+    opened.open()
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    opened.tab.set_input_files("#file", tmp_path / "large.png")
+    opened.tab.wait_for_selector("#message:not([hidden])")
+    assert opened.tab.inner_text("#message") == "large.png has 9000 x 9000 pixels. At most 64 million fit."
+
+
+def test_the_camera_is_classified_or_refused_in_a_line(chromium, page):
+    for allowed in (True, False):
+        context = chromium.new_context(offline=True, permissions=["camera"] if allowed else [])
+        opened = Opened(context.new_page(), page.path).open("image=0")
+        opened.tab.click("#camera")
+        if allowed:
+            opened.tab.wait_for_selector("#camera:text('Stop the camera')")
+            opened.tab.wait_for_selector("#strip:not(:has([aria-checked=true]))", state="attached")
+            opened.tab.click("#camera")
+            opened.wait()
+            assert opened.tab.inner_text("#camera") == "Camera"
+        else:
+            opened.tab.wait_for_selector("#message:not([hidden])")
+            assert "The camera cannot be used" in opened.tab.inner_text("#message")
+        context.close()
 
 
 def test_every_method_shows_its_inside(opened):

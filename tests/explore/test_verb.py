@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from pocketcnn.cli import main
 from pocketcnn.errors import BadData
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def run(capsys, *words):
@@ -68,3 +71,20 @@ def test_the_package_without_its_large_nets():
     chosen = packaged(None)
     assert {"cifar10/resnet20", "cifar10/speednet_100k", "cifar10/resnet32_4stage"} <= set(chosen)
     assert "cifar10/speednet" not in chosen
+
+
+def test_records_on_other_data_are_left_out_and_counted(capsys, tmp_path):
+    """A mean over runs on other images would say nothing of these nets."""
+    from pocketcnn.checkpoint.notes import ImageNotes
+    from pocketcnn.cli.verbs.explore import _recorded
+
+    record = json.loads((RESULTS / "small-files" / "ternary-0.94" / "seed0" / "result.json").read_text())
+    for seed, (data, accuracy) in enumerate({"mnist": 0.5, "../data/mnist": 0.7, "cifar10": 0.9}.items()):
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        made = {**record, "data": data, "seed": seed, "test_accuracy": accuracy}
+        (folder / "result.json").write_text(json.dumps(made))
+    notes = ImageNotes.from_notes({"data": "mnist"})
+    assert [row["accuracy"] for row in _recorded(tmp_path, notes)] == [0.5, 0.7]
+    assert "1 of 3 runs are on other data" in capsys.readouterr().err
+    assert _recorded(tmp_path / "seed2", notes) == []

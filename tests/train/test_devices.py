@@ -136,7 +136,7 @@ if os.environ.get("LOCAL_RANK") == "1":
         if module.training:
             steps.append(1)
             if len(steps) == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
     net.register_forward_hook(ask)
 """
     )

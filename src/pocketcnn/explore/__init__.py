@@ -85,8 +85,8 @@ def write_page(
         exact: keeps weights as they are; by default the page's nets have their weights rounded to int8, a quarter of the bytes.
         command: that makes this page, shown on it.
     Raises:
-        BadUsage: no nets, two of one name, nets of different images or classes, one that returns no logits, or a runtime
-            that cannot be had.
+        BadUsage: no nets, two of one name, nets of different images or classes, one that returns no logits, an accuracy
+            outside of [0, 1], or a runtime that cannot be had.
         CannotExport: a net cannot be traced; or another error of `pocketcnn.export.export`.
         CannotWrite: the page cannot be written.
     """
@@ -94,6 +94,9 @@ def write_page(
     if not path.parent.is_dir():
         raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
     notes = _common(nets)
+    for name, accuracy in [(one.name, one.accuracy) for one in nets] + [(row["name"], row["accuracy"]) for row in records]:
+        if accuracy is not None and not 0 <= accuracy <= 1:
+            raise BadUsage(f"{name}: its accuracy is {accuracy}, not between 0 and 1")
     carried = runtimes.contents(runtime)  # first, because it may fail
     graphs, blocks, described = {}, {}, []
     for place, one in enumerate(nets):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.explore.runtime import ORIGIN
+from pocketcnn.explore.runtime import ADDRESS
 from pocketcnn.support.optional import optional_import
 
 _FOLDER = Path(__file__).parent
@@ -26,7 +26,7 @@ def html(title: str, facts: Mapping[str, Any], blocks: Mapping[str, str], stored
     """
     jinja2 = optional_import("jinja2", extra="explore", purpose="the page")
     script, style = bundle(), (_FOLDER / "page.css").read_text(encoding="utf-8")
-    connect = ORIGIN if facts["runtime"]["kind"] == "cdn" else "'none'"
+    connect = ADDRESS if facts["runtime"]["kind"] == "cdn" else "'none'"
     policy = (
         f"default-src 'none'; script-src {_hash(script)} blob: 'wasm-unsafe-eval'; style-src {_hash(style)}; "
         f"img-src data: blob:; media-src blob: mediastream:; connect-src {connect}; base-uri 'none'; form-action 'none'"
@@ -34,7 +34,7 @@ def html(title: str, facts: Mapping[str, Any], blocks: Mapping[str, str], stored
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string((_FOLDER / "page.html.jinja").read_text(encoding="utf-8")).render(
         title=title, style=style, script=script, policy=policy, blocks=blocks, stored=stored, command=facts["command"],
-        facts=json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c"),
+        facts=json.dumps(facts, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ FILES: Mapping[str, tuple[str, str]] = {
     "wasm": ("ort-wasm-simd-threaded.wasm", "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM"),
 }
 """Each part of the runtime: its file in the folder `dist` of the package, and its hash as browsers check it."""
-ORIGIN = "https://cdn.jsdelivr.net"
+ADDRESS = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}/dist/"
 _MOST = 64 << 20  # bytes of a file
 _OBTAIN = f"npm pack {PACKAGE}@{VERSION} && tar xf {PACKAGE}-{VERSION}.tgz, then --runtime package"
 
@@ -36,10 +36,9 @@ def described(runtime: str) -> dict[str, Any]:
     """What the page is told about a runtime: `"cdn"`, `"inline"` or a folder, which is carried by the page too."""
     if runtime != "cdn":
         return {"kind": "inline"}
-    place = f"{ORIGIN}/npm/{PACKAGE}@{VERSION}/dist"
     return {
         "kind": "cdn",
-        **{part: {"url": f"{place}/{name}", "integrity": hash} for part, (name, hash) in FILES.items()},
+        **{part: {"url": f"{ADDRESS}{name}", "integrity": hash} for part, (name, hash) in FILES.items()},
     }
 
 

@@ -38,7 +38,7 @@ def explore(words: Sequence[str]) -> None:
         titles: tuple[str, ...] = ()
         """Names of the nets on the page; by default the parts of their paths that tell them apart."""
         records: tuple[Path, ...] = ()
-        """Folders of runs whose accuracies and costs the chart shows too."""
+        """Folders of runs whose accuracies and costs the chart shows too; runs on other data are left out."""
         runtime: str = "cdn"
         """ONNX Runtime Web: cdn, loaded when the page opens; inline, fetched once by npm and put into the page, which then needs no
         network; or the folder of the npm package, put into the page too."""
@@ -57,7 +57,7 @@ def explore(words: Sequence[str]) -> None:
     nets = [PageNet(t, one.net, one.header, one.path, _accuracy(one)) for t, one in opened.items()]
     page = write_page(
         given.output, nets, strip=strip, images=images, runtime=given.runtime, exact=given.exact,
-        records=[*_others(opened, notes), *(row for folder in given.records for row in _recorded(folder))],
+        records=[*_others(opened, notes), *(row for folder in given.records for row in _recorded(folder, notes))],
         command=shlex.join(["pocketcnn", "explore", *words]),
     )  # fmt: skip
     rows = [(name, f"{difference:.1e}") for name, difference in page.differences.items()]
@@ -125,11 +125,15 @@ def _others(opened: dict[str, GivenNet], notes: "ImageNotes") -> list[dict[str, 
     ]
 
 
-def _recorded(folder: Path) -> list[dict[str, Any]]:
-    """Nets in a folder of runs, each as the mean over its seeds."""
+def _recorded(folder: Path, notes: "ImageNotes") -> list[dict[str, Any]]:
+    """Nets in a folder of runs on the page's data, each as the mean over its seeds."""
     from pocketcnn.report import read_results, summarize
 
+    found = read_results(folder)
+    same = [run for run in found if not notes.data or Path(run["data"]).name == Path(notes.data).name]
+    if len(same) < len(found):
+        complain(f"{folder}: {len(found) - len(same)} of {len(found)} runs are on other data, and left out of the chart")
     return [
         {"name": s.label, "method": s.method, "bytes": round(s.values["file_bytes"]), "macs": round(s.values["macs"]), "accuracy": s.accuracy}
-        for s in summarize(read_results(folder))
+        for s in summarize(same)
     ]  # fmt: skip

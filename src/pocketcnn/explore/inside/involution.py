@@ -25,8 +25,8 @@ def _kernels(layer: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def facts(net: nn.Module, images: Images | None) -> dict[str, Any]:
-    """The extent of each layer's kernels, (height, width)."""
-    return {name: list(layer.kernel_size) for name, layer in _shown(net)}
+    """The extent of each layer's kernels and its stride, (height, width, down, along)."""
+    return {name: [*layer.kernel_size, *layer.stride] for name, layer in _shown(net)}
 
 
 def _shown(net: nn.Module) -> list[tuple[str, Involution2d]]:

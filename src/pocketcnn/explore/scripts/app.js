@@ -2,8 +2,8 @@
 
 import { unpack } from "./bytes.js";
 import { showCosts } from "./cost.js";
-import { element } from "./draw.js";
-import { altered, dab, ofFile, ofPicture, show, summed } from "./images.js";
+import { arrowKeys, element, mark } from "./draw.js";
+import { altered, show, summed } from "./images.js";
 import { insideCondconv } from "./inside_condconv.js";
 import { insideInvolution } from "./inside_involution.js";
 import { insideMaps } from "./inside_maps.js";
@@ -12,19 +12,22 @@ import { insidePuppet } from "./inside_puppet.js";
 import { insideRing } from "./inside_ring.js";
 import { Net } from "./nets.js";
 import { loadRuntime } from "./runtime.js";
-import { CALM, readState, writeState } from "./state.js";
+import { Sources } from "./sources.js";
+import { CALM, keepState, OWN, readState } from "./state.js";
 import { Trade } from "./trade.js";
 
 const INSIDE = { ring: insideRing, puppet: insidePuppet, pde: insidePde, condconv: insideCondconv, involution: insideInvolution };
 const SIDES = ["left", "right"];
-const page = JSON.parse(document.getElementById("facts").textContent);
-const state = readState(page);
 const views = {}; // what is chosen inside each net
 const at = (id) => document.getElementById(id);
-let [nets, strip, original, trade, camera] = [[], null, null, null, null];
+const imageSize = () => page.inputSize.reduce((a, b) => a * b);
+let page, state, strip, original, trade, sources;
+let nets = [];
 
 async function start() {
   document.documentElement.dataset.ready = "no";
+  page = JSON.parse(at("facts").textContent);
+  state = readState(page);
   strip = page.images.count ? summed(await unpack("images"), page.inputSize[2]) : new Uint8Array();
   const runtime = await loadRuntime(page.runtime);
   nets = page.nets.map((facts, place) => new Net(facts, place, page, runtime));
@@ -33,11 +36,23 @@ async function start() {
   makeStrip();
   makeChoices();
   makeSliders();
-  makeSources();
-  makePad();
-  if (page.images.count) pick(state.image);
+  makeButtons();
+  sources = new Sources(at, page.inputSize, { show: own, say, free: () => !drawing, original: () => original });
+  await opened();
+}
+
+// Shows what the address asks for.
+async function opened() {
+  const wanted = readState(page);
+  Object.assign(state, wanted);
+  for (const side of SIDES) at(`${side}-net`).value = state[side];
+  showSliders();
+  if (page.images.count) pick(wanted.image === OWN ? 0 : wanted.image);
   else clear();
+  if (wanted.image !== OWN) return drawn;
+  const begun = wished;
   await drawn;
+  if (wished === begun) say("The link was made with a file, a drawing or a picture of the camera, which only its maker has.");
 }
 
 // ---- drawing again: the newest wish wins, so a dragged slider never waits for what is out of date
@@ -68,7 +83,6 @@ function redraw() {
 }
 
 async function drawOnce() {
-  if (state.image !== null || location.hash) writeState(state, page);
   const pixels = altered(original, page.inputSize, state);
   show(at("picture"), pixels, page.inputSize);
   for (const side of SIDES) {
@@ -78,6 +92,7 @@ async function drawOnce() {
   agreement();
   trade.draw();
   for (const side of SIDES) await showInside(side, nets[state[side]], pixels);
+  keepState(state, page);
 }
 
 function showClasses(side, net, { probabilities, ms, best }) {
@@ -92,14 +107,16 @@ function showClasses(side, net, { probabilities, ms, best }) {
   const list = at(`${side}-classes`);
   list.replaceChildren(...rows);
   list.dataset.probabilities = JSON.stringify(probabilities);
-  const median = net.median;
-  at(`${side}-time`).textContent = `${ms.toFixed(1)} ms here; median ${median.toFixed(1)} ms, ${Math.round(1000 / median)} images a second`;
+  at(`${side}-time`).textContent = net.ms > 0
+    ? `${ms.toFixed(1)} ms here; mean ${net.ms.toFixed(1)} ms, ${Math.round(1000 / net.ms)} images a second`
+    : "less time than this browser's clock can tell";
 }
 
 function agreement() {
   const [a, b] = SIDES.map((side) => at(`${side}-classes`).querySelector(".best .name").textContent);
-  const truth = state.image !== null && page.images.labels.length ? ` The image is labelled ${page.classes[page.images.labels[state.image]]}.` : "";
-  at("agreement").textContent = (a === b ? `Both say ${a}.` : `They disagree: ${a} and ${b}.`) + truth;
+  const truth = Number.isInteger(state.image) && page.images.labels.length ? ` The image is labelled ${page.classes[page.images.labels[state.image]]}.` : "";
+  const words = (a === b ? `Both say ${a}.` : `They disagree: ${a} and ${b}.`) + truth;
+  if (at("agreement").textContent !== words) at("agreement").textContent = words; // a screen reader reads each change
 }
 
 async function showInside(side, net, pixels) {
@@ -123,93 +140,69 @@ function choose(side, place) {
 }
 
 function pick(number) {
-  stopCamera();
-  const size = page.inputSize.reduce((a, b) => a * b);
+  sources.begin();
+  const size = imageSize();
   state.image = number;
   original = strip.slice(number * size, (number + 1) * size);
-  [...at("strip").children].forEach((button, i) => {
-    button.setAttribute("aria-checked", i === number);
-    button.tabIndex = i === number ? 0 : -1;
-  });
+  mark(at("strip"), number);
   redraw();
 }
 
-function own(pixels) {
-  state.image = null;
+function own(pixels, name = OWN) {
+  state.image = name;
   original = pixels;
-  for (const button of at("strip").children) button.setAttribute("aria-checked", false);
+  mark(at("strip"), -1);
   redraw();
 }
 
 function clear() {
-  stopCamera();
-  const [channels, height, width] = page.inputSize;
-  own(new Uint8Array(channels * height * width).fill(channels === 1 ? 0 : 128));
+  sources.begin();
+  own(new Uint8Array(imageSize()).fill(page.inputSize[0] === 1 ? 0 : 128), null);
 }
 
 function makeChoices() {
   for (const side of SIDES) {
     const select = at(`${side}-net`);
-    page.nets.forEach((net, i) => select.append(element("option", { value: i, textContent: net.name, selected: i === state[side] })));
+    page.nets.forEach((net, i) => select.append(element("option", { value: i, textContent: net.name })));
     select.addEventListener("change", () => choose(side, Number(select.value)));
   }
 }
 
 function makeStrip() {
-  const size = page.inputSize.reduce((a, b) => a * b);
+  const size = imageSize();
   for (let i = 0; i < page.images.count; i++) {
     const canvas = element("canvas");
     show(canvas, strip.slice(i * size, (i + 1) * size), page.inputSize);
     const label = page.images.labels.length ? page.classes[page.images.labels[i]] : "";
     at("strip").append(element("button", { type: "button", role: "radio", tabIndex: -1, ariaLabel: `test image ${i} ${label}`, title: label, onclick: () => pick(i) }, canvas));
   }
-  at("strip").addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
-    pick(((state.image ?? 0) + step + page.images.count) % page.images.count);
-    at("strip").children[state.image].focus();
-  });
+  arrowKeys(at("strip"), pick);
   at("strip-part").hidden = !page.images.count;
 }
 
 function makeSliders() {
   for (const key of Object.keys(CALM)) {
-    const [slider, label] = [at(key), at(`${key}-value`)];
-    const tell = () => { label.textContent = state[key].toFixed(key === "noise" ? 0 : 2); };
-    slider.value = state[key];
-    tell();
-    slider.addEventListener("input", () => { state[key] = Number(slider.value); tell(); redraw(); });
+    at(key).addEventListener("input", () => { state[key] = Number(at(key).value); showSliders(); redraw(); });
   }
-  at("reset").addEventListener("click", () => {
-    Object.assign(state, CALM);
-    for (const key of Object.keys(CALM)) { at(key).value = CALM[key]; at(`${key}-value`).textContent = CALM[key].toFixed(key === "noise" ? 0 : 2); }
-    redraw();
-  });
+  at("reset").addEventListener("click", () => { Object.assign(state, CALM); showSliders(); redraw(); });
 }
 
-function makeSources() {
-  const take = async (file) => {
-    try {
-      own(await ofFile(file, page.inputSize));
-    } catch (error) {
-      say(error.message);
-    }
-  };
-  at("file").addEventListener("change", () => { stopCamera(); if (at("file").files[0]) take(at("file").files[0]); });
-  for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    stopCamera();
-    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
-  });
+function showSliders() {
+  for (const key of Object.keys(CALM)) {
+    at(key).value = state[key];
+    at(`${key}-value`).textContent = state[key].toFixed(key === "noise" ? 0 : 2);
+  }
+}
+
+function makeButtons() {
   at("clear").addEventListener("click", clear);
-  at("camera").addEventListener("click", () => (camera ? stopCamera() : startCamera()));
   at("disagree").addEventListener("click", firstDisagreement);
   at("copy").addEventListener("click", async () => {
     await copied(page.command);
     at("copy").textContent = "Copied";
     setTimeout(() => { at("copy").textContent = "Copy the command"; }, 1500);
   });
+  addEventListener("hashchange", opened);
 }
 
 async function copied(words) {
@@ -224,77 +217,35 @@ async function copied(words) {
   }
 }
 
-async function startCamera() {
-  try {
-    const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    const video = element("video", { srcObject: stream, muted: true, playsInline: true });
-    await video.play();
-    camera = stream;
-    at("camera").textContent = "Stop the camera";
-    const frame = () => {
-      if (camera !== stream) return;
-      if (!drawing) own(ofPicture(video, video.videoWidth, video.videoHeight, page.inputSize));
-      setTimeout(frame, 100);
-    };
-    frame();
-  } catch (error) {
-    say(`The camera cannot be used (${error.message ?? error}). Choose a file instead.`);
-  }
-}
-
-function stopCamera() {
-  if (!camera) return;
-  for (const track of camera.getTracks()) track.stop();
-  camera = null;
-  at("camera").textContent = "Camera";
-}
-
-function makePad() {
-  const pad = at("picture");
-  let last = null;
-  const spot = (event) => {
-    const box = pad.getBoundingClientRect();
-    const [, height, width] = page.inputSize;
-    return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
-  };
-  const paint = (event) => {
-    const [x, y] = spot(event);
-    const colour = page.inputSize[0] === 1 ? [255] : [1, 3, 5].map((i) => parseInt(at("colour").value.slice(i, i + 2), 16));
-    const steps = last ? Math.ceil(Math.hypot(x - last[0], y - last[1]) * 2) || 1 : 1;
-    for (let i = 1; i <= steps; i++) {
-      const share = last ? i / steps : 1;
-      const [fromX, fromY] = last ?? [x, y];
-      dab(original, page.inputSize, fromX + share * (x - fromX), fromY + share * (y - fromY), colour);
-    }
-    last = [x, y];
-    own(original);
-  };
-  pad.addEventListener("pointerdown", (event) => { stopCamera(); pad.setPointerCapture(event.pointerId); last = null; paint(event); });
-  pad.addEventListener("pointermove", (event) => { if (event.buttons) paint(event); });
-  at("colour-part").hidden = page.inputSize[0] !== 3;
-}
-
 // The first test image on which the two nets differ; if there is none, the least blur of this image at which they do.
 async function firstDisagreement() {
-  const size = page.inputSize.reduce((a, b) => a * b);
-  const both = (pixels) => Promise.all(SIDES.map(async (side) => (await nets[state[side]].classify(pixels)).best));
+  const wish = sources.begin();
   await drawn;
-  for (let i = 0; i < page.images.count; i++) {
-    const [a, b] = await both(altered(strip.slice(i * size, (i + 1) * size), page.inputSize, state));
-    if (a !== b) { pick(i); return; }
-  }
-  for (let blur = 0.1; blur <= 3; blur += 0.1) {
-    const [a, b] = await both(altered(original, page.inputSize, { ...state, blur }));
-    if (a !== b) {
-      state.blur = Number(blur.toFixed(1));
-      at("blur").value = state.blur;
-      at("blur-value").textContent = state.blur.toFixed(2);
-      redraw();
-      return;
+  const begun = wished;
+  const size = imageSize();
+  const pair = SIDES.map((side) => nets[state[side]]);
+  const differ = async (pixels) => {
+    const [a, b] = [await pair[0].classify(pixels, { timed: false }), await pair[1].classify(pixels, { timed: false })];
+    if (wish !== sources.newest || wished !== begun) throw new Superseded();
+    return a.best !== b.best;
+  };
+  try {
+    for (let i = 0; i < page.images.count; i++) {
+      if (await differ(altered(strip.slice(i * size, (i + 1) * size), page.inputSize, state))) return pick(i);
     }
+    for (let blur = 0.1; blur <= 3; blur += 0.1) {
+      if (!(await differ(altered(original, page.inputSize, { ...state, blur })))) continue;
+      state.blur = Number(blur.toFixed(1));
+      showSliders();
+      return redraw();
+    }
+    say("They agree on every image of the strip, and on this image at any blur.");
+  } catch (error) {
+    if (!(error instanceof Superseded)) say(error.message);
   }
-  say("They agree on every image of the strip, and on this image at any blur.");
 }
+
+class Superseded extends Error {}
 
 function say(words) {
   at("message").textContent = words;

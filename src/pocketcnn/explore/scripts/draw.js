@@ -11,6 +11,27 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// Moves the choice in a group of buttons by arrow keys, as in a group of radio buttons.
+export function arrowKeys(group, choose) {
+  group.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const place = [...group.children].indexOf(document.activeElement);
+    if (!step || place < 0) return;
+    event.preventDefault();
+    const next = (place + step + group.children.length) % group.children.length;
+    choose(next);
+    group.children[next].focus();
+  });
+}
+
+// Marks one button of such a group; only that one is reached by Tab.
+export function mark(group, chosen) {
+  [...group.children].forEach((button, i) => {
+    button.setAttribute("aria-checked", i === chosen);
+    button.tabIndex = i === Math.max(0, chosen) ? 0 : -1;
+  });
+}
+
 const SVG = "http://www.w3.org/2000/svg";
 
 export function shape(tag, attributes = {}, ...children) {
@@ -53,7 +74,7 @@ export function mostOf(values) {
 
 // Draws a plane of numbers, row by row, into a canvas of as many pixels.
 export function plane(canvas, values, width, height, [low, high] = limits(values), scale = "map") {
-  Object.assign(canvas, { width, height });
+  sized(canvas, width, height);
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   for (let place = 0; place < width * height; place++) {
@@ -63,6 +84,12 @@ export function plane(canvas, values, width, height, [low, high] = limits(values
   }
   context.putImageData(image, 0, 0);
   return canvas;
+}
+
+// Sets the pixels of a canvas; the style sheet gives it their ratio on the screen.
+export function sized(canvas, width, height) {
+  Object.assign(canvas, { width, height });
+  canvas.style.setProperty("--ratio", width / height);
 }
 
 // Kernels in a table [rows, columns, height, width] as one plane with gaps between them.

@@ -1,5 +1,7 @@
 // Images as pixels: Uint8Array in the order channel, row, column, of the size that the nets take.
 
+import { sized } from "./draw.js";
+
 // Blur in pixels (standard deviation), contrast as a factor, noise in grey levels (standard deviation).
 export function altered(pixels, [channels, height, width], { blur, contrast, noise }) {
   let values = Float32Array.from(pixels);
@@ -101,7 +103,7 @@ export function ofPicture(picture, fullWidth, fullHeight, [channels, height, wid
 }
 
 export function show(canvas, pixels, [channels, height, width]) {
-  Object.assign(canvas, { width, height });
+  sized(canvas, width, height);
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   const plane = height * width;

@@ -10,12 +10,12 @@ export function insideInvolution(place, net, seen, view, facts) {
   const draw = () => {
     const { data, dims } = seen[`involution/${view.involution}/kernels`];
     const [, groups, taps, height, width] = dims;
-    const [tall, wide] = facts[view.involution];
+    const [tall, wide, down, along] = facts[view.involution];
     const size = height * width;
     view.pixel = [Math.min(view.pixel?.[0] ?? height >> 1, height - 1), Math.min(view.pixel?.[1] ?? width >> 1, width - 1)];
     const [row, column] = view.pixel;
     const sums = new Float32Array(size);
-    for (let t = 0; t < taps; t++) for (let i = 0; i < size; i++) sums[i] += data[t * size + i] ** 2;
+    for (let t = 0; t < groups * taps; t++) for (let i = 0; i < size; i++) sums[i] += data[t * size + i] ** 2;
     const canvas = plane(element("canvas", { className: "map pick", tabIndex: 0, role: "application", ariaLabel: "Pixel whose kernel is shown; arrow keys move it" }), sums.map(Math.sqrt), width, height);
     const context = canvas.getContext("2d");
     context.fillStyle = "#fff";
@@ -40,7 +40,7 @@ export function insideInvolution(place, net, seen, view, facts) {
       figure("norm of each pixel's kernel", canvas),
       ...kernels.map((kernel, g) => figure(`group ${g}`, plane(element("canvas", { className: "kernels small" }), kernel, wide, tall, [-most, most], "signed")))
     );
-    words.textContent = `Pixel ${column}, ${row} (x, y): ${groups} kernel${groups > 1 ? "s" : ""} of ${tall}x${wide}, made from this pixel alone.`;
+    words.textContent = `Pixel ${column}, ${row} (x, y): ${groups} kernel${groups > 1 ? "s" : ""} of ${tall}x${wide}, made from ${down * along > 1 ? `the mean of ${down}x${along} pixels of the layer's input` : "this pixel alone"}.`;
   };
   choice.addEventListener("change", () => { view.involution = choice.value; draw(); });
   place.append(element("h4", { textContent: "The kernel of a pixel" }), choice, words, drawn);

@@ -15,13 +15,14 @@ export function insidePde(place, net, seen, view, facts) {
     channel.max = channels - 1;
     const { steps, dt } = facts[view.layer];
     step.max = steps.length - 1;
-    channel.value = view.pdeChannel = Math.min(view.pdeChannel ?? busiest(of, channels, steps.at(-1)), channels - 1);
+    const chosen = Math.min(view.pdeChannel ?? busiest(of, channels, steps.at(-1)), channels - 1);
+    channel.value = chosen;
     step.value = view.step = Math.min(view.step ?? Infinity, steps.length - 1);
     const now = steps[view.step];
-    const one = (key) => channelOf(of(key), view.pdeChannel);
+    const one = (key) => channelOf(of(key), chosen);
     const ends = steps.map((k) => limits(one(`H${k}`)));
     const common = [Math.min(...ends.map((e) => e[0])), Math.max(...ends.map((e) => e[1]))];
-    channelLabel.textContent = `channel ${view.pdeChannel}`;
+    channelLabel.textContent = `channel ${chosen}`;
     stepLabel.textContent = `step ${now} of ${steps.at(-1)}, time ${(now * dt).toFixed(1)}`;
     const map = (key, title, ends) => figure(title, plane(element("canvas", { className: "map" }), one(key), width, height, ends));
     const spread = (key, title) => {
@@ -59,6 +60,7 @@ function busiest(of, channels, end) {
 
 function arrows(u, v, behind, width, height) {
   const frame = element("div", { className: "layered" });
+  frame.style.setProperty("--ratio", width / height);
   frame.append(plane(element("canvas", { className: "map" }), behind, width, height, limits(behind), "grey"));
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Velocities as arrows; x points right and y down" });
   const every = Math.max(1, Math.round(Math.max(width, height) / 12));

@@ -13,7 +13,7 @@ export function insidePuppet(place, net, seen, view, facts) {
       element("p", { className: "depth", textContent: words }),
       blocks(facts.depths[level], facts.blocks),
       curve(facts, value),
-      element("p", { className: "soft", textContent: "Blur the image and the entropy falls, and with it the depth." })
+      element("p", { className: "soft", textContent: sentence(facts) })
     );
   }
   facts.kernels.forEach(({ shape: [states, rows, columns, height, width], numbers }, i) => {
@@ -25,6 +25,11 @@ export function insidePuppet(place, net, seen, view, facts) {
     }
     place.append(element("h4", { textContent: `Kernels along the trajectory${facts.kernels.length > 1 ? ` ${i + 1}` : ""}` }), drawn);
   });
+}
+
+function sentence({ calibrated, measure }) {
+  if (!calibrated) return "Not calibrated: levels are equal parts of the measure's range.";
+  return measure === "entropy" ? "Blur the image and the entropy falls, and with it the depth." : "Levels hold equal shares of the calibration images.";
 }
 
 function blocks(passed, all) {

@@ -1,33 +1,35 @@
 // The ring as a ring: the places that a layer reads light up, and kernels can be read again from a shorter ring.
 
-import { element, figure, plane, shape, tiled } from "./draw.js";
+import { arrowKeys, element, figure, mark, plane, shape, tiled } from "./draw.js";
 
 const COLOURS = { plus: "var(--red)", minus: "var(--mark)" };
 
 export function insideRing(place, net, seen, view, facts) {
-  for (const ring of facts) {
-    view.ring = Math.min(view.ring ?? 0, ring.layers.length - 1);
+  facts.forEach((ring, number) => {
+    const chosen = ((view.rings ??= [])[number] ??= { layer: 0, share: 100 });
     const drawing = element("div", { className: "ring" });
     const kernels = element("div", { className: "row" });
     const list = element("div", { className: "choices", role: "radiogroup", ariaLabel: "Layer whose places are shown" });
-    const shorter = element("input", { type: "range", min: 5, max: 100, value: view.share ?? 100, ariaLabel: "Length of the ring in per cent" });
+    const shorter = element("input", { type: "range", min: 5, max: 100, value: chosen.share, ariaLabel: "Length of the ring in per cent" });
     const label = element("output");
-    const draw = () => {
-      const layer = ring.layers[view.ring];
+    const draw = (touched = chosen.layer) => {
+      const layer = ring.layers[touched];
       drawing.replaceChildren(picture(ring, layer));
       kernels.replaceChildren(...readings(ring, layer, Number(shorter.value) / 100));
       label.textContent = `${Math.round((ring.length * shorter.value) / 100).toLocaleString("en")} parameters`;
-      [...list.children].forEach((button, i) => button.setAttribute("aria-checked", i === view.ring));
+      mark(list, chosen.layer);
     };
+    const choose = (layer) => { chosen.layer = layer; draw(); };
     ring.layers.forEach((layer, i) =>
       list.append(element("button", {
-        type: "button", role: "radio", textContent: layer.name, onclick: () => { view.ring = i; draw(); },
-        onmouseenter: () => { view.ring = i; draw(); },
+        type: "button", role: "radio", textContent: layer.name, onclick: () => choose(i),
+        onmouseenter: () => draw(i), onmouseleave: () => draw(),
       }))
     );
-    shorter.addEventListener("input", () => { view.share = Number(shorter.value); draw(); });
+    arrowKeys(list, choose);
+    shorter.addEventListener("input", () => { chosen.share = Number(shorter.value); draw(); });
     place.append(
-      element("h4", { textContent: "The ring" }),
+      element("h4", { textContent: facts.length > 1 ? `Ring ${number + 1} of ${facts.length}` : "The ring" }),
       element("p", { className: "soft", textContent:
         `${ring.length.toLocaleString("en")} parameters, read ${ring.read.toLocaleString("en")} times by ${ring.layers.length} layers ` +
         `(scheme ${ring.scheme}). Touch a layer: outward where it reads with a plus, inward with a minus.` }),
@@ -35,7 +37,7 @@ export function insideRing(place, net, seen, view, facts) {
       element("label", { className: "slider" }, "Read from a ring of ", shorter, label), kernels
     );
     draw();
-  }
+  });
 }
 
 function picture(ring, layer) {

@@ -16,10 +16,10 @@ export class Trade {
   }
 
   points() {
-    const ours = this.nets.map((net) => ({ ...net.facts, kind: "net", net, bytes: net.facts.fileBytes, ms: net.median }));
+    const ours = this.nets.map((net) => ({ ...net.facts, kind: "net", net, bytes: net.facts.fileBytes, ms: net.ms }));
     const others = this.page.records.map((record) => ({ ...record, kind: "record", ms: null }));
     const published = this.page.published.map((row) => ({ ...row, kind: "published", ms: null, macs: null }));
-    return [...published, ...others, ...ours].filter((point) => point[this.axis] && point.accuracy !== null);
+    return [...published, ...others, ...ours].filter((point) => point[this.axis] > 0 && point.accuracy !== null);
   }
 
   draw() {
@@ -27,7 +27,9 @@ export class Trade {
     const points = this.points();
     const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, class: "chart", role: "group", "aria-label": `Accuracy against ${AXES[this.axis]}` });
     if (!points.length) {
-      this.drawing.replaceChildren(element("p", { textContent: "No net has been timed yet: choose an image first." }));
+      const known = this.nets.some((net) => net.facts.accuracy !== null);
+      const words = known ? "No net has been timed yet: choose an image first." : "The accuracy of these nets is not recorded.";
+      this.drawing.replaceChildren(element("p", { textContent: words }));
       return;
     }
     const costs = points.map((point) => Math.log10(point[this.axis]));
@@ -52,26 +54,29 @@ export class Trade {
       svg.append(shape("text", { x: cx + (end ? -11 : 9), y: cy + (kind === "net" ? -7 : 4), "text-anchor": end ? "end" : "start", class: kind === "net" ? "name" : "published-name" }, words));
     }
     for (const point of points) {
-      const mark = shape("circle", { cx: x(point[this.axis]), cy: y(point.accuracy), r: point.kind === "net" ? 7 : 5, class: `mark ${point.kind} ${point.method ?? ""}`, tabindex: 0, role: point.kind === "net" ? "button" : "img" });
+      const circle = shape("circle", { cx: x(point[this.axis]), cy: y(point.accuracy), r: point.kind === "net" ? 7 : 5, class: `mark ${point.kind} ${point.method ?? ""}`, tabindex: 0, role: point.kind === "net" ? "button" : "img" });
       const words = this.row(point);
-      mark.setAttribute("aria-label", words);
+      circle.dataset.name = `${point.kind} ${point.name}`;
+      circle.setAttribute("aria-label", words);
       const tell = () => { this.words.textContent = words; };
-      mark.addEventListener("mouseenter", tell);
-      mark.addEventListener("focus", tell);
+      circle.addEventListener("mouseenter", tell);
+      circle.addEventListener("focus", tell);
       if (point.kind === "net") {
-        mark.addEventListener("click", () => this.choose(point.net));
-        mark.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); this.choose(point.net); } });
+        circle.addEventListener("click", () => this.choose(point.net));
+        circle.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); this.choose(point.net); } });
       }
-      svg.append(mark);
+      svg.append(circle);
     }
+    const had = this.drawing.contains(document.activeElement) ? document.activeElement.dataset.name : null;
     this.drawing.replaceChildren(svg);
+    if (had !== null) [...svg.querySelectorAll("circle")].find((one) => one.dataset.name === had)?.focus();
   }
 
   row(point) {
     const parts = [point.name, `${(100 * point.accuracy).toFixed(2)} %`];
     if (point.bytes) parts.push(bytes(point.bytes));
     if (point.macs) parts.push(`${number(point.macs / 1e6)} million multiply-adds`);
-    if (point.ms) parts.push(`${point.ms.toFixed(1)} ms here`);
+    if (point.ms > 0) parts.push(`${point.ms.toFixed(1)} ms here`);
     if (point.kind === "published") parts.push(`published, ${point.source}; bytes ${point.counted}`);
     return parts.join(", ");
   }

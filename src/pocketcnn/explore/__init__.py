@@ -94,7 +94,9 @@ def write_page(
     if not path.parent.is_dir():
         raise CannotWrite(f"{path}: there is no folder {path.parent}; make it first")
     notes = _common(nets)
-    for name, accuracy in [(one.name, one.accuracy) for one in nets] + [(row["name"], row["accuracy"]) for row in records]:
+    for name, accuracy in [(one.name, one.accuracy) for one in nets] + [
+        (row["name"], row["accuracy"]) for row in records
+    ]:
         if accuracy is not None and not 0 <= accuracy <= 1:
             raise BadUsage(f"{name}: its accuracy is {accuracy}, not between 0 and 1")
     carried = runtimes.contents(runtime)  # first, because it may fail

@@ -132,7 +132,9 @@ def _recorded(folder: Path, notes: "ImageNotes") -> list[dict[str, Any]]:
     found = read_results(folder)
     same = [run for run in found if not notes.data or Path(run["data"]).name == Path(notes.data).name]
     if len(same) < len(found):
-        complain(f"{folder}: {len(found) - len(same)} of {len(found)} runs are on other data, and left out of the chart")
+        complain(
+            f"{folder}: {len(found) - len(same)} of {len(found)} runs are on other data, and left out of the chart"
+        )
     return [
         {"name": s.label, "method": s.method, "bytes": round(s.values["file_bytes"]), "macs": round(s.values["macs"]), "accuracy": s.accuracy}
         for s in summarize(same)

@@ -47,11 +47,14 @@ export class Trade {
       svg.append(shape("text", { x: x(cost), y: HEIGHT - BELOW + 16, "text-anchor": "middle", class: "label soft" }, this.spoken(cost)));
     }
     svg.append(shape("text", { x: (LEFT + width) / 2, y: HEIGHT - 4, "text-anchor": "middle", class: "label soft" }, AXES[this.axis]));
-    for (const { name, kind, ...point } of points.filter((one) => one.kind !== "record")) {
-      const [cx, cy] = [x(point[this.axis]), y(point.accuracy)];
-      const end = cx > 0.8 * width;
-      const words = kind === "net" ? name : name.replace(/^.*\((.*)\)$/, "$1");
-      svg.append(shape("text", { x: cx + (end ? -11 : 9), y: cy + (kind === "net" ? -7 : 4), "text-anchor": end ? "end" : "start", class: kind === "net" ? "name" : "published-name" }, words));
+    const taken = points.map((point) => [x(point[this.axis]), y(point.accuracy)]).map(([cx, cy]) => [cx - 5, cx + 5, cy - 5, cy + 5]);
+    for (const point of points.filter((one) => one.kind !== "record").reverse()) { // this page's nets first
+      const [cx, cy, mine] = [x(point[this.axis]), y(point.accuracy), point.kind === "net"];
+      const words = mine ? point.name : point.name.replace(/^.*\((.*)\)$/, "$1");
+      const place = freePlace(cx, cy, words.length * (mine ? 7 : 6), width, taken);
+      if (!place) continue; // its row is read by pointing at it
+      taken.push(place.box);
+      svg.append(shape("text", { x: place.x, y: place.y, "text-anchor": place.anchor, class: mine ? "name" : "published-name" }, words));
     }
     for (const point of points) {
       const circle = shape("circle", { cx: x(point[this.axis]), cy: y(point.accuracy), r: point.kind === "net" ? 7 : 5, class: `mark ${point.kind} ${point.method ?? ""}`, tabindex: 0, role: point.kind === "net" ? "button" : "img" });
@@ -84,6 +87,18 @@ export class Trade {
   spoken(cost) {
     return this.axis === "bytes" ? bytes(cost) : this.axis === "macs" ? `${number(cost / 1e6)} M` : `${number(cost)} ms`;
   }
+}
+
+// Beside or above or below a mark, where a name of some length covers no other; null if there is no such place.
+function freePlace(cx, cy, length, width, taken) {
+  const places = [[10, 4, "start"], [-10, 4, "end"], [10, -8, "start"], [10, 16, "start"], [-10, -8, "end"], [-10, 16, "end"]];
+  for (const [dx, dy, anchor] of places) {
+    const [x, y] = [cx + dx, cy + dy];
+    const box = [anchor === "start" ? x : x - length, anchor === "start" ? x + length : x, y - 10, y + 3];
+    const free = taken.every(([left, right, top, bottom]) => box[1] < left || box[0] > right || box[3] < top || box[2] > bottom);
+    if (free && box[0] > LEFT && box[1] < width) return { x, y, anchor, box };
+  }
+  return null;
 }
 
 function ticks(low, high) {

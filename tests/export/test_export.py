@@ -404,6 +404,28 @@ def test_what_overflows_in_the_net_must_overflow_in_the_file():
         _check.differences(lambda x: Cube()(x).clamp(max=1e9), Cube(), inputs)
 
 
+def test_equal_outputs_keep_their_names(tmp_path):
+    """What is computed twice is written once, but every output can be asked for."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return {"one": y.relu(), "same": y.relu(), "again": y.relu() * 1, "other": y.relu() + 1}
+
+    pc.export.export(Twice(), tmp_path / "net.onnx", input_size=(3, 8, 8), timed=False)
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    x = torch.randn(2, 3, 8, 8)
+    one, same, again, other = session.run(["one", "same", "again", "other"], {session.get_inputs()[0].name: x.numpy()})
+    assert (one == same).all()
+    assert (one == again).all()
+    assert abs(one + 1 - other).max() < 1e-6
+
+
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     net = made()
     monkeypatch.setitem(sys.modules, "onnxscript", None)

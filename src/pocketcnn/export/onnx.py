@@ -1,7 +1,7 @@
 """Programs as ONNX files that hold only the arithmetic and the few notes that serving needs."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def to_onnx(
                 program, (), dynamo=True, verbose=False, optimize=False, opset_version=opset,
                 input_names=list(inputs), output_names=list(outputs or (OUTPUT,)),
             )  # fmt: skip
-            _optimize(written.model, compact)
+            _optimize(written.model, outputs or (OUTPUT,), compact)
             model = written.model_proto
     except Exception as error:  # the exporter has many kinds of its own
         raise CannotExport(
@@ -117,7 +117,7 @@ def runner(
     return run
 
 
-def _optimize(model: Any, compact: bool) -> None:
+def _optimize(model: Any, names: Sequence[str], compact: bool) -> None:
     """Optimises a graph as torch does; if it is to be compact, except where the file would grow.
 
     What is computed twice goes first: sizes are computed anew for each operation, and the rest takes the square of the number
@@ -128,6 +128,11 @@ def _optimize(model: Any, compact: bool) -> None:
     limits = {"input_size_limit": _FOLDED, "output_size_limit": _FOLDED} if compact else {}
     package("onnxscript.optimizer").optimize_ir(model, **limits)
     passes.DeduplicateHashedInitializersPass()(model)
+    # Of two outputs that are equal, one has lost its name, maybe to a value inside; `names` are those of the outputs.
+    for value in (value for node in model.graph for value in node.outputs if value.name in names):
+        value.name = f"{value.name}/inside"
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name
 
 
 def _strip(model: Any) -> None:

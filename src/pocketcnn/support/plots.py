@@ -1,7 +1,9 @@
 """The look that all figures share: fonts, colours, markers, logarithmic axes, and the text of SVG files."""
 
 import io
+import os
 import re
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,9 +19,10 @@ INK = "#222222"  # the plain net, and whatever belongs to no series
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot, drawing into files, with the fonts, lines and ids that all figures share."""
+    """matplotlib's pyplot, with the fonts, lines and ids that all figures share; it draws into files, or into a notebook."""
     matplotlib = optional_import("matplotlib", extra="train", purpose="figures")
-    matplotlib.use("Agg")
+    if "MPLBACKEND" not in os.environ and "matplotlib.pyplot" not in sys.modules:
+        matplotlib.use("Agg")
     plots = optional_import("matplotlib.pyplot", extra="train", purpose="figures")
     optional_import("matplotlib.ticker", extra="train", purpose="figures")
     optional_import("matplotlib.text", extra="train", purpose="figures")

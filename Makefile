@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Bytecode is kept, whatever the environment says: the tests start dozens of processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test bench check format golden clean
+.PHONY: demo test bench check docs format golden clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -19,11 +19,11 @@ help:  ## list the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/stamp  ## train and compare plain, ring, condconv and involution nets on digits
-	$(BIN)/pocketcnn compare --data digits --models resnet20 \
-	    --methods plain ring:size=0.5 ring:size=0.1 condconv involution \
-	    --equal-size --seeds 3 --preset demo --output runs/demo
-	$(BIN)/pocketcnn explore runs/demo/*/seed0 --data digits --records runs/demo --output runs/demo/explore.html
+demo: .venv/stamp  ## train and compare all five methods on digits, and say which pages to open
+	$(BIN)/pocketcnn compare --data digits --models resnet20 --methods plain ring:size=0.1 puppet pde condconv involution \
+	    --equal-size --seeds 3 --preset demo --epochs 8 --output runs/demo
+	$(BIN)/pocketcnn explore runs/demo/resnet20-[!w]*/seed0 --data digits --records runs/demo --output runs/demo/explore.html
+	@echo 'Open in a browser: runs/demo/report.html (the comparison) and runs/demo/explore.html (the nets themselves).'
 
 test: .venv/stamp  ## the whole test suite
 	$(BIN)/pytest
@@ -36,6 +36,10 @@ check: .venv/stamp  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/stamp  ## the site of the documentation, in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'Open in a browser: site/index.html'
+
 format: .venv/stamp  ## rewrite files the way `make check` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -44,5 +48,5 @@ golden: .venv/stamp  ## rewrite the golden files of the tests; read the diff bef
 	$(BIN)/pytest -n 0 --update-golden -m golden
 
 clean:  ## remove everything that was generated
-	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf .venv build dist runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

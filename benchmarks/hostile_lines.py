@@ -140,7 +140,11 @@ def lines(count: int, seed: int) -> Iterator[list[str]]:
         if flag and form == 3:
             said = [*said, *said]  # twice
         if form == 4:
-            said.append(drawn.choice(["--unknown", "--", "--no", "-x", "\u2014epochs", "--épochs", "extra\udcff"]))
+            said.append(
+                drawn.choice(
+                    ["--unknown", "--", "--no", "-x", "\u2014epochs", "--épochs", "extra\udcff", "--json=maybe"]
+                )
+            )
         yield [verb, *needed, *said] if drawn.random() < 0.7 else [verb, *said, *needed]
 
 

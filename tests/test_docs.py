@@ -1,33 +1,81 @@
 """Tests that the README and the docs tell the truth: their Python runs, their tables equal the records, their links exist."""
 
 import importlib.util
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
+import torch
 
+import pocketcnn as pc
+from pocketcnn import zoo
+from pocketcnn.data import from_tensors
 from pocketcnn.report import markdown, read_results, read_speeds, summarize
 from pocketcnn.support.files import read_json
 
 ROOT = Path(__file__).parents[1]
+SITE, FILES = "https://pocketcnn.github.io/", "https://github.com/pocketcnn/pocketcnn/blob/main/"
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 90
+    assert len(text.split()) <= 700
 
 
 def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+    """With noise in the place of the data, and a thousandth of the time."""
+    images = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = from_tensors(images, torch.arange(300) % 10)
+    monkeypatch.setattr("pocketcnn.data.load", lambda name: data)
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-    size = (tmp_path / "small.safetensors").stat().st_size
-    assert f"{size / 1e6:.1f} MB" in blocks[0]
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block.replace("minutes=10", "minutes=0.01"), "README.md", "exec"), names := {})
+    assert names["found"].path.stat().st_size <= 100_000
+    assert names["small"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_the_table_in_the_readme_is_made_of_the_records():
+def test_the_figures_in_the_readme_are_those_of_the_records():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = read_json(ROOT / "results" / "small-files" / "files.json")["ternary-0.94"].values()
+    accuracy, size = (mean(seed[key] for seed in files) for key in ("test_accuracy", "bytes"))
+    assert f"{100 * accuracy:.2f} % of CIFAR-10's test images in a file of {round(size):,} bytes" in text
+    windows, large = (zoo.find(name, "cifar10") for name in ("resnet20_windows", "speednet"))
+    assert f"{100 * windows.test_accuracy:.2f} % in {windows.size_bytes:,} bytes" in text
+    assert f"from a teacher of {100 * large.test_accuracy:.2f} %" in " ".join(text.split())
+    assert runpy.run_path(str(ROOT / "benchmarks" / "front.py"))["table"]() in text
+
+
+def test_the_comparison_of_five_epochs_is_made_of_the_records():
     folder = ROOT / "results" / "cifar10"
     table = markdown(summarize(read_results(folder), read_speeds(folder)))
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table in (ROOT / "docs" / "comparisons.md").read_text(encoding="utf-8")
+
+
+def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    loads = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(https?:[^\" >]*)")
+    for page in tmp_path.rglob("*.html"):
+        foreign = [url for url in loads.findall(page.read_text(encoding="utf-8")) if SITE not in url]
+        assert not foreign, f"{page.name}: {foreign}"
+
+
+def test_every_public_name_is_in_the_reference_with_an_example():
+    shown = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    for name in [*pc.__all__, "shrink", "from_pretrained", "push_to_hub"]:
+        value = getattr(pc, name)
+        if name not in ("METHODS", "__version__"):
+            assert re.search(rf"^::: pocketcnn\.[\w.]*\b{name}$", shown, re.MULTILINE), name
+            assert ">>> " in value.__doc__, f"{name} has no example"
 
 
 def test_the_tables_of_the_global_layer_are_made_of_the_records():
@@ -115,12 +163,13 @@ def test_the_page_of_searches_is_made_of_the_records():
 
 
 def test_every_method_has_a_card_and_every_link_leads_somewhere():
-    import pocketcnn as pc
-
     assert {path.stem for path in (ROOT / "docs" / "methods").glob("*.md")} == set(pc.METHODS)
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(rf"{FILES}([^)#\"]+)", text):
+            assert (ROOT / target).exists(), f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)

@@ -20,6 +20,14 @@ def test_costs_worked_out_by_hand():
     assert cost.macs_min is cost.macs_max is None
 
 
+def test_cost_in_a_notebook():
+    page = pc.measure(pc.create_model("resnet20"))._repr_html_()
+    assert '<td style="text-align: left">macs of convolution</td>' in page
+    assert ">40,813,184</td>" in page
+    assert "macs_min" not in page, "what does not apply is left out"
+    assert "color" not in page
+
+
 def test_condconv_by_hand():
     """4 experts of 8x8x3x3 on 4x4: convolution 16*8*8*9 = 9,216; mixing 4*576 = 2,304; router 8*4 = 32."""
     from pocketcnn.methods.condconv import CondConv2d

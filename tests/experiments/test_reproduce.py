@@ -343,6 +343,10 @@ def test_the_page(results, tmp_path, golden):
         "The paper's: plain > half > tenth; rank correlation with ours +0.50.",
     ]
     assert "three/tenth" not in text, "another preset"
+    records = {record["row"]: record for record in found.rows if record["table"] == "sizes"}
+    assert records["plain"]["test_percent"] == pytest.approx({0: 89.8, 1: 90.2, 2: 90.3})
+    assert records["half"]["verdicts"] == {"paper": "below"}
+    assert records["tenth"]["quick_test_percent"] == pytest.approx({0: 60.0})
     for picture in re.findall(r"\]\((results-.*\.svg)\)", text):
         assert (tmp_path / "docs" / picture).read_text().rstrip().endswith("</svg>")
 

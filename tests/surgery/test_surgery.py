@@ -1,3 +1,6 @@
+import dataclasses
+import html
+
 import pytest
 import torch
 from torch import nn
@@ -133,6 +136,19 @@ def test_errors_name_what_is_known():
         pc.condense(nn.Linear(3, 3), "ring")
     with pytest.raises(ValueError, match="no initialization 'magic'"):
         pc.condense(net, "ring", initialize="magic")
+
+
+def test_plan_in_a_notebook():
+    """The cells of the text, as HTML that nothing in a name can break, without colours."""
+    found = pc.plan(pc.create_model("resnet20"), "ring", include="layer3", input_size=(3, 32, 32))
+    rows = (dataclasses.replace(found.rows[0], reason="<b>&"), *found.rows[1:])
+    page = dataclasses.replace(found, rows=rows)._repr_html_()
+    assert page.count("<tr>") == len(found.rows) + 2, "titles, and what the layers share"
+    assert "&lt;b&gt;&amp;</td>" in page
+    assert "<b>" not in page
+    assert all(html.escape(line) in page for line in found.savings())
+    assert "color" not in page
+    assert "<style" not in page
 
 
 @pytest.mark.golden

@@ -98,6 +98,11 @@ def save(
         ValueError: no such storage or norms; or the passphrase is empty, or the net has no seed to hide.
         CannotWrite: the folder does not exist or is not writable, the disk is full, or no file can describe the net, see
             `check_savable`. An old file stays intact.
+    Example:
+        >>> import tempfile, pocketcnn as pc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pc.save(pc.create_model("resnet20"), f"{folder}/net.safetensors", storage="int8") < 310_000
+        True
     """
     path = Path(path)
     check_savable(model, f"{path}: ")
@@ -196,6 +201,14 @@ def load(
             have not named in this process.
         BadFactory: the function named as `base` cannot be imported, or raises an error.
         ExportedFile: the file was exported for serving.
+    Example:
+        >>> import tempfile, torch, pocketcnn as pc
+        >>> net = pc.create_model("resnet20").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pc.save(net, f"{folder}/net.safetensors")
+        ...     again = pc.load(f"{folder}/net.safetensors")
+        >>> torch.equal(again(torch.ones(1, 3, 32, 32)), net(torch.ones(1, 3, 32, 32)))
+        True
     """
     path = file_in(Path(path))
     head = read_head(path)

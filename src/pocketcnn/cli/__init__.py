@@ -19,6 +19,7 @@ from pocketcnn.cli.printing import (
     STOPPED,
     complain,
     log_to_stderr,
+    one_answer,
     open_streams,
     somebody_waits,
     spoken,
@@ -57,7 +58,8 @@ def _run(words: list[str], debug: bool) -> int:
         if words[0] not in VERBS:
             raise _unknown_verb(words[0])
         verb = getattr(importlib.import_module(f"pocketcnn.cli.verbs.{words[0]}"), words[0])
-        return verb(words[1:]) or DONE
+        with one_answer():
+            return verb(words[1:]) or DONE
     except KeyboardInterrupt:
         complain("Interrupted: stopped at once; the last checkpoint is kept")
         return STOPPED
@@ -145,7 +147,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "Any verb takes --debug, which shows the traceback of an error. Start with: pocketcnn compare",
+            "Any verb takes --debug, which shows the traceback of an error; each that prints a table takes --json.",
+            "Start with: pocketcnn compare",
         ]
     )
 

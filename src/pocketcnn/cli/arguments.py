@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """Flags for the answer; every verb that prints a table takes them."""
+
+    json: bool = False
+    """Print the table as one JSON document: accuracies as shares of 1, sizes in bytes, times in milliseconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableOptions:
     """Flags for what can be read in several ways; every verb that reads a data set takes them."""
 

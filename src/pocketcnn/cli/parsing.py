@@ -13,8 +13,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pocketcnn.cli.printing import FLAGS, doing
-from pocketcnn.cli.verbs import VERBS
+from pocketcnn.cli.printing import FLAGS, answer_in_json, doing
+from pocketcnn.cli.verbs import EXAMPLES, VERBS
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import out_of_range
 
@@ -30,7 +30,7 @@ def parse(
         kind: dataclass of the arguments.
         words: the command line after the verb.
         verb: a key of `VERBS`.
-        more: makes the text for the help below the verb's line; called if the help is asked for.
+        more: makes the text for the help below the verb's line and example; called if the help is asked for.
         **defaults: values of fields that differ from the dataclass's own defaults.
     Raises:
         BadUsage: the words cannot be parsed, or a number is out of its range; the message is one line.
@@ -55,7 +55,7 @@ def parse(
                 kind,
                 args=list(words),
                 prog=f"pocketcnn {verb}",
-                description=f"{VERBS[verb]}\n\n{more() if asks else ''}",
+                description="\n\n".join([VERBS[verb], f"Example: {EXAMPLES[verb]}", more() if asks else ""]),
                 config=(tyro.conf.OmitArgPrefixes,),
                 registry=_strict_words(),
                 **settings,
@@ -66,6 +66,8 @@ def parse(
         raise BadUsage(_one_line(captured.getvalue(), verb)) from None
     if bad := [fault for record in _records_of(given) for fault in out_of_range(record)]:
         raise BadUsage("; ".join(bad))
+    if getattr(given, "json", False):
+        answer_in_json()
     with doing("importing torch"):
         importlib.import_module("torch")  # whatever a verb does next needs it
     return given

@@ -1,18 +1,22 @@
-"""Output of the verbs: tables, sizes, log messages and exit codes."""
+"""Output of the verbs: tables or JSON, sizes, log messages and exit codes."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
+import json
 import logging
+import math
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _PATIENCE = 0.1  # seconds
 _waited_for: list[bool] = []  # not empty if this process was started for one command
+_for_document: list[Any] = []  # with --json, the stream that the document is for
 FLAGS: dict[str, str] = {}  # the flags of the verb that runs, by the names of the library's arguments
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -27,6 +31,52 @@ def size_in_words(input_size: Sequence[int] | Sequence[Sequence[int]]) -> str:
 def with_commas(value: Any) -> str:
     """A count with commas between thousands; anything else as it is."""
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@contextlib.contextmanager
+def one_answer() -> Iterator[None]:
+    """Surrounds a verb: puts stdout back where `answer_in_json` has moved it."""
+    before = sys.stdout
+    try:
+        yield
+    finally:
+        _for_document.clear()
+        sys.stdout = before
+
+
+def answer_in_json() -> None:
+    """Has `answer` print JSON; all else that is printed goes to stderr, so that stdout holds one document."""
+    _for_document.append(sys.stdout)
+    sys.stdout = sys.stderr
+
+
+def answer(text: str | Callable[[], None], rows: Iterable[Any], /, **facts: Any) -> None:
+    """Prints the answer of a verb, once: its table; or with --json a document of its rows and of the facts around them.
+
+    Args:
+        text: the table, or a function that prints it.
+        rows: a mapping or a record for each row, its values with their types. Names say the unit: `_bytes`, `_ms`.
+        **facts: whatever else the verb found, likewise.
+    """
+    if _for_document:
+        print(json.dumps(_plain({"rows": list(rows), **facts}), indent=2, allow_nan=False), file=_for_document[-1])
+    elif callable(text):
+        text()
+    else:
+        print(text)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: records are objects, numbers that are not finite are null, paths are text."""
+    if dataclasses.is_dataclass(value):
+        value = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 class _StderrHandler(logging.Handler):
@@ -155,10 +205,9 @@ def live_table() -> Iterator[Callable[[Any, str], None]]:
 
     Yields a function that shows the rows so far under a title.
     """
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console = _console()
     if not console.is_terminal:
         seen: set[tuple[str, int]] = set()
 
@@ -176,20 +225,31 @@ def live_table() -> Iterator[Callable[[Any, str], None]]:
         yield lambda summaries, title: live.update(_rich_table(summaries, title), refresh=True)
 
 
-def print_table(summaries: Any) -> None:
-    """Prints the final table: drawn on a terminal, as Markdown elsewhere."""
+def print_table(summaries: Any, **facts: Any) -> None:
+    """Answers with the final table of trainings: drawn on a terminal, as Markdown elsewhere; `facts` as `answer` takes them.
+
+    Of the processes that train together, the first one answers.
+    """
     from pocketcnn.report import markdown
+    from pocketcnn.report.tables import records_of
+    from pocketcnn.train.hardware import is_first_process
 
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        console, table = Console(), _rich_table(summaries, "")
+    def draw() -> None:
+        console, table = _console(), _rich_table(summaries, "")
         if _fits(table, console):
             console.print(table)
         else:
             _print_blocks(summaries)
-    else:
-        print(markdown(summaries))
+
+    if is_first_process():
+        answer(draw if sys.stdout.isatty() else markdown(summaries), records_of(summaries), **facts)
+
+
+def _console() -> Any:
+    """The terminal for tables; under NO_COLOR without bold and dim letters too, which rich would keep."""
+    from rich.console import Console
+
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def _fits(table: Any, console: Any) -> bool:

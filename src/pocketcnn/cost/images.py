@@ -50,6 +50,11 @@ class ImageCosts:
     `levels` has one entry for each level of a net whose depth depends on the image, else a single one. `macs` and
     `latency_ms` are for one image at a time. `joules` is the mean energy for an image of the first batch; None on a
     machine without a readable counter.
+
+    Example:
+        >>> import torch, pocketcnn as pc
+        >>> pc.measure_images(pc.create_model("resnet20"), torch.randn(4, 3, 32, 32), runs=2, rounds=1).macs.mean
+        40813184.0
     """
 
     images: int
@@ -74,6 +79,11 @@ def measure_images(
         rounds: rounds over the levels; the median over the rounds counts.
     Raises:
         ValueError: no images.
+    Example:
+        >>> import torch, pocketcnn as pc
+        >>> found = pc.measure_images(pc.create_model("resnet20"), torch.randn(4, 3, 32, 32), runs=2, rounds=1)
+        >>> found.images, len(found.levels)
+        (4, 1)
     """
     level_of, value, sample = levels_of_images(model, images.split(256) if isinstance(images, Tensor) else images)
     size = tuple(sample.shape[1:])

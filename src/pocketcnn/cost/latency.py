@@ -16,7 +16,14 @@ from pocketcnn.support.modules import check_weights, device_and_dtype, evaluatin
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of a batch: median and 95th percentile over `runs`, with `threads` CPU threads."""
+    """Time of a batch: median and 95th percentile over `runs`, with `threads` CPU threads.
+
+    Example:
+        >>> import pocketcnn as pc
+        >>> time = pc.measure_latency(pc.create_model("resnet20"), batch=2, runs=3, warmup=1)
+        >>> time.batch, time.dtype, time.p95_ms >= time.median_ms
+        (2, 'float32', True)
+    """
 
     median_ms: float
     p95_ms: float
@@ -49,6 +56,10 @@ def measure_latency(
         warmup: number of passes before.
     Raises:
         ValueError: a number below 1.
+    Example:
+        >>> import pocketcnn as pc
+        >>> pc.measure_latency(pc.create_model("resnet20"), runs=3, warmup=1).median_ms > 0
+        True
     """
     check_weights(model)
     inputs = random_inputs(model, input_size, batch)

@@ -3,7 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from pocketcnn.cost.params import count_params, serialized_bytes
 from pocketcnn.support.calls import ExampleSize, random_inputs
 from pocketcnn.support.modules import check_weights, evaluating, hooked
 from pocketcnn.support.protocols import CountsMacs, MakesKernel, gauge_of
+from pocketcnn.support.tables import html_table
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Cost:
     stands for a convolution counts once, however its kernel is made. `macs` are multiply-adds. `size_bytes` is the length
     of the safetensors serialisation of the distinct stored tensors. If the cost depends on the image, `macs` and `depth`
     are those of the most complex one, and `macs_min` and `macs_max` bound `macs`; else these two are None.
+
+    Example:
+        >>> import pocketcnn as pc
+        >>> cost = pc.measure(pc.create_model("resnet20"))
+        >>> cost.trainable_params, cost.depth
+        (272474, 20)
     """
 
     trainable_params: int
@@ -41,6 +48,19 @@ class Cost:
     size_bytes: int
     macs_min: int | None = None
     macs_max: int | None = None
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the costs that are known, those of each operator below the multiply-adds."""
+        cells = [("cost", "of one image")]
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            counts = (
+                {f"macs of {name}": macs for name, macs in value.items()}
+                if isinstance(value, dict)
+                else {entry.name: value}
+            )
+            cells += [(name, f"{count:,}") for name, count in counts.items() if count is not None]
+        return html_table(cells, "lr")
 
 
 def measure(model: nn.Module, input_size: ExampleSize = (3, 32, 32)) -> Cost:
@@ -56,6 +76,10 @@ def measure(model: nn.Module, input_size: ExampleSize = (3, 32, 32)) -> Cost:
     Raises:
         UnsupportedNet: a part of the net has no weights yet.
         ValueError: not three sizes of at least 1, or a net that cannot take an image of that size.
+    Example:
+        >>> import pocketcnn as pc
+        >>> pc.measure(pc.create_model("resnet20"), input_size=(3, 32, 32)).macs
+        40813184
     """
     watch, operators = _counted(model, input_size)
     trainable, total = count_params(model)

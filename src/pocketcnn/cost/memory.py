@@ -26,6 +26,11 @@ def measure_memory(
         input_size: (channels, height, width) of an image; a tuple of sizes for a net of several inputs.
         batch: images at once.
         training: True for forward and backward in training mode, gradients counted; else forward in evaluation mode.
+    Example:
+        >>> import pocketcnn as pc
+        >>> net = pc.create_model("resnet20")
+        >>> pc.measure_memory(net, training=True) > pc.measure_memory(net)
+        True
     """
     check_weights(model)
     inputs = random_inputs(model, input_size, batch)

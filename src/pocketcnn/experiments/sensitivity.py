@@ -105,6 +105,12 @@ def sensitivity(
         NothingToCondense: the method finds no place.
         ValueError: images or options that cannot be used.
     Cost: a fit and a pass over the images for each place.
+    Example:
+        >>> import torch, pocketcnn as pc
+        >>> net = pc.create_model("resnet20", width=0.25)
+        >>> found = pc.sensitivity(net, "ring", torch.randn(16, 3, 32, 32), size=0.5, include="layer1.0.*")
+        >>> [row.name for row in found.rows]
+        ['layer1.0.conv1', 'layer1.0.conv2']
     """
     inputs = as_inputs(images)
     names = plan(net, method, include=include, exclude=exclude, **options).replaced

@@ -109,6 +109,10 @@ def push_to_hub(
         FileNotFoundError: there is no such model file.
         ValueError: a name that no repository can have; or as in `save_pretrained`.
         CannotWrite: as in `save_pretrained`; no repository is made.
+    Example:
+        >>> import pocketcnn as pc
+        >>> pc.push_to_hub(pc.create_model("resnet20"), "you/resnet20")  # doctest: +SKIP
+        'https://huggingface.co/you/resnet20/commit/...'
     """
     made = _made(model, record, license, notes, storage)
     with tempfile.TemporaryDirectory() as place:
@@ -156,6 +160,13 @@ def from_pretrained(
         MissingBase: the net was not made by `create_model`, and must be given plain as `base`.
         ValueError: `source` is no folder, and no repository can have this name.
         BrokenFile: `config.json` is damaged; this or another error of `pocketcnn.load`.
+    Example:
+        >>> import tempfile, pocketcnn as pc
+        >>> from pocketcnn.hub import save_pretrained
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_pretrained(pc.create_model("resnet20"), folder)
+        ...     type(pc.from_pretrained(folder)).__name__
+        'ResNet'
     """
     try:
         with _reaching(str(source), revision, "; there is no such folder here either"):

@@ -179,6 +179,26 @@ def _cells(summary: Summary, compared: bool, averaged: bool) -> list[str]:
     return row
 
 
+def records_of(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """The table for programs: a record for each net. Accuracies are shares of 1; differences are in per cent points."""
+    return [
+        {
+            "net": name(summary),
+            "model": summary.model,
+            "method": summary.method,
+            "test_accuracy": summary.accuracy,
+            "test_accuracy_deviation": summary.spread,
+            "test_tta_accuracy": summary.averaged and summary.averaged[0],
+            "seeds": summary.seeds,
+            **summary.values,
+            "ratios_to_plain": summary.ratios,
+            "points_to_plain": summary.to_plain and summary.to_plain.mean,
+            "points_to_plain_half_interval": summary.to_plain and summary.to_plain.half,
+        }
+        for summary in summaries
+    ]
+
+
 def name(summary: Summary) -> str:
     """The label of a net; for a rival, with the small net of the same size."""
     return f"{summary.label} (size of {summary.rival_of.split(' ', 1)[-1]})" if summary.rival_of else summary.label

@@ -1,5 +1,6 @@
-"""Rows of cells as text: Markdown tables, and aligned columns for a terminal."""
+"""Rows of cells as text: Markdown tables, aligned columns for a terminal, and HTML for a notebook."""
 
+import html
 from collections.abc import Sequence
 
 
@@ -30,3 +31,27 @@ def columns(cells: Sequence[Sequence[str]], sides: str = "") -> str:
     padded = {"l": str.ljust, "r": str.rjust}
     lines = [[padded[side](cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in cells]
     return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def html_table(cells: Sequence[Sequence[str]], sides: str) -> str:
+    """Rows of cells as a table in HTML, the titles first; it brings no colours, so it suits light and dark notebooks.
+
+    Args:
+        cells: the rows, of one length; what HTML would read is escaped.
+        sides: `l` or `r` for each column: aligned to the left or to the right.
+    Example:
+        >>> html_table([("layer", "MACs"), ("a<b", "3")], "lr").count("a&lt;b")
+        1
+    """
+    words = {"l": "left", "r": "right"}
+
+    def row(entries: Sequence[str], tag: str) -> str:
+        shown = (
+            f'<{tag} style="text-align: {words[side]}">{html.escape(entry)}</{tag}>'
+            for side, entry in zip(sides, entries, strict=True)
+        )
+        return f"<tr>{''.join(shown)}</tr>"
+
+    titles, *rows = cells
+    body = "".join(row(entries, "td") for entries in rows)
+    return f"<table><thead>{row(titles, 'th')}</thead><tbody>{body}</tbody></table>"

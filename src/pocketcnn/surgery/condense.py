@@ -64,6 +64,11 @@ def condense(
         UnsupportedLayer: `on_unsupported="error"`, and a layer asked for cannot be replaced.
         UnsupportedNet: a part of the net cannot be copied.
         ValueError: an option out of range, a pattern that matches nothing, or images missing or useless.
+    Example:
+        >>> import pocketcnn as pc
+        >>> small = pc.condense(pc.create_model("resnet20"), "ring", size=0.1)
+        >>> pc.measure(small).trainable_params
+        29632
     """
     if initialize not in ("fresh", "fit"):
         raise ValueError(f"no initialization {initialize!r}; known: fresh, fit")

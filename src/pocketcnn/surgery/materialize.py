@@ -63,6 +63,12 @@ def materialize(
         UnsupportedNet: a part of the net cannot be copied.
         ValueError: an entropy for a net that does not use it, or one that is not a number; an input_size without
             `fold_norm`; or as in `pocketcnn.fold_norm`.
+    Example:
+        >>> import torch, pocketcnn as pc
+        >>> small = pc.condense(pc.create_model("resnet20"), "ring", size=0.1).eval()
+        >>> x = torch.randn(2, 3, 32, 32)
+        >>> bool(torch.allclose(pc.materialize(small)(x), small(x), atol=1e-5))
+        True
     """
     if input_size is not None and not fold_norm:
         raise ValueError("input_size is for fold_norm=True only; leave it out")

@@ -1,6 +1,7 @@
 """The plan of a condensing: the layers it would change, those it leaves alone and why, and the savings."""
 
 import dataclasses
+import html
 import logging
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from pocketcnn.cost import Cost, macs_by_module, measure
 from pocketcnn.support.calls import ExampleSize
 from pocketcnn.support.modules import lazy_parts, uncompiled
-from pocketcnn.support.tables import columns
+from pocketcnn.support.tables import columns, html_table
 from pocketcnn.surgery.condense import apply_step
 from pocketcnn.surgery.selection import Patterns, Where, resolve_method, select_sites
 
@@ -37,7 +38,14 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan of condensing: changes, layers left alone and why, and savings; `str(plan)` is a table."""
+    """A plan of condensing: changes, layers left alone and why, and savings; `str(plan)` is a table, as in a notebook.
+
+    Example:
+        >>> import pocketcnn as pc
+        >>> found = pc.plan(pc.create_model("resnet20"), "involution")
+        >>> found.method, len(found.replaced)
+        ('involution', 9)
+    """
 
     method: str
     options: Mapping[str, Any]
@@ -53,6 +61,19 @@ class Plan:
         return [row.name for row in self.rows if row.becomes]
 
     def __str__(self) -> str:
+        title = textwrap.fill(self._title(), 120, subsequent_indent="    ")
+        return "\n".join([title, columns(*self._table()), *self.savings()])
+
+    def _repr_html_(self) -> str:
+        savings = "".join(f"<li>{html.escape(line)}</li>" for line in self.savings())
+        return f"<p>{html.escape(self._title())}</p>{html_table(*self._table())}<ul>{savings}</ul>"
+
+    def _title(self) -> str:
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return f"{self.method}({options}): {len(self.replaced)} of {len(self.rows)} {self.places}"
+
+    def _table(self) -> tuple[list[tuple[str, ...]], str]:
+        """The cells, titles first, and the sides of the columns."""
         cells: list[tuple[str, ...]] = [("layer", "is", "becomes", "numbers", "then", "MACs", "then", "why not")]
         cells += [
             (r.name, r.layer, r.becomes or "-", *map(_thousands, (r.numbers_before, r.numbers_after)),
@@ -63,11 +84,7 @@ class Plan:
             cells.append(("(shared)", "", "", "0", f"{self.shared_numbers:,}", "", "", ""))
         if not any(row[5] for row in cells[1:]):
             cells = [row[:5] + row[7:] for row in cells]
-        table = columns(cells, "lll" + "r" * (len(cells[0]) - 4) + "l")
-        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
-        title = f"{self.method}({options}): {len(self.replaced)} of {len(self.rows)} {self.places}"
-        title = textwrap.fill(title, 120, subsequent_indent="    ")
-        return "\n".join([title, table, *self.savings()])
+        return cells, "lll" + "r" * (len(cells[0]) - 4) + "l"
 
     def savings(self) -> list[str]:
         """Lists one line for each total: before, after and their ratio."""
@@ -113,6 +130,10 @@ def plan(
         UnknownMethod: no such method.
         UnsupportedLayer: `on_unsupported="error"` and a layer asked for cannot be replaced.
         ValueError: an option out of range, or a pattern that matches nothing.
+    Example:
+        >>> import pocketcnn as pc
+        >>> pc.plan(pc.create_model("resnet20"), "ring", size=0.1).replaced[:2]
+        ['layer1.0.conv1', 'layer1.0.conv2']
     """
     record, settings = resolve_method(method, options)
     model = uncompiled(model)

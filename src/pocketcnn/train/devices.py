@@ -86,13 +86,6 @@ def cluster() -> list[Any]:
     return [environments.SLURMEnvironment(auto_requeue=False)]
 
 
-def is_first_process() -> bool:
-    """Tells whether this process is the one that writes, by its launcher's variables."""
-    # torchrun sets RANK, which counts across machines; Lightning's own launcher and SLURM set the others.
-    ranks = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
-
-
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:
     """Returns the batch norms of a net by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm) and name}

@@ -27,7 +27,7 @@ from pocketcnn.support.runs import Share, read_record
 from pocketcnn.surgery import condense, provenance
 from pocketcnn.surgery.fitting import recalibrate_
 from pocketcnn.train import PRESETS, TrainConfig, evaluate, fit
-from pocketcnn.train.devices import is_first_process
+from pocketcnn.train.hardware import is_first_process
 from pocketcnn.train.images import calibrate, normalized
 from pocketcnn.train.scores import Scores
 from pocketcnn.train.teacher import Teacher, digest_of

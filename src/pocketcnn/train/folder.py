@@ -22,8 +22,8 @@ from pocketcnn.support.schema import shaped
 from pocketcnn.surgery import as_served
 from pocketcnn.train.auto import resolve
 from pocketcnn.train.config import TrainConfig
-from pocketcnn.train.devices import device_of, is_first_process
-from pocketcnn.train.hardware import Hardware
+from pocketcnn.train.devices import device_of
+from pocketcnn.train.hardware import Hardware, is_first_process
 from pocketcnn.train.images import normalized
 from pocketcnn.train.teacher import Teacher
 

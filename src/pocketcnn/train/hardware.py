@@ -1,6 +1,7 @@
 """The devices of a training: one frozen record, whose fields are also the command line's flags."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +35,13 @@ class Hardware:
 
 
 ONE_DEVICE = Hardware()
+
+
+def is_first_process() -> bool:
+    """Tells whether this process is the one that writes, by its launcher's variables."""
+    # torchrun sets RANK, which counts across machines; Lightning's own launcher and SLURM set the others.
+    ranks = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def with_changes(hardware: Hardware, changes: Mapping[str, Any]) -> Hardware:

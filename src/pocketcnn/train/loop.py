@@ -27,13 +27,12 @@ from pocketcnn.train.devices import (
     cluster,
     count_devices,
     device_of,
-    is_first_process,
     norms_of,
     restore_norms,
 )
 from pocketcnn.train.engine import pl, quiet_lightning, tracker
 from pocketcnn.train.folder import begin_run, earlier_config, finish_run, settings_of
-from pocketcnn.train.hardware import ONE_DEVICE, Hardware, with_changes
+from pocketcnn.train.hardware import ONE_DEVICE, Hardware, is_first_process, with_changes
 from pocketcnn.train.images import calibrate
 from pocketcnn.train.module import SMALL, Classifier
 from pocketcnn.train.optimizers import turned_kernels

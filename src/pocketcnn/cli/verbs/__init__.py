@@ -1,6 +1,7 @@
 """The verbs of the command line, one file each; a file is imported when its verb runs.
 
-`VERBS` describes each verb in one line, which the overview and the verb's own help show.
+`VERBS` describes each verb in one line, which the overview and the verb's own help show. The help shows the line of
+`EXAMPLES` too: the verb with the flags that most people need first.
 """
 
 VERBS = {
@@ -26,4 +27,29 @@ VERBS = {
     "picture": "Draw what trained nets make of images: feature maps, and the inside of layers that generate or share their kernels.",
     "explore": "Write one HTML page with trained nets inside it: they run in the browser, beside their costs and a look inside.",
     "similarity": "Compare trained nets: how they see the same images (CKA), how alike a layer's filters are, accuracy by size of the ring.",
+}
+
+EXAMPLES = {
+    "shrink": "pocketcnn shrink runs/train --max-bytes 100k --minutes 30",
+    "compare": "pocketcnn compare --data digits --methods plain ring:size=0.1 condconv --preset demo",
+    "train": "pocketcnn train --data digits --model resnet20 --method ring:size=0.1 --preset demo",
+    "distil": "pocketcnn distil --teacher cifar10/resnet20 --student ring:size=0.1,scheme=windows",
+    "search": "pocketcnn search --data digits --max-bytes 100k --trials 10 --preset demo",
+    "evaluate": "pocketcnn evaluate --model runs/train",
+    "classify": "pocketcnn classify photo.jpg --model cifar10/resnet20",
+    "measure": "pocketcnn measure resnet20 --method ring:size=0.1",
+    "bench": "pocketcnn bench --quick",
+    "condense": "pocketcnn condense --model resnet20 --method ring --size 0.1 --output small.safetensors",
+    "sensitivity": "pocketcnn sensitivity cifar10/resnet20 --method ring:size=0.1",
+    "plan": "pocketcnn plan --model resnet20 --method ring --size 0.1",
+    "pack": "pocketcnn pack runs/train --storage int8 --packed",
+    "publish": "pocketcnn publish runs/train --output card --license apache-2.0",
+    "export": "pocketcnn export cifar10/resnet20 --output resnet20.onnx",
+    "models": "pocketcnn models '*ring*'",
+    "data": "pocketcnn data digits",
+    "report": "pocketcnn report runs/compare",
+    "reproduce": "pocketcnn reproduce ring_curve",
+    "picture": "pocketcnn picture cifar10/resnet20 --images 0 1 2",
+    "explore": "pocketcnn explore cifar10/resnet20 --output explore.html",
+    "similarity": "pocketcnn similarity cifar10/resnet20 runs/train",
 }

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pocketcnn.cli.arguments import AnswerOptions
 from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import answer
 
 
 def bench(words: Sequence[str]) -> None:
 
-    @dataclass
-    class Bench:
+    @dataclass(frozen=True)
+    class Bench(AnswerOptions):
         only: tuple[Literal["layers", "nets", "goals"], ...] = ("layers", "nets", "goals")
         """Sections to measure; goals that need a section left out are skipped."""
         quick: bool = False
@@ -21,7 +23,10 @@ def bench(words: Sequence[str]) -> None:
 
     given = parse(Bench, words, "bench")
     from pocketcnn.experiments import bench
+    from pocketcnn.support.files import read_json
 
     bench.run(bench.QUICK if given.quick else bench.FULL, given.output, only=given.only)
-    print((given.output / "table.md").read_text(encoding="utf-8"))
-    print(f"records: {given.output / 'bench.json'}")
+    records = given.output / "bench.json"
+    found = read_json(records)
+    answer((given.output / "table.md").read_text(encoding="utf-8"), found.pop("goals"), **found, records=records)
+    print(f"records: {records}")

@@ -1,16 +1,15 @@
 """`pocketcnn classify`: names the likeliest classes of image files, by a trained net."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pocketcnn.cli.arguments import ForeignArguments
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments
 from pocketcnn.cli.nets import open_net
 from pocketcnn.cli.parsing import parse
-from pocketcnn.cli.printing import size_in_words
+from pocketcnn.cli.printing import answer, complain, size_in_words
 from pocketcnn.errors import BadImage, BadUsage
 from pocketcnn.support.ranges import Number, Pixels
 from pocketcnn.support.tables import columns
@@ -22,7 +21,7 @@ def classify(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Classify(ForeignArguments):
+    class Classify(AnswerOptions, ForeignArguments):
         images: Positional[tuple[Path, ...]]
         """Image files, or folders of them; an image of another size or mode than the net's is converted."""
         model: str | None = None
@@ -64,15 +63,15 @@ def classify(words: Sequence[str]) -> None:
     shares, chosen = logits.float().softmax(dim=1)[:, : len(classes)].topk(min(given.top, len(classes)), dim=1)
     for _, converted in read:
         if converted:
-            print(converted, file=sys.stderr)
-    print(
-        f"{title}: {f'trained on {notes.data}, ' if notes.data else ''}images {size_in_words(notes.input_size)}, {len(classes)} classes"
-    )
-    cells = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))]
-    for image, row, indices in zip(images, shares.tolist(), chosen.tolist(), strict=True):
-        found = (f"{classes[index]} {100 * share:5.1f}%" for index, share in zip(indices, row, strict=True))
-        cells.append((printable(image), *found))
-    print(columns(cells))
+            complain(converted)
+    trained = f"trained on {notes.data}, " if notes.data else ""
+    line = f"{title}: {trained}images {size_in_words(notes.input_size)}, {len(classes)} classes"
+    cells, rows = [("image", *(f"{rank}." for rank in range(1, shares.shape[1] + 1)))], []
+    for image, indices, row in zip(images, chosen.tolist(), shares.tolist(), strict=True):
+        found = [(classes[index], share) for index, share in zip(indices, row, strict=True)]
+        cells.append((printable(image), *(f"{name} {100 * share:5.1f}%" for name, share in found)))
+        rows.append({"image": image, "classes": [{"class": name, "probability": share} for name, share in found]})
+    answer(f"{line}\n{columns(cells)}", rows, net=title, data=notes.data or None, input_size=notes.input_size)
 
 
 def _image_files(path: Path) -> list[Path]:
@@ -88,7 +87,7 @@ def _image_files(path: Path) -> list[Path]:
         return [path]
     files, found = image_files(path)
     if found.left_out:
-        print(f"{path}: left out: {in_words(found.left_out)}", file=sys.stderr)
+        complain(f"{path}: left out: {in_words(found.left_out)}")
     if not files:
         raise BadUsage(f"{path}: no image files in this folder")
     return files

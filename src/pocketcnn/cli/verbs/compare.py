@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketcnn.cli.arguments import (
+    AnswerOptions,
     DataArguments,
     DeviceArguments,
     ForeignArguments,
@@ -32,7 +33,7 @@ def compare(words: Sequence[str]) -> int:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Compare(DataArguments, ModelArguments, ForeignArguments, DeviceArguments):
+    class Compare(AnswerOptions, DataArguments, ModelArguments, ForeignArguments, DeviceArguments):
         models: tuple[str, ...] = ("resnet20",)
         """Plain nets to condense, by name: resnet20 timm:resnet10t nets/mine.py:build; pocketcnn models lists ours."""
         methods: tuple[str, ...] = ("plain", "ring", "condconv", "involution")
@@ -75,7 +76,7 @@ def compare(words: Sequence[str]) -> int:
     if not outcome.results:
         raise NonFiniteLoss(f"every run diverged: {outcome.failures[0]}")
     page = write_report(given.output)
-    print_table(summarize(outcome.results, outcome.speeds))
+    print_table(summarize(outcome.results, outcome.speeds), report=page, failures=outcome.failures)
     print(f"\nreport: {page}")
     for failure in outcome.failures:
         print(f"diverged: {failure}", file=sys.stderr)

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pocketcnn.cli.arguments import DataOptions, load_data
+from pocketcnn.cli.arguments import AnswerOptions, DataOptions, load_data
 from pocketcnn.cli.parsing import data_help, parse
+from pocketcnn.cli.printing import answer
 
 if TYPE_CHECKING:
     from pocketcnn.data.found import Found
@@ -15,7 +16,7 @@ def data(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Data(DataOptions):
+    class Data(AnswerOptions, DataOptions):
         data: Positional[str]
         """Built-in name, hub id, folder of parquet files or of class folders."""
 
@@ -27,26 +28,41 @@ def data(words: Sequence[str]) -> None:
 
     found = load_data(given)
     channels, height, width = found.input_size
-    print(f"{found.name}: {len(found.classes)} classes, images {channels}x{height}x{width} (channels x height x width)")
+    lines = [
+        f"{found.name}: {len(found.classes)} classes, images {channels}x{height}x{width} (channels x height x width)"
+    ]
     splits = {name: getattr(found, name) for name in ("train", "validation", "test")}
     wide = min(60, max(23, *map(len, found.classes))) + 1
-    print(f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in splits))
+    lines.append(f"{'class':<{wide}}" + "".join(f"{name:>12}" for name in splits))
     counts = {name: torch.bincount(split.labels, minlength=len(found.classes)) for name, split in splits.items()}
-    for index, name in enumerate(found.classes):
-        print(f"{name:<{wide}.{wide - 1}}" + "".join(f"{int(count[index]):>12,}" for count in counts.values()))
-    print(f"{'all':<{wide}}" + "".join(f"{len(split):>12,}" for split in splits.values()))
-    print(f"mean {found.mean}, std {found.std} of values in [0, 1]")
-    print(f"augmentation: {found.augmentation}")
-    for line in _lines_of(found.found):
-        print(line)
+    rows = [
+        {"class": name, **{split: int(count[index]) for split, count in counts.items()}}
+        for index, name in enumerate(found.classes)
+    ]
+    lines += [f"{row['class']:<{wide}.{wide - 1}}" + "".join(f"{row[split]:>12,}" for split in splits) for row in rows]
+    lines += [
+        f"{'all':<{wide}}" + "".join(f"{len(split):>12,}" for split in splits.values()),
+        f"mean {found.mean}, std {found.std} of values in [0, 1]",
+        f"augmentation: {found.augmentation}",
+        *_lines_of(found.found),
+    ]
     if found.skipped:
-        print(f"skipped: {found.skipped} images that cannot be decoded")
+        lines.append(f"skipped: {found.skipped} images that cannot be decoded")
+    shared: dict[str, int] = {}
+    contradicting = 0
     if isinstance(found.train, Images):
-        for name in ("validation", "test"):
-            if same := shared_images(found.train, splits[name]):
-                print(f"warning: {same:,} of {len(splits[name]):,} {name} images equal training images")
-        if twice := contradicting_images(*splits.values()):
-            print(f"warning: {twice:,} images are in several classes")
+        shared = {name: shared_images(found.train, splits[name]) for name in ("validation", "test")}
+        contradicting = contradicting_images(*splits.values())
+    for name, same in shared.items():
+        if same:
+            lines.append(f"warning: {same:,} of {len(splits[name]):,} {name} images equal training images")
+    if contradicting:
+        lines.append(f"warning: {contradicting:,} images are in several classes")
+    answer(
+        "\n".join(lines), rows, name=found.name, input_size=found.input_size, mean=found.mean, std=found.std,
+        augmentation=found.augmentation, found=found.found, skipped=found.skipped, shared_images=shared,
+        images_in_several_classes=contradicting,
+    )  # fmt: skip
 
 
 def _lines_of(found: "Found") -> Iterator[str]:

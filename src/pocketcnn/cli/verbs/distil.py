@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pocketcnn.cli.arguments import (
+    AnswerOptions,
     DataOptions,
     DeviceArguments,
     ForeignArguments,
@@ -28,7 +29,7 @@ def distil(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Distil(DataOptions, ForeignArguments, DeviceArguments):
+    class Distil(AnswerOptions, DataOptions, ForeignArguments, DeviceArguments):
         student: str = "ring:size=0.25,scheme=windows"
         """A method with its options, which condenses the teacher; plain for a copy of it; a model file; or a net by name."""
         initialize: Literal["fit", "fresh"] = "fit"
@@ -71,9 +72,10 @@ def distil(words: Sequence[str]) -> None:
         progress=can_redraw(),
         hardware=hardware_of(given),
     )
-    print_table(summarize([result]))
-    print(f"accuracy before the first step, on validation images: {100 * result['start']['validation_accuracy']:.2f} %")
-    print(f"model file: {given.output / MODEL}")
+    started, file = result["start"]["validation_accuracy"], given.output / MODEL
+    print_table(summarize([result]), start_validation_accuracy=started, model_file=file)
+    print(f"accuracy before the first step, on validation images: {100 * started:.2f} %")
+    print(f"model file: {file}")
 
 
 def _teacher_and_data(given: Any) -> tuple["Teacher", "DataSet"]:

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments, TableOptions
 from pocketcnn.cli.images import completed, load_for
 from pocketcnn.cli.nets import open_net, size_of
 from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import answer
 from pocketcnn.support.ranges import Pixels
 
 
 def evaluate(words: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
-    class Evaluate(ForeignArguments, TableOptions):
+    class Evaluate(AnswerOptions, ForeignArguments, TableOptions):
         model: str
         """A trained net of the package (cifar10/resnet20; models --pretrained lists them), a trained net's file, the folder of a
         run, or a net by name (timm:resnet10t, nets/mine.py:build) with --weights."""
@@ -45,8 +46,13 @@ def evaluate(words: Sequence[str]) -> None:
     )
     opened = completed(opened, data)
     found = evaluate(opened.net, data, tta=given.tta)
-    print(f"{given.model}: {size_of(opened):,} bytes, on {len(data.test):,} test images of {data.name}")
-    print(f"test accuracy {100 * found['test_accuracy']:.2f} %")
-    print(f"test loss {found['test_loss']:.4f}")
+    size, images = size_of(opened), len(data.test)
+    lines = [
+        f"{given.model}: {size:,} bytes, on {images:,} test images of {data.name}",
+        f"test accuracy {100 * found['test_accuracy']:.2f} %",
+        f"test loss {found['test_loss']:.4f}",
+    ]
     if given.tta != "off":
-        print(f"test accuracy {100 * found['test_tta_accuracy']:.2f} % with outputs averaged ({given.tta})")
+        lines.append(f"test accuracy {100 * found['test_tta_accuracy']:.2f} % with outputs averaged ({given.tta})")
+    row = {"net": given.model, "file_bytes": size, "images": images, **found}
+    answer("\n".join(lines), [row], data=data.name, tta=given.tta)

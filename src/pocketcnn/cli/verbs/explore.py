@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments, TableOptions
 from pocketcnn.cli.images import common_notes, some_test_images
 from pocketcnn.cli.nets import GivenNet, open_nets
 from pocketcnn.cli.parsing import parse
-from pocketcnn.cli.printing import complain
+from pocketcnn.cli.printing import answer, complain
 from pocketcnn.errors import PocketError
 from pocketcnn.support.ranges import Number
 from pocketcnn.support.tables import columns
@@ -28,7 +28,7 @@ def explore(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Explore(ForeignArguments, TableOptions):
+    class Explore(AnswerOptions, ForeignArguments, TableOptions):
         nets: Positional[tuple[str, ...]] = ()
         """Model files, folders of runs or trained nets of the package; by default those of the package for one data set."""
         data: str | None = None
@@ -61,7 +61,11 @@ def explore(words: Sequence[str]) -> None:
         command=shlex.join(["pocketcnn", "explore", *words]),
     )  # fmt: skip
     rows = [(name, f"{difference:.1e}") for name, difference in page.differences.items()]
-    print(columns([("net", "largest difference from PyTorch"), *rows]))
+    answer(
+        columns([("net", "largest difference from PyTorch"), *rows]),
+        [{"net": name, "largest_difference": difference} for name, difference in page.differences.items()],
+        page=page.path, page_bytes=page.size_bytes, page_bytes_without_runtime=page.own_bytes,
+    )  # fmt: skip
     carried = f", {page.own_bytes:,} without the runtime" if page.own_bytes != page.size_bytes else ""
     print(f"{page.path}: {page.size_bytes:,} bytes{carried}; open it in a browser")
 

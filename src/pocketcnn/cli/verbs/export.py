@@ -3,21 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments, TableOptions
 from pocketcnn.cli.images import some_test_images
 from pocketcnn.cli.nets import input_size_of, open_net, size_of
 from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import answer
 from pocketcnn.support.ranges import Count, InputSize, NotNegative, Number
 from pocketcnn.support.tables import columns
+
+if TYPE_CHECKING:
+    from pocketcnn.export import Exported
 
 
 def export(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Export(ForeignArguments, TableOptions):
+    class Export(AnswerOptions, ForeignArguments, TableOptions):
         model: Positional[str]
         """A trained net of the package (cifar10/resnet20), a model file, the folder of a run, or a net by name."""
         format: Literal["onnx", "onnx_compact", "executorch", "torch_export"] = "onnx"
@@ -58,16 +62,26 @@ def export(words: Sequence[str]) -> None:
         notes=opened.header,
         images=images,
     )
-    before = size_of(opened)
-    cells = [(str(opened.path or given.model), f"{before:,} bytes", "")]
-    if found.dense_bytes is not None:
-        why = ", smaller than a compact file, so this one was written" if found.dense else ""
-        cells.append((f"dense ONNX{why}", f"{found.dense_bytes:,} bytes", f"({found.dense_bytes / before:.3f}x)"))
-    cells.append((str(found.path), f"{found.size_bytes:,} bytes", f"({found.size_bytes / before:.3f}x)"))
-    print(f"{found.format}{f', opset {found.opset}' if found.opset else ''}")
-    print(columns(cells))
+    _answer(found, str(opened.path or given.model), size_of(opened))
     print(f"largest difference from the net: {found.max_difference:.2g}; by what the images are: "
           + ", ".join(f"{name} {value:.2g}" for name, value in found.differences.items()))  # fmt: skip
     for speed in found.speeds:
         print(f"batch {speed.batch}: {speed.file_ms:.3f} ms, the net in PyTorch {speed.net_ms:.3f} ms ({speed.ratio:.3g}x), "
               f"{found.threads} threads each")  # fmt: skip
+
+
+def _answer(found: "Exported", title: str, before: int) -> None:
+    """Answers with the sizes of the net's own file, `before` bytes long, and of the files made of it."""
+    rows = [(title, before)]
+    if found.dense_bytes is not None:
+        why = ", smaller than a compact file, so this one was written" if found.dense else ""
+        rows.append((f"dense ONNX{why}", found.dense_bytes))
+    rows.append((str(found.path), found.size_bytes))
+    ratios = ["", *(f"({size / before:.3f}x)" for _, size in rows[1:])]
+    cells = [(name, f"{size:,} bytes", ratio) for (name, size), ratio in zip(rows, ratios, strict=True)]
+    answer(
+        f"{found.format}{f', opset {found.opset}' if found.opset else ''}\n{columns(cells)}",
+        [{"file": name, "file_bytes": size, "ratio": size / before} for name, size in rows],
+        format=found.format, opset=found.opset, file=found.path, differences=found.differences, speeds=found.speeds,
+        threads=found.threads,
+    )  # fmt: skip

@@ -5,24 +5,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pocketcnn.cli.arguments import ForeignArguments, ModelArguments, TableOptions, model_options_of
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments, ModelArguments, TableOptions, model_options_of
 from pocketcnn.cli.images import load_for
 from pocketcnn.cli.nets import input_size_of, open_net
 from pocketcnn.cli.parsing import method_help, parse
-from pocketcnn.cli.printing import size_in_words, with_commas
+from pocketcnn.cli.printing import answer, size_in_words, with_commas
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count, InputSize, Threads
 from pocketcnn.support.tables import columns
 
 if TYPE_CHECKING:
     from pocketcnn.checkpoint.notes import ImageNotes
+    from pocketcnn.cost import ImageCosts
 
 
 def measure(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Measure(ModelArguments, ForeignArguments, TableOptions):
+    class Measure(AnswerOptions, ModelArguments, ForeignArguments, TableOptions):
         model: Positional[str]
         """A net by name, with its options (mnist_net:width=8), a model file, the folder of a run, a trained net of the package
         (cifar10/resnet20), or an exported file (.onnx)."""
@@ -45,7 +46,7 @@ def measure(words: Sequence[str]) -> None:
     if given.model.endswith(".onnx"):
         if given.bytes:
             raise BadUsage(f"{given.model}: --bytes shows the parts of a model file; an exported file has none of them")
-        print(_cost_of_onnx(given))
+        _answer_for_onnx(given)
         return
     import pocketcnn as pc
     from pocketcnn.models.spec import PLAIN_METHOD, parse_method
@@ -56,45 +57,60 @@ def measure(words: Sequence[str]) -> None:
     if method != PLAIN_METHOD:
         net = pc.condense(net, method, **options)
     if given.bytes:
-        print(_bytes_of(net, opened if method == PLAIN_METHOD else None))
+        _answer_bytes(net, opened if method == PLAIN_METHOD else None)
         return
     size = input_size_of(given, opened, batch=given.batch)
+    _answer_costs(net, known, size, given)
+
+
+def _answer_costs(net: Any, known: "ImageNotes", size: tuple[int, int, int], given: Any) -> None:
+    """Counts and times a net, and answers with a table of its costs."""
+    import pocketcnn as pc
+
     cost = pc.measure(net, size)
     latency = pc.measure_latency(net, size, batch=given.batch, threads=given.threads, runs=given.runs)
     rows = [(key, with_commas(value)) for key, value in dataclasses.asdict(cost).items() if isinstance(value, int)]
     rows[5:5] = [(f"  {operator}", f"{macs:,}") for operator, macs in cost.macs_by_operator.items()]
+    forward, training = (pc.measure_memory(net, size, batch=given.batch, training=t) for t in (False, True))
     rows += [
         ("median_ms", f"{latency.median_ms:.3f}"),
         ("p95_ms", f"{latency.p95_ms:.3f}"),
-        ("peak_bytes forward", with_commas(pc.measure_memory(net, size, batch=given.batch))),
-        ("peak_bytes training", with_commas(pc.measure_memory(net, size, batch=given.batch, training=True))),
+        ("peak_bytes forward", with_commas(forward)),
+        ("peak_bytes training", with_commas(training)),
     ]
     width = max(len(key) for key, _ in rows)
-    print(f"{given.model}, images {'x'.join(map(str, size))}, batch {latency.batch}, {latency.threads} threads, "
-          f"{latency.dtype} on {latency.device}, {latency.runs} runs")  # fmt: skip
-    for key, value in rows:
-        print(f"{key:<{width}}  {value:>16}")
+    lines = [f"{given.model}, images {size_in_words(size)}, batch {latency.batch}, {latency.threads} threads, "
+             f"{latency.dtype} on {latency.device}, {latency.runs} runs"]  # fmt: skip
+    lines += [f"{key:<{width}}  {value:>16}" for key, value in rows]
+    costs = None
     if given.data is not None:
-        print(_costs_by_image(net, known, given))
+        costs, table = _costs_by_image(net, known, given)
+        lines.append(table)
+    peaks = {"peak_bytes_forward": forward, "peak_bytes_training": training}
+    row = {"net": given.model, **dataclasses.asdict(cost), **dataclasses.asdict(latency), **peaks}
+    answer("\n".join(lines), [row], input_size=size, method=given.method, costs_by_image=costs)
 
 
-def _bytes_of(net: Any, opened: Any) -> str:
-    """The byte ledger of a net's file; of the file that it would have if it was not opened as one."""
+def _answer_bytes(net: Any, opened: Any) -> None:
+    """Answers with the byte ledger of a net's file; of the file that it would have if it was not opened as one."""
     import tempfile
     from pathlib import Path
 
     from pocketcnn import checkpoint
 
     if opened is not None and opened.path is not None:
-        return str(checkpoint.ledger(opened.path, net))
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / checkpoint.FILE
-        checkpoint.save(net, path)
-        return str(checkpoint.ledger(path, net))
+        found = checkpoint.ledger(opened.path, net)
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / checkpoint.FILE
+            checkpoint.save(net, path)
+            found = checkpoint.ledger(path, net)
+    rows = [{"part": kind, "bytes": length, "share": length / found.total} for kind, length in found.by_kind().items()]
+    answer(str(found), rows, file_bytes=found.total)
 
 
-def _cost_of_onnx(given: Any) -> str:
-    """Measures an exported file, and returns a table of its costs."""
+def _answer_for_onnx(given: Any) -> None:
+    """Measures an exported file, and answers with a table of its costs."""
     from pocketcnn.export import measure_onnx
 
     if given.method != "plain" or given.data is not None or given.input_size is not None or model_options_of(given):
@@ -118,11 +134,13 @@ def _cost_of_onnx(given: Any) -> str:
     if cost.generating:
         made = ", ".join(f"{count} {operator}" for operator, count in cost.generating.items())
         lines.append(f"nodes that depend on no image and generate kernels when the file is loaded: {made}")
-    return "\n".join(lines)
+    costs = dataclasses.asdict(cost)
+    size, latency = costs.pop("input_size"), costs.pop("latency")
+    answer("\n".join(lines), [{"net": given.model, **costs, **latency}], input_size=size)
 
 
-def _costs_by_image(net: Any, notes: "ImageNotes", given: Any) -> str:
-    """Measures test images one by one, and returns a table by level; a net that was never trained is calibrated first."""
+def _costs_by_image(net: Any, notes: "ImageNotes", given: Any) -> tuple["ImageCosts", str]:
+    """Measures test images one by one, and makes a table by level; a net that was never trained is calibrated first."""
     from pocketcnn.cost import measure_images
     from pocketcnn.support.protocols import LearnsFromImages
 
@@ -144,4 +162,6 @@ def _costs_by_image(net: Any, notes: "ImageNotes", given: Any) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     energy = "no energy counter can be read" if costs.joules is None else f"{costs.joules:.4g} J an image"
-    return "\n".join([f"\n{costs.images:,} test images of {data.name}, one at a time", *lines, f"energy: {energy}"])
+    return costs, "\n".join(
+        [f"\n{costs.images:,} test images of {data.name}, one at a time", *lines, f"energy: {energy}"]
+    )

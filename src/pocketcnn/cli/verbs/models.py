@@ -1,9 +1,12 @@
 """`pocketcnn models`: lists the nets that can be made by name, or the trained nets in the package."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pocketcnn.cli.arguments import AnswerOptions
 from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import answer
 from pocketcnn.errors import UnknownModel, UnknownPretrained
 from pocketcnn.support.tables import columns
 
@@ -11,8 +14,8 @@ from pocketcnn.support.tables import columns
 def models(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
-    @dataclass
-    class Models:
+    @dataclass(frozen=True)
+    class Models(AnswerOptions):
         pattern: Positional[str] = "*"
         """Shell pattern of names: "*ring*"."""
         pretrained: bool = False
@@ -20,7 +23,7 @@ def models(words: Sequence[str]) -> None:
 
     given = parse(Models, words, "models")
     if given.pretrained:
-        print(_pretrained(given.pattern))
+        _answer_pretrained(given.pattern)
         return
     import torch
 
@@ -32,18 +35,21 @@ def models(words: Sequence[str]) -> None:
     if not names:
         raise UnknownModel(given.pattern, list_models())
     width = max(24, *(len(name) + 2 for name in names))
-    print(f"{'name':<{width}}{'trainable':>12}{'total':>12}  made of")
+    lines, rows = [f"{'name':<{width}}{'trainable':>12}{'total':>12}  made of"], []
     for name in names:
         with torch.device("meta"):
             trainable, total = count_params(create_model(name))
         recipe = RECIPES.get(name)
-        steps = " + ".join(spell(method, options) for method, options in recipe.steps) if recipe else ""
-        made = f"{recipe.base} + {steps} ({recipe.source})" if recipe else "plain"
-        print(f"{name:<{width}}{trainable:>12,}{total:>12,}  {made}")
+        steps = [spell(method, options) for method, options in recipe.steps] if recipe else []
+        made = f"{recipe.base} + {' + '.join(steps)} ({recipe.source})" if recipe else "plain"
+        lines.append(f"{name:<{width}}{trainable:>12,}{total:>12,}  {made}")
+        origin = {"base": recipe and recipe.base, "steps": steps, "source": recipe and recipe.source}
+        rows.append({"name": name, "trainable_params": trainable, "total_params": total, **origin})
+    answer("\n".join(lines), rows)
 
 
-def _pretrained(pattern: str) -> str:
-    """A table of the trained nets in the package."""
+def _answer_pretrained(pattern: str) -> None:
+    """Answers with a table of the trained nets in the package."""
     from pocketcnn import zoo
 
     found = zoo.cards(pattern)
@@ -57,4 +63,4 @@ def _pretrained(pattern: str) -> str:
             f"{card.trainable_params:,}",
         )
         cells.append((card.title, accuracy, size, card.storage, trainable, f"{card.seed}", f"{card.epochs}"))
-    return columns(cells)
+    answer(columns(cells), [{**dataclasses.asdict(card), "name": card.title} for card in found])

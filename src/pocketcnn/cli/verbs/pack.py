@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments, TableOptions
 from pocketcnn.cli.images import completed, load_for
 from pocketcnn.cli.nets import new_passphrase, open_net, passphrase_of, size_of
 from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import answer
 from pocketcnn.support.ranges import Fraction
 
 
@@ -17,7 +18,7 @@ def pack(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Pack(ForeignArguments, TableOptions):
+    class Pack(AnswerOptions, ForeignArguments, TableOptions):
         model: Positional[str]
         """A model file, the folder of a run, a trained net of the package (cifar10/resnet20), or a net by name."""
         output: Path = Path("packed.safetensors")
@@ -60,11 +61,16 @@ def pack(words: Sequence[str]) -> None:
         norms=given.norms,
     )  # fmt: skip
     nets.append(("after", size, checkpoint.load(given.output, base=given.base, passphrase=passphrase)))
+    lines, rows = [], []
     for title, length, net in nets:
-        accuracy = ""
+        words, accuracy = "", None
         if data is not None:
             from pocketcnn.train import evaluate
 
-            accuracy = f"  test accuracy {100 * evaluate(net, data)['test_accuracy']:.2f} %"
-        print(f"{title:<6} {length:>14,} bytes  ({length / nets[0][1]:.3f}x){accuracy}")
+            accuracy = evaluate(net, data)["test_accuracy"]
+            words = f"  test accuracy {100 * accuracy:.2f} %"
+        ratio = length / nets[0][1]
+        lines.append(f"{title:<6} {length:>14,} bytes  ({ratio:.3f}x){words}")
+        rows.append({"net": title, "file_bytes": length, "ratio": ratio, "test_accuracy": accuracy})
+    answer("\n".join(lines), rows, file=given.output)
     print(f"{given.output}: {size:,} bytes")

@@ -3,19 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pocketcnn.cli.arguments import SurgeryArguments
+from pocketcnn.cli.arguments import AnswerOptions, SurgeryArguments
 from pocketcnn.cli.nets import input_size_of, open_net
 from pocketcnn.cli.parsing import parse_surgery
+from pocketcnn.cli.printing import answer
 
 
 def plan(words: Sequence[str]) -> None:
 
     @dataclass(frozen=True)
-    class PlanOnly(SurgeryArguments):
+    class PlanOnly(AnswerOptions, SurgeryArguments):
         pass
 
     given, options = parse_surgery(PlanOnly, words, "plan")
     import pocketcnn as pc
 
     opened = open_net(given.model, given)
-    print(pc.plan(opened.net, given.method, input_size=input_size_of(given, opened), **options))
+    found = pc.plan(opened.net, given.method, input_size=input_size_of(given, opened), **options)
+    answer(
+        str(found), found.rows, method=found.method, options=found.options, shared_numbers=found.shared_numbers,
+        before=found.before, after=found.after,
+    )  # fmt: skip

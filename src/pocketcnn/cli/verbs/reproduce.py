@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pocketcnn.cli.arguments import AnswerOptions
 from pocketcnn.cli.parsing import parse
-from pocketcnn.cli.printing import DONE, FAILED, can_redraw
+from pocketcnn.cli.printing import DONE, FAILED, answer, can_redraw
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count
 from pocketcnn.support.tables import columns
@@ -17,8 +18,8 @@ from pocketcnn.support.tables import columns
 def reproduce(words: Sequence[str]) -> int:
     from tyro.conf import Positional
 
-    @dataclass
-    class Reproduce:
+    @dataclass(frozen=True)
+    class Reproduce(AnswerOptions):
         table: Positional[str]
         """Published table: report_table1, report_table2, compare_table, ring_curve, puppet, or all."""
         budget: str = "0"
@@ -46,8 +47,8 @@ def reproduce(words: Sequence[str]) -> int:
         given.table, minutes=minutes, seeds=given.seeds, recipe=given.recipe, rates=given.rates,
         data_folder=given.data_folder, results=given.results, docs=given.docs, progress=can_redraw(),
     )  # fmt: skip
-    for name, cells in found.cells.items():
-        print("\n".join([name, columns(cells), *found.sentences[name], ""]))
+    tables = ["\n".join([name, columns(cells), *found.sentences[name], ""]) for name, cells in found.cells.items()]
+    answer("\n".join(tables), found.rows, sentences=found.sentences, failures=found.failures, page=given.docs)
     for failure in found.failures:
         print(f"diverged: {failure}", file=sys.stderr)
     print(f"page: {given.docs}")

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import DataArguments, ModelArguments, load_data, model_options_of
+from pocketcnn.cli.arguments import AnswerOptions, DataArguments, ModelArguments, load_data, model_options_of
 from pocketcnn.cli.parsing import method_help, parse, preset_of
-from pocketcnn.cli.printing import import_lightning
+from pocketcnn.cli.printing import answer, import_lightning
 from pocketcnn.support.ranges import Count, Positive
 
 
@@ -15,7 +15,7 @@ def search(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Search(DataArguments, ModelArguments):
+    class Search(AnswerOptions, DataArguments, ModelArguments):
         model: str = "resnet20"
         """The plain net by name that candidates are made from, at an eighth of its width up to all of it, if it has a width:
         resnet20, timm:resnet10t, nets/mine.py:build."""
@@ -61,5 +61,6 @@ def search(words: Sequence[str]) -> None:
         data, given.train, given.output, trials=given.trials, space=space, budgets=budgets, storage=given.storage,
         study=given.study, accelerator=given.accelerator,
     )  # fmt: skip
-    print(found.table)
-    print(f"figure: {given.output / 'pareto.svg'}, nets: {given.output / 'front'}")
+    figure, nets = given.output / "pareto.svg", given.output / "front"
+    answer(found.table, found.front, figure=figure, nets=nets, trials=given.output / "trials.json")
+    print(f"figure: {figure}, nets: {nets}")

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments, TableOptions
 from pocketcnn.cli.images import load_for
 from pocketcnn.cli.nets import open_net
 from pocketcnn.cli.parsing import method_help, parse
+from pocketcnn.cli.printing import answer
 from pocketcnn.support.ranges import Count
 
 
@@ -15,7 +16,7 @@ def sensitivity(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Sensitivity(ForeignArguments, TableOptions):
+    class Sensitivity(AnswerOptions, ForeignArguments, TableOptions):
         model: Positional[str]
         """A trained net: a model file, the folder of a run, a trained net of the package (cifar10/resnet20), or a net by name
         (timm:resnet10t, nets/mine.py:build) with --weights."""
@@ -41,7 +42,7 @@ def sensitivity(words: Sequence[str]) -> None:
     method, options = parse_method(given.method)
     images = torch.cat(list(normalized(data.train.sample(given.images).in_order(500), data)))[: given.images]
     found = run(opened.net, method, images, **options)
-    print(found)
+    answer(str(found), found.worst_first(), method=found.method, examples=found.examples, figure=given.output)
     if given.output is not None:
         write_atomically(given.output, found.figure())
         print(given.output)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pocketcnn.cli.arguments import DataOptions, ForeignArguments
+from pocketcnn.cli.arguments import AnswerOptions, DataOptions, ForeignArguments
 from pocketcnn.cli.images import completed, data_for
 from pocketcnn.cli.nets import open_net
 from pocketcnn.cli.parsing import method_help, parse, preset_of
-from pocketcnn.cli.printing import import_lightning
+from pocketcnn.cli.printing import answer, import_lightning
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Positive
 
@@ -20,7 +20,7 @@ def shrink(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Shrink(DataOptions, ForeignArguments):
+    class Shrink(AnswerOptions, DataOptions, ForeignArguments):
         model: Positional[str]
         """A trained net: a model file, the folder of a run, a trained net of the package (cifar10/resnet20), or a net by name
         (timm:resnet10t, nets/mine.py:build) with --weights."""
@@ -58,18 +58,13 @@ def shrink(words: Sequence[str]) -> None:
     found = run(
         opened.net,
         data,
-        max_bytes=given.max_bytes,
-        method=given.method,
-        storage=given.storage,
-        minutes=given.minutes,
-        notes=notes,
-        sensitive=given.sensitive,
-        train=given.train,
-        onnx=given.onnx,
-        seed=given.train.seed,
-        output=given.output,
-    )
-    print(found)
-    for path in (found.path, found.onnx, found.page):
-        if path is not None:
-            print(path)
+        max_bytes=given.max_bytes, method=given.method, storage=given.storage, minutes=given.minutes, notes=notes,
+        sensitive=given.sensitive, train=given.train, onnx=given.onnx, seed=given.train.seed, output=given.output,
+    )  # fmt: skip
+    sides = (("before", found.bytes_before, found.before), ("after", found.bytes_after, found.after))
+    rows = [{"net": title, "file_bytes": size, **scores} for title, size, scores in sides]
+    answer(
+        str(found), rows, chosen=found.label, candidates=found.candidates, seconds=found.seconds,
+        file=found.path, onnx=found.onnx, onnx_bytes=found.onnx_bytes, report=found.page,
+    )  # fmt: skip
+    print(*(path for path in (found.path, found.onnx, found.page) if path is not None), sep="\n")

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketcnn.cli.arguments import ForeignArguments, TableOptions
+from pocketcnn.cli.arguments import AnswerOptions, ForeignArguments, TableOptions
 from pocketcnn.cli.images import common_notes, some_test_images
 from pocketcnn.cli.nets import GivenNet, open_nets
 from pocketcnn.cli.parsing import parse
+from pocketcnn.cli.printing import answer
 from pocketcnn.errors import BadUsage
 from pocketcnn.support.ranges import Count, OpenFraction
 from pocketcnn.support.tables import columns
@@ -18,7 +19,7 @@ def similarity(words: Sequence[str]) -> None:
     from tyro.conf import Positional
 
     @dataclass(frozen=True)
-    class Similarity(ForeignArguments, TableOptions):
+    class Similarity(AnswerOptions, ForeignArguments, TableOptions):
         models: Positional[tuple[str, ...]]
         """Model files, folders of runs, trained nets of the package, or a net by name with --weights; the others are compared
         with the first."""
@@ -52,8 +53,10 @@ def similarity(words: Sequence[str]) -> None:
     filters = {title: filter_similarity(net, given.threshold) for title, net in nets.items()}
     x = some_test_images(given.data, notes, given.images, next(iter(opened)), given)[1]
     grams = {title: station_grams(net, x) for title, net in nets.items()}
-    print(f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers")
-    print(_table(grams, filters, given.threshold))
+    line = f"linear CKA of {len(x):,} test images: mean over the same places, and over each net's pairs of other layers"
+    rows = _rows(grams, filters)
+    table = _table(rows, next(iter(nets)), given.threshold)
+    answer(f"{line}\n{table}", rows, images=len(x), threshold=given.threshold, output=given.output)
     written = write_figure(draw_similarity(grams), given.output, "cka")
     sizes = {title: ring_fraction(net) for title, net in nets.items()}
     points = [(size, found[0]) for title, found in filters.items() if found and (size := sizes[title])]
@@ -69,22 +72,32 @@ def similarity(words: Sequence[str]) -> None:
         print(path)
 
 
-def _table(grams: dict[str, Any], filters: dict[str, Any], threshold: float) -> str:
+def _rows(grams: dict[str, Any], filters: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each net: how alike it is to the first net, its own layers to each other, and their filters."""
     from pocketcnn.pictures import alignments, same_stations
 
     reference = next(iter(grams))
-    cells = [("net", f"as {reference}", "own layers", f"filters |r|>={threshold:g}", "mean |r|")]
+    rows = []
     for title, found in filters.items():
         shared = list(same_stations(grams[reference], grams[title]).values())
         own = alignments(grams[title], grams[title])
         others = own.numel() - len(own)
-        cells.append((
-            title,
-            f"{sum(shared) / len(shared):.3f}" if shared else "-",
-            f"{float(own.sum() - own.trace()) / others:.3f}" if others else "-",
-            *((f"{100 * found[0]:.1f}%", f"{found[1]:.3f}") if found else ("-", "-")),
-        ))  # fmt: skip
+        rows.append({
+            "net": title,
+            "cka_to_first": sum(shared) / len(shared) if shared else None,
+            "cka_of_own_layers": float(own.sum() - own.trace()) / others if others else None,
+            "correlated_filters": found[0] if found else None,
+            "mean_correlation": found[1] if found else None,
+        })  # fmt: skip
+    return rows
+
+
+def _table(rows: list[dict[str, Any]], reference: str, threshold: float) -> str:
+    """The rows as columns, titles first."""
+    cells = [("net", f"as {reference}", "own layers", f"filters |r|>={threshold:g}", "mean |r|")]
+    for title, *numbers in (row.values() for row in rows):
+        forms = ("{:.3f}", "{:.3f}", "{:.1%}", "{:.3f}")
+        cells.append((title, *("-" if n is None else form.format(n) for form, n in zip(forms, numbers, strict=True))))
     return columns(cells)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketcnn.cli.arguments import (
+    AnswerOptions,
     DataArguments,
     DeviceArguments,
     ForeignArguments,
@@ -26,7 +27,7 @@ def train(words: Sequence[str]) -> None:
     from pocketcnn.train.config import PRESETS, TrainConfig
 
     @dataclass(frozen=True)
-    class Train(DataArguments, ModelArguments, ForeignArguments, DeviceArguments):
+    class Train(AnswerOptions, DataArguments, ModelArguments, ForeignArguments, DeviceArguments):
         model: str = "resnet20"
         """A net by name, with its options: resnet20, mnist_net:feature=pde, timm:resnet10t, nets/mine.py:build. With --weights
         training starts from these. A model file or the folder of a run is trained further, after --method has
@@ -75,5 +76,5 @@ def train(words: Sequence[str]) -> None:
         progress=can_redraw(),
         hardware=hardware_of(given),
     )
-    print_table(summarize([result]))
+    print_table(summarize([result]), model_file=given.output / MODEL)
     print(f"model file: {given.output / MODEL}")

@@ -19,7 +19,7 @@ from pocketcnn.cost import measure_memory
 from pocketcnn.data import DataSet, load
 from pocketcnn.errors import Interrupted, PocketError, Preempted, UnknownTable
 from pocketcnn.experiments.compare import folder_of
-from pocketcnn.experiments.reproduce.page import Rates, cells, hours, orders, write_page
+from pocketcnn.experiments.reproduce.page import Rates, cells, hours, orders, records, write_page
 from pocketcnn.experiments.reproduce.published import Preset, Row, Table, read_tables
 from pocketcnn.experiments.reproduce.runs import read_runs, runs_of
 from pocketcnn.experiments.speeds import measure_speeds
@@ -42,10 +42,12 @@ Work = Sequence[tuple[Row, Preset]]
 
 @dataclass(frozen=True)
 class Reproduced:
-    """The findings: the cells of each table asked for, titles first; the sentences below it; and the runs that failed."""
+    """The findings: the cells of each table asked for, titles first; the sentences below it; the rows of all these tables
+    as records; and the runs that failed."""
 
     cells: Mapping[str, Sequence[Sequence[str]]]
     sentences: Mapping[str, Sequence[str]]
+    rows: Sequence[Mapping[str, Any]]
     failures: Sequence[str]
 
 
@@ -99,6 +101,7 @@ def reproduce(
     return Reproduced(
         {table.name: cells(table, found[table.name], known) for table in chosen},
         {table.name: orders(table, found[table.name]) for table in chosen},
+        [record for table in chosen for record in records(table, found[table.name])],
         failures,
     )
 

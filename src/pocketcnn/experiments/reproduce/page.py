@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 from pocketcnn.experiments.reproduce import figures
 from pocketcnn.experiments.reproduce.published import Preset, Row, Table, comparable_settings
@@ -89,6 +89,26 @@ def cells(table: Table, found: Sequence[Found], rates: Rates) -> list[list[str]]
             line += [f"{rate:,.0f}" if rate else "-", f"{peak / 1e6:,.0f}" if peak else "-"]
         lines.append(line)
     return lines
+
+
+def records(table: Table, found: Sequence[Found]) -> list[dict[str, Any]]:
+    """The lines of a table for programs: each net with the accuracies of its runs, in per cent, by seed."""
+    return [
+        {
+            "table": table.name,
+            "row": item.row.key,
+            "net": item.row.label,
+            "trainable_params": item.size.numbers,
+            "file_bytes" if item.size.written else "tensor_bytes": item.size.bytes,
+            "macs": item.size.macs,
+            "published_percent": item.row.published,
+            "test_percent": {run.seed: run.accuracy for run in item.full},
+            "quick_test_percent": {run.seed: run.accuracy for run in item.quick},
+            "verdicts": verdicts(item),
+            "latency_ms": latency_of(item.full or item.quick),
+        }
+        for item in found
+    ]
 
 
 def _accuracy(row: Row, preset: Preset | None, runs: Sequence[Run], rates: Rates, more: str = "") -> str:

@@ -120,6 +120,12 @@ def shrink(
         NothingFits: the budget is below what the untouched layers take, which the message names.
         BadData: the net does not take the images, or knows other classes.
         ValueError: an option out of range, or the folder holds another shrinking.
+    Example:
+        >>> import pocketcnn as pc
+        >>> from pocketcnn.data import load
+        >>> net = pc.create_model("mnist_net", pretrained="mnist")
+        >>> found = pc.shrink(net, load("mnist"), max_bytes="8k", minutes=5)  # doctest: +SKIP
+        >>> small = pc.load(found.path, base=net)  # doctest: +SKIP
     """
     budget = parse_size(max_bytes) if isinstance(max_bytes, str) else max_bytes
     if budget < 1 or not minutes > 0:

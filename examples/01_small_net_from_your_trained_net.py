@@ -47,10 +47,11 @@ found = pc.sensitivity(net, "ring", images, size=0.1, include="layer3.*")
 print(found)
 
 # %% [markdown]
-# **Do it.** `shrink` tries what fits into the budget, trains the best for as long as you allow, and measures the file it wrote.
+# **Do it.** `shrink` tries what fits into the budget, trains the best for as long as you allow, and measures the file it wrote. With
+# `sensitive=True`, the default, it also tries to leave the layers that suffer most as they are.
 
 # %%
-shrunk = pc.shrink(net, data, max_bytes="40k", minutes=0.3, output=folder / "small", onnx=False)
+shrunk = pc.shrink(net, data, max_bytes="40k", minutes=0.2, sensitive=False, output=folder / "small", onnx=False)
 print(shrunk)
 
 # %%

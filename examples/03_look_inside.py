@@ -47,23 +47,23 @@ x = ImageNotes.of(data).normalise(pixels)
 # **Feature maps** after each stage, of all three nets and the same images.
 
 # %%
-draw_maps(pixels, nets, x)
+_ = draw_maps(pixels, nets, x)
 
 # %% [markdown]
 # **The ring**: which of its places each layer reads, and how often.
 
 # %%
-draw_ring(nets["ring"])
+_ = draw_ring(nets["ring"])
 
 # %% [markdown]
 # **The puppet**: the state along its path. Every layer's kernels are read off it.
 
 # %%
-draw_kernels(puppeteers_of(nets["puppet"])[0])
+_ = draw_kernels(puppeteers_of(nets["puppet"])[0])
 
 # %% [markdown]
 # **The solver**: where it carries features to, how far it spreads them, and the map before and after.
 
 # %%
 first = next(name for name, layer in nets["pde"].named_modules() if isinstance(layer, GlobalLayer))
-draw_fields(pixels[0], solver_fields(nets["pde"], first, x))
+_ = draw_fields(pixels[0], solver_fields(nets["pde"], first, x))

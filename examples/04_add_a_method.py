@@ -52,19 +52,19 @@ class MirrorConv2d(AbstractConv2d):
         super().__init__(*arguments, **keywords)
         self.sign = sign
         *shape, width = self.weight_shape
-        self.half = nn.Parameter(torch.empty(*shape, (width + 1) // 2, device=device, dtype=dtype))
-        nn.init.kaiming_normal_(self.half)
+        self.stored = nn.Parameter(torch.empty(*shape, (width + 1) // 2, device=device, dtype=dtype))
+        nn.init.kaiming_normal_(self.stored)
         self.bias = nn.Parameter(torch.zeros(self.out_channels, device=device, dtype=dtype)) if bias else None
 
     def dense_weight(self, x: Tensor | None = None) -> Tensor:
-        other = self.sign * self.half.flip(-1)
+        other = self.sign * self.stored.flip(-1)
         if self.weight_shape[-1] % 2:
-            middle = (self.half[..., -1:] + other[..., :1]) / 2
-            return torch.cat([self.half[..., :-1], middle, other[..., 1:]], -1)
-        return torch.cat([self.half, other], -1)
+            middle = (self.stored[..., -1:] + other[..., :1]) / 2
+            return torch.cat([self.stored[..., :-1], middle, other[..., 1:]], -1)
+        return torch.cat([self.stored, other], -1)
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        return [self.half]
+        return [self.stored]
 
     def forward(self, x: Tensor) -> Tensor:
         x, padding = self.pad(x)

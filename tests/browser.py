@@ -8,7 +8,7 @@ METHODS = {
     "plain": None,
     "ring": ("ring", {"size": 0.1, "scheme": "windows"}),
     "puppet": ("puppet", {"size": 0.3}),
-    "pde": ("pde", {"num_steps": 3, "last_stage": "drop"}),
+    "pde": ("pde", {"num_steps": 3}),
     "condconv": ("condconv", {"num_experts": 2}),
     "involution": ("involution", {"group_channels": 4}),
 }

@@ -29,14 +29,14 @@ def test_the_readme_is_short():
 
 
 def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
-    """With noise in the place of the data, and a thousandth of the time."""
+    """With noise in the place of the data, and a budget that rounding alone keeps to."""
     images = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = from_tensors(images, torch.arange(300) % 10)
     monkeypatch.setattr("pocketcnn.data.load", lambda name: data)
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(block.replace("minutes=10", "minutes=0.01"), "README.md", "exec"), names := {})
-    assert names["found"].path.stat().st_size <= 100_000
+    exec(compile(block.replace('"100k"', '"600k"'), "README.md", "exec"), names := {})
+    assert names["found"].path.stat().st_size <= 600_000
     assert names["small"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 

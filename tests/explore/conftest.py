@@ -43,7 +43,7 @@ def nets(data):
     made = []
     for name, method in METHODS.items():
         torch.manual_seed(1)
-        net = ResNet(BasicBlock, [3, 3], [8, 16], num_classes=10, in_channels=1, stem="small")
+        net = ResNet(BasicBlock, [3], [8], num_classes=10, in_channels=1, stem="small")
         if method:
             net = pc.condense(net, method[0], **method[1])
         if gauge := gauge_of(net):

@@ -23,7 +23,8 @@ from pocketcnn.explore.published import published
 ROOT = Path(__file__).parents[1]
 PLACE = "results/small-files"
 RESULTS, PICTURE = ROOT / PLACE, ROOT / "docs" / "small_files.svg"
-TEACHER = "results/reproduce/speedrun_all/speednet-plain/seed1"
+TEACHER = "cifar10/speednet"
+"""The packaged file of the teacher. Records of earlier runs name the run that it was packed from."""
 TITLE = "| file | made by | bytes | seeds | test % |\n|---|---|---:|---:|---:|"
 FAMILIES = {
     "sparse": "ternary, most weights zero",

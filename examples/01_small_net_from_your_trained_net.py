@@ -10,8 +10,8 @@
 
 # %% [markdown]
 # # A small net from your trained net
-# You have a trained net and a budget of bytes. This notebook trains a resnet20 on digits, so that it has one, and then brings it below
-# 40,000 bytes. On your own net start at the second cell: any `nn.Module` will do.
+# You have a trained net and a budget of bytes. This notebook trains a narrow resnet20 on digits, so that it has one, and then brings
+# it below 20,000 bytes. On your own net start at the second cell: any `nn.Module` will do.
 
 # %%
 import logging
@@ -28,7 +28,7 @@ logging.disable(logging.WARNING)
 folder = Path(tempfile.mkdtemp())
 data = load("digits")
 torch.manual_seed(0)
-net = pc.create_model("resnet20", in_channels=1, num_classes=10)
+net = pc.create_model("resnet20", in_channels=1, num_classes=10, width=0.5)
 fit(net, data, PRESETS["demo"], folder / "trained")
 print(f"{100 * evaluate(net, data)['test_accuracy']:.1f} % of the test images")
 
@@ -51,7 +51,7 @@ print(found)
 # `sensitive=True`, the default, it also tries to leave the layers that suffer most as they are.
 
 # %%
-shrunk = pc.shrink(net, data, max_bytes="40k", minutes=0.2, sensitive=False, output=folder / "small", onnx=False)
+shrunk = pc.shrink(net, data, max_bytes="20k", minutes=0.1, sensitive=False, output=folder / "small", onnx=False)
 print(shrunk)
 
 # %%
